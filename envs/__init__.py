@@ -1,0 +1,3 @@
+"""Where one acts: simulators in batches, any Gymnasium environment, tasks and demonstrations."""
+
+from .. import __version__ as __version__

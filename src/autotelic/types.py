@@ -1,0 +1,307 @@
+"""The records and contracts that every room of the house shares.
+
+Axis letters, fixed once: B rollouts, T decisions of one rollout, S segments (turns, action chunks,
+denoising steps), M groups, P pairs, G rollouts per task.
+
+Six nouns act (Task, Policy, Reward, Objective, Curriculum, Gate) and three records flow between
+them (Rollout, Batch, Evaluation). An objective sees the small tensors of a Batch and an
+Evaluation only, never a model or a graph, which is why one library of objectives serves token,
+action and denoising policies alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+Decisions = Literal["sampled", "forward"]
+Score = float | None | Sequence[float] | Tensor
+"""One rollout's score: a number, None (does not apply), one number per segment, or a tensor with gradient."""
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What is asked of a policy once.
+
+    Attributes:
+        id: unique name; random numbers are keyed by it.
+        prompt: what the policy is told (text, messages, an instruction).
+        images: input images, if any.
+        reference: the right answer, a demonstration or any other ground truth, if there is one.
+        category: what curricula and reports group by.
+        seed: fixes the task's own randomness (initial state, starting noise).
+        horizon: limit in the policy's own unit (tokens, environment steps, denoising steps).
+        start: handle of a state to branch from.
+        parent: id of the task this one was derived from.
+        privileged: the prompt holds information that training must not see.
+        extra: further columns, handed to rewards by name.
+    """
+
+    id: str
+    prompt: Any
+    images: tuple[Any, ...] = ()
+    reference: Any = None
+    category: str = ""
+    seed: int = 0
+    horizon: int | None = None
+    start: str | None = None
+    parent: str | None = None
+    privileged: bool = False
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Rollout:
+    """One attempt at a task.
+
+    Attributes:
+        output: what a reward looks at (text, image, episode).
+        payload: what the policy needs to evaluate the attempt again: a mapping of tensors.
+        log_probs: [T] under the behaviour policy, in the context as sampled; None for demonstrations.
+        mask: [T] bool, True where the policy decided (False: the environment's tokens, padding).
+        segments: [T] long, the turn, chunk or denoising step of each decision, 0..S-1.
+        train_task: train in another context than the one sampled in.
+        player, version, group: who acted, with which weights, and which rollouts are compared.
+        states: one handle per segment of a state that one may branch from.
+        scores: named scores; ``total`` is what advantages use.
+        info: anything for people and reports; never read by objectives.
+    """
+
+    task: Task
+    output: Any
+    payload: Mapping[str, Tensor]
+    log_probs: Tensor | None
+    mask: Tensor
+    segments: Tensor
+    train_task: Task | None = None
+    player: str = "policy"
+    version: str = ""
+    group: str = ""
+    states: Sequence[str] = ()
+    scores: dict[str, Score] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Batch:
+    """Rollouts as padded tensors.
+
+    Attributes:
+        payload: mapping of tensors or lists whose first axis is B.
+        mask, segments, dims: [B, T]; dims counts the scalars of a decision (1 for a token).
+        log_probs: [B, T] each: "behaviour" sampled the data, "proximal" is the clip centre,
+            and any reference by its name. Zero where the mask is False.
+        rewards: [B, S] each; NaN means does not apply; a scalar sits on the last segment.
+        groups: [M, B] bool; rows may overlap.
+        pairs: [P, 2] rows of the batch; labels: [P] in 0..1, the probability that the first wins.
+        columns: [B] each: clip_high, weight, temperature, ...
+        advantages: [B, T], filled by the learner.
+        totals: counts over all processes that objectives divide by: rollouts, decisions, pairs.
+    """
+
+    payload: Mapping[str, Any]
+    mask: Tensor
+    segments: Tensor
+    dims: Tensor
+    log_probs: dict[str, Tensor]
+    rewards: dict[str, Tensor]
+    groups: Tensor
+    pairs: Tensor | None = None
+    labels: Tensor | None = None
+    columns: dict[str, Tensor] = field(default_factory=dict)
+    advantages: Tensor | None = None
+    totals: dict[str, float] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.mask.shape[0]
+
+    @property
+    def returns(self) -> Tensor:
+        """[B] sum of the total reward over segments, ignoring NaN; NaN where nothing applies."""
+        reward = self.rewards["total"]
+        absent = reward.isnan().all(-1)
+        return torch.where(absent, torch.full_like(reward[:, 0], torch.nan), reward.nansum(-1))
+
+    def counts(self) -> dict[str, float]:
+        """Local counts; with several processes the learner sums them into ``totals``."""
+        pairs = 0 if self.pairs is None else self.pairs.shape[0]
+        return {"rollouts": float(len(self)), "decisions": float(self.mask.sum()), "pairs": float(pairs)}
+
+    def total(self, name: str) -> float:
+        """The divisor of a mean over all processes, at least 1."""
+        return max(1.0, self.totals.get(name, self.counts()[name]))
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device; itself where it is there already."""
+        if self.mask.device == device:
+            return self
+        moved = {name: _moved(value, device) for name, value in vars(self).items()}
+        return Batch(**moved)
+
+    def select(self, rows: Tensor) -> Batch:
+        """The batch restricted to some rows ([N] long); pairs and groups that lose a member are dropped."""
+        place = torch.full((len(self),), -1, dtype=torch.long)
+        place[rows] = torch.arange(len(rows))
+        pairs, labels = self.pairs, self.labels
+        if pairs is not None:
+            inside = (place[pairs] >= 0).all(-1)
+            pairs, labels = place[pairs[inside]], None if labels is None else labels[inside]
+        whole = self.groups.sum(-1) == self.groups[:, rows].sum(-1)
+        return replace(
+            self,
+            payload={k: _rows_of(v, rows) for k, v in self.payload.items()},
+            mask=self.mask[rows],
+            segments=self.segments[rows],
+            dims=self.dims[rows],
+            log_probs={k: v[rows] for k, v in self.log_probs.items()},
+            rewards={k: v[rows] for k, v in self.rewards.items()},
+            groups=self.groups[whole][:, rows],
+            pairs=pairs,
+            labels=labels,
+            columns={k: v[rows] for k, v in self.columns.items()},
+            advantages=None if self.advantages is None else self.advantages[rows],
+            totals={},
+        )
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    return {k: _moved(v, device) for k, v in value.items()} if isinstance(value, Mapping) else value
+
+
+def _rows_of(values: Any, rows: Tensor) -> Any:
+    return values[rows] if isinstance(values, Tensor) else [values[int(i)] for i in rows]
+
+
+@dataclass(eq=False)
+class Evaluation:
+    """What a policy says of a batch now: detached leaves, or (from ``gradient_of``) their cotangents.
+
+    Attributes:
+        log_probs, entropy, values: [B, T].
+        kl: exact divergence to a named policy, [B, T] each.
+        outputs: regenerated from the payload's noise, for rewards with gradient.
+    """
+
+    log_probs: Tensor
+    entropy: Tensor | None = None
+    values: Tensor | None = None
+    kl: dict[str, Tensor] = field(default_factory=dict)
+    outputs: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor that is present, by name ("log_probs", "entropy", "kl:reference", ...)."""
+        plain = {"log_probs": self.log_probs, "entropy": self.entropy, "values": self.values, "outputs": self.outputs}
+        present = {name: tensor for name, tensor in plain.items() if tensor is not None}
+        return present | {f"kl:{name}": tensor for name, tensor in self.kl.items()}
+
+    def map(self, change: Callable[[str, Tensor], Tensor]) -> Evaluation:
+        """The same record with every tensor changed by ``change(name, tensor)``."""
+        new = {name: change(name, tensor) for name, tensor in self.tensors().items()}
+        kl = {name: new.pop(f"kl:{name}") for name in self.kl}
+        return Evaluation(kl=kl, **new)
+
+    def leaves(self) -> Evaluation:
+        """Detached copies that collect a gradient."""
+        return self.map(lambda _, tensor: tensor.detach().clone().requires_grad_())
+
+    def gradient_of(self, loss: Tensor) -> Evaluation:
+        """The cotangents d loss / d tensor of these leaves; zeros where the loss does not look."""
+        named = self.tensors()
+        gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+        by_name = dict(zip(named, gradients, strict=True))
+        return self.map(lambda name, tensor: torch.zeros_like(tensor) if by_name[name] is None else by_name[name])
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A gate's answer.
+
+    Attributes:
+        decision: keep the candidate, repair it, or roll every learner back.
+        reason: one line for people.
+        harmed: categories that fell; repair quarantines them.
+        evidence: numbers for the report, per category where it has them.
+    """
+
+    decision: Literal["keep", "repair", "rollback"]
+    reason: str = ""
+    harmed: tuple[str, ...] = ()
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Actor(Protocol):
+    """Anything that attempts tasks: a policy, a game, a search."""
+
+    def act(self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...] = (0,), **sampling: Any) -> list[Rollout]:
+        """n attempts per task, in task order; random numbers depend on (key, task id, sample) alone."""
+        ...
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """A stochastic policy over decisions that can be evaluated and trained.
+
+    Capabilities name what it can do: "exact" (log-probabilities of what was sampled),
+    "composite" (their product of marginals only), "forward", "entropy", "values", "kl", "outputs".
+    """
+
+    capabilities: frozenset[str]
+
+    def encode(self, tasks: Sequence[Task], outputs: Sequence[Any]) -> list[Rollout]: ...
+    def collate(self, rollouts: Sequence[Rollout], decisions: Decisions = "sampled") -> Batch: ...
+    def evaluate_actions(self, batch: Batch, needs: Iterable[str] = ()) -> Evaluation: ...
+    def backward(self, batch: Batch, cotangents: Evaluation) -> None: ...
+    def fork(self, name: str) -> Policy: ...
+    def copy_from(self, other: Policy, mix: float = 1.0) -> None: ...
+    def parameters(self) -> Iterable[torch.nn.Parameter]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> Any: ...
+
+
+Advantage = Callable[[Batch], Tensor]
+"""A batch with rewards and groups -> advantages [B, T]."""
+
+
+class Objective(Protocol):
+    """A loss on small tensors. ``needs`` names what must be there: "entropy", "kl:reference",
+    "log_probs:reference", "values", "pairs", "forward"."""
+
+    needs: frozenset[str]
+
+    def __call__(self, now: Evaluation, batch: Batch) -> tuple[Tensor, dict[str, float]]: ...
+
+
+class RewardFunction(Protocol):
+    """Called with keyword columns; takes what it names and the rest as ``**kwargs``."""
+
+    def __call__(self, **columns: Any) -> Sequence[Score] | Mapping[str, Sequence[Score]]: ...
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """Whatever changes in a run: weights, a curriculum, a memory, a learned reward.
+
+    An optional method ``repair(verdict)`` is called after a rollback that asks for repair.
+    """
+
+    def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> Any: ...
+
+
+@runtime_checkable
+class Curriculum(Learner, Protocol):
+    """A learner that chooses the tasks."""
+
+    def sample(self, n: int) -> list[Task]: ...
+
+
+Gate = Callable[[Actor, Mapping[str, Actor]], Verdict]
+"""Candidate and {"base", "promoted"} -> verdict, on frozen probes."""

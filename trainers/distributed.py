@@ -1,0 +1,84 @@
+"""One process or several: sums over processes through accelerate, and whole groups per process.
+
+Start several with ``accelerate launch`` or ``torchrun``; nothing else changes. Objectives divide by
+counts over all processes, so gradients are summed here, never averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
+
+Item = TypeVar("Item")
+
+
+def processes() -> int:
+    """How many processes take part."""
+    return int(PartialState().num_processes)
+
+
+def is_main() -> bool:
+    """Whether this process writes files and talks to people."""
+    return bool(PartialState().is_main_process)
+
+
+def device() -> torch.device:
+    """The device of this process: its GPU where there is one."""
+    return torch.device(PartialState().device)
+
+
+def barrier() -> None:
+    """Wait for every process."""
+    PartialState().wait_for_everyone()
+
+
+def reduce_sum(tensor: Tensor) -> Tensor:
+    """The sum over processes; the tensor itself with one process."""
+    if processes() == 1:
+        return tensor
+    total = tensor.detach().clone().to(device())
+    torch.distributed.all_reduce(total)
+    return total.to(tensor.device)
+
+
+def reduce_counts(counts: dict[str, float]) -> dict[str, float]:
+    """Sum a dictionary of numbers over processes (all hold the same keys)."""
+    total = reduce_sum(torch.tensor(list(counts.values()), dtype=torch.float64))
+    return dict(zip(counts, total.tolist(), strict=True))
+
+
+def reduce_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Replace every gradient by its sum over processes, in one message."""
+    if processes() == 1:
+        return
+    wanted = [p for p in parameters if p.requires_grad]
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in wanted])
+    flat = reduce_sum(flat)
+    for parameter, gradient in zip(wanted, flat.split([p.numel() for p in wanted]), strict=True):
+        parameter.grad = gradient.view_as(parameter).clone()
+
+
+def share(groups: Sequence[Item]) -> list[Item]:
+    """This process's part of a list of whole groups."""
+    state = PartialState()
+    return list(groups[state.process_index :: state.num_processes])
+
+
+def gather(items: list[Any]) -> list[Any]:
+    """Every process's items, in process order."""
+    return items if processes() == 1 else list(gather_object(items))
+
+
+def from_main(value: Item) -> Item:
+    """The main process's value, everywhere."""
+    if processes() == 1:
+        return value
+    box: list[Any] = [value]
+    broadcast_object_list(box)
+    result: Item = box[0]
+    return result

@@ -1,0 +1,178 @@
+"""What every trainable policy shares: collating rollouts, evaluation without a graph, exact backward.
+
+A modality writes one method, ``forward_decisions``: a batch in, an Evaluation with graph out. The
+rest follows. An objective's gradient with respect to that Evaluation (the cotangents) goes back
+through ``backward``, which recomputes in as many pieces as memory wants; so an objective that
+couples pairs, groups or steps costs one piece's memory and gives the exact gradient. When one piece
+holds the whole batch, evaluation keeps its graph and nothing is computed twice.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from ..types import Batch, Decisions, Evaluation, Rollout, Score, Task
+from .randomness import generator as generator  # policies draw keyed random numbers from here
+
+
+class TorchPolicy:
+    """A policy around one ``nn.Module``.
+
+    Attributes:
+        module: everything trainable.
+        piece: rollouts evaluated at once; larger batches are recomputed piece by piece in backward.
+        references: frozen policies by name, for exact divergences.
+        autocast: dtype of mixed precision in the forward pass (bfloat16 on GPU), or None.
+    """
+
+    capabilities: frozenset[str] = frozenset({"exact"})
+
+    def __init__(self, module: nn.Module, *, piece: int = 256, autocast: torch.dtype | None = None) -> None:
+        self.module = module
+        self.piece = piece
+        self.autocast = autocast
+        self.references: dict[str, TorchPolicy] = {}
+        self._kept: tuple[Batch, Evaluation] | None = None
+
+    def forward_decisions(self, batch: Batch, needs: frozenset[str]) -> Evaluation:
+        """[B, T] tensors with graph. To be written by the modality."""
+        raise NotImplementedError
+
+    def encode(self, tasks: Sequence[Task], outputs: Sequence[Any]) -> list[Rollout]:
+        """Demonstrations or corrections as rollouts without log-probabilities."""
+        raise NotImplementedError(f"{type(self).__name__} cannot turn outputs into rollouts")
+
+    def decision_dims(self, rollout: Rollout) -> int:
+        """Scalars per decision: 1 for a token, the action or latent size for a Gaussian."""
+        return 1
+
+    def collate(self, rollouts: Sequence[Rollout], decisions: Decisions = "sampled") -> Batch:
+        """Pad rollouts into a batch; "forward" decisions need a policy that overrides this."""
+        if decisions == "forward":
+            raise ValueError(f"{type(self).__name__} has no forward decisions")
+        return collate(rollouts, [self.decision_dims(rollout) for rollout in rollouts])
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    def _forward(self, batch: Batch, needs: frozenset[str]) -> Evaluation:
+        batch = batch.to(self.device)
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            now = self.forward_decisions(batch, needs)
+        return now.map(lambda _, tensor: tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor)
+
+    def evaluate_actions(self, batch: Batch, needs: Iterable[str] = ()) -> Evaluation:
+        """Detached [B, T] tensors of the whole batch."""
+        names = frozenset(needs)
+        self._kept = None
+        if len(batch) <= self.piece and torch.is_grad_enabled():
+            now = self._forward(batch, names)
+            self._kept = (batch, now)
+            return now.map(lambda _, tensor: tensor.detach())
+        with torch.no_grad():
+            pieces = [self._forward(batch.select(rows), names) for rows in _pieces(len(batch), self.piece)]
+        joined = {name: torch.cat([p.tensors()[name] for p in pieces]) for name in pieces[0].tensors()}
+        return pieces[0].map(lambda name, _: joined[name])
+
+    def backward(self, batch: Batch, cotangents: Evaluation) -> None:
+        """Add the gradient of <cotangents, evaluation> to the parameters' ``grad``."""
+        given = cotangents.tensors()
+        kept, self._kept = self._kept, None
+        if kept is not None and kept[0] is batch:
+            _pull(kept[1], given)
+            return
+        needs = frozenset(given) - {"log_probs"}
+        for rows in _pieces(len(batch), self.piece):
+            _pull(self._forward(batch.select(rows), needs), {name: t[rows] for name, t in given.items()})
+
+    def fork(self, name: str) -> Self:
+        """A frozen copy, evaluated but not trained."""
+        held, self.references, self._kept = self.references, {}, None
+        other = copy.deepcopy(self)
+        self.references = held
+        for parameter in other.module.parameters():
+            parameter.requires_grad_(False)
+        return other
+
+    def copy_from(self, other: Any, mix: float = 1.0) -> None:
+        """Move all weights a fraction ``mix`` of the way to another policy's (1 promotes, 0.01 is an EMA)."""
+        theirs = other.module.state_dict()
+        with torch.no_grad():
+            for name, mine in self.module.state_dict().items():
+                if mine.is_floating_point() and mix != 1.0:
+                    mine.lerp_(theirs[name], mix)
+                else:
+                    mine.copy_(theirs[name])
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        return (p for p in self.module.parameters() if p.requires_grad)
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.module.state_dict())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.module.load_state_dict(cast(dict[str, Any], state))
+
+
+def _pieces(size: int, piece: int) -> Iterable[Tensor]:
+    return torch.arange(size).split(piece)
+
+
+def _pull(now: Evaluation, given: Mapping[str, Tensor]) -> None:
+    """Backpropagate cotangents into every output that has a graph."""
+    live = {name: t for name, t in now.tensors().items() if name in given and t.requires_grad}
+    if live:
+        torch.autograd.backward(list(live.values()), [given[name].to(live[name]) for name in live])
+
+
+def collate(rollouts: Sequence[Rollout], dims: Sequence[int], payload: Mapping[str, Any] | None = None) -> Batch:
+    """Pad masks, log-probabilities, scores and payloads of rollouts into a Batch.
+
+    Rows with the same ``group`` (the task's id where it is empty) are compared with each other.
+    """
+    if not rollouts:
+        raise ValueError("there are no rollouts to collate")
+    mask = pad_sequence([r.mask for r in rollouts], batch_first=True)
+    behaviour = [r.mask.new_zeros(len(r.mask), dtype=torch.float32) if r.log_probs is None else r.log_probs for r in rollouts]
+    segments = pad_sequence([r.segments for r in rollouts], batch_first=True)
+    keys = [r.group or r.task.id for r in rollouts]
+    order = {key: row for row, key in enumerate(dict.fromkeys(keys))}
+    groups = torch.zeros(len(order), len(rollouts), dtype=torch.bool)
+    groups[[order[key] for key in keys], range(len(rollouts))] = True
+    names = dict.fromkeys(name for r in rollouts for name in r.scores)
+    return Batch(
+        payload=stack([r.payload for r in rollouts]) if payload is None else payload,
+        mask=mask,
+        segments=segments,
+        dims=torch.tensor(dims)[:, None].expand_as(mask),
+        log_probs={"behaviour": pad_sequence(behaviour, batch_first=True) * mask},
+        rewards={name: _score_rows([r.scores.get(name) for r in rollouts], rollouts) for name in names},
+        groups=groups,
+    )
+
+
+def stack(payloads: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Stack payloads, padding the first axis with zeros where lengths differ."""
+    return {name: pad_sequence([p[name] for p in payloads], batch_first=True) for name in payloads[0]}
+
+
+def _score_rows(scores: Sequence[Score], rollouts: Sequence[Rollout]) -> Tensor:
+    """[B, S]: a scalar sits on the rollout's last segment, None is NaN everywhere."""
+    lasts = [int(r.segments[r.mask].max()) if bool(r.mask.any()) else 0 for r in rollouts]
+    rows = torch.full((len(scores), max(lasts) + 1), torch.nan)
+    for row, (score, last) in enumerate(zip(scores, lasts, strict=True)):
+        if score is None:
+            continue
+        values = torch.as_tensor(score, dtype=torch.float32).detach().reshape(-1)
+        if values.numel() == 1:
+            rows[row, last] = values[0]
+        else:
+            rows[row, : len(values)] = values
+    return rows

@@ -1,0 +1,1 @@
+"""Recipes for robot policies: one file per published system."""
