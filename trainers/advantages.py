@@ -1,0 +1,154 @@
+"""Advantages: how much better an attempt was than its comparison set.
+
+Each is a callable ``Batch -> [B, T]``, zero where the mask is False. The comparison sets are the rows of
+``batch.groups`` ([M, B] bool), any incidence: one row per task is GRPO, one row for everything is a batch
+baseline, overlapping rows are set-wise methods. A rollout's advantage is the mean over the rows that hold it.
+
+A return of NaN (does not apply) is left out of every statistic and gets advantage 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..types import Batch
+from .distributed import reduce_sum
+
+
+@dataclass(frozen=True)
+class GroupRelative:
+    """(r - baseline) / scale within each group, averaged over the groups of a rollout.
+
+    ``scale="std"`` divides by max(std, std_floor) + eps. The standard deviation is the unbiased one (N - 1), as
+    torch.std and so the public GRPO implementations compute it; the paper's formula leaves this open.
+    A floor keeps a group whose rewards hardly differ from shouting as loudly as one whose rewards differ a lot.
+    ``baseline="leave_one_out"`` compares with the mean of the *other* members: RLOO (arXiv 2402.14740, not checked).
+    ``per_segment=True`` gives each segment its own reward-to-go, compared with the members that have that segment.
+
+    A group whose members all got the same return contributes exactly 0.
+
+    Raises:
+        ValueError: a group holds a single rollout, so there is nothing to compare it with.
+    """
+
+    scale: Literal["std", "none"] = "std"
+    baseline: Literal["mean", "leave_one_out"] = "mean"
+    std_floor: float = 0.0
+    eps: float = 1e-6
+    per_segment: bool = False
+
+    def check(self, group_size: int) -> None:
+        """Refuse a group size that leaves nothing to compare, when the run is built."""
+        if group_size < 2:
+            raise ValueError(
+                f"a group-relative advantage compares rollouts: sample 2 or more per task, not {group_size}"
+            )
+
+    def __call__(self, batch: Batch) -> Tensor:
+        alone = (batch.groups.sum(-1) == 1).nonzero().flatten().tolist()
+        if alone:
+            row = int(batch.groups[alone[0]].nonzero()[0])
+            raise ValueError(f"group {alone[0]} holds one rollout (row {row}): sample 2 or more per task, or drop it")
+        stats = _GroupStatistics.of(batch, self.per_segment)
+        centred = stats.centred
+        if self.baseline == "leave_one_out":
+            n = stats.count[:, None]
+            centred = centred * n / (n - 1).clamp(min=1)
+        if self.scale == "std":
+            centred = centred / (stats.std.clamp(min=self.std_floor) + self.eps)[:, None]
+        centred = torch.where(stats.members & stats.spread[:, None], centred, 0.0)
+        advantage = centred.sum(0) / stats.members.sum(0).clamp(min=1)
+        return _to_decisions(advantage, batch)
+
+
+def grpo(std_floor: float = 0.0) -> GroupRelative:
+    """(r - mean) / std: GRPO (DeepSeekMath, arXiv 2402.03300, section 4.1; not checked)."""
+    return GroupRelative(std_floor=std_floor)
+
+
+def dr_grpo() -> GroupRelative:
+    """r - mean: Dr.GRPO (arXiv 2503.20783, not checked)."""
+    return GroupRelative(scale="none")
+
+
+def rloo() -> GroupRelative:
+    """r - mean of the others: RLOO (arXiv 2402.14740, not checked)."""
+    return GroupRelative(scale="none", baseline="leave_one_out")
+
+
+@dataclass(frozen=True)
+class ReinforcePlusPlus:
+    """Returns normalised over all decisions of the batch, on all processes together.
+
+    REINFORCE++ (arXiv 2501.03262, not checked): (A - mean) / (std + eps), every decision counting once, so that
+    long attempts weigh more in the statistics. ``baseline="group"`` subtracts the group mean first (its -baseline
+    variant). The paper's per-token KL lives in the reward; here it is a ``KLPenalty`` beside the objective.
+    """
+
+    baseline: Literal["none", "group"] = "none"
+    eps: float = 1e-8
+
+    def __call__(self, batch: Batch) -> Tensor:
+        returns = batch.returns[:, None]
+        valid = returns.isfinite()
+        values = _to_decisions(torch.where(valid, returns, 0.0), batch)
+        if self.baseline == "group":
+            values = dr_grpo()(batch)
+        counted = (batch.mask & valid).to(values.dtype)
+        n, total = reduce_sum(torch.stack([counted.sum(), (values * counted).sum()])).unbind()
+        mean = total / n.clamp(min=1)
+        variance = reduce_sum(((values - mean) ** 2 * counted).sum()) / (n - 1).clamp(min=1)
+        return (values - mean) / (variance.sqrt() + self.eps) * counted
+
+
+def zero_spread(batch: Batch, per_segment: bool = False) -> Tensor:
+    """[M] bool: groups whose members all got the same return, from which nothing can be learned."""
+    return ~_GroupStatistics.of(batch, per_segment).spread.any(-1)
+
+
+def informative(batch: Batch, per_segment: bool = False) -> Tensor:
+    """[B] bool: rollouts that are in at least one group with spread."""
+    return (batch.groups & ~zero_spread(batch, per_segment)[:, None]).any(0)
+
+
+@dataclass(frozen=True, eq=False)
+class _GroupStatistics:
+    """K = 1 (the return) or S (rewards-to-go). members, centred: [M, B, K]; count, std, spread: [M, K]."""
+
+    members: Tensor
+    centred: Tensor
+    count: Tensor
+    std: Tensor
+    spread: Tensor
+
+    @classmethod
+    def of(cls, batch: Batch, per_segment: bool) -> _GroupStatistics:
+        values = _rewards_to_go(batch) if per_segment else batch.returns[:, None]
+        values = values.double()
+        members = batch.groups[:, :, None] & values.isfinite()
+        count = members.sum(1)
+        mean = torch.where(members, values, 0.0).sum(1) / count.clamp(min=1)
+        centred = torch.where(members, values - mean[:, None], 0.0)
+        std = ((centred**2).sum(1) / (count - 1).clamp(min=1)).sqrt()
+        # Not std > 0: the mean of equal numbers may differ from them in the last bit.
+        highest = torch.where(members, values, -torch.inf).amax(1)
+        lowest = torch.where(members, values, torch.inf).amin(1)
+        return cls(members, centred, count, std, highest > lowest)
+
+
+def _rewards_to_go(batch: Batch) -> Tensor:
+    """[B, S] sum of this and later segments' rewards; NaN for segments a rollout did not have."""
+    reward = batch.rewards["total"]
+    to_go = reward.nan_to_num(0.0).flip(-1).cumsum(-1).flip(-1)
+    decided = torch.zeros_like(reward).scatter_add(1, batch.segments.clamp(min=0), batch.mask.to(reward.dtype)) > 0
+    return torch.where(decided & ~batch.returns.isnan()[:, None], to_go, torch.nan)
+
+
+def _to_decisions(values: Tensor, batch: Batch) -> Tensor:
+    """[B, 1] or [B, S] -> [B, T], zero where the mask is False."""
+    index = batch.segments.clamp(min=0) if values.shape[1] > 1 else torch.zeros_like(batch.segments)
+    return values.gather(1, index).to(batch.rewards["total"].dtype) * batch.mask

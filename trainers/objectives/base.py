@@ -1,0 +1,112 @@
+"""What all objectives share: how they add up, and means that are the same on one process and on many."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ...types import Batch, Evaluation
+
+Metrics = dict[str, float]
+Aggregate = Literal["rollout", "decision"] | int
+"""How [B, T] becomes a number: the mean over a rollout's decisions, then over rollouts (GRPO); the mean over all
+decisions (DAPO); an integer L divides the sum over decisions by rollouts x L (Dr.GRPO's constant length)."""
+Level = Literal["decision", "segment", "sequence"]
+
+MAX_LOG_RATIO = 20.0
+"""Beyond exp(20) a ratio says nothing more, and infinity times an advantage of 0 would be NaN."""
+
+
+class Term(ABC):
+    """An objective, or a part of one: ``PPOClip() + 0.01 * KLPenalty("reference") - 0.001 * Entropy()``.
+
+    Calling it gives a loss to minimise and metrics. The loss is a sum divided by counts over all processes
+    (``batch.total``), so that gradients summed over processes are those of the global mean.
+    """
+
+    @property
+    @abstractmethod
+    def needs(self) -> frozenset[str]:
+        """What must be there: "advantages", "log_probs:NAME", "pairs", "forward" in the batch; "entropy", "kl:NAME"
+        from the policy."""
+
+    @abstractmethod
+    def __call__(self, now: Evaluation, batch: Batch) -> tuple[Tensor, Metrics]: ...
+
+    def __add__(self, other: Term) -> Sum:
+        return Sum(_parts(self) + _parts(other))
+
+    def __sub__(self, other: Term) -> Sum:
+        return self + -1.0 * other
+
+    def __mul__(self, weight: float) -> Sum:
+        return Sum(tuple((weight * w, term) for w, term in _parts(self)))
+
+    __rmul__ = __mul__
+
+
+@dataclass(frozen=True)
+class Sum(Term):
+    """A weighted sum of terms; ``objective/loss`` is the whole loss, the other metrics are the terms' own."""
+
+    parts: tuple[tuple[float, Term], ...]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset[str]().union(*(term.needs for _, term in self.parts))
+
+    def __call__(self, now: Evaluation, batch: Batch) -> tuple[Tensor, Metrics]:
+        loss, metrics = now.log_probs.new_zeros(()), Metrics()
+        for weight, term in self.parts:
+            value, its_metrics = term(now, batch)
+            loss = loss + weight * value
+            metrics |= its_metrics
+        return loss, metrics | {"objective/loss": loss.item()}
+
+
+def _parts(term: Term) -> tuple[tuple[float, Term], ...]:
+    return term.parts if isinstance(term, Sum) else ((1.0, term),)
+
+
+def aggregate(values: Tensor, batch: Batch, how: Aggregate) -> Tensor:
+    """[B, T] -> the global mean's local share, a scalar; masked decisions count for nothing."""
+    values = torch.where(batch.mask, values, 0.0)
+    if how == "decision":
+        return values.sum() / batch.total("decisions")
+    if how == "rollout":
+        return (values.sum(-1) / batch.mask.sum(-1).clamp(min=1)).sum() / batch.total("rollouts")
+    return values.sum() / (batch.total("rollouts") * how)
+
+
+def mean(values: Tensor, mask: Tensor) -> float:
+    """The local mean where the mask is True, for metrics."""
+    return (torch.where(mask, values.detach(), 0.0).sum() / mask.sum().clamp(min=1)).item()
+
+
+def old_log_probs(batch: Batch) -> Tensor:
+    """[B, T] under the policy that ratios compare with: the clip centre if there is one, else who sampled."""
+    return batch.log_probs.get("proximal", batch.log_probs["behaviour"])
+
+
+def scalars(batch: Batch, per_dimension: bool) -> Tensor:
+    """[B, T] float, at least 1: by how much to divide a decision's log-ratio.
+
+    A ratio over D summed dimensions leaves any fixed clip range as D grows (see ``PPOClip``), a mean over them
+    does not.
+    """
+    return batch.dims.clamp(min=1).to(torch.get_default_dtype()) if per_dimension else torch.ones(batch.mask.shape)
+
+
+def sequence_sum(values: Tensor, batch: Batch) -> Tensor:
+    """[B, T] -> [B], over the decisions that the policy made."""
+    return torch.where(batch.mask, values, 0.0).sum(-1)
+
+
+def k3(log_ratio: Tensor) -> Tensor:
+    """Schulman's non-negative estimate of KL(now || other) from samples of now; log_ratio = now - other."""
+    towards = (-log_ratio).clamp(max=MAX_LOG_RATIO)
+    return towards.exp() - 1 - towards
