@@ -1,0 +1,226 @@
+"""The statistics that gates and reports stand on: intervals, paired tests, rank measures.
+
+Outcomes are sequences of numbers, mostly 0/1 successes; paired functions take the same episodes
+(same task, same seed) in the same order. Every interval is a pair (low, high) at the given level.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Interval = tuple[float, float]
+Floats = NDArray[np.float64]
+
+
+def wilson(successes: float, n: int, level: float = 0.95) -> Interval:
+    """Wilson's score interval of a proportion (Wilson, 1927; checked against published values).
+
+    (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n); (0, 1) when nothing was observed.
+    """
+    if n == 0:
+        return 0.0, 1.0
+    z, p = _z(0.5 + level / 2), successes / n
+    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
+    """Student's t interval of a mean, for a few seeds of one figure; unbounded for fewer than two values."""
+    x = _floats(values)
+    if len(x) < 2:
+        return -math.inf, math.inf
+    mean, error = float(x.mean()), float(x.std(ddof=1)) / math.sqrt(len(x))
+    half = student_t_quantile(0.5 + level / 2, len(x) - 1) * error
+    return mean - half, mean + half
+
+
+def bootstrap_interval(values: ArrayLike, level: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Interval:
+    """Percentile bootstrap interval of a mean; the same seed gives the same interval."""
+    x = _floats(values)
+    rng = np.random.default_rng(seed)
+    means = np.array([rng.choice(x, len(x)).mean() for _ in range(resamples)])
+    low, high = np.quantile(means, [0.5 - level / 2, 0.5 + level / 2])
+    return float(low), float(high)
+
+
+def paired_difference_interval(before: ArrayLike, after: ArrayLike, level: float = 0.95) -> Interval:
+    """Interval of mean(after - before) on the same episodes.
+
+    0/1 outcomes: square-and-add of the two Wilson intervals with the correlation of the pairs
+    (Newcombe, 1998, method 10 without continuity correction; checked against published values); it
+    keeps a width when no pair differs. Other values: Student's t on the differences.
+    """
+    x, y = _pair(before, after)
+    if not np.isin(np.concatenate([x, y]), (0, 1)).all():
+        return mean_interval(y - x, level)
+    n, p, q = len(x), float(x.mean()), float(y.mean())
+    (p_low, p_high), (q_low, q_high) = wilson(p * n, n, level), wilson(q * n, n, level)
+    spread = math.sqrt(p * (1 - p) * q * (1 - q))
+    correlation = float(np.mean(x * y) - p * q) / spread if spread > 0 else 0.0
+    down, up = (q - q_low, p_high - p), (q_high - q, p - p_low)
+    low = math.sqrt(max(0.0, down[0] ** 2 - 2 * correlation * down[0] * down[1] + down[1] ** 2))
+    high = math.sqrt(max(0.0, up[0] ** 2 - 2 * correlation * up[0] * up[1] + up[1] ** 2))
+    return q - p - low, q - p + high
+
+
+def mean_of_intervals(estimates: Sequence[float], intervals: Sequence[Interval]) -> Interval:
+    """Interval of the unweighted mean of independent estimates, from an interval of each.
+
+    Square-and-add (MOVER; Zou and Donner, 2008, not checked): the distance from each estimate to its
+    own limit plays the part of a standard error on that side.
+    """
+    k, mean = len(estimates), sum(estimates) / len(estimates)
+    down = math.hypot(*(estimate - low for estimate, (low, _) in zip(estimates, intervals, strict=True)))
+    up = math.hypot(*(high - estimate for estimate, (_, high) in zip(estimates, intervals, strict=True)))
+    return mean - down / k, mean + up / k
+
+
+Alternative = Literal["two-sided", "worse", "better"]
+
+
+def mcnemar_exact(losses: int, gains: int, alternative: Alternative = "two-sided") -> float:
+    """Exact McNemar test of paired 0/1 outcomes; only pairs that changed count.
+
+    Args:
+        losses: pairs that succeeded before and fail after.
+        gains: pairs that failed before and succeed after.
+        alternative: "worse" asks whether losses outnumber gains, "better" the opposite.
+
+    Returns:
+        The p-value: a binomial tail at 1/2, doubled and capped at 1 when two-sided.
+    """
+    n = losses + gains
+    worse = sum(math.comb(n, k) for k in range(losses, n + 1)) / (1 << n)
+    better = sum(math.comb(n, k) for k in range(gains, n + 1)) / (1 << n)
+    if alternative == "two-sided":
+        return min(1.0, 2 * min(worse, better))
+    return worse if alternative == "worse" else better
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment of p-values for as many tests, in the order given (Holm, 1979)."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, running = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = running
+    return adjusted
+
+
+def auc(scores: ArrayLike, labels: ArrayLike) -> float:
+    """P(score of a success > score of a failure), ties ½; NaN when only one class is there."""
+    x, y = _pair(scores, labels)
+    positive = y > 0
+    n, m = int(positive.sum()), int((~positive).sum())
+    if n == 0 or m == 0:
+        return math.nan
+    return float((_ranks(x)[positive].sum() - n * (n + 1) / 2) / (n * m))
+
+
+def spearman(x: ArrayLike, y: ArrayLike) -> float:
+    """Spearman's rank correlation with mid-ranks for ties; NaN when either side is constant."""
+    a, b = (_ranks(values) for values in _pair(x, y))
+    a, b = a - a.mean(), b - b.mean()
+    scale = math.sqrt(float(a @ a) * float(b @ b))
+    return float(a @ b) / scale if scale > 0 else math.nan
+
+
+@dataclass(frozen=True)
+class NonInferiority:
+    """The outcome of a non-inferiority test.
+
+    Attributes:
+        difference: mean failure of the new policy minus that of the base.
+        upper: one-sided upper confidence bound of the difference.
+        passed: the bound is below the margin, so the new policy is not worse by that much.
+    """
+
+    difference: float
+    upper: float
+    passed: bool
+
+
+def non_inferiority(fail_new: ArrayLike, fail_base: ArrayLike, margin: float, level: float = 0.99) -> NonInferiority:
+    """Is the new policy no worse than the base by ``margin``, on the same items and seeds?
+
+    d̂ = mean(fail_new - fail_base), se² = (mean (fail_new - fail_base)² - d̂²)/n, and the test passes when
+    d̂ + z·se < margin. For 0/1 failures the mean square is the discordance rate. Without any
+    discordance the bound is d̂ itself, so choose the number of probes with ``probes_needed``.
+
+    Args:
+        fail_new, fail_base: paired failures 0/1, or any cost where lower is better (a negated score).
+        margin: the largest loss that is accepted, in the same unit.
+        level: one-sided confidence, such as 0.99.
+    """
+    base, new = _pair(fail_base, fail_new)
+    change = new - base
+    difference = float(change.mean())
+    upper = difference + _z(level) * math.sqrt(max(0.0, float((change**2).mean()) - difference**2) / len(change))
+    return NonInferiority(difference, upper, upper < margin)
+
+
+def probes_needed(margin: float, discordance: float, level: float = 0.99, power: float = 0.99) -> int:
+    """How many paired probes let an unchanged policy pass with probability ``power``: (z_level + z_power)²·D/m².
+
+    Args:
+        margin: of the non-inferiority test.
+        discordance: the share of probes whose outcome differs between two equally good policies.
+    """
+    return math.ceil((_z(level) + _z(power)) ** 2 * discordance / margin**2)
+
+
+def student_t_quantile(p: float, degrees: int) -> float:
+    """The p-quantile of Student's t, by bisection of its distribution function."""
+    if p < 0.5:
+        return -student_t_quantile(1 - p, degrees)
+    low, high = 0.0, 1.0
+    while _student_t_cdf(high, degrees) < p:
+        high *= 2
+    while high - low > 1e-12 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if _student_t_cdf(middle, degrees) < p else (low, middle)
+    return high
+
+
+def _student_t_cdf(t: float, degrees: int) -> float:
+    """P(T ≤ t) for t ≥ 0 by the finite trigonometric series (Abramowitz and Stegun 26.7.3-4; tables checked)."""
+    angle = math.atan2(t, math.sqrt(degrees))
+    cos2 = math.cos(angle) ** 2
+    odd = degrees % 2
+    term, total = 1.0, 1.0 if degrees > 1 else 0.0
+    for k in range(1 + odd, degrees - 2, 2):
+        term *= k / (k + 1) * cos2
+        total += term
+    series = math.sin(angle) * total
+    inside = 2 / math.pi * (angle + math.cos(angle) * series) if odd else series
+    return 0.5 + inside / 2
+
+
+def _z(p: float) -> float:
+    return NormalDist().inv_cdf(p)
+
+
+def _floats(values: ArrayLike) -> Floats:
+    return np.asarray(values, dtype=np.float64)
+
+
+def _pair(x: ArrayLike, y: ArrayLike) -> tuple[Floats, Floats]:
+    a, b = _floats(x), _floats(y)
+    if a.shape != b.shape or a.ndim != 1 or len(a) == 0:
+        raise ValueError(f"paired values need two flat sequences of one length, got shapes {a.shape} and {b.shape}")
+    return a, b
+
+
+def _ranks(values: Floats) -> Floats:
+    """Ranks from 1, ties share their mean rank."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return np.asarray((last - (counts - 1) / 2)[inverse], dtype=np.float64)
