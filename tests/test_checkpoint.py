@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from autotelic.trainers import checkpoint
 from autotelic.trainers.checkpoint import CheckpointError, last_good, load, save
 

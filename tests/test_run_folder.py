@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from autotelic.errors import UsageError
 from autotelic.trainers.checkpoint import CheckpointError
 from autotelic.trainers.records import rollouts_from_state, rollouts_state
 from autotelic.trainers.run_folder import RunFolder
 from autotelic.types import Rollout, Task
-from PIL import Image
 
 
 @pytest.fixture

@@ -54,17 +54,19 @@ def bootstrap_interval(values: ArrayLike, level: float = 0.95, resamples: int = 
 def paired_difference_interval(before: ArrayLike, after: ArrayLike, level: float = 0.95) -> Interval:
     """Interval of mean(after - before) on the same episodes.
 
-    0/1 outcomes: square-and-add of the two Wilson intervals with the correlation of the pairs
-    (Newcombe, 1998, method 10 without continuity correction; checked against published values); it
-    keeps a width when no pair differs. Other values: Student's t on the differences.
+    0/1 outcomes: square-and-add of the two Wilson intervals with the pairs' continuity-corrected
+    correlation (Newcombe, 1998, method 10; checked against published values); it keeps a width when
+    no pair differs. Other values: Student's t on the differences.
     """
     x, y = _pair(before, after)
     if not np.isin(np.concatenate([x, y]), (0, 1)).all():
         return mean_interval(y - x, level)
     n, p, q = len(x), float(x.mean()), float(y.mean())
     (p_low, p_high), (q_low, q_high) = wilson(p * n, n, level), wilson(q * n, n, level)
-    spread = math.sqrt(p * (1 - p) * q * (1 - q))
-    correlation = float(np.mean(x * y) - p * q) / spread if spread > 0 else 0.0
+    spread, covariance = math.sqrt(p * (1 - p) * q * (1 - q)), float(np.mean(x * y)) - p * q
+    if covariance > 0:
+        covariance = max(covariance - 1 / (2 * n), 0.0)
+    correlation = covariance / spread if spread > 0 else 0.0
     down, up = (q - q_low, p_high - p), (q_high - q, p - p_low)
     low = math.sqrt(max(0.0, down[0] ** 2 - 2 * correlation * down[0] * down[1] + down[1] ** 2))
     high = math.sqrt(max(0.0, up[0] ** 2 - 2 * correlation * up[0] * up[1] + up[1] ** 2))
