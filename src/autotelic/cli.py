@@ -1,0 +1,271 @@
+"""The command line: ``autotelic list | run | resume | eval | report | doctor``.
+
+Nothing heavy is imported before it is needed. Bad input ends in one line and exit code 2, Ctrl-C in
+the line that continues the run and exit code 130.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import __version__
+from .errors import UsageError, unknown
+from .options import EvalOptions, NoOptions, RunOptions, parse, run_options
+from .recipes import all_recipes, config_from_json, find_recipe
+
+if TYPE_CHECKING:
+    from .trainers.loop import Experiment
+    from .trainers.run_folder import RunFolder
+
+RUNS = Path("runs")
+"""Where runs go that name no folder."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command, by default that of the command line; returns its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(words)
+    except UsageError as error:
+        print(f"autotelic: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _dispatch(words: Sequence[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        lines = [f"  {name:8} {_first_line(command)}" for name, command in COMMANDS.items()]
+        print("\n".join(["usage: autotelic COMMAND …", "", *lines, "", "autotelic COMMAND --help tells more."]))
+        return 0
+    if words[0] == "--version":
+        print(f"autotelic {__version__}")
+        return 0
+    if words[0] not in COMMANDS:
+        raise unknown("command", words[0], COMMANDS)
+    return COMMANDS[words[0]](words[1:])
+
+
+def _first_line(command: Callable[..., int]) -> str:
+    return (command.__doc__ or "").partition("\n")[0]
+
+
+# --- commands ----------------------------------------------------------------------------------
+
+
+def _list(words: Sequence[str]) -> int:
+    """Show the recipes, with the claim and the paper of each."""
+    from rich.console import Console
+    from rich.table import Table
+
+    parse(NoOptions, words, "list")
+    table = Table("recipe", "claim", "arXiv", box=None, pad_edge=False)
+    for recipe in all_recipes().values():
+        table.add_row(recipe.name, recipe.claim, recipe.paper)
+    Console().print(table)
+    return 0
+
+
+def _run(words: Sequence[str]) -> int:
+    """Run a recipe in a new folder.
+
+    autotelic run RECIPE [--debug] [--output-dir FOLDER] [--FIELD VALUE …] overrides fields of the recipe's
+    config; autotelic run RECIPE --help shows them.
+    """
+    if not words or words[0] in ("-h", "--help"):
+        print("\n".join(line.strip() for line in (_run.__doc__ or "").splitlines()))
+        print("Recipes: " + ", ".join(all_recipes()))
+        return 0 if words else 2
+    recipe = find_recipe(words[0])
+    module = recipe.load()
+    config = module.debug() if "--debug" in words else module.Config()
+    options = parse(run_options(config), words[1:], f"run {recipe.name}")
+    path = options.output_dir or _free_folder(recipe.name)
+    new = not path.exists()
+    with _bad_input():
+        folder = _create(path, recipe.name, options.config, shlex.join(["autotelic", "run", *words]))
+        try:
+            experiment = module.build(options.config, folder)
+        except ValueError:
+            if new:
+                shutil.rmtree(path)
+            raise
+    return _train(experiment, folder, resume=False)
+
+
+def _resume(words: Sequence[str]) -> int:
+    """Continue a run from its latest checkpoint."""
+    folder = _open(parse(RunOptions, words, "resume").run)
+    return _train(_rebuild(folder), folder, resume=True)
+
+
+def _eval(words: Sequence[str]) -> int:
+    """Evaluate a checkpoint of a run on other initial states."""
+    options = parse(EvalOptions, words, "eval")
+    folder = _open(options.run)
+    with closing(_rebuild(folder)) as experiment:
+        with _bad_input():
+            experiment.restore(folder.load_checkpoint(options.checkpoint))
+        name = f"{options.checkpoint}-{options.offset}-{options.offset + options.episodes}"
+        experiment.evaluate(name, episodes=options.episodes, offset=options.offset)
+    _show(folder, [name])
+    return 0
+
+
+def _report(words: Sequence[str]) -> int:
+    """Write a run's report.html again."""
+    _write_report(_open(parse(RunOptions, words, "report").run))
+    return 0
+
+
+def _doctor(words: Sequence[str]) -> int:
+    """Say what this machine can do, and what is missing."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from .doctor import findings, healthy
+
+    parse(NoOptions, words, "doctor")
+    marks = {True: Text("ok ", "green"), False: Text("no ", "red"), None: Text("   ")}
+    console, found = Console(highlight=False), []
+    for finding in findings():
+        found.append(finding)
+        console.print(marks[finding.good] + Text(f"{finding.name:20} {finding.text}"), soft_wrap=True)
+    return 0 if healthy(found) else 1
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "list": _list,
+    "run": _run,
+    "resume": _resume,
+    "eval": _eval,
+    "report": _report,
+    "doctor": _doctor,
+}
+
+
+# --- runs --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _bad_input() -> Iterator[None]:
+    """What is made of a person's words raises ValueError for bad ones; it is shown as one line."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(" ".join(str(error).split())) from error
+
+
+def _free_folder(recipe: str) -> Path:
+    name, n = recipe.rpartition("/")[2], 1
+    while (RUNS / f"{name}-{n}").exists():
+        n += 1
+    return RUNS / f"{name}-{n}"
+
+
+def _create(path: Path, recipe: str, config: Any, command: str) -> RunFolder:
+    from .trainers.run_folder import RunFolder
+
+    return RunFolder.create(path, recipe=recipe, config=asdict(config), command=command)
+
+
+def _open(path: str) -> RunFolder:
+    from .trainers.run_folder import RunFolder
+
+    with _bad_input():
+        return RunFolder.open(Path(path))
+
+
+def _rebuild(folder: RunFolder) -> Experiment:
+    """The experiment of a run, as its config.json describes it."""
+    module = find_recipe(folder.recipe).load()
+    with _bad_input():
+        experiment: Experiment = module.build(config_from_json(module.Config, folder.config), folder)
+    return experiment
+
+
+def _train(experiment: Experiment, folder: RunFolder, *, resume: bool) -> int:
+    """Train to the end, then show what changed and write the report."""
+    from .trainers.checkpoint import CheckpointError
+    from .trainers.loop import train
+
+    again = f"continue with: autotelic resume {shlex.quote(str(folder.path))}"
+    with closing(experiment):
+        try:
+            train(experiment, folder, resume=resume)
+        except KeyboardInterrupt:
+            print(f"\nStopped; {again}", file=sys.stderr)
+            return 130
+        except (UsageError, CheckpointError) as error:
+            raise UsageError(str(error)) from error
+        except Exception:
+            traceback.print_exc()
+            print(f"\nThe run's folder is kept; {again}", file=sys.stderr)
+            return 1
+    _show(folder, ["before", "after"])
+    _write_report(folder)
+    return 0
+
+
+def _write_report(folder: RunFolder) -> None:
+    from .trainers.report import write_report
+
+    print(f"report: {write_report(folder)}")
+
+
+# --- results -----------------------------------------------------------------------------------
+
+
+def _show(folder: RunFolder, names: Sequence[str]) -> None:
+    """Print the success rate per category of some evaluations, with 95 % intervals."""
+    from rich.console import Console
+
+    found = {name: folder.read_json(f"evaluations/{name}") for name in names}
+    Console().print(success_table({name: value["outcomes"] for name, value in found.items() if value}))
+
+
+def success_table(evaluations: Mapping[str, Mapping[str, Any]]) -> Any:
+    """A table with a row per category and a column per evaluation, in percent, with 95 % intervals.
+
+    Two evaluations get a third column, their paired difference in points. The last row is the
+    unweighted mean over categories.
+
+    Args:
+        evaluations: name -> category -> {"success": [0 or 1 per episode], ...}.
+    """
+    from rich.table import Table
+
+    from .trainers.statistics import mean_of_intervals, paired_difference_interval, wilson
+
+    columns: list[list[tuple[float, tuple[float, float]]]] = []
+    outcomes = [{c: value["success"] for c, value in each.items()} for each in evaluations.values()]
+    categories = [c for c in outcomes[0] if all(c in each for each in outcomes)] if outcomes else []
+    for each in outcomes:
+        columns.append([(sum(each[c]) / len(each[c]), wilson(sum(each[c]), len(each[c]))) for c in categories])
+    heads = list(evaluations)
+    if len(outcomes) == 2:
+        heads.append("difference")
+        before, after = columns
+        intervals = [paired_difference_interval(outcomes[0][c], outcomes[1][c]) for c in categories]
+        columns.append([(b[0] - a[0], i) for a, b, i in zip(before, after, intervals, strict=True)])
+    for column in columns:
+        values, bounds = zip(*column, strict=True)
+        column.append((sum(values) / len(values), mean_of_intervals(values, bounds)))
+    table = Table("success", *heads, box=None, pad_edge=False)
+    for row, category in enumerate([*categories, "mean"]):
+        cells = [_percent(*column[row], sign=head == "difference") for head, column in zip(heads, columns, strict=True)]
+        table.add_row(category, *cells, style="bold" if category == "mean" else "")
+    return table
+
+
+def _percent(value: float, interval: tuple[float, float], sign: bool) -> str:
+    low, high = (f"{100 * bound:+.0f}" if sign else f"{100 * bound:.0f}" for bound in interval)
+    return f"{100 * value:+.0f} ({low} … {high})" if sign else f"{100 * value:.0f} % ({low} … {high})"

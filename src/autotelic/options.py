@@ -1,0 +1,106 @@
+"""Typed options for the command line: tyro reads them, and its errors become one line each."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from .errors import UsageError, unknown
+
+T = TypeVar("T")
+
+_RunPath = Annotated[str, tyro.conf.arg(metavar="RUN", help="Folder of the run, such as runs/evolve_vla-1.")]
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """This command has no options."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Which run."""
+
+    run: _RunPath
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Which weights to evaluate, on which initial states."""
+
+    run: _RunPath
+    episodes: int = 40
+    """Episodes per task."""
+    offset: int = 0
+    """How many of the evaluation's initial states to skip, to try states that no evaluation used yet."""
+    checkpoint: Literal["best", "latest"] = "best"
+    """Which weights."""
+
+
+def parse(kind: type[T], words: Sequence[str], command: str) -> T:
+    """An instance of a dataclass from the words after a command.
+
+    Fields without a default are positional. ``--help`` prints the fields with their docstrings and
+    raises SystemExit(0). Bad input raises UsageError, with the nearest names for an unknown option.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            options, left = tyro.cli(
+                kind,
+                args=words,
+                prog=f"autotelic {command}",
+                return_unknown_args=True,
+                config=(tyro.conf.PositionalRequiredArgs,),
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise UsageError(_first_paragraph(said.getvalue())) from None
+    if left and left[0].startswith("-"):
+        raise unknown(f"option of autotelic {command}", left[0].partition("=")[0], _names(kind))
+    if left:
+        raise UsageError(f'autotelic {command} does not know what to do with "{left[0]}"')
+    return options
+
+
+def run_options(config: Any) -> Any:
+    """The options of ``autotelic run``: its own, then every field of a recipe's config, whose values are defaults."""
+    where = tyro.conf.arg(help="Folder of the run; the first free runs/NAME-n if not given.")
+    debug = tyro.conf.arg(help="Start from the preset of two small steps.")
+    return make_dataclass(
+        "RunOptions",
+        [
+            ("output_dir", Annotated[Path | None, where], field(default=None)),
+            ("debug", Annotated[tyro.conf.FlagCreatePairsOff[bool], debug], field(default=False)),
+            ("config", Annotated[type(config), tyro.conf.arg(name="")], field(default=config)),
+        ],
+        frozen=True,
+    )
+
+
+def _first_paragraph(box: str) -> str:
+    """What tyro says in a box, as one line and without the help below it."""
+    text: list[str] = []
+    for line in box.strip().splitlines()[1:]:
+        inside = line.strip("│ ")
+        if set(inside) <= set("─╰╯"):
+            break
+        text.append(inside)
+    return " ".join(text)
+
+
+def _names(kind: Any, prefix: str = "--") -> Iterator[str]:
+    """Every option of a dataclass; the fields of a recipe's config stand without a prefix."""
+    for each in fields(kind):
+        if is_dataclass(each.default):
+            whole = each.name == "config" and prefix == "--"
+            yield from _names(each.default, prefix if whole else f"{prefix}{each.name}.".replace("_", "-"))
+        else:
+            yield f"{prefix}{each.name}".replace("_", "-")
