@@ -1,0 +1,92 @@
+"""Demonstrations by scripted experts.
+
+Only demonstrations that succeed are kept. That check reads the oracle, and is the one stated exception
+to its seal: whoever records demonstrations knows which of them to keep.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .simulator import Simulator, instruction_of
+
+RETRY_STRIDE = 1_000_000
+"""What is added to a seed for each time that the expert failed on it; splits are a hundred times wider."""
+
+ATTEMPTS = 20
+
+
+@dataclass(frozen=True, eq=False)
+class Demonstration:
+    """One successful episode of an expert.
+
+    Attributes:
+        environment, instruction: what was done.
+        seed: initial state; differs from the seed asked for by a multiple of RETRY_STRIDE after failures.
+        observations: [N + 1, D] float32, before each step and after the last.
+        actions: [N, A] float32 in [-1, 1].
+        settle: expert steps at the end that were recorded after success first held.
+    """
+
+    environment: str
+    instruction: str
+    seed: int
+    observations: NDArray[np.float32]
+    actions: NDArray[np.float32]
+    settle: int
+
+
+def demonstrate(
+    simulator: Simulator, environment: str, seed: int, *, horizon: int, settle: int
+) -> tuple[Demonstration, list[int]]:
+    """A demonstration from ``seed``, or from the first of its successors on which the expert succeeds.
+
+    Args:
+        horizon: steps within which success must first hold.
+        settle: further steps to record after it.
+
+    Returns:
+        The demonstration, and the seeds on which the expert failed before.
+
+    Raises:
+        ValueError: the environment has no expert.
+        RuntimeError: the expert failed on ATTEMPTS initial states.
+    """
+    failed: list[int] = []
+    for attempt in range(ATTEMPTS):
+        tried = seed + attempt * RETRY_STRIDE
+        demonstration = _attempt(simulator, environment, tried, horizon, settle)
+        if demonstration is not None:
+            return demonstration, failed
+        failed.append(tried)
+    raise RuntimeError(
+        f"{environment}: the scripted expert failed on {ATTEMPTS} initial states from seed {seed} on "
+        f"within {horizon} steps; raise the horizon"
+    )
+
+
+def _attempt(simulator: Simulator, environment: str, seed: int, horizon: int, settle: int) -> Demonstration | None:
+    simulator.reset(seed)
+    act = simulator.expert()
+    if act is None:
+        raise ValueError(
+            f"{environment} has no scripted expert: give its EnvSpec one, or record demonstrations yourself"
+        )
+    observations, actions = [simulator.observe()], []
+    remaining: int | None = None
+    while remaining != 0 and (remaining is not None or len(actions) < horizon):
+        actions.append(act())
+        simulator.step(actions[-1][None])
+        observations.append(simulator.observe())
+        if remaining is not None:
+            remaining -= 1
+        elif simulator.success():
+            remaining = settle
+    if remaining is None:
+        return None
+    return Demonstration(
+        environment, instruction_of(environment), seed, np.stack(observations), np.stack(actions), settle
+    )

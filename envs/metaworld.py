@@ -1,0 +1,333 @@
+"""MetaWorld's 50 manipulation tasks, stepped without computing what nobody reads.
+
+MetaWorld computes observation, contacts and the dense reward after every step. Here physics runs
+alone, and observation and success are computed where someone looks. The trajectories are those of
+MetaWorld's own ``env.step`` to the last bit; a test compares all 50 tasks.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import NoneType
+from typing import Any
+
+import gymnasium
+import numpy as np
+from metaworld.env_dict import ENV_CLS_MAP
+from metaworld.policies import ENV_POLICY_MAP
+from numpy.typing import NDArray
+
+from .metaworld_tasks import TASKS as TASKS
+from .oracle import require_oracle
+from .rendering import Renderer, mujoco
+
+OBSERVATION: dict[str, slice] = {
+    "hand": slice(0, 3),
+    "gripper": slice(3, 4),
+    "object": slice(4, 7),
+    "object_rotation": slice(7, 11),
+    "second": slice(11, 14),
+    "second_rotation": slice(14, 18),
+    "goal": slice(18, 21),
+}
+"""Where things stand in an observation [21]: positions in metres, rotations as quaternions, gripper opening in
+0..1 (0 closed). Absent objects are zeros."""
+
+OBSERVATION_SIZE = 21
+ACTION_SIZE = 4
+_CURRENT = 18
+_LARGEST_ARRAY = 4096
+_STATE = mujoco.mjtState.mjSTATE_INTEGRATION
+_PLAIN = (bool, int, float, str, NoneType, np.ndarray, np.generic, list, tuple, dict)
+
+
+@dataclass(frozen=True, eq=False)
+class _Start:
+    """What a reset leaves outside MjData, constant for the whole episode."""
+
+    model: Mapping[str, NDArray[Any]]
+    attributes: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class _State:
+    start: _Start
+    physics: NDArray[np.float64]
+    action: NDArray[np.float32]
+    changed: Mapping[str, Any]
+
+
+class MetaWorldSimulator:
+    """One MetaWorld task behind the :class:`~.simulator.Simulator` protocol.
+
+    The observation is lean: MetaWorld's current 18 numbers and the goal, as in :data:`OBSERVATION`; the
+    second, older frame of MetaWorld's 39 numbers is left out. It is clipped to MetaWorld's observation
+    space in every state, whereas MetaWorld itself leaves the one that ``reset`` returns unclipped.
+
+    An action moves the hand by up to 1 cm per axis (x, y, z) and sets the gripper's closing force.
+
+    Args:
+        task: a key of :data:`TASKS`.
+    """
+
+    observation_size = OBSERVATION_SIZE
+    action_size = ACTION_SIZE
+
+    def __init__(self, task: str) -> None:
+        self.task = task
+        self.env: Any = ENV_CLS_MAP[task]()
+        env = self.env
+        # Seeds decide the initial state instead of MetaWorld's list of 50 frozen ones, and the goal is visible.
+        env.seeded_rand_vec, env._freeze_rand_vec = True, False
+        env._partially_observable, env._set_task_called = False, True
+        del env.sawyer_observation_space
+        self.low = env.sawyer_observation_space.low
+        self.high = env.sawyer_observation_space.high
+        self.model, self.data = env.model, env.data
+        self._hand = self.data.body("hand").xpos
+        self._fingers = self.data.body("rightclaw").xpos, self.data.body("leftclaw").xpos
+        self._arrays = _small_arrays(self.model)
+        self._pristine_model = {name: array.copy() for name, array in self._arrays.items()}
+        self._pristine = _copy(_attributes(env))
+        self._start = _Start({}, {})
+        self._action = np.zeros(ACTION_SIZE, np.float32)
+        self._stale = True
+        self._renderers: dict[int, Renderer] = {}
+
+    def reset(self, seed: int) -> None:
+        """The initial state that a new MetaWorld environment reaches with ``env.seed(seed); env.reset()``."""
+        env = self.env
+        self._write_model({})
+        for name in _attributes(env).keys() - self._pristine.keys():
+            del env.__dict__[name]
+        env.__dict__.update(_copy(self._pristine))
+        mujoco.mj_resetData(self.model, self.data)
+        mujoco.mj_forward(self.model, self.data)
+        env.seed(seed)
+        env.reset()
+        differs = {
+            name: array.copy()
+            for name, array in self._arrays.items()
+            if not np.array_equal(array, self._pristine_model[name])
+        }
+        self._start = _Start(differs, _attributes(env))
+        self._action = np.zeros(ACTION_SIZE, np.float32)
+        self._stale = True
+
+    def save(self) -> _State:
+        physics = np.empty(mujoco.mj_stateSize(self.model, _STATE))
+        mujoco.mj_getState(self.model, self.data, physics, _STATE)
+        before = self._start.attributes
+        changed = {name: value for name, value in _attributes(self.env).items() if value is not before.get(name)}
+        return _State(self._start, physics, self._action, changed)
+
+    def restore(self, state: _State) -> None:
+        if state.start is not self._start:
+            self._write_model(state.start.model)
+            self._start = state.start
+        self.env.__dict__.update(state.start.attributes)
+        self.env.__dict__.update(state.changed)
+        mujoco.mj_setState(self.model, self.data, state.physics, _STATE)
+        self._action = state.action
+        self._stale = True
+
+    def observe(self) -> NDArray[np.float32]:
+        full = self.full_observation()
+        return np.concatenate((full[:_CURRENT], full[36:])).astype(np.float32)
+
+    def full_observation(self, previous: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+        """MetaWorld's 39 numbers: current [18], previous [18] (the current ones when None), goal [3]."""
+        self._refresh()
+        env = self.env
+        full = np.zeros(39)
+        full[:3] = self._hand
+        apart = self._fingers[0] - self._fingers[1]
+        full[3] = min(max(math.sqrt(apart.dot(apart)) / 0.1, 0.0), 1.0)
+        positions, rotations = env._get_pos_objects(), env._get_quat_objects()
+        full[4:7], full[7:11] = positions[:3], rotations[:4]
+        if len(positions) > 3:
+            full[11:14], full[14:18] = positions[3:], rotations[4:]
+        full[18:36] = full[:18] if previous is None else previous
+        full[36:] = env._get_pos_goal()
+        return np.minimum(np.maximum(full, self.low), self.high)
+
+    def step(self, actions: NDArray[np.float32]) -> None:
+        data, env = self.data, self.env
+        low, high, substeps = env.mocap_low, env.mocap_high, env.frame_skip
+        moves = np.minimum(np.maximum(actions[:, :3], -1), 1) * env.action_scale
+        data.mocap_quat[:] = (1, 0, 1, 0)
+        position, control = data.mocap_pos[0], data.ctrl
+        for move, force in zip(moves, actions[:, 3].tolist(), strict=True):
+            position[:] = np.minimum(np.maximum(position + move, low), high)
+            control[0], control[1] = force, -force
+            mujoco.mj_step(self.model, data, substeps)
+            # Not only for reading: it moves the solver's warm start, and with it MetaWorld's trajectories.
+            mujoco.mj_forward(self.model, data)
+        self._action = actions[-1]
+        self._stale = False
+
+    def success(self) -> bool:
+        """MetaWorld's success of this very state; it can be lost again, callers latch it."""
+        return bool(self.judge()[1]["success"])
+
+    def judge(self) -> tuple[float, dict[str, Any]]:
+        """MetaWorld's dense reward and info of the current state after its last action (oracle knowledge)."""
+        self._refresh()
+        reward, info = self.env.evaluate_state(self.full_observation(), self._action)
+        return float(reward), info
+
+    def expert(self) -> Callable[[], NDArray[np.float32]]:
+        policy = ENV_POLICY_MAP[self.task]()
+        previous: NDArray[np.float64] | None = None
+
+        def act() -> NDArray[np.float32]:
+            nonlocal previous
+            full = self.full_observation(previous)
+            previous = full[:_CURRENT]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the experts warn of their own large gains; the actions are clipped
+                action = policy.get_action(full)
+            return np.clip(action, -1, 1).astype(np.float32)
+
+        return act
+
+    def frame(self, size: int) -> NDArray[np.uint8]:
+        """[size, size, 3] seen over the robot's left shoulder.
+
+        Raises:
+            RenderingUnavailable: the machine has no GL library.
+        """
+        if size not in self._renderers:
+            self._renderers[size] = Renderer(self.model, size, _camera())
+        self._refresh()
+        return self._renderers[size].draw(self.data)
+
+    def close(self) -> None:
+        for renderer in self._renderers.values():
+            renderer.close()
+        self._renderers.clear()
+        self.env.close()
+
+    def _refresh(self) -> None:
+        """Recompute what derives from a restored state (positions, contacts, forces) and leave the state alone."""
+        if self._stale:
+            warm_start = self.data.qacc_warmstart.copy()
+            mujoco.mj_forward(self.model, self.data)
+            self.data.qacc_warmstart[:] = warm_start
+            self._stale = False
+
+    def _write_model(self, differs: Mapping[str, NDArray[Any]]) -> None:
+        for name in self._start.model.keys() | differs.keys():
+            self._arrays[name][...] = differs.get(name, self._pristine_model[name])
+
+
+class MetaWorldEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float32]]):
+    """A MetaWorld task through Gymnasium's API: ``gymnasium.make("autotelic/MetaWorld-v0", task="reach-v3")``.
+
+    Differs from MetaWorld's own environment in that ``reset(seed=)`` is honoured, success is latched, and
+    the oracle is off unless asked for: the reward is then 0 and ``info`` holds no success.
+
+    Args:
+        task: a key of :data:`TASKS`.
+        render_mode: None or "rgb_array". Rendering happens in this process: with OSMesa, import ``torch.optim``
+            before the first frame, since its later import can crash Python.
+        horizon: steps after which an episode is truncated; it never terminates.
+        oracle: return the dense reward (0..10) and ``info["success"]``, True from the first success on.
+        size: pixels along a side of a rendered frame.
+
+    Raises:
+        ValueError: unknown task or render mode.
+        OracleSealed: ``oracle=True`` inside a sealed block.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 80}  # noqa: RUF012  (Gymnasium's own declaration)
+
+    def __init__(
+        self,
+        task: str = "reach-v3",
+        render_mode: str | None = None,
+        *,
+        horizon: int = 500,
+        oracle: bool = False,
+        size: int = 256,
+    ) -> None:
+        from .simulator import METAWORLD, check_name
+
+        check_name(METAWORLD + task)
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode {render_mode!r}: MetaWorldEnv knows None and 'rgb_array'")
+        if oracle:
+            require_oracle(f"the reward and success of MetaWorldEnv({task!r}, oracle=True)")
+        self.simulator = MetaWorldSimulator(task)
+        self.render_mode, self.horizon, self.oracle, self.size = render_mode, horizon, oracle, size
+        self.observation_space = gymnasium.spaces.Box(self.simulator.low, self.simulator.high, dtype=np.float64)
+        self.action_space = gymnasium.spaces.Box(-1, 1, (ACTION_SIZE,), np.float32)
+        self._steps, self._success = 0, False
+        self._previous = np.zeros(_CURRENT)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float64], dict[str, Any]]:
+        super().reset(seed=seed)
+        self.simulator.reset(int(self.np_random.integers(2**31)) if seed is None else seed)
+        self._steps, self._success = 0, False
+        observation = self.simulator.full_observation()
+        self._previous = observation[:_CURRENT]
+        return observation, {"success": False} if self.oracle else {}
+
+    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
+        self.simulator.step(np.asarray(action, np.float32)[None])
+        self._steps += 1
+        observation = self.simulator.full_observation(self._previous)
+        self._previous = observation[:_CURRENT]
+        reward, info = 0.0, {}
+        if self.oracle:
+            require_oracle("MetaWorldEnv's reward and success")
+            reward, info = self.simulator.judge()
+            self._success = self._success or bool(info["success"])
+            info["success"] = self._success
+        return observation, reward, False, self._steps >= self.horizon, info
+
+    def render(self) -> Any:
+        return self.simulator.frame(self.size) if self.render_mode == "rgb_array" else None
+
+    def close(self) -> None:
+        self.simulator.close()
+
+
+gymnasium.register("autotelic/MetaWorld-v0", entry_point=MetaWorldEnv)
+
+
+def _small_arrays(model: Any) -> dict[str, NDArray[Any]]:
+    """Live views of the model's arrays that a reset could change: numbers, not meshes and textures."""
+    named = {name: getattr(model, name) for name in dir(model) if not name.startswith("_")}
+    return {
+        name: value
+        for name, value in named.items()
+        if isinstance(value, np.ndarray) and value.dtype.kind in "fiub" and 0 < value.size <= _LARGEST_ARRAY
+    }
+
+
+def _attributes(env: Any) -> dict[str, Any]:
+    """The environment's plain attributes: numbers, arrays and containers of them, by reference."""
+    return {name: value for name, value in vars(env).items() if isinstance(value, _PLAIN)}
+
+
+def _copy(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Deep copies with aliases kept; arrays that are windows into MjData stay windows."""
+    memo: dict[int, Any] = {}
+    return {
+        name: value if isinstance(value, np.ndarray) and value.base is not None else copy.deepcopy(value, memo)
+        for name, value in attributes.items()
+    }
+
+
+def _camera() -> mujoco.MjvCamera:
+    camera = mujoco.MjvCamera()
+    camera.lookat[:] = (0.0, 0.65, 0.1)
+    camera.distance, camera.azimuth, camera.elevation = 1.3, 140, -30
+    return camera

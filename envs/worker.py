@@ -1,0 +1,163 @@
+"""The other end of the pool: a worker that steps many episodes over one simulator per environment.
+
+A worker knows nothing of policies and imports no torch. It answers one message at a time; the pool
+sends every live episode's next actions in one message and gets every observation in one reply.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .demonstrations import Demonstration, demonstrate
+from .simulator import EnvSpec, Simulator, make_simulator, register
+
+INITIAL_STATES = 64
+"""Initial states that a worker keeps, so that a group of episodes from one seed costs one reset."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tick:
+    """One step of every live episode of a worker; episodes that it does not name are over.
+
+    Attributes:
+        steps: (row, actions [c, A] to execute).
+        starts: (row, environment, seed), started after that.
+        oracle: answer whether each observed state is a success.
+        render: side of a picture of each observed state in pixels, or None.
+    """
+
+    steps: Sequence[tuple[int, NDArray[np.float32]]]
+    starts: Sequence[tuple[int, str, int]]
+    oracle: bool
+    render: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """The answer to a tick, first for the stepped rows, then for the started ones."""
+
+    observations: list[NDArray[np.float32]]
+    successes: list[bool]
+    frames: list[NDArray[np.uint8]]
+
+
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """An episode to be brought back: what was executed so far, one array [c, A] per chunk."""
+
+    row: int
+    environment: str
+    seed: int
+    executed: Sequence[NDArray[np.float32]]
+
+
+class Worker:
+    """Episodes by row, multiplexed over one simulator per environment."""
+
+    def __init__(self, specs: Mapping[str, EnvSpec]) -> None:
+        for name, spec in specs.items():
+            register(name, spec)
+        self.simulators: dict[str, Simulator] = {}
+        self.episodes: dict[int, tuple[str, Any]] = {}
+        self.initial: OrderedDict[tuple[str, int], Any] = OrderedDict()
+
+    def sizes(self, environment: str) -> tuple[int, int]:
+        """(observation size, action size)."""
+        simulator = self.simulator(environment)
+        return simulator.observation_size, simulator.action_size
+
+    def clear(self) -> None:
+        """Forget every episode."""
+        self.episodes.clear()
+
+    def tick(self, tick: Tick) -> Seen:
+        """Step, start and look; see :class:`Tick`."""
+        seen = Seen([], [], [])
+        before, self.episodes = self.episodes, {}
+        for row, actions in tick.steps:
+            environment, state = before[row]
+            simulator = self.simulator(environment)
+            simulator.restore(state)
+            simulator.step(actions)
+            self._look(row, environment, simulator, tick, seen)
+        for row, environment, seed in tick.starts:
+            simulator = self._start(environment, seed)
+            self._look(row, environment, simulator, tick, seen)
+        return seen
+
+    def replay(self, episodes: Sequence[Replay]) -> None:
+        """Bring episodes back by executing again what was executed."""
+        for episode in episodes:
+            simulator = self._start(episode.environment, episode.seed)
+            for actions in episode.executed:
+                simulator.step(actions)
+            self.episodes[episode.row] = (episode.environment, simulator.save())
+
+    def demonstrate(
+        self, environment: str, seeds: Sequence[int], horizon: int, settle: int
+    ) -> list[tuple[Demonstration, list[int]]]:
+        """One demonstration per seed, with the seeds on which the expert failed before."""
+        simulator = self.simulator(environment)
+        return [demonstrate(simulator, environment, seed, horizon=horizon, settle=settle) for seed in seeds]
+
+    def simulator(self, environment: str) -> Simulator:
+        """The one instance of an environment, built when first asked for."""
+        if environment not in self.simulators:
+            self.simulators[environment] = make_simulator(environment)
+        return self.simulators[environment]
+
+    def close(self) -> None:
+        """Free every simulator."""
+        for simulator in self.simulators.values():
+            simulator.close()
+        self.simulators.clear()
+
+    def _start(self, environment: str, seed: int) -> Simulator:
+        simulator = self.simulator(environment)
+        key = (environment, seed)
+        if key in self.initial:
+            self.initial.move_to_end(key)
+            simulator.restore(self.initial[key])
+            return simulator
+        simulator.reset(seed)
+        self.initial[key] = simulator.save()
+        if len(self.initial) > INITIAL_STATES:
+            self.initial.popitem(last=False)
+        return simulator
+
+    def _look(self, row: int, environment: str, simulator: Simulator, tick: Tick, seen: Seen) -> None:
+        seen.observations.append(simulator.observe())
+        if tick.oracle:
+            seen.successes.append(simulator.success())
+        if tick.render is not None:
+            seen.frames.append(simulator.frame(tick.render))
+        self.episodes[row] = (environment, simulator.save())
+
+
+def serve(connection: Connection, specs: Mapping[str, EnvSpec]) -> None:
+    """A worker process: answer (number, command, arguments) until the pipe closes or a command raises.
+
+    Each answer is (number, "ok" or "error", result or traceback, CPU seconds of this process so far).
+    """
+    worker = Worker(specs)
+    while True:
+        try:
+            number, command, arguments = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer, result = "ok", getattr(worker, command)(*arguments)
+        except Exception:
+            answer, result = "error", traceback.format_exc()
+        connection.send((number, answer, result, time.process_time()))
+        if answer == "error":
+            return
