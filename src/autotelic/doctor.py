@@ -13,14 +13,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from ctypes.util import find_library
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from . import __version__
 
 PACKAGES = ("torch", "transformers", "diffusers", "accelerate", "gymnasium", "mujoco", "metaworld")
-GL_PACKAGES = {"osmesa": "libosmesa6", "egl": "libegl1"}
-"""Debian package of each off-screen OpenGL backend of MuJoCo."""
+GL_LIBRARIES = {"osmesa": ("OSMesa", "libosmesa6"), "egl": ("EGL", "libegl1")}
+"""Library and Debian package of each off-screen OpenGL backend of MuJoCo."""
 
 _SECONDS = 1.0
 """How long a speed is measured."""
@@ -41,9 +42,9 @@ def findings() -> Iterator[Finding]:
     yield Finding("cores", None, f"{len(os.sched_getaffinity(0)) if _linux() else os.cpu_count()}")
     for package in PACKAGES:
         yield _installed(package)
-    yield _in_process("torch")
-    yield _in_process("metaworld")
-    yield from (_rendering(backend) for backend in GL_PACKAGES if _linux())
+    yield _in_process("device")
+    yield _in_process("simulation")
+    yield from (_rendering(backend) for backend in GL_LIBRARIES if _linux())
 
 
 def healthy(found: list[Finding]) -> bool:
@@ -64,10 +65,10 @@ def _installed(package: str) -> Finding:
 
 def _rendering(backend: str) -> Finding:
     found = _in_process("rendering", MUJOCO_GL=backend)
-    name = f"rendering ({backend})"
-    if found.good:
-        return Finding(name, True, found.text)
-    return Finding(name, False, f"does not work: apt-get install {GL_PACKAGES[backend]} ({found.text})")
+    library, package = GL_LIBRARIES[backend]
+    missing = not found.good and find_library(library) is None
+    text = f"lib{library} is missing: apt-get install {package}" if missing else found.text
+    return Finding(f"rendering ({backend})", found.good, text)
 
 
 def _in_process(check: str, **environment: str) -> Finding:
@@ -86,17 +87,17 @@ def _in_process(check: str, **environment: str) -> Finding:
     return Finding(check, False, done.stderr.strip().rpartition("\n")[2])
 
 
-def _torch() -> str:
+def _device() -> str:
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     side = 1024
     a = torch.rand(side, side)
     rate = _per_second(lambda: a @ a)
-    return f"device {device}, {torch.get_num_threads()} threads, {2 * side**3 * rate / 1e9:.0f} GFLOP/s on the CPU"
+    return f"{device}, {torch.get_num_threads()} threads, {2 * side**3 * rate / 1e9:.0f} GFLOP/s on the CPU"
 
 
-def _metaworld() -> str:
+def _simulation() -> str:
     import numpy as np
 
     from .envs.simulator import make_simulator
@@ -110,10 +111,10 @@ def _metaworld() -> str:
         for _ in range(10):
             simulator.step(chunk)
 
-    return f"drawer-open-v3, {50 * _per_second(fifty_steps):,.0f} environment steps/s on one core"
+    return f"metaworld/drawer-open-v3, {50 * _per_second(fifty_steps):,.0f} environment steps/s on one core"
 
 
-def _frames() -> str:
+def _rendered() -> str:
     from .envs.simulator import make_simulator
 
     simulator = make_simulator("metaworld/drawer-open-v3")
@@ -132,7 +133,7 @@ def _per_second(call: Callable[[], object]) -> float:
     return calls / (time.perf_counter() - start)
 
 
-_CHECKS = {"torch": _torch, "metaworld": _metaworld, "rendering": _frames}
+_CHECKS = {"device": _device, "simulation": _simulation, "rendering": _rendered}
 
 if __name__ == "__main__":
     print(_CHECKS[sys.argv[1]]())

@@ -22,6 +22,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from .errors import UsageError, unknown
 
+PACKAGE = Path(__file__).parent
 MODALITIES = ("vlm", "vla", "diffusion")
 _PAPER = re.compile(r"arXiv[: ]\s*(\d{4}\.\d{4,5})", re.IGNORECASE)
 
@@ -51,7 +52,7 @@ def all_recipes() -> dict[str, Recipe]:
     """Every recipe by name. Files are read, not run, so that one broken recipe hides no other."""
     found = {}
     for modality in MODALITIES:
-        for path in sorted((Path(__file__).parent / modality / "recipes").glob("[!_]*.py")):
+        for path in sorted((PACKAGE / modality / "recipes").glob("[!_]*.py")):
             docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
             paper = _PAPER.search(docstring)
             found[f"{modality}/{path.stem}"] = Recipe(
