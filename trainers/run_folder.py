@@ -33,6 +33,7 @@ from .. import __version__
 from ..errors import UsageError, unknown
 from ..types import Rollout
 from . import checkpoint
+from .card import card_text
 from .checkpoint import CheckpointError
 from .records import rollouts_from_state, rollouts_state
 
@@ -126,14 +127,21 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write NAME.json atomically; arrays and tensors become lists, NaN null, infinities strings."""
-        path = self.path / f"{name}.json"
+        path = self._json_path(name)
         _write_json(path, value)
         return path
 
     def read_json(self, name: str) -> Any:
         """The content of NAME.json; None where there is no such file."""
-        path = self.path / f"{name}.json"
+        path = self._json_path(name)
         return json.loads(path.read_text()) if path.exists() else None
+
+    def evaluations(self) -> dict[str, dict[str, Any]]:
+        """Every evaluation by name ("before", "iteration-000010", "after"), in the order of their iterations."""
+        names = sorted(path.stem for path in self.path.glob("evaluations/*.json"))
+        found = {name: self.read_json(f"evaluations/{name}") for name in names}
+        order = {"before": -1, "after": 1}
+        return dict(sorted(found.items(), key=lambda item: (item[1].get("iteration", 0), order.get(item[0], 0))))
 
     # Checkpoints
 
@@ -212,11 +220,24 @@ class RunFolder:
         """Rollouts by the name given to ``save_rollouts``, or by the path it returned."""
         return rollouts_from_state(checkpoint.load(self.path / "rollouts" / Path(name).name))
 
+    def write_card(self, citation: Sequence[str] = ()) -> Path:
+        """Write README.md, the model card of the run.
+
+        Args:
+            citation: what to cite, one line each (the paper of the recipe, the simulator, ...).
+        """
+        path = self.path / "README.md"
+        _write_text(path, card_text(self, citation))
+        return path
+
     def close(self) -> None:
         """Close the TensorBoard file; logging opens another one."""
         if self._events is not None:
             self._events.close()
             self._events = None
+
+    def _json_path(self, name: str) -> Path:
+        return self.path / f"{name.removesuffix('.json')}.json"
 
     @property
     def _checkpoints(self) -> Path:

@@ -1,0 +1,74 @@
+"""The model card of a run: README.md in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .comparison import Comparison, Row, compare
+
+if TYPE_CHECKING:
+    from .run_folder import RunFolder
+
+
+def card_text(folder: RunFolder, citation: Sequence[str] = ()) -> str:
+    """Recipe, results, label account, command, versions and citations as Markdown."""
+    facts = folder.read_json("config")
+    parts = [f"# {folder.path.resolve().name}", f"A run of the recipe `{folder.recipe}` with autotelic."]
+    parts += ["## Results", *_results(folder)]
+    parts += ["## Labels and gate", *_gate(folder, facts.get("label_account"))]
+    parts += ["## Command", f"```\n{folder.command}\n```"]
+    parts += ["Everything needed to repeat it is in `config.json`; the curves and samples are in `report.html`."]
+    parts += ["## Versions", ", ".join(f"{name} {number}" for name, number in facts["versions"].items())]
+    if citation:
+        parts += ["## Cite", "\n".join(f"- {line}" for line in citation)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _results(folder: RunFolder) -> list[str]:
+    evaluations = folder.evaluations()
+    if "before" not in evaluations or "after" not in evaluations:
+        return ["The run has not been evaluated before and after training."]
+    found = compare(evaluations["before"], evaluations["after"])
+    if found is None:
+        return ["The evaluations before and after share no category."]
+    unit = evaluations["after"].get("unit", "success")
+    lines = [f"| {unit} | episodes | before | after | change | p |", "|---|---|---|---|---|---|"]
+    lines += [_line(row, found) for row in (*found.rows, found.mean)]
+    notes = [note for evaluation in evaluations.values() for note in evaluation.get("notes", ())]
+    legend = "In percent; " if found.rates else ""
+    legend += (
+        "in brackets 95 % intervals; p is the exact McNemar test of the same episodes before and after, "
+        "two-sided, Holm-corrected over the categories (pooled and uncorrected in the last row)."
+    )
+    return ["\n".join(lines), legend, *dict.fromkeys(notes)]
+
+
+def _line(row: Row, found: Comparison) -> str:
+    scale, digits = (100, 0) if found.rates else (1, 3)
+
+    def value(mean: float, interval: tuple[float, float] | None, sign: str = "") -> str:
+        text = f"{scale * mean:{sign}.{digits}f}"
+        if interval is None:
+            return text
+        low, high = (f"{scale * limit:{sign}.{digits}f}" for limit in interval)
+        return f"{text} [{low}, {high}]"
+
+    cells = [
+        row.category,
+        str(row.episodes[1]),
+        value(row.before, row.before_interval),
+        value(row.after, row.after_interval),
+        value(row.difference, row.difference_interval, "+"),
+        "" if row.p is None else f"{row.p:.2g}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _gate(folder: RunFolder, label_account: str | None) -> list[str]:
+    decisions = [record["decision"] for record in folder.read("gate")]
+    lines = [f"Label account: `{label_account}`." if label_account else "The run states no label account."]
+    if not decisions:
+        return [*lines, "No gate decision was taken."]
+    counts = ", ".join(f"{name} {decisions.count(name)}" for name in dict.fromkeys(decisions))
+    return [*lines, f"The gate decided {len(decisions)} times: {counts}."]

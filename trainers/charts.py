@@ -1,0 +1,125 @@
+"""Small charts as SVG text. Colours come from the page's CSS, so they follow light and dark mode."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+from .comparison import Row
+from .statistics import Interval
+
+Points = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A linear map from data to pixels."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        share = (value - self.low) / (self.high - self.low)
+        return round(self.start + share * (self.end - self.start), 1)
+
+
+def curve(points: Points, label: Callable[[float], str], intervals: Sequence[Interval] | None = None) -> Markup:
+    """A line over iterations with its last value written at its end; a NaN breaks the line.
+
+    Args:
+        points: (iteration, value).
+        label: writes a value.
+        intervals: one per point, drawn as bars.
+    """
+    width, height, left, right, top, bottom = 300, 132, 44, 44, 10, 20
+    shown = [y for _, y in points if math.isfinite(y)]
+    shown += [limit for pair in intervals or () for limit in pair if math.isfinite(limit)]
+    if not shown:
+        return Markup('<p class="missing">no finite value</p>')
+    low, high, ticks = _axis(min(shown), max(shown))
+    xs = [x for x, _ in points]
+    x = Scale(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1, left, width - right)
+    y = Scale(low, high, height - bottom, top)
+    parts = []
+    for tick in ticks:
+        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick)}" y2="{y(tick)}"/>')
+        parts.append(_text(left - 6, y(tick) + 3.5, _short(tick), "end"))
+    for end, anchor in ((min(xs), "start"), (max(xs), "end")):
+        parts.append(_text(x(end), height - 5, f"{end:g}", anchor))
+    for (at, value), pair in zip(points, intervals or (), strict=False):
+        if math.isfinite(value):
+            parts.append(_bar(x(at), y(pair[0]), x(at), y(pair[1]), "after"))
+    parts.append(f'<path class="line" d="{_path(points, x, y)}"/>')
+    if len(points) <= 40:
+        parts += [f'<circle class="mark" cx="{x(a)}" cy="{y(b)}" r="2.2"/>' for a, b in points if math.isfinite(b)]
+    last = next((a, b) for a, b in reversed(points) if math.isfinite(b))
+    parts.append(_text(x(last[0]) + 6, y(last[1]) + 3.5, label(last[1]), "start", "value"))
+    return _svg(width, height, parts)
+
+
+def before_after(rows: Sequence[Row], rates: bool) -> Markup:
+    """Per category two dots with 95 % bars: hollow before, filled after."""
+    gutter, line, width, top = 190, 40, 860, 8
+    height = top + line * len(rows) + 26
+    limits = [limit for row in rows for pair in (row.before_interval, row.after_interval) for limit in pair]
+    finite = [limit for limit in limits if math.isfinite(limit)] + [row.after for row in rows]
+    low, high, ticks = (0.0, 1.0, [0, 0.25, 0.5, 0.75, 1]) if rates else _axis(min(finite), max(finite))
+    x = Scale(low, high, gutter, width - 24)
+    parts = []
+    for tick in ticks:
+        parts.append(f'<line class="grid" x1="{x(tick)}" x2="{x(tick)}" y1="{top}" y2="{height - 24}"/>')
+        parts.append(_text(x(tick), height - 8, f"{100 * tick:.0f} %" if rates else _short(tick), "middle"))
+    for i, row in enumerate(rows):
+        middle = top + line * (i + 0.5)
+        name = "name strong" if row.category == "mean" else "name"
+        parts.append(_text(gutter - 14, middle + 4, row.category, "end", name))
+        sides = (("before", row.before, row.before_interval, -6), ("after", row.after, row.after_interval, 6))
+        for kind, mean, interval, shift in sides:
+            at = middle + shift
+            if all(map(math.isfinite, interval)):
+                parts.append(_bar(x(max(low, interval[0])), at, x(min(high, interval[1])), at, kind))
+            parts.append(f'<circle class="{kind} dot" cx="{x(mean)}" cy="{at}" r="4.5"/>')
+    return _svg(width, height, parts)
+
+
+def _axis(low: float, high: float) -> tuple[float, float, list[float]]:
+    """Limits around the data and two or three round ticks inside them."""
+    if high - low < 1e-12 * max(1.0, abs(high)):
+        low, high = low - max(abs(low) * 0.1, 0.5), high + max(abs(high) * 0.1, 0.5)
+    raw = (high - low) / 2
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = power * max(factor for factor in (1, 2, 5) if factor * power <= raw * 1.0001)
+    first = math.ceil(low / step - 1e-9)
+    ticks = [round(step * i, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+    space = 0.06 * (high - low)
+    return low - space, high + space, ticks
+
+
+def _path(points: Points, x: Scale, y: Scale) -> str:
+    commands, pen = [], "M"
+    for at, value in points:
+        if math.isfinite(value):
+            commands.append(f"{pen}{x(at)} {y(value)}")
+        pen = "L" if math.isfinite(value) else "M"
+    return " ".join(commands)
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}".replace("e+0", "e").replace("e-0", "e-")
+
+
+def _bar(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+    return f'<line class="{kind} bar" x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"/>'
+
+
+def _text(x: float, y: float, text: str, anchor: str, kind: str = "tick") -> str:
+    return f'<text class="{kind}" x="{x}" y="{y}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _svg(width: float, height: float, parts: Sequence[str]) -> Markup:
+    return Markup(f'<svg viewBox="0 0 {width} {height}" role="img">{"".join(parts)}</svg>')
