@@ -79,7 +79,7 @@ class Numbers:
 
     def value(self, x: float, sign: str = "") -> str:
         if not math.isfinite(x):
-            return "–"
+            return "n/a"
         return f"{100 * x:{sign}.0f}" if self.rates else f"{x:{sign}.3g}"
 
     def interval(self, interval: Interval | None, sign: str = "") -> str:
@@ -284,7 +284,7 @@ def _agreement_words(row: Row | None, held: int) -> str:
 def _audit_row(each: Audit, show: Numbers) -> dict[str, str]:
     return {
         "category": each.category,
-        "auc": "–" if math.isnan(each.auc) else f"{each.auc:.2f}",
+        "auc": "n/a" if math.isnan(each.auc) else f"{each.auc:.2f}",
         "counts": f"{each.successes} / {each.failures}",
         "reward_change": f"{each.reward_change:+.3g}",
         "success_change": show.change(each.success_change),
@@ -326,7 +326,7 @@ def _label(value: float) -> str:
 
 
 def _number(value: Any, sign: str = "") -> str:
-    return f"{value:{sign}.3g}" if isinstance(value, int | float) else "–"
+    return f"{value:{sign}.3g}" if isinstance(value, int | float) else "n/a"
 
 
 def _p(value: float | None) -> str:
