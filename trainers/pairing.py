@@ -17,19 +17,19 @@ from ..types import Batch
 def all_pairs(batch: Batch) -> Batch:
     """All C(G, 2) pairs of each group, once each; for pairwise regression."""
     pairs = [torch.combinations(members) for members in _members(batch)]
-    stacked = torch.cat(pairs) if pairs else torch.zeros(0, 2, dtype=torch.long)
+    stacked = torch.cat(pairs) if pairs else batch.segments.new_zeros(0, 2)
     return replace(batch, pairs=torch.unique(stacked, dim=0) if len(stacked) else stacked, labels=None)
 
 
 def best_worst(batch: Batch) -> Batch:
     """One pair per group, the best before the worst, labelled 1; groups without spread give none."""
-    returns, pairs = batch.returns, []
+    pairs, returns = [], batch.returns
     for members in _members(batch):
         best, worst = members[returns[members].argmax()], members[returns[members].argmin()]
         if returns[best] > returns[worst]:
             pairs.append(torch.stack([best, worst]))
-    stacked = torch.stack(pairs) if pairs else torch.zeros(0, 2, dtype=torch.long)
-    return replace(batch, pairs=stacked, labels=torch.ones(len(stacked)))
+    stacked = torch.stack(pairs) if pairs else batch.segments.new_zeros(0, 2)
+    return replace(batch, pairs=stacked, labels=torch.ones_like(stacked[:, 0], dtype=returns.dtype))
 
 
 def preference_pairs(batch: Batch, temperature: float = 1.0) -> Batch:
@@ -42,7 +42,8 @@ def preference_pairs(batch: Batch, temperature: float = 1.0) -> Batch:
 
 def best_of_group(batch: Batch, k: int = 1) -> Batch:
     """Column "weight": 1 for the k best of each group (the earlier one of equals), 0 for the rest."""
-    returns, weight = batch.returns, torch.zeros(len(batch))
+    returns = batch.returns
+    weight = torch.zeros_like(returns)
     for members in _members(batch):
         order = returns[members].argsort(descending=True, stable=True)
         weight[members[order[:k]]] = 1.0

@@ -93,12 +93,12 @@ def old_log_probs(batch: Batch) -> Tensor:
 
 
 def scalars(batch: Batch, per_dimension: bool) -> Tensor:
-    """[B, T] float, at least 1: by how much to divide a decision's log-ratio.
+    """[B, T], at least 1: by how much to divide a decision's log-ratio.
 
     A ratio over D summed dimensions leaves any fixed clip range as D grows (see ``PPOClip``), a mean over them
     does not.
     """
-    return batch.dims.clamp(min=1).to(torch.get_default_dtype()) if per_dimension else torch.ones(batch.mask.shape)
+    return batch.dims.clamp(min=1) if per_dimension else torch.ones_like(batch.dims)
 
 
 def sequence_sum(values: Tensor, batch: Batch) -> Tensor:
