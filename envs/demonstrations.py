@@ -72,10 +72,9 @@ def _attempt(simulator: Simulator, environment: str, seed: int, horizon: int, se
     simulator.reset(seed)
     act = simulator.expert()
     if act is None:
-        raise ValueError(
-            f"{environment} has no scripted expert: give its EnvSpec one, or record demonstrations yourself"
-        )
-    observations, actions = [simulator.observe()], []
+        raise ValueError(f"{environment} has no scripted expert: give its EnvSpec one")
+    observations = [simulator.observe()]
+    actions: list[NDArray[np.float32]] = []
     remaining: int | None = None
     while remaining != 0 and (remaining is not None or len(actions) < horizon):
         actions.append(act())

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from .metaworld_tasks import TASKS as TASKS
 from .oracle import require_oracle
-from .rendering import Renderer, mujoco
+from .rendering import Renderer
+from .rendering import mujoco as mujoco
 
 OBSERVATION: dict[str, slice] = {
     "hand": slice(0, 3),
@@ -181,7 +182,8 @@ class MetaWorldSimulator:
         return float(reward), info
 
     def expert(self) -> Callable[[], NDArray[np.float32]]:
-        policy = ENV_POLICY_MAP[self.task]()
+        expert: Any = ENV_POLICY_MAP[self.task]
+        policy = expert()
         previous: NDArray[np.float64] | None = None
 
         def act() -> NDArray[np.float32]:
@@ -191,12 +193,12 @@ class MetaWorldSimulator:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the experts warn of their own large gains; the actions are clipped
                 action = policy.get_action(full)
-            return np.clip(action, -1, 1).astype(np.float32)
+            return np.asarray(np.clip(action, -1, 1), np.float32)
 
         return act
 
     def frame(self, size: int) -> NDArray[np.uint8]:
-        """[size, size, 3] seen over the robot's left shoulder.
+        """[size, size, 3] seen over the robot's right shoulder.
 
         Raises:
             RenderingUnavailable: the machine has no GL library.
@@ -284,7 +286,8 @@ class MetaWorldEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float32]]):
         self._steps += 1
         observation = self.simulator.full_observation(self._previous)
         self._previous = observation[:_CURRENT]
-        reward, info = 0.0, {}
+        reward = 0.0
+        info: dict[str, Any] = {}
         if self.oracle:
             require_oracle("MetaWorldEnv's reward and success")
             reward, info = self.simulator.judge()
@@ -299,7 +302,7 @@ class MetaWorldEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float32]]):
         self.simulator.close()
 
 
-gymnasium.register("autotelic/MetaWorld-v0", entry_point=MetaWorldEnv)
+gymnasium.register("autotelic/MetaWorld-v0", entry_point=f"{__name__}:MetaWorldEnv")
 
 
 def _small_arrays(model: Any) -> dict[str, NDArray[Any]]:
@@ -328,6 +331,6 @@ def _copy(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _camera() -> mujoco.MjvCamera:
     camera = mujoco.MjvCamera()
-    camera.lookat[:] = (0.0, 0.65, 0.1)
+    camera.lookat[:] = (0.0, 0.68, 0.15)
     camera.distance, camera.azimuth, camera.elevation = 1.3, 140, -30
     return camera

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -303,7 +304,7 @@ class _Run:
                     self.oracle,
                     self.render,
                 )
-                calls.append(_Call(worker, "tick", (tick,), lambda rows=stepping: self._replays(rows)))
+                calls.append(_Call(worker, "tick", (tick,), partial(self._replays, stepping)))
                 served.append((stepping, starting))
         for (stepping, starting), seen in zip(served, _exchange(calls, self.deaths), strict=True):
             self._record(stepping, starting, seen)
@@ -321,9 +322,7 @@ class _Run:
         """Mark what ``stop`` answered for the stepped rows."""
         answer = np.asarray(answer)
         if answer.shape != self.stepped.shape:
-            raise ValueError(
-                f"stop returned shape {answer.shape} for {len(self.stepped)} observations; return bool [n]"
-            )
+            raise ValueError(f"stop returned shape {answer.shape}; expected bool [n] = {self.stepped.shape}")
         for row in self.stepped[answer.astype(bool)]:
             self.lanes[row].stopped = True
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 _wanted = os.environ.get("MUJOCO_GL")
 os.environ["MUJOCO_GL"] = "disable"
-import mujoco  # noqa: E402  (the variable is read during the import)
+import mujoco as mujoco  # type: ignore[import-untyped]  # noqa: E402  (the variable is read during the import)
 
 if _wanted is None:
     del os.environ["MUJOCO_GL"]
