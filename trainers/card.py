@@ -45,7 +45,7 @@ def _results(folder: RunFolder) -> list[str]:
 
 
 def _line(row: Row, found: Comparison) -> str:
-    scale, digits = (100, 0) if found.rates else (1, 3)
+    scale, digits = (100, 1) if found.rates else (1, 3)
 
     def value(mean: float, interval: tuple[float, float] | None, sign: str = "") -> str:
         text = f"{scale * mean:{sign}.{digits}f}"

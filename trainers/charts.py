@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
@@ -28,27 +28,28 @@ class Scale:
         return round(self.start + share * (self.end - self.start), 1)
 
 
-def curve(points: Points, label: Callable[[float], str], intervals: Sequence[Interval] | None = None) -> Markup:
+def curve(points: Points, intervals: Sequence[Interval] | None = None, rates: bool = False) -> Markup:
     """A line over iterations with its last value written at its end; a NaN breaks the line.
 
     Args:
         points: (iteration, value).
-        label: writes a value.
         intervals: one per point, drawn as bars.
+        rates: values are rates, shown in percent on an axis from 0 to 100.
     """
-    width, height, left, right, top, bottom = 300, 132, 44, 44, 10, 20
+    width, height, left, right, top, bottom = 300, 132, 44, 56, 10, 20
     shown = [y for _, y in points if math.isfinite(y)]
     shown += [limit for pair in intervals or () for limit in pair if math.isfinite(limit)]
     if not shown:
         return Markup('<p class="missing">no finite value</p>')
-    low, high, ticks = _axis(min(shown), max(shown))
+    low, high, ticks = (-0.04, 1.04, [0, 0.5, 1]) if rates else _axis(min(shown), max(shown))
+    write = _percent if rates else _short
     xs = [x for x, _ in points]
     x = Scale(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1, left, width - right)
     y = Scale(low, high, height - bottom, top)
     parts = []
     for tick in ticks:
         parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick)}" y2="{y(tick)}"/>')
-        parts.append(_text(left - 6, y(tick) + 3.5, _short(tick), "end"))
+        parts.append(_text(left - 6, y(tick) + 3.5, write(tick), "end"))
     for end, anchor in ((min(xs), "start"), (max(xs), "end")):
         parts.append(_text(x(end), height - 5, f"{end:g}", anchor))
     for (at, value), pair in zip(points, intervals or (), strict=False):
@@ -58,7 +59,7 @@ def curve(points: Points, label: Callable[[float], str], intervals: Sequence[Int
     if len(points) <= 40:
         parts += [f'<circle class="mark" cx="{x(a)}" cy="{y(b)}" r="2.2"/>' for a, b in points if math.isfinite(b)]
     last = next((a, b) for a, b in reversed(points) if math.isfinite(b))
-    parts.append(_text(x(last[0]) + 6, y(last[1]) + 3.5, label(last[1]), "start", "value"))
+    parts.append(_text(x(last[0]) + 6, y(last[1]) + 3.5, write(last[1]), "start", "value"))
     return _svg(width, height, parts)
 
 
@@ -69,11 +70,11 @@ def before_after(rows: Sequence[Row], rates: bool) -> Markup:
     limits = [limit for row in rows for pair in (row.before_interval, row.after_interval) for limit in pair]
     finite = [limit for limit in limits if math.isfinite(limit)] + [row.after for row in rows]
     low, high, ticks = (0.0, 1.0, [0, 0.25, 0.5, 0.75, 1]) if rates else _axis(min(finite), max(finite))
-    x = Scale(low, high, gutter, width - 24)
+    x, write = Scale(low, high, gutter, width - 24), _percent if rates else _short
     parts = []
     for tick in ticks:
         parts.append(f'<line class="grid" x1="{x(tick)}" x2="{x(tick)}" y1="{top}" y2="{height - 24}"/>')
-        parts.append(_text(x(tick), height - 8, f"{100 * tick:.0f} %" if rates else _short(tick), "middle"))
+        parts.append(_text(x(tick), height - 8, write(tick), "middle"))
     for i, row in enumerate(rows):
         middle = top + line * (i + 0.5)
         name = "name strong" if row.category == "mean" else "name"
@@ -107,6 +108,10 @@ def _path(points: Points, x: Scale, y: Scale) -> str:
             commands.append(f"{pen}{x(at)} {y(value)}")
         pen = "L" if math.isfinite(value) else "M"
     return " ".join(commands)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}".removesuffix(".0") + " %"
 
 
 def _short(value: float) -> str:

@@ -82,7 +82,7 @@ class Audit:
         auc: P(reward of a success > reward of a failure) over both evaluations; NaN with one class.
         successes, failures: episodes it rests on.
         reward_change, success_change: after minus before.
-        sentence: the same in words.
+        finding: the same in words, as what "the reward" does.
     """
 
     category: str
@@ -91,7 +91,11 @@ class Audit:
     failures: int
     reward_change: float
     success_change: float
-    sentence: str
+    finding: str
+
+    @property
+    def sentence(self) -> str:
+        return f"on {self.category} the reward {self.finding}"
 
 
 def outcome_interval(values: Sequence[float]) -> Interval:
@@ -128,7 +132,7 @@ def audit(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Audit]:
         wins = int((success > 0).sum())
         change = _mean(second["score"]) - _mean(first["score"])
         gained = _mean(second["success"]) - _mean(first["success"])
-        words = _audit_sentence(category, separation, wins, len(success) - wins, change, gained)
+        words = _finding(separation, wins, len(success) - wins, change, gained)
         found.append(Audit(category, separation, wins, len(success) - wins, change, gained, words))
     return found
 
@@ -174,23 +178,22 @@ def _mean_row(rows: Sequence[Row]) -> Row:
     )
 
 
-def _audit_sentence(category: str, separation: float, wins: int, failures: int, change: float, gained: float) -> str:
+def _finding(separation: float, wins: int, failures: int, change: float, gained: float) -> str:
     if min(wins, failures) == 0:
-        alike = "succeeded" if failures == 0 else "failed"
-        words = f"every episode on {category} {alike}, so the reward cannot be checked there"
+        words = f"cannot be checked, as every episode {'failed' if wins == 0 else 'succeeded'}"
     elif min(wins, failures) < 5:
         rare = f"{wins} successes" if wins < failures else f"{failures} failures"
-        words = f"too few episodes to judge the reward on {category} ({rare})"
+        words = f"cannot be judged on so few episodes ({rare})"
     elif separation < 0.4:
-        words = f"the reward prefers failures on {category}"
+        words = "prefers failures"
     elif separation < 0.6:
-        words = f"the reward cannot tell success from failure on {category}"
+        words = "cannot tell success from failure"
     elif separation < 0.8:
-        words = f"the reward tells success from failure on {category} only roughly"
+        words = "tells success from failure only roughly"
     else:
-        words = f"the reward tells success from failure on {category}"
+        words = "tells success from failure"
     if change > 0 and gained <= -0.05:
-        words += "; it rose while success fell"
+        words += ", and rose while success fell"
     return words
 
 

@@ -47,14 +47,15 @@ def _content(folder: RunFolder) -> dict[str, Any]:
     before, after = evaluations.get("before"), evaluations.get("after")
     found = compare(before, after) if before and after else None
     audits = audit(before, after) if before and after else []
-    facts = folder.read_json("config") or {}
+    facts = folder.read_json("config")
     show = Numbers(found is None or found.rates)
     unit = (after or {}).get("unit", "success")
     return {
-        "facts": {"created": "", "label_account": None, "versions": {}} | facts,
+        "facts": {"label_account": None} | facts,
+        "created": facts["created"].replace("T", " ").replace("+00:00", " UTC"),
         "name": folder.path.resolve().name,
         "unit": unit,
-        "summary": _summary(folder, found, decisions, audits, facts),
+        "summary": _summary(folder, found, decisions, audits, unit),
         "rows": [_table_row(row, show) for row in (*found.rows, found.mean)] if found else [],
         "chart": before_after([*found.rows, found.mean], found.rates) if found else None,
         "missing_evaluation": _missing_evaluation(evaluations),
@@ -80,10 +81,13 @@ class Numbers:
     def value(self, x: float, sign: str = "") -> str:
         if not math.isfinite(x):
             return "n/a"
-        return f"{100 * x:{sign}.0f}" if self.rates else f"{x:{sign}.3g}"
+        return f"{100 * x:{sign}.1f}" if self.rates else f"{x:{sign}.3g}"
 
     def interval(self, interval: Interval | None, sign: str = "") -> str:
-        return "" if interval is None else f"{self.value(interval[0], sign)} to {self.value(interval[1], sign)}"
+        if interval is None or not all(map(math.isfinite, interval)):
+            return ""
+        low, high = (f"{100 * limit:{sign}.0f}" if self.rates else f"{limit:{sign}.3g}" for limit in interval)
+        return f"{low} to {high}"
 
     def with_unit(self, x: float) -> str:
         return f"{self.value(x)} %" if self.rates else self.value(x)
@@ -93,13 +97,13 @@ class Numbers:
 
 
 def _summary(
-    folder: RunFolder, found: Comparison | None, decisions: Sequence[Json], audits: Sequence[Audit], facts: Json
+    folder: RunFolder, found: Comparison | None, decisions: Sequence[Json], audits: Sequence[Audit], unit: str
 ) -> str:
     """The report's first paragraph."""
     iterations = max((record["iteration"] for record in folder.metrics()), default=0)
     words = [f"The run made {iterations} iterations of {folder.recipe}."]
     if found:
-        words += _summary_of_outcomes(found)
+        words += _summary_of_outcomes(found, unit)
     if decisions:
         kept = sum(record["decision"] == "keep" for record in decisions)
         others = {"repair": "asked for repair", "rollback": "rolled back"}
@@ -110,31 +114,24 @@ def _summary(
         )
     elif found:
         words.append("No gate watched over this run.")
-    account = facts.get("label_account")
-    if account:
-        words.append(f"Label account: {account}.")
     doubts = [each.sentence for each in audits if each.failures and each.successes and not each.auc >= 0.6]
     if doubts:
         words.append(f"The audit found that {'; '.join(doubts)}.")
     return " ".join(words)
 
 
-def _summary_of_outcomes(found: Comparison) -> list[str]:
+def _summary_of_outcomes(found: Comparison, unit: str) -> list[str]:
     show, mean = Numbers(found.rates), found.mean
     verb = "rose" if mean.difference > 0 else "fell" if mean.difference < 0 else "stayed"
-    words = f"Mean outcome over {_count(len(found.rows), 'category', 'categories')} {verb} from "
+    words = f"Mean {unit} over {_count(len(found.rows), 'category', 'categories')} {verb} from "
     words += f"{show.with_unit(mean.before)} to {show.with_unit(mean.after)} ({show.change(mean.difference)}"
     if mean.difference_interval:
         words += f", 95 % interval {show.interval(mean.difference_interval, '+')}"
     sentences = [words + ")."]
     if all(row.p is None for row in found.rows):
         return sentences
-    for verb, names in (
-        ("rose", [row.category for row in found.rows if row.rose]),
-        ("fell", [row.category for row in found.rows if row.fell]),
-    ):
-        who = _listed(names) if names else "No category"
-        sentences.append(f"{who} {verb} significantly.")
+    better, worse = [row.category for row in found.rows if row.rose], [row.category for row in found.rows if row.fell]
+    sentences.append(f"Significantly better: {_listed(better)}. Significantly worse: {_listed(worse)}.")
     return sentences
 
 
@@ -175,27 +172,41 @@ def _evaluation_curves(evaluations: Mapping[str, Json], unit: str) -> list[dict[
             intervals.append(interval)
         overall = (each["iteration"], sum(means) / len(means), mean_of_intervals(means, intervals))
         points.setdefault("mean", []).append(overall)
+    rates = all(
+        set(outcome["success"]) <= {0, 1} for each in evaluations.values() for outcome in each["outcomes"].values()
+    )
     names = ["mean", *(name for name in points if name != "mean")]
-    charts = [(name, curve([p[:2] for p in points[name]], _label, [p[2] for p in points[name]])) for name in names]
+    charts = [
+        (name, curve([p[:2] for p in points[name]], intervals=[p[2] for p in points[name]], rates=rates))
+        for name in names
+    ]
     return [{"title": f"{unit} at the evaluations, with 95 % intervals", "charts": charts, "omitted": 0}]
 
 
 def _metric_curves(metrics: Sequence[Json]) -> list[dict[str, Any]]:
-    """Small multiples of every metric, grouped by the prefix of its name."""
-    groups: dict[str, list[str]] = {}
+    """Small multiples of every metric, grouped by the prefix of its name; small groups share a row at the end."""
+    groups: dict[str, list[str]] = {"reward": []}
     for name in dict.fromkeys(name for record in metrics for name in record if name != "iteration"):
         groups.setdefault(name.split("/")[0] if "/" in name else "reward", []).append(name)
-    order = sorted(groups, key=lambda g: (g == "time", GROUP_ORDER.index(g) if g in GROUP_ORDER else len(GROUP_ORDER)))
+    small = [group for group, names in groups.items() if group != "reward" and len(names) < 3]
+    further = [
+        name for group in sorted(small, key=lambda group: (group == "time", group)) for name in groups.pop(group)
+    ]
+    rank = {group: i for i, group in enumerate(GROUP_ORDER)}
     found = []
-    for group in order:
-        names = sorted(groups[group], key=lambda name: (name != "reward", name.startswith("reward"), name))
-        charts = []
-        for name in names[:MAX_CURVES]:
-            points = [(record["iteration"], record.get(name, math.nan)) for record in metrics]
-            charts.append((name.removeprefix(f"{group}/"), curve(points, _label)))
-        title = "time in seconds" if group == "time" else group
-        found.append({"title": title, "charts": charts, "omitted": len(names) - len(charts)})
-    return found
+    for group in sorted(groups, key=lambda group: (group == "time", rank.get(group, len(rank)))):
+        names = sorted(groups[group], key=lambda name: (name != "reward", not name.startswith("reward"), name))
+        found.append(_group(group, names, f"{group}/", metrics))
+    found.append(_group("further metrics", further, "", metrics))
+    return [group for group in found if group["charts"]]
+
+
+def _group(title: str, names: Sequence[str], prefix: str, metrics: Sequence[Json]) -> dict[str, Any]:
+    charts = []
+    for name in names[:MAX_CURVES]:
+        points = [(record["iteration"], record.get(name, math.nan)) for record in metrics]
+        charts.append((name.removeprefix(prefix), curve(points)))
+    return {"title": title, "charts": charts, "omitted": len(names) - len(charts)}
 
 
 def _samples(folder: RunFolder, kind: str) -> dict[str, Any]:
@@ -288,7 +299,7 @@ def _audit_row(each: Audit, show: Numbers) -> dict[str, str]:
         "counts": f"{each.successes} / {each.failures}",
         "reward_change": f"{each.reward_change:+.3g}",
         "success_change": show.change(each.success_change),
-        "sentence": each.sentence,
+        "finding": each.finding,
     }
 
 
@@ -321,10 +332,6 @@ def _bytes(size: float) -> str:
     return f"{size:.3g} GB"
 
 
-def _label(value: float) -> str:
-    return f"{value:.3g}"
-
-
 def _number(value: Any, sign: str = "") -> str:
     return f"{value:{sign}.3g}" if isinstance(value, int | float) else "n/a"
 
@@ -344,4 +351,6 @@ def _count(count: int, one: str, many: str = "") -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    if len(names) < 2:
+        return names[0] if names else "none"
+    return f"{', '.join(names[:-1])} and {names[-1]}"
