@@ -11,16 +11,16 @@ setup: $(STAMP)
 
 # torch first and alone: it is the one large download, and a failure there is told apart.
 $(STAMP): pyproject.toml
-	@[ -n "$(PYTHON)" ] && "$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	@[ -n "$(PYTHON)" ] && "$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || \
 		{ echo "setup: needs Python 3.11 to 3.13: apt-get install python3.11, or make PYTHON=/path/to/python3.11"; exit 1; }
 	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || \
 		{ echo "setup: this Python cannot make environments: apt-get install python3.11-venv"; exit 1; }
 	@echo "setup: environment in .venv"
 	@"$(PYTHON)" -m venv .venv
 	@echo "setup: $(TORCH) (a large download the first time)"
-	@$(BIN)/pip install -q --disable-pip-version-check $(TORCH)
+	@$(BIN)/pip install -qq --disable-pip-version-check $(TORCH)
 	@echo "setup: autotelic and what it needs"
-	@$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
+	@$(BIN)/pip install -qq --disable-pip-version-check -e '.[dev]'
 	@ldconfig -p 2>/dev/null | grep -q libOSMesa || [ "$$(uname)" != Linux ] || \
 		echo "setup: without libOSMesa there are no videos of robots: apt-get install libosmesa6"
 	@touch $(STAMP)

@@ -235,6 +235,17 @@ def test_ctrl_c_saves_and_resume_continues_to_the_same_end(toy: Path, capsys: py
     assert metrics[0] == metrics[1] == [1.0, 2.0, 3.0]
 
 
+def test_eval_tries_a_checkpoint_on_other_episodes(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "toy/count", "--debug"]) == 0  # ends at value 2: episodes 0 and 1 succeed
+    capsys.readouterr()
+    assert cli.main(["eval", "runs/count-1", "--episodes", "2", "--offset", "1", "--checkpoint", "latest"]) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("left"))
+    assert row.split()[1:3] == ["50", "%"]
+    kept = json.loads((toy / "runs/count-1/evaluations/latest-1-3.json").read_text())
+    assert kept["outcomes"]["left"]["seeds"] == [1, 2]
+    assert kept["iteration"] == 2
+
+
 def test_an_unexpected_error_keeps_its_traceback_and_names_the_run(
     toy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,11 +111,15 @@ def _eval(words: Sequence[str]) -> int:
     """Evaluate a checkpoint of a run on other initial states."""
     options = parse(EvalOptions, words, "eval")
     folder = _open(options.run)
-    with closing(_rebuild(folder)) as experiment:
-        with _bad_input():
-            experiment.restore(folder.load_checkpoint(options.checkpoint))
-        name = f"{options.checkpoint}-{options.offset}-{options.offset + options.episodes}"
-        experiment.evaluate(name, episodes=options.episodes, offset=options.offset)
+    with _bad_input():
+        state = folder.load_checkpoint(options.checkpoint)
+    with closing(_rebuild(folder, eval_episodes=options.episodes, eval_offset=options.offset)) as experiment:
+        stage = experiment.stages[int(state["stage"])]
+        for name, learner in stage.learners.items():
+            learner.load_state_dict(state["now"][name])
+        result = experiment.evaluate(stage.actor)
+    name = f"{options.checkpoint}-{options.offset}-{options.offset + options.episodes}"
+    folder.write_json(f"evaluations/{name}", {"iteration": state["iteration"], **result})
     _show(folder, [name])
     return 0
 
@@ -184,11 +188,12 @@ def _open(path: str) -> RunFolder:
         return RunFolder.open(Path(path))
 
 
-def _rebuild(folder: RunFolder) -> Experiment:
-    """The experiment of a run, as its config.json describes it."""
+def _rebuild(folder: RunFolder, **changes: Any) -> Experiment:
+    """The experiment of a run, as its config.json describes it but for some fields."""
     module = find_recipe(folder.recipe).load()
     with _bad_input():
-        experiment: Experiment = module.build(config_from_json(module.Config, folder.config), folder)
+        config = config_from_json(module.Config, folder.config)
+        experiment: Experiment = module.build(replace(config, **changes), folder)
     return experiment
 
 

@@ -4,7 +4,8 @@ A recipe is a module ``autotelic.<modality>.recipes.<name>``, called ``<modality
 command line. Importing it imports no torch. It has
 
 * a docstring, whose first line is the system's claim in one sentence,
-* ``Config``, a frozen dataclass whose fields say where their numbers come from,
+* ``Config``, a frozen dataclass whose fields say where their numbers come from; ``eval_episodes`` and
+  ``eval_offset`` (episodes per task, initial states to skip) are what ``autotelic eval`` changes,
 * ``debug() -> Config``, a preset of two small steps,
 * ``build(config, folder) -> Experiment``, which chooses the six nouns.
 """
