@@ -68,7 +68,9 @@ def before_after(rows: Sequence[Row], rates: bool) -> Markup:
     gutter, line, width, top = 190, 40, 860, 8
     height = top + line * len(rows) + 26
     limits = [limit for row in rows for pair in (row.before_interval, row.after_interval) for limit in pair]
-    finite = [limit for limit in limits if math.isfinite(limit)] + [row.after for row in rows]
+    finite = [limit for limit in limits if math.isfinite(limit)] + [
+        mean for row in rows for mean in (row.before, row.after)
+    ]
     low, high, ticks = (0.0, 1.0, [0, 0.25, 0.5, 0.75, 1]) if rates else _axis(min(finite), max(finite))
     x, write = Scale(low, high, gutter, width - 24), _percent if rates else _short
     parts = []

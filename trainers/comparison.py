@@ -30,6 +30,8 @@ from .statistics import (
 )
 
 SIGNIFICANT = 0.05
+FEW = 5
+"""With fewer successes or failures than this the reward is not judged."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,11 @@ class Audit:
     reward_change: float
     success_change: float
     finding: str
+
+    @property
+    def doubtful(self) -> bool:
+        """Enough episodes of both kinds, and the reward does not rank successes above failures."""
+        return min(self.successes, self.failures) >= FEW and self.auc < 0.6
 
     @property
     def sentence(self) -> str:
@@ -181,9 +188,8 @@ def _mean_row(rows: Sequence[Row]) -> Row:
 def _finding(separation: float, wins: int, failures: int, change: float, gained: float) -> str:
     if min(wins, failures) == 0:
         words = f"cannot be checked, as every episode {'failed' if wins == 0 else 'succeeded'}"
-    elif min(wins, failures) < 5:
-        rare = f"{wins} successes" if wins < failures else f"{failures} failures"
-        words = f"cannot be judged on so few episodes ({rare})"
+    elif min(wins, failures) < FEW:
+        words = f"cannot be judged on so few {'successes' if wins < failures else 'failures'}"
     elif separation < 0.4:
         words = "prefers failures"
     elif separation < 0.6:

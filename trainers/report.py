@@ -59,6 +59,7 @@ def _content(folder: RunFolder) -> dict[str, Any]:
         "rows": [_table_row(row, show) for row in (*found.rows, found.mean)] if found else [],
         "chart": before_after([*found.rows, found.mean], found.rates) if found else None,
         "missing_evaluation": _missing_evaluation(evaluations),
+        "unpaired": found is not None and found.mean.difference_interval is None,
         "notes": list(dict.fromkeys(note for each in evaluations.values() for note in each.get("notes", ()))),
         "curves": _evaluation_curves(evaluations, unit) + _metric_curves(folder.metrics()),
         "videos": _samples(folder, "videos"),
@@ -90,7 +91,7 @@ class Numbers:
         return f"{low} to {high}"
 
     def with_unit(self, x: float) -> str:
-        return f"{self.value(x)} %" if self.rates else self.value(x)
+        return f"{self.value(x)}\u00a0%" if self.rates else self.value(x)
 
     def change(self, x: float) -> str:
         return f"{self.value(x, '+')} points" if self.rates else self.value(x, "+")
@@ -114,7 +115,7 @@ def _summary(
         )
     elif found:
         words.append("No gate watched over this run.")
-    doubts = [each.sentence for each in audits if each.failures and each.successes and not each.auc >= 0.6]
+    doubts = [each.sentence for each in audits if each.doubtful]
     if doubts:
         words.append(f"The audit found that {'; '.join(doubts)}.")
     return " ".join(words)
@@ -210,7 +211,7 @@ def _group(title: str, names: Sequence[str], prefix: str, metrics: Sequence[Json
 
 
 def _samples(folder: RunFolder, kind: str) -> dict[str, Any]:
-    """The media of samples/KIND, before and after side by side, and why there are none if so."""
+    """The media of samples/KIND, before and after side by side, and why there are none if missing.txt says so."""
     place = folder.path / "samples" / kind
     paths = sorted(path for path in place.glob("*") if path.suffix in MEDIA) if place.is_dir() else []
     pairs: dict[str, dict[str, Any]] = {}
@@ -225,8 +226,7 @@ def _samples(folder: RunFolder, kind: str) -> dict[str, Any]:
         pairs.setdefault(name, {})[side] = _media(path)
     ordered = [(name, sorted(sides.items(), key=lambda s: s[0] != "before")) for name, sides in pairs.items()]
     why = place / "missing.txt"
-    reason = why.read_text().strip() if why.exists() else f"samples/{kind} is empty."
-    return {"pairs": ordered, "skipped": skipped, "missing": "" if paths else reason}
+    return {"pairs": ordered, "skipped": skipped, "missing": why.read_text().strip() if why.exists() else ""}
 
 
 def _media(path: Path) -> Markup:
@@ -241,7 +241,7 @@ def _decisions(decisions: Sequence[Json], evaluations: Mapping[str, Json]) -> li
     """The gate's decisions, each with the mean outcome that an evaluation found before the next one."""
     found = []
     ends = [record["iteration"] for record in decisions[1:]] + [math.inf]
-    for record, end in zip(decisions, ends, strict=True):
+    for record, end in zip(decisions, ends, strict=False):
         measured = [
             each
             for name, each in evaluations.items()
@@ -286,10 +286,10 @@ def _agreement_words(row: Row | None, held: int) -> str:
     if row is None:
         return ""
     if row.fell:
-        return "fell significantly: the gate missed it"
+        return "no: it fell significantly, the gate missed it"
     if row.p is None:
         return "no paired test"
-    return "no significant fall in the end" if held else "no significant fall: the oracle agrees"
+    return "no significant fall in the end" if held else "yes: no significant fall"
 
 
 def _audit_row(each: Audit, show: Numbers) -> dict[str, str]:
