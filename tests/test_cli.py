@@ -333,17 +333,29 @@ def test_unknown_names_offer_near_ones_first() -> None:
     assert "(20 in all)" in str(unknown("task", "zzz", (f"t{i:02}" for i in range(20))))
 
 
-def test_the_success_table_against_hand_computed_numbers() -> None:
-    before = {"push": {"success": [0, 0, 0, 0]}, "reach": {"success": [1, 1, 0, 0]}}
-    after = {"push": {"success": [1, 1, 1, 1]}, "reach": {"success": [1, 1, 1, 0]}}
-    table = cli.success_table({"before": before, "after": after})
+def test_the_table_against_hand_computed_numbers() -> None:
+    before = {"outcomes": {"push": {"success": [0, 0, 0, 0]}, "reach": {"success": [1, 1, 0, 0]}}}
+    after = {"outcomes": {"push": {"success": [1, 1, 1, 1]}, "reach": {"success": [1, 1, 1, 0]}}}
+    table = cli.comparison_table(before, after)
+    assert table is not None
     rows = list(zip(*(column.cells for column in table.columns), strict=True))
     assert [row[0] for row in rows] == ["push", "reach", "mean"]
-    # Wilson, 0 of 4: (0, z²/(n + z²)) = (0, 3.8415/7.8415) = (0, 0.490)
+    # Wilson, 0 of 4: (0, z² / (n + z²)) = (0, 3.8415 / 7.8415) = (0, 0.490)
     assert rows[0][1] == "0 % (0 … 49)"
     assert rows[0][2] == "100 % (51 … 100)"
-    assert rows[2][1].startswith("25 %") and rows[2][2].startswith("88 %")
-    assert rows[0][3].startswith("+100 (") and rows[1][3].startswith("+25 (") and rows[2][3].startswith("+62 (")
+    assert str(rows[2][1]).startswith("25 %") and str(rows[2][2]).startswith("88 %")
+    assert [str(row[3]).partition(" (")[0] for row in rows] == ["+100", "+25", "+62"]
+    # McNemar: 2 · 2⁻⁴ = 0.125 and 1; Holm doubles the smaller one
+    assert [row[4] for row in rows[:2]] == ["0.250", "1.000"]
+    assert cli.comparison_table(before, {"outcomes": {}}) is None
+
+
+def test_outcomes_that_are_no_rates_are_shown_as_numbers() -> None:
+    table = cli.evaluation_table({"outcomes": {"a": {"success": [1.5, 2.5]}, "b": {"success": [0, 1]}}})
+    cells = [str(cell) for cell in table.columns[1].cells]
+    # Student's t with one degree of freedom: 2 ± 12.706 · 0.5
+    assert cells[0] == "2 (-4.35 … 8.35)"
+    assert cells[1].startswith("50 %")
 
 
 REAL = "vla/evolve_vla"

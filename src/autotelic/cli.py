@@ -22,6 +22,8 @@ from .options import EvalOptions, NoOptions, RunOptions, parse, run_options
 from .recipes import all_recipes, config_from_json, find_recipe
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from .trainers.loop import Experiment
     from .trainers.run_folder import RunFolder
 
@@ -63,14 +65,11 @@ def _first_line(command: Callable[..., int]) -> str:
 
 def _list(words: Sequence[str]) -> int:
     """Show the recipes, with the claim and the paper of each."""
-    from rich.console import Console
-    from rich.table import Table
-
     parse(NoOptions, words, "list")
-    table = Table("recipe", "claim", "arXiv", box=None, pad_edge=False)
+    table = _table("recipe", "claim", "arXiv")
     for recipe in all_recipes().values():
         table.add_row(recipe.name, recipe.claim, recipe.paper)
-    Console().print(table)
+    _print(table)
     return 0
 
 
@@ -120,7 +119,7 @@ def _eval(words: Sequence[str]) -> int:
         result = experiment.evaluate(stage.actor)
     name = f"{options.checkpoint}-{options.offset}-{options.offset + options.episodes}"
     folder.write_json(f"evaluations/{name}", {"iteration": state["iteration"], **result})
-    _show(folder, [name])
+    _print(evaluation_table(result))
     return 0
 
 
@@ -215,7 +214,9 @@ def _train(experiment: Experiment, folder: RunFolder, *, resume: bool) -> int:
             traceback.print_exc()
             print(f"\nThe run's folder is kept; {again}", file=sys.stderr)
             return 1
-    _show(folder, ["before", "after"])
+    before, after = folder.read_json("evaluations/before"), folder.read_json("evaluations/after")
+    if before and after and (table := comparison_table(before, after)):
+        _print(table)
     _write_report(folder)
     return 0
 
@@ -229,48 +230,52 @@ def _write_report(folder: RunFolder) -> None:
 # --- results -----------------------------------------------------------------------------------
 
 
-def _show(folder: RunFolder, names: Sequence[str]) -> None:
-    """Print the success rate per category of some evaluations, with 95 % intervals."""
-    from rich.console import Console
+def comparison_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> Table | None:
+    """Two evaluations as a row per category and one for their mean, with 95 % intervals; None if they share none."""
+    from .trainers.comparison import compare
 
-    found = {name: folder.read_json(f"evaluations/{name}") for name in names}
-    Console().print(success_table({name: value["outcomes"] for name, value in found.items() if value}))
-
-
-def success_table(evaluations: Mapping[str, Mapping[str, Any]]) -> Any:
-    """A table with a row per category and a column per evaluation, in percent, with 95 % intervals.
-
-    Two evaluations get a third column, their paired difference in points. The last row is the
-    unweighted mean over categories.
-
-    Args:
-        evaluations: name -> category -> {"success": [0 or 1 per episode], ...}.
-    """
-    from rich.table import Table
-
-    from .trainers.statistics import mean_of_intervals, paired_difference_interval, wilson
-
-    columns: list[list[tuple[float, tuple[float, float]]]] = []
-    outcomes = [{c: value["success"] for c, value in each.items()} for each in evaluations.values()]
-    categories = [c for c in outcomes[0] if all(c in each for each in outcomes)] if outcomes else []
-    for each in outcomes:
-        columns.append([(sum(each[c]) / len(each[c]), wilson(sum(each[c]), len(each[c]))) for c in categories])
-    heads = list(evaluations)
-    if len(outcomes) == 2:
-        heads.append("difference")
-        before, after = columns
-        intervals = [paired_difference_interval(outcomes[0][c], outcomes[1][c]) for c in categories]
-        columns.append([(b[0] - a[0], i) for a, b, i in zip(before, after, intervals, strict=True)])
-    for column in columns:
-        values, bounds = zip(*column, strict=True)
-        column.append((sum(values) / len(values), mean_of_intervals(values, bounds)))
-    table = Table("success", *heads, box=None, pad_edge=False)
-    for row, category in enumerate([*categories, "mean"]):
-        cells = [_percent(*column[row], sign=head == "difference") for head, column in zip(heads, columns, strict=True)]
-        table.add_row(category, *cells, style="bold" if category == "mean" else "")
+    compared = compare(before, after)
+    if compared is None:
+        return None
+    show = _percent if compared.rates else _plain
+    table = _table(before.get("unit", "outcome"), "before", "after", "difference", "p")
+    for row in (*compared.rows, compared.mean):
+        cells = [show(row.before, row.before_interval), show(row.after, row.after_interval)]
+        cells.append(show(row.difference, row.difference_interval, sign="+"))
+        cells.append("" if row.p is None else "<0.001" if row.p < 0.001 else f"{row.p:.3f}")
+        table.add_row(row.category, *cells, style="bold" if row is compared.mean else "")
     return table
 
 
-def _percent(value: float, interval: tuple[float, float], sign: bool) -> str:
-    low, high = (f"{100 * bound:+.0f}" if sign else f"{100 * bound:.0f}" for bound in interval)
-    return f"{100 * value:+.0f} ({low} … {high})" if sign else f"{100 * value:.0f} % ({low} … {high})"
+def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
+    """One evaluation as a row per category, with 95 % intervals."""
+    from .trainers.comparison import outcome_interval
+
+    table = _table(evaluation.get("unit", "outcome"), "mean", "episodes")
+    for category, outcome in evaluation["outcomes"].items():
+        values = outcome["success"]
+        show = _percent if set(values) <= {0, 1} else _plain
+        table.add_row(category, show(sum(values) / len(values), outcome_interval(values)), str(len(values)))
+    return table
+
+
+def _table(*heads: str) -> Table:
+    from rich.table import Table
+
+    return Table(*heads, box=None, pad_edge=False, padding=(0, 2))
+
+
+def _print(table: Table) -> None:
+    from rich.console import Console
+
+    Console().print(table)
+
+
+def _percent(value: float, interval: tuple[float, float] | None, sign: str = "") -> str:
+    bounds = "" if interval is None else f" ({100 * interval[0]:{sign}.0f} … {100 * interval[1]:{sign}.0f})"
+    return f"{100 * value:{sign}.0f}{'' if sign else ' %'}{bounds}"
+
+
+def _plain(value: float, interval: tuple[float, float] | None, sign: str = "") -> str:
+    bounds = "" if interval is None else f" ({interval[0]:{sign}.3g} … {interval[1]:{sign}.3g})"
+    return f"{value:{sign}.3g}{bounds}"
