@@ -42,6 +42,7 @@ class Config:
     seed: int = 0
     reward_breaks_at: int = -1
     interrupted_at: int = -1
+    stopped_in: str = ""
     eval_episodes: int = 4
     eval_offset: int = 0
 
@@ -102,7 +103,15 @@ def build(config: Config, folder: Any) -> Any:
             raise RuntimeError("out of sugar")
         return [float(value) for value in outputs]
 
+    def stop(place):
+        if config.stopped_in == place and not (folder.path / place).exists():
+            (folder.path / place).touch()
+            raise KeyboardInterrupt
+
+    stop("build")
+
     def evaluate(actor):
+        stop("evaluation")
         episodes = range(config.eval_offset, config.eval_offset + config.eval_episodes)
         one = {"success": [int(i < actor.value) for i in episodes], "score": [0.5 for _ in episodes]}
         return {"unit": "success", "outcomes": {name: one | {"seeds": list(episodes)} for name in config.tasks}}
@@ -233,6 +242,13 @@ def test_ctrl_c_saves_and_resume_continues_to_the_same_end(toy: Path, capsys: py
         for n in (1, 2)
     ]
     assert metrics[0] == metrics[1] == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("place", ["build", "evaluation"])
+def test_a_run_stopped_before_its_first_checkpoint_begins_again(toy: Path, place: str) -> None:
+    assert cli.main(["run", "toy/count", "--stopped-in", place]) == 130
+    assert cli.main(["resume", "runs/count-1"]) == 0
+    assert (toy / "runs/count-1/report.html").is_file()
 
 
 def test_eval_tries_a_checkpoint_on_other_episodes(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"autotelic: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        print("\nautotelic: stopped", file=sys.stderr)
         return 130
 
 
@@ -103,7 +104,8 @@ def _run(words: Sequence[str]) -> int:
 def _resume(words: Sequence[str]) -> int:
     """Continue a run from its latest checkpoint."""
     folder = _open(parse(RunOptions, words, "resume").run)
-    return _train(_rebuild(folder), folder, resume=True)
+    # A run that was stopped before its first checkpoint has recorded nothing: it begins again.
+    return _train(_rebuild(folder), folder, resume=bool(folder.checkpoints()))
 
 
 def _eval(words: Sequence[str]) -> int:
@@ -206,13 +208,13 @@ def _train(experiment: Experiment, folder: RunFolder, *, resume: bool) -> int:
         try:
             train(experiment, folder, resume=resume)
         except KeyboardInterrupt:
-            print(f"\nStopped; {again}", file=sys.stderr)
+            print(f"\nautotelic: stopped; {again}", file=sys.stderr)
             return 130
         except (UsageError, CheckpointError) as error:
             raise UsageError(str(error)) from error
         except Exception:
             traceback.print_exc()
-            print(f"\nThe run's folder is kept; {again}", file=sys.stderr)
+            print(f"\nautotelic: the run is kept; {again}", file=sys.stderr)
             return 1
     before, after = folder.read_json("evaluations/before"), folder.read_json("evaluations/after")
     if before and after and (table := comparison_table(before, after)):
