@@ -99,17 +99,14 @@ FORWARD = {
 
 
 def cases() -> list[Any]:
-    both = [(problem, name, method) for problem in (SPELLING, DRAWING) for name, method in METHODS.items()]
-    both += [
-        (p, f"nft-{kind}", Method(NFT(kind, threshold=p.right))) for p in (SPELLING, DRAWING) for kind in NFT_KINDS
-    ]
-    both += [(p, "filtered", Method(WeightedImitation(), prepare=(above_mean,))) for p in (SPELLING, DRAWING)]
-    both += [(SPELLING, "entropy", Method(PPOClip() - 0.001 * Entropy(), grpo()))]
-    both += [(DRAWING, name, method) for name, method in FORWARD.items()]
-    return [pytest.param(problem, method, id=f"{problem.policy.__name__}-{name}") for problem, name, method in both]
-
-
-NFT_KINDS = ("pass_rate", "std")
+    chosen: list[tuple[Problem, str, Method]] = []
+    for problem in (SPELLING, DRAWING):
+        chosen += [(problem, name, method) for name, method in METHODS.items()]
+        chosen += [(problem, "nft", Method(NFT(threshold=problem.right)))]
+        chosen += [(problem, "nft-std", Method(NFT("std", threshold=problem.right)))]
+    chosen += [(SPELLING, "entropy", Method(PPOClip() - 0.001 * Entropy(), grpo()))]
+    chosen += [(DRAWING, name, method) for name, method in FORWARD.items()]
+    return [pytest.param(problem, method, id=f"{problem.policy.__name__}-{name}") for problem, name, method in chosen]
 
 
 def learner_of(problem: Problem, method: Method) -> PolicyLearner:
