@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .simulator import Simulator, instruction_of
+from .simulator import Refusal, Simulator, instruction_of
 
 RETRY_STRIDE = 1_000_000
 """What is added to a seed for each time that the expert failed on it; splits are a hundred times wider."""
@@ -52,8 +52,7 @@ def demonstrate(
         The demonstration, and the seeds on which the expert failed before.
 
     Raises:
-        ValueError: the environment has no expert.
-        RuntimeError: the expert failed on ATTEMPTS initial states.
+        Refusal: the environment has no expert, or it failed on ATTEMPTS initial states.
     """
     failed: list[int] = []
     for attempt in range(ATTEMPTS):
@@ -62,7 +61,7 @@ def demonstrate(
         if demonstration is not None:
             return demonstration, failed
         failed.append(tried)
-    raise RuntimeError(
+    raise Refusal(
         f"{environment}: the scripted expert failed on {ATTEMPTS} initial states from seed {seed} on "
         f"within {horizon} steps; raise the horizon"
     )
@@ -72,7 +71,7 @@ def _attempt(simulator: Simulator, environment: str, seed: int, horizon: int, se
     simulator.reset(seed)
     act = simulator.expert()
     if act is None:
-        raise ValueError(f"{environment} has no scripted expert: give its EnvSpec one")
+        raise Refusal(f"{environment} has no scripted expert: give its EnvSpec one")
     observations = [simulator.observe()]
     actions: list[NDArray[np.float32]] = []
     remaining: int | None = None

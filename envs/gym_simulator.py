@@ -13,7 +13,7 @@ from gymnasium.spaces.utils import flatdim, flatten
 from numpy.typing import NDArray
 from PIL import Image
 
-from .simulator import EnvSpec, Outcome
+from .simulator import EnvSpec, Outcome, Refusal
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class GymSimulator:
     environment that says that it is over stays frozen: further steps change nothing.
 
     Raises:
-        ValueError: an action space of another kind, or a Box without bounds.
+        Refusal: an action space of another kind, or a Box without bounds.
     """
 
     def __init__(self, spec: EnvSpec) -> None:
@@ -107,7 +107,7 @@ class GymSimulator:
         try:
             return copy.deepcopy(kept)
         except Exception as error:
-            raise TypeError(
+            raise Refusal(
                 f"the state of {self.spec.id!r} cannot be copied ({type(error).__name__}: {error}), so its episodes "
                 "cannot take turns: give its EnvSpec save and restore"
             ) from error
@@ -136,4 +136,4 @@ def _decoder(name: str, space: gymnasium.Space[Any]) -> tuple[int, Callable[[NDA
             return scaled.astype(space.dtype)
 
         return flatdim(space), rescale
-    raise ValueError(f"{name!r} has the action space {space}; supported are Discrete and Box with finite bounds")
+    raise Refusal(f"{name!r} has the action space {space}; supported are Discrete and Box with finite bounds")

@@ -157,8 +157,8 @@ class Pool:
         Raises:
             OracleSealed: ``oracle`` inside a sealed block.
             ValueError: a request, or what ``act`` or ``stop`` returned, does not fit.
-            RuntimeError: three workers died; the message holds the last one's traceback. This is also how
-                a machine without GL shows itself when pictures are asked for.
+            RenderingUnavailable: pictures were asked for on a machine without GL.
+            RuntimeError: three workers died; the message holds the last one's traceback.
         """
         if oracle:
             require_oracle("success in Pool.run(oracle=True)")
@@ -194,8 +194,9 @@ class Pool:
             settle: further expert steps to record, so that the last states lie well inside the goal.
 
         Raises:
-            ValueError: not an environment of this pool, or one without an expert.
-            RuntimeError: the expert failed on too many seeds in a row, or three workers died.
+            ValueError: not an environment of this pool.
+            Refusal: it has no expert, or the expert failed on too many seeds in a row.
+            RuntimeError: three workers died.
         """
         self._check(environment)
         count = len(self._workers)

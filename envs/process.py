@@ -97,6 +97,7 @@ class Process:
 
         Raises:
             WorkerDied: instead of an answer.
+            Refusal: the simulator's own.
         """
         assert self._connection is not None
         try:
@@ -106,6 +107,11 @@ class Process:
                 number, kind, result, self._cpu = self._connection.recv()
         except (EOFError, OSError):
             raise WorkerDied(self._ending()) from None
+        except KeyboardInterrupt:
+            self.close()  # half an answer may be left in the pipe
+            raise
+        if kind == "refusal":
+            raise result
         if kind == "error":
             raise WorkerDied(result)
         return result

@@ -2,8 +2,6 @@
 
 Four settings decide the speed on a CPU: multisampling, the shadow map, the mirror pass of the floor,
 and the number of mesh triangles. The first three are off here; none of them touches the physics.
-MuJoCo is imported through this module, which keeps the import from loading a GL library: state-only
-runs then need none, whatever ``MUJOCO_GL`` says.
 """
 
 from __future__ import annotations
@@ -16,18 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_wanted = os.environ.get("MUJOCO_GL")
-os.environ["MUJOCO_GL"] = "disable"
-import mujoco as mujoco  # type: ignore[import-untyped]  # noqa: E402  (the variable is read during the import)
-
-if _wanted is None:
-    del os.environ["MUJOCO_GL"]
-else:
-    os.environ["MUJOCO_GL"] = _wanted
-
-
-class RenderingUnavailable(RuntimeError):
-    """This machine has no usable GL library."""
+from .physics import mujoco
+from .simulator import RenderingUnavailable as RenderingUnavailable
 
 
 def _context(size: int) -> Any:

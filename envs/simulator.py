@@ -21,6 +21,16 @@ from .metaworld_tasks import TASKS
 METAWORLD = "metaworld/"
 """Prefix of the MetaWorld tasks' names, as in "metaworld/drawer-open-v3"."""
 
+METAWORLD_HORIZON = 500
+
+
+class Refusal(RuntimeError):
+    """A simulator cannot do what was asked, and trying again would not help: the pool passes it on as it is."""
+
+
+class RenderingUnavailable(Refusal):
+    """This machine has no usable GL library."""
+
 
 class Simulator(Protocol):
     """One physics instance.
@@ -102,7 +112,7 @@ class EnvSpec:
     Attributes:
         id: Gymnasium id, as in ``gymnasium.make(id)``.
         instruction: the sentence that a policy is told.
-        horizon: environment steps after which an episode is usually cut; callers may ask for another.
+        horizon: environment steps after which an episode is usually cut, for :func:`horizon_of`.
         success: judges an :class:`Outcome`.
         kwargs: keyword arguments of ``gymnasium.make``.
         save, restore: copy the state out of the unwrapped environment and back into it. Without them its
@@ -169,6 +179,12 @@ def instruction_of(name: str) -> str:
     """The sentence that a policy is told in this environment."""
     check_name(name)
     return _SPECS[name].instruction if name in _SPECS else TASKS[name.removeprefix(METAWORLD)]
+
+
+def horizon_of(name: str) -> int:
+    """Environment steps after which an episode is usually cut here: the spec's, or MetaWorld's 500."""
+    check_name(name)
+    return _SPECS[name].horizon if name in _SPECS else METAWORLD_HORIZON
 
 
 def make_simulator(name: str) -> Simulator:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .demonstrations import Demonstration, demonstrate
-from .simulator import EnvSpec, Simulator, make_simulator, register
+from .simulator import EnvSpec, Refusal, Simulator, make_simulator, register
 
 INITIAL_STATES = 64
 """Initial states that a worker keeps, so that a group of episodes from one seed costs one reset."""
@@ -146,7 +146,8 @@ class Worker:
 def serve(connection: Connection, specs: Mapping[str, EnvSpec]) -> None:
     """A worker process: answer (number, command, arguments) until the pipe closes or a command raises.
 
-    Each answer is (number, "ok" or "error", result or traceback, CPU seconds of this process so far).
+    Each answer is (number, kind, result, CPU seconds of this process so far), of kind "ok", "refusal" (with the
+    exception) or "error" (with the traceback).
     """
     worker = Worker(specs)
     while True:
@@ -156,6 +157,8 @@ def serve(connection: Connection, specs: Mapping[str, EnvSpec]) -> None:
             return
         try:
             answer, result = "ok", getattr(worker, command)(*arguments)
+        except Refusal as refusal:
+            answer, result = "refusal", refusal
         except Exception:
             answer, result = "error", traceback.format_exc()
         connection.send((number, answer, result, time.process_time()))
