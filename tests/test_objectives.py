@@ -407,6 +407,9 @@ def test_nft_by_hand() -> None:
     # log R is capped at 10, and a group that is all right teaches nothing.
     assert NFT("none")(at([[12.0], [0.0], [0.0], [0.0]]), batch)[0].item() == pytest.approx(-10 / 4)
     assert gradient(NFT(), now, make_batch([1, 1, 1, 1])).abs().max() == 0
+    # Without a return it is neither right nor wrong: r = 1/2 of the other two.
+    absent = gradient(NFT(), at([[0.0]] * 3), make_batch([1, 0, float("nan")]))
+    assert near(absent[:, 0], [-0.5 / 3, 0.5 / 3, 0])
 
 
 @pytest.mark.parametrize("wins", [1, 3, 6])

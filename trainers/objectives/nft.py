@@ -12,7 +12,7 @@ from ...types import Batch, Evaluation
 from ..pairing import optimality, pass_rate
 from .base import Aggregate, Metrics, Term, aggregate, k3, mean, old_log_probs, scalars
 
-MAX_LOG_RATIO = 10.0
+CAP = 10.0
 PASS_RATE_RANGE = (0.02, 0.98)
 FLOOR = 1.0
 
@@ -24,7 +24,8 @@ class NFT(Term):
     NFT (arXiv 2505.18116; formula and constants checked against the code, NVlabs/NFT). A group's pass rate r splits
     pi_old into r pi+ + (1 - r) pi-; with pi+ := pi, wrong attempts raise the likelihood of the implied pi-. The floor
     (1) is straight-through: it bounds the value, the gradient is that of the unfloored ratio. r is clamped to
-    [0.02, 0.98], log R to at most 10. Groups that are all right or all wrong contribute 0.
+    [0.02, 0.98], log R to at most 10. Groups that are all right or all wrong contribute 0, as in the code, which
+    filters them; its divisor, 1000 per rollout, is ``aggregate=1000``.
 
     On-policy its gradient is Dr.GRPO's for ``normalise="pass_rate"`` (omega = 1 - r) and GRPO's, with the biased
     standard deviation, for "std" (omega = sqrt((1 - r) / r)).
@@ -53,17 +54,16 @@ class NFT(Term):
         raw = batch.columns["pass_rate"].to(now.log_probs)
         rate = raw.clamp(*PASS_RATE_RANGE)[:, None]
         right = (batch.returns > self.threshold)[:, None]
-        omega = {"pass_rate": 1 - rate, "std": ((1 - rate) / rate).sqrt(), "none": torch.ones_like(rate)}[
-            self.normalise
-        ]
-        mixed = ((raw > 0) & (raw < 1))[:, None]
+        omegas = {"pass_rate": 1 - rate, "std": ((1 - rate) / rate).sqrt(), "none": torch.ones_like(rate)}
+        omega = omegas[self.normalise]
+        counts = ((raw > 0) & (raw < 1) & batch.returns.isfinite())[:, None]
 
         log_ratio = (now.log_probs - old_log_probs(batch)) / scalars(batch, self.per_dimension).to(now.log_probs)
-        log_ratio = log_ratio.clamp(max=MAX_LOG_RATIO)
+        log_ratio = log_ratio.clamp(max=CAP)
         implied = (1 - rate * log_ratio.exp()) / (1 - rate)
         floored = implied + (implied.clamp(min=FLOOR) - implied).detach()
         gain = torch.where(right, log_ratio, self.negatives * floored.log())
-        loss = aggregate(torch.where(mixed, -omega * gain, 0.0), batch, self.aggregate)
+        loss = aggregate(torch.where(counts, -omega * gain, 0.0), batch, self.aggregate)
         return loss, {
             "objective/loss": loss.item(),
             "objective/floor_fraction": mean((implied < FLOOR).float(), batch.mask & ~right),
@@ -76,8 +76,10 @@ class NFT(Term):
 class ForwardNFT(Term):
     """DiffusionNFT on forward decisions, written in scores: no trajectory likelihood, any sampler.
 
-    The published loss (arXiv 2509.16117, form recalled, not checked) is
+    The loss (arXiv 2509.16117; checked against the code, NVlabs/DiffusionNFT) is
     r |v+ - v|^2 + (1 - r) |v- - v|^2 with v+ = (1 - beta) v_old + beta v_theta, v- = (1 + beta) v_old - beta v_theta.
+    The code compares in x_0, a factor t^2, and divides by beta and by each sample's mean absolute error, detached;
+    those weights are left out here.
     With l = -|v - v_theta|^2 / 2 (the log-probability of a forward decision) and k = |v_theta - v_old|^2 / 2 (its KL
     to "proximal") it equals 2 beta [(1 - 2 r) l + (1 - 2 r + beta) k] + const, which is what is computed here.
 
