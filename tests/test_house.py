@@ -75,6 +75,14 @@ def test_no_file_is_longer_than_600_lines() -> None:
     assert {name: n for name, n in lengths.items() if n > 600} == {}
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_functions_are_under_80_lines_and_12_arguments(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 80, node.name
+            assert len(node.args.args) + len(node.args.kwonlyargs) < 12, node.name
+
+
 def imports_of(path: Path) -> set[str]:
     """Modules of the package that a file imports when it is itself imported."""
     names = {module_name(p) for p in FILES}
