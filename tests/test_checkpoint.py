@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -192,3 +195,34 @@ def test_a_kill_between_the_two_renames_leaves_the_old_checkpoint(three: Path, m
         patch.setattr(os, "rename", killed_at_the_second)
         save(three, {"i": 7})
     assert load(three)["i"] == 6
+
+
+def test_kills_at_random_moments_leave_a_whole_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "one"
+    save(path, {"i": 0, "w": torch.zeros(20_000)})
+    moments = random.Random(0)
+    for _ in range(30):
+        first = load(path)["i"] + 1
+        saved, report = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                for i in range(first, first + 1000):
+                    save(path, {"i": i, "w": torch.full((20_000,), float(i))})
+                    os.write(report, b".")
+            finally:
+                os._exit(1)
+        os.close(report)
+        assert os.read(saved, 1) == b".", "after a kill the next save works"
+        time.sleep(moments.uniform(0.0, 0.04))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(saved)
+        state = load(path)
+        assert state["i"] >= first and bool((state["w"] == state["i"]).all())
+
+
+def test_a_kill_while_the_old_one_is_removed_does_not_block_the_next_save(three: Path) -> None:
+    shutil.copytree(three, checkpoint._previous(three))
+    save(three, {"i": 7})
+    assert load(three) == {"i": 7} and not checkpoint._previous(three).exists()

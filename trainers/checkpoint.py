@@ -50,6 +50,7 @@ def save(folder: Path, state: Mapping[str, Any]) -> None:
     tensors: dict[str, Tensor] = {}
     tree = _encode(state, "", tensors)
     _recover(folder)
+    shutil.rmtree(_previous(folder), ignore_errors=True)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
