@@ -8,6 +8,7 @@ task field becomes None, an entry of ``extra`` or ``info`` is dropped.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
@@ -82,19 +83,18 @@ def _rollout_state(rollout: Rollout, place: Mapping[int, int]) -> dict[str, Any]
 
 def _entries(values: Mapping[str, Any]) -> dict[str, Any]:
     """The entries that can be written."""
-    return {key: _portable(value) for key, value in values.items() if _is_portable(value)}
+    kept = {}
+    for key, value in values.items():
+        with suppress(TypeError):
+            kept[key] = _portable(value)
+    return kept
 
 
 def _kept(value: Any) -> Any:
-    return _portable(value) if _is_portable(value) else None
-
-
-def _is_portable(value: Any) -> bool:
     try:
-        _portable(value)
+        return _portable(value)
     except TypeError:
-        return False
-    return True
+        return None
 
 
 def _portable(value: Any) -> Any:
