@@ -168,6 +168,7 @@ class Pool:
         if len(sizes) > 1:
             raise ValueError(f"one run needs environments of one (observation size, action size), not {sorted(sizes)}")
         workers = self._workers if render is None else self._painters
+        shape = (self.chunk, sizes.pop()[1])
         with self._counted():
             run = _Run(workers, requests, self.lanes, oracle, render, ends_on_success=oracle and stop is None)
             while run.tick():
@@ -181,8 +182,8 @@ class Pool:
                     observations = run.observations(rows)
                     with self._counted(-1):
                         actions = act(rows, observations)
-                    run.choose(rows, actions, (len(rows), self.chunk, self._sizes[requests[0].environment][1]))
-            return run.episodes(self.chunk, self._sizes[requests[0].environment][1])
+                    run.choose(rows, actions, shape)
+            return run.episodes(shape)
 
     def demonstrate(self, environment: str, seeds: Sequence[int], *, horizon: int, settle: int) -> list[Demonstration]:
         """Demonstrations of the scripted expert, one per seed and in their order.
@@ -327,11 +328,12 @@ class _Run:
         for row in self.stepped[answer.astype(bool)]:
             self.lanes[row].stopped = True
 
-    def choose(self, rows: NDArray[np.int64], actions: NDArray[Any], shape: tuple[int, int, int]) -> None:
+    def choose(self, rows: NDArray[np.int64], actions: NDArray[Any], shape: tuple[int, int]) -> None:
         """Keep what ``act`` answered for the next tick."""
         actions = np.asarray(actions, np.float32)
-        if actions.shape != shape:
-            raise ValueError(f"act returned shape {actions.shape}; expected [n, C, A] = {shape}")
+        expected = (len(rows), *shape)
+        if actions.shape != expected:
+            raise ValueError(f"act returned shape {actions.shape}; expected [n, C, A] = {expected}")
         broken = ~np.isfinite(actions).all((1, 2))
         if broken.any():
             row = rows[broken][0]
@@ -339,9 +341,9 @@ class _Run:
         for row, chosen in zip(rows, actions, strict=True):
             self.lanes[row].chosen = chosen.copy()
 
-    def episodes(self, chunk: int, action_size: int) -> list[Episode]:
+    def episodes(self, shape: tuple[int, int]) -> list[Episode]:
         """The finished episodes, in the order of the requests."""
-        nothing = np.zeros((0, chunk, action_size), np.float32)
+        nothing = np.zeros((0, *shape), np.float32)
         return [
             Episode(
                 lane.request.environment,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -216,6 +218,18 @@ def test_workers_load_neither_torch_nor_gl(two):
     for worker in two._workers:
         maps = Path(f"/proc/{worker.pid}/maps").read_text()
         assert "mujoco" in maps and "libtorch" not in maps and "OSMesa" not in maps
+
+
+def test_scripts_need_no_guard_and_workers_do_not_run_them(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"print('started')\n"
+        f"from autotelic.envs.pool import Pool\n"
+        f"with Pool([{REACH!r}], workers=1) as pool:\n"
+        f"    print(pool.sizes({REACH!r}))\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert done.stdout == "started\n(21, 4)\n"
 
 
 def test_cpu_seconds_leave_out_act(here):
