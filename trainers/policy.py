@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ..types import Batch, Decisions, Evaluation, Rollout, Score, Task
-from .randomness import generator as generator  # policies draw keyed random numbers from here
 
 
 class TorchPolicy:
@@ -75,11 +74,11 @@ class TorchPolicy:
         if len(batch) <= self.piece and torch.is_grad_enabled():
             now = self._forward(batch, names)
             self._kept = (batch, now)
-            return now.map(lambda _, tensor: tensor.detach())
+            return now.map(lambda name, tensor: _home(name, tensor, batch))
         with torch.no_grad():
             pieces = [self._forward(batch.select(rows), names) for rows in _pieces(len(batch), self.piece)]
         joined = {name: torch.cat([p.tensors()[name] for p in pieces]) for name in pieces[0].tensors()}
-        return pieces[0].map(lambda name, _: joined[name])
+        return pieces[0].map(lambda name, _: _home(name, joined[name], batch))
 
     def backward(self, batch: Batch, cotangents: Evaluation) -> None:
         """Add the gradient of <cotangents, evaluation> to the parameters' ``grad``."""
@@ -121,6 +120,11 @@ class TorchPolicy:
         self.module.load_state_dict(cast(dict[str, Any], state))
 
 
+def _home(name: str, tensor: Tensor, batch: Batch) -> Tensor:
+    """Small tensors live beside the batch; regenerated outputs stay where the model is."""
+    return tensor.detach() if name == "outputs" else tensor.detach().to(batch.mask.device)
+
+
 def _pieces(size: int, piece: int) -> Iterable[Tensor]:
     return torch.arange(size).split(piece)
 
@@ -140,7 +144,7 @@ def collate(rollouts: Sequence[Rollout], dims: Sequence[int], payload: Mapping[s
     if not rollouts:
         raise ValueError("there are no rollouts to collate")
     mask = pad_sequence([r.mask for r in rollouts], batch_first=True)
-    behaviour = [r.mask.new_zeros(len(r.mask), dtype=torch.float32) if r.log_probs is None else r.log_probs for r in rollouts]
+    behaviour = [torch.zeros(len(r.mask)) if r.log_probs is None else r.log_probs for r in rollouts]
     segments = pad_sequence([r.segments for r in rollouts], batch_first=True)
     keys = [r.group or r.task.id for r in rollouts]
     order = {key: row for row, key in enumerate(dict.fromkeys(keys))}

@@ -1,0 +1,167 @@
+"""Which tasks come next.
+
+A curriculum draws from categories. Each category is a list of tasks or a function from an index to
+a task (an endless supply, such as initial states of a simulator). What it learns from rollouts and
+what it has handed out is in its state, so a resumed run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..types import Curriculum, Rollout, Task, Verdict
+from .randomness import generator
+
+Source = Callable[[int], Task] | Sequence[Task]
+
+
+class Uniform:
+    """Every category in turn.
+
+    Args:
+        sources: category -> its tasks, or a function from an index to a task.
+        seed: keys the order.
+        quarantine: how many updates a category is left out after a gate found it harmed.
+    """
+
+    def __init__(self, sources: Mapping[str, Source], *, seed: int = 0, quarantine: int = 10**9) -> None:
+        if not sources:
+            raise ValueError("a curriculum needs at least one category of tasks")
+        self.sources = dict(sources)
+        self.seed, self.quarantine = seed, quarantine
+        self.drawn = dict.fromkeys(self.sources, 0)
+        self.excluded = dict.fromkeys(self.sources, 0)
+        self.updates = 0
+
+    def sample(self, n: int) -> list[Task]:
+        """n tasks, as evenly over the open categories as n allows."""
+        return [self._next(category) for category in self._choose(n)]
+
+    def _open(self) -> list[str]:
+        """Categories that are not quarantined; all of them if none is left."""
+        return [c for c in self.sources if self.updates >= self.excluded[c]] or list(self.sources)
+
+    def _choose(self, n: int) -> list[str]:
+        names = self._open()
+        order = torch.randperm(len(names), generator=generator("uniform", self.seed, self.updates)).tolist()
+        return [names[order[i % len(names)]] for i in range(n)]
+
+    def _next(self, category: str) -> Task:
+        source, index = self.sources[category], self.drawn[category]
+        self.drawn[category] += 1
+        task = source(index) if callable(source) else source[index % len(source)]
+        return task if task.category else replace(task, category=category)
+
+    def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        self.updates += 1
+        return {"curriculum/open": float(len(self._open()))}
+
+    def repair(self, verdict: Verdict) -> dict[str, float]:
+        """Leave harmed categories out for ``quarantine`` updates."""
+        for category in verdict.harmed:
+            if category in self.excluded:
+                self.excluded[category] = self.updates + self.quarantine
+        return {"curriculum/open": float(len(self._open()))}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"drawn": dict(self.drawn), "excluded": dict(self.excluded), "updates": self.updates}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.drawn = {c: int(state["drawn"][c]) for c in self.sources}
+        self.excluded = {c: int(state["excluded"][c]) for c in self.sources}
+        self.updates = int(state["updates"])
+
+
+class SEC(Uniform):
+    """Self-evolving curriculum: a bandit over categories, paid by the mean |advantage| just seen.
+
+    Q(c) <- a * r(c) + (1 - a) * Q(c) for categories present, p(c) = softmax(Q / tau). Rate 0.5 as in
+    the authors' README; tau there is 1.0, 0.4 or 0.2 by task (checked against the code's documentation).
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        *,
+        temperature: float = 0.4,
+        rate: float = 0.5,
+        seed: int = 0,
+        quarantine: int = 10**9,
+    ) -> None:
+        super().__init__(sources, seed=seed, quarantine=quarantine)
+        if temperature <= 0:
+            raise ValueError(f"SEC needs a temperature above 0, not {temperature}")
+        self.temperature, self.rate = temperature, rate
+        self.values = dict.fromkeys(self.sources, 0.0)
+
+    def _choose(self, n: int) -> list[str]:
+        names = self._open()
+        logits = torch.tensor([self.values[c] for c in names], dtype=torch.float64) / self.temperature
+        random = generator("sec", self.seed, self.updates)
+        picks = torch.multinomial(logits.softmax(0), n, replacement=True, generator=random)
+        return [names[i] for i in picks.tolist()]
+
+    def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        """Uses ``info["abs_advantage"]``, which the policy's learner leaves on each rollout."""
+        seen: dict[str, list[float]] = defaultdict(list)
+        for rollout in rollouts:
+            if "abs_advantage" in rollout.info:
+                seen[rollout.task.category].append(float(rollout.info["abs_advantage"]))
+        for category, sizes in seen.items():
+            mean = sum(sizes) / len(sizes)
+            self.values[category] = self.rate * mean + (1 - self.rate) * self.values[category]
+        metrics = super().update(rollouts)
+        return metrics | {f"curriculum/value/{c}": value for c, value in self.values.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"values": dict(self.values)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.values = {c: float(state["values"][c]) for c in self.sources}
+
+
+class ProgressiveHorizon:
+    """Short tasks first: wraps a curriculum and sets each task's horizon by the updates made so far.
+
+    EVOLVE-VLA trains in stages with an increasing horizon (arXiv 2512.14666; the idea is checked
+    against the paper, which gives no schedule).
+
+    Args:
+        stages: (first update, horizon) in increasing order, the first at update 0.
+    """
+
+    def __init__(self, inner: Curriculum, stages: Sequence[tuple[int, int]]) -> None:
+        starts = [start for start, _ in stages]
+        if not starts or starts[0] != 0 or starts != sorted(set(starts)):
+            raise ValueError(f"horizon stages start at update 0 and increase, not {list(stages)}")
+        self.inner, self.stages = inner, tuple(stages)
+        self.updates = 0
+
+    @property
+    def horizon(self) -> int:
+        return next(horizon for start, horizon in reversed(self.stages) if self.updates >= start)
+
+    def sample(self, n: int) -> list[Task]:
+        return [replace(task, horizon=self.horizon) for task in self.inner.sample(n)]
+
+    def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        metrics = self.inner.update(rollouts) | {"curriculum/horizon": float(self.horizon)}
+        self.updates += 1
+        return metrics
+
+    def repair(self, verdict: Verdict) -> dict[str, float]:
+        change = getattr(self.inner, "repair", None)
+        return {} if change is None else dict(change(verdict))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"inner": self.inner.state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.inner.load_state_dict(state["inner"])
+        self.updates = int(state["updates"])

@@ -1,0 +1,273 @@
+"""Gradient learning: rollouts in, better weights out.
+
+One update collates the rollouts, computes advantages or pairs, and takes ``epochs * minibatches``
+gradient steps. Minibatches hold whole groups, gradients are summed over processes, and every
+random choice is keyed by (seed, update), so a resumed run repeats it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..types import Advantage, Batch, Decisions, Evaluation, Objective, Policy, Rollout, Verdict
+from .advantages import informative, zero_spread
+from .distributed import reduce_counts, reduce_gradients
+from .randomness import generator
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How a batch is turned into gradient steps.
+
+    Attributes:
+        lr: learning rate of AdamW.
+        epochs: passes over the batch.
+        minibatches: gradient steps per pass, each on whole groups.
+        max_grad_norm: clipping of the global gradient norm.
+        weight_decay: AdamW's.
+        seed: keys the order of minibatches.
+    """
+
+    lr: float = 5e-4
+    epochs: int = 1
+    minibatches: int = 1
+    max_grad_norm: float = 1.0
+    weight_decay: float = 0.0
+    seed: int = 0
+
+
+class PolicyLearner:
+    """Trains a policy by an objective.
+
+    Args:
+        advantage: fills ``batch.advantages``; None where the objective does not look.
+        prepare: further steps on the batch, such as pairing or selection.
+        decisions: "sampled", or "forward" for methods without trajectory log-probabilities.
+        references: frozen policies by the name that the objective asks for.
+        anchors: demonstrations that every step imitates as well.
+        skip_zero_spread: leave out groups whose members all score the same.
+    """
+
+    sees_own_rollouts_only = True  # with several processes: trains on this process's groups
+
+    def __init__(
+        self,
+        policy: Policy,
+        objective: Objective,
+        optimisation: Optimisation,
+        *,
+        advantage: Advantage | None = None,
+        prepare: Sequence[Callable[[Batch], Batch]] = (),
+        decisions: Decisions = "sampled",
+        references: Mapping[str, Policy] | None = None,
+        anchors: AnchorSet | None = None,
+        skip_zero_spread: bool = True,
+    ) -> None:
+        self.policy, self.objective, self.optimisation = policy, objective, optimisation
+        self.advantage, self.prepare, self.decisions = advantage, tuple(prepare), decisions
+        self.references = dict(references or {})
+        self.anchors = anchors
+        self.skip_zero_spread = skip_zero_spread
+        self.updates = 0
+        self.optimizer = torch.optim.AdamW(
+            list(policy.parameters()), lr=optimisation.lr, weight_decay=optimisation.weight_decay
+        )
+        check_capabilities(policy, objective, self.references, advantage)
+
+    def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        """Learn from rollouts whose ``total`` score applies; returns metrics of the update."""
+        applicable = [r for r in rollouts if r.scores.get("total", 0.0) is not None]
+        metrics: dict[str, float] = {"rollouts": float(len(applicable))}
+        batch = self._batch(applicable, metrics) if applicable else None
+        steps = self._minibatches(batch)
+        sums: dict[str, float] = defaultdict(float)
+        for epoch in range(self.optimisation.epochs):
+            for index, rows in enumerate(steps(epoch)):
+                part = batch.select(rows) if batch is not None and len(rows) else None
+                for name, value in self._step(part, (epoch, index)).items():
+                    sums[name] += value
+        count = self.optimisation.epochs * self.optimisation.minibatches
+        self.updates += 1
+        return metrics | {name: value / count for name, value in sums.items()}
+
+    def _batch(self, rollouts: Sequence[Rollout], metrics: dict[str, float]) -> Batch | None:
+        batch: Batch | None = self.policy.collate(rollouts, self.decisions)
+        assert batch is not None
+        if self.advantage is not None:
+            metrics["groups/zero_spread"] = float(zero_spread(batch).float().mean())
+            batch.advantages = self.advantage(batch)
+            for rollout, size in zip(rollouts, batch.advantages.abs().amax(-1).tolist(), strict=True):
+                rollout.info["abs_advantage"] = size
+            if self.skip_zero_spread:
+                rows = informative(batch).nonzero()[:, 0]
+                if not len(rows):
+                    return None
+                batch = batch.select(rows)
+        for change in self.prepare:
+            batch = change(batch)
+        self._add_log_probs(batch)
+        return batch
+
+    def _add_log_probs(self, batch: Batch) -> None:
+        """Evaluate the frozen policies that the objective compares with."""
+        for need in sorted(self.objective.needs):
+            kind, _, name = need.partition(":")
+            if kind != "log_probs" or name in batch.log_probs:
+                continue
+            judge = self.policy if name == "proximal" else self.references[name]
+            with torch.no_grad():
+                batch.log_probs[name] = judge.evaluate_actions(batch).log_probs
+
+    def _minibatches(self, batch: Batch | None) -> Callable[[int], list[Tensor]]:
+        count = self.optimisation.minibatches
+        if batch is None:
+            return lambda epoch: [torch.empty(0, dtype=torch.long)] * count
+        clusters = connected(batch)
+
+        def of_epoch(epoch: int) -> list[Tensor]:
+            random = generator("minibatches", self.optimisation.seed, self.updates, epoch)
+            order = torch.randperm(len(clusters), generator=random).tolist()
+            chosen = [[clusters[i] for i in order[k::count]] for k in range(count)]
+            return [torch.cat(part) if part else torch.empty(0, dtype=torch.long) for part in chosen]
+
+        return of_epoch
+
+    def _step(self, batch: Batch | None, key: tuple[int, int]) -> dict[str, float]:
+        """One gradient step; a process without rollouts still takes part in the sums."""
+        self.optimizer.zero_grad(set_to_none=True)
+        counts = {"rollouts": 0.0, "decisions": 0.0, "pairs": 0.0} if batch is None else batch.counts()
+        totals = reduce_counts(counts)
+        metrics: dict[str, float] = {}
+        if batch is not None:
+            batch.totals = totals
+            metrics |= backpropagate(self.policy, self.objective, batch)
+        if self.anchors is not None and self.anchors.weight > 0:
+            metrics |= self.anchors.backpropagate(self.policy, (self.optimisation.seed, self.updates, *key))
+        parameters = list(self.policy.parameters())
+        reduce_gradients(parameters)
+        if any(p.grad is not None for p in parameters):
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self.optimisation.max_grad_norm)
+            metrics["objective/grad_norm"] = float(norm)
+            self.optimizer.step()
+        return metrics
+
+    def repair(self, verdict: Verdict) -> dict[str, float]:
+        """After a rollback: hold on to the demonstrations of what was harmed."""
+        return {} if self.anchors is None else self.anchors.repair(verdict)
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {
+            "policy": self.policy.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "updates": self.updates,
+            "references": {name: other.state_dict() for name, other in self.references.items()},
+        }
+        return state if self.anchors is None else state | {"anchors": self.anchors.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.policy.load_state_dict(state["policy"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.updates = int(state["updates"])
+        for name, other in self.references.items():
+            other.load_state_dict(state["references"][name])
+        if self.anchors is not None:
+            self.anchors.load_state_dict(state["anchors"])
+
+
+def backpropagate(policy: Policy, objective: Objective, batch: Batch) -> dict[str, float]:
+    """Add the gradient of an objective on a batch to the policy; returns the objective's metrics."""
+    now: Evaluation = policy.evaluate_actions(batch, objective.needs).leaves()
+    loss, metrics = objective(now, batch)
+    policy.backward(batch, now.gradient_of(loss))
+    return metrics
+
+
+@dataclass
+class AnchorSet:
+    """Demonstrations that a learner keeps imitating, so that it does not forget or drift.
+
+    Attributes:
+        rollouts: encoded demonstrations.
+        objective: how they are imitated.
+        weight: strength in every gradient step; 0 switches anchors off until a repair.
+        size: demonstrations per gradient step.
+        repair_weight: what a repair adds to the weight.
+    """
+
+    rollouts: Sequence[Rollout]
+    objective: Objective
+    weight: float = 0.0
+    size: int = 64
+    repair_weight: float = 0.1
+    categories: tuple[str, ...] = field(default=())
+
+    def backpropagate(self, policy: Policy, key: tuple[int, ...]) -> dict[str, float]:
+        """Add weight times the imitation gradient of ``size`` random demonstrations."""
+        pool = [r for r in self.rollouts if not self.categories or r.task.category in self.categories]
+        chosen = torch.randint(len(pool), (min(self.size, len(pool)),), generator=generator("anchors", *key))
+        batch = policy.collate([pool[i] for i in chosen.tolist()])
+        batch.totals = reduce_counts(batch.counts())
+        now = policy.evaluate_actions(batch, self.objective.needs).leaves()
+        loss, _ = self.objective(now, batch)
+        policy.backward(batch, now.gradient_of(self.weight * loss))
+        return {"anchors/loss": float(loss.detach()), "anchors/weight": self.weight}
+
+    def repair(self, verdict: Verdict) -> dict[str, float]:
+        self.weight += self.repair_weight
+        self.categories = tuple(dict.fromkeys((*self.categories, *verdict.harmed)))
+        return {"anchors/weight": self.weight}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weight": self.weight, "categories": list(self.categories)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.weight, self.categories = float(state["weight"]), tuple(state["categories"])
+
+
+def connected(batch: Batch) -> list[Tensor]:
+    """Rows that share a group or a pair, directly or through others, as index tensors in row order."""
+    parent = list(range(len(batch)))
+
+    def root(row: int) -> int:
+        while parent[row] != row:
+            parent[row] = parent[parent[row]]
+            row = parent[row]
+        return row
+
+    links = [group.nonzero()[:, 0].tolist() for group in batch.groups]
+    links += [] if batch.pairs is None else batch.pairs.tolist()
+    for rows in links:
+        for row in rows[1:]:
+            first, second = sorted((root(rows[0]), root(row)))
+            parent[second] = first
+    members: dict[int, list[int]] = defaultdict(list)
+    for row in range(len(batch)):
+        members[root(row)].append(row)
+    return [torch.tensor(rows) for rows in members.values()]
+
+
+PROVIDED = {"log_probs": ("exact", "composite"), "entropy": ("entropy",), "values": ("values",), "kl": ("kl",)}
+PROVIDED |= {"forward": ("forward",), "outputs": ("outputs",)}
+
+
+def check_capabilities(
+    policy: Policy, objective: Objective, references: Mapping[str, Policy], advantage: Advantage | None
+) -> None:
+    """Refuse, by name, an objective that asks for what the policy or the learner cannot give."""
+    who, what = type(policy).__name__, type(objective).__name__
+    for need in sorted(objective.needs):
+        kind, _, name = need.partition(":")
+        wanted = PROVIDED.get(kind, ())
+        if wanted and not policy.capabilities & set(wanted):
+            has = ", ".join(sorted(policy.capabilities))
+            raise ValueError(f"{what} needs {need}, which asks for the capability {' or '.join(wanted)}; {who} has {has}")
+        if kind in ("log_probs", "kl") and name not in ("behaviour", "proximal", *references):
+            raise ValueError(f"{what} needs {need}: pass references={{{name!r}: policy.fork({name!r})}}")
+        if kind == "advantages" and advantage is None:
+            raise ValueError(f"{what} needs advantages: pass advantage=grpo() or another")

@@ -1,0 +1,94 @@
+"""Calling a reward on rollouts: columns in, checked scores out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..types import RewardFunction, Rollout, Score
+
+
+class RewardError(ValueError):
+    """A reward raised or returned something that is not a score; the line names reward and sample."""
+
+
+def score(rollouts: Sequence[Rollout], reward: RewardFunction) -> dict[str, float]:
+    """Fill ``rollout.scores``, ``total`` included, and return the mean of every score.
+
+    Raises RewardError, with every rollout still whole, when the reward raises, returns NaN, another
+    number of scores than samples, or None for all of them.
+    """
+    name = str(getattr(reward, "name", getattr(reward, "__name__", type(reward).__name__)))
+    try:
+        result = reward(**columns(rollouts))
+    except Exception as error:
+        culprit = _culprit(rollouts, reward)
+        raise RewardError(f"reward {name} raised {type(error).__name__}: {error}{culprit}") from error
+    named = dict(result) if isinstance(result, Mapping) else {name: result}
+    if "total" not in named:
+        named["total"] = next(iter(named.values()), [])
+    for key, scores in named.items():
+        _check(name if key == "total" else key, scores, rollouts)
+    for key, scores in named.items():
+        for rollout, value in zip(rollouts, scores, strict=True):
+            rollout.scores[key] = value
+    return {f"reward/{key}": _mean(scores) for key, scores in named.items() if key != "total"} | {
+        "reward": _mean(named["total"])
+    }
+
+
+def columns(rollouts: Sequence[Rollout]) -> dict[str, Any]:
+    """The keyword columns that a reward is called with, one entry per rollout."""
+    tasks = [r.task for r in rollouts]
+    outputs = [r.output for r in rollouts]
+    extra = dict.fromkeys(key for task in tasks for key in task.extra)
+    table: dict[str, Any] = {key: [task.extra.get(key) for task in tasks] for key in extra}
+    table |= {"tasks": tasks, "prompts": [t.prompt for t in tasks], "references": [t.reference for t in tasks]}
+    table |= {"outputs": outputs, "completions": outputs, "episodes": outputs}
+    table["images"] = [t.images for t in tasks] if any(t.images for t in tasks) else outputs
+    table["groups"] = [r.group or r.task.id for r in rollouts]
+    table["log_probs"] = [r.log_probs for r in rollouts]
+    table["rollouts"] = list(rollouts)
+    return table
+
+
+def _culprit(rollouts: Sequence[Rollout], reward: RewardFunction) -> str:
+    """Which single sample makes the reward raise, as a phrase; empty if none does alone."""
+    for rollout in rollouts:
+        try:
+            reward(**columns([rollout]))
+        except Exception:
+            return f" (at sample {rollout.task.id})"
+    return ""
+
+
+def _check(name: str, scores: Any, rollouts: Sequence[Rollout]) -> None:
+    if not isinstance(scores, Sequence | Tensor):
+        raise RewardError(f"reward {name} returned {type(scores).__name__}, not a sequence of scores")
+    if len(scores) != len(rollouts):
+        raise RewardError(f"reward {name} returned {len(scores)} scores for {len(rollouts)} samples")
+    for rollout, value in zip(rollouts, scores, strict=True):
+        if value is not None and not _finite(value):
+            raise RewardError(f"reward {name} returned {value} for sample {rollout.task.id}")
+    if rollouts and all(value is None for value in scores):
+        raise RewardError(f"reward {name} returned None for every sample, the first is {rollouts[0].task.id}")
+
+
+def _finite(value: Score) -> bool:
+    if isinstance(value, Tensor):
+        return bool(torch.isfinite(value.detach()).all())
+    if isinstance(value, Sequence):
+        return not isinstance(value, str) and all(math.isfinite(float(v)) for v in value)
+    try:
+        return math.isfinite(float(value))  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
+
+
+def _mean(scores: Sequence[Score]) -> float:
+    numbers = [torch.as_tensor(s, dtype=torch.float32).detach().sum().item() for s in scores if s is not None]
+    return math.fsum(numbers) / len(numbers) if numbers else math.nan
