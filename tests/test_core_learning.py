@@ -77,7 +77,7 @@ METHODS = {
     "dapo": Method(PPOClip(clip_high=0.28, aggregate="decision"), grpo()),
     "gspo": Method(PPOClip(level="sequence"), grpo()),
     "segments": Method(PPOClip(level="segment", importance_cap=2.0), grpo()),
-    "reinforce++": Method(PPOClip(), ReinforcePlusPlus(), skip_zero_spread=False),
+    "reinforce++": Method(PPOClip(), ReinforcePlusPlus()),
     "exact-kl": Method(PPOClip() + 0.01 * KLPenalty(estimator="exact"), grpo()),
     "copg": Method(PairwiseRegression(0.05), prepare=(all_pairs,), epochs=4),
     "prdp": Method(PairwiseRegression(0.05, clip=0.3), prepare=(all_pairs,), epochs=4),

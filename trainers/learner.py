@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..types import Advantage, Batch, Decisions, Evaluation, Objective, Policy, Rollout, Verdict
-from .advantages import informative, zero_spread
+from .advantages import GroupRelative, informative, zero_spread
 from .distributed import reduce_counts, reduce_gradients
 from .randomness import generator
 
@@ -48,10 +48,12 @@ class PolicyLearner:
     Args:
         advantage: fills ``batch.advantages``; None where the objective does not look.
         prepare: further steps on the batch, such as pairing or selection.
-        decisions: "sampled", or "forward" for methods without trajectory log-probabilities.
-        references: frozen policies by the name that the objective asks for.
+        references: frozen policies by the name that the objective asks for. "proximal" is kept by the
+            learner itself: the policy as it was when the update began.
         anchors: demonstrations that every step imitates as well.
-        skip_zero_spread: leave out groups whose members all score the same.
+
+    Groups whose members all score the same are left out, and counted, when the advantage is relative to
+    the group.
     """
 
     sees_own_rollouts_only = True  # with several processes: trains on this process's groups
@@ -64,27 +66,32 @@ class PolicyLearner:
         *,
         advantage: Advantage | None = None,
         prepare: Sequence[Callable[[Batch], Batch]] = (),
-        decisions: Decisions = "sampled",
         references: Mapping[str, Policy] | None = None,
         anchors: AnchorSet | None = None,
-        skip_zero_spread: bool = True,
     ) -> None:
         self.policy, self.objective, self.optimisation = policy, objective, optimisation
-        self.advantage, self.prepare, self.decisions = advantage, tuple(prepare), decisions
+        self.advantage, self.prepare = advantage, tuple(prepare)
+        self.decisions: Decisions = "forward" if "forward" in objective.needs else "sampled"
         self.references = dict(references or {})
         self.anchors = anchors
-        self.skip_zero_spread = skip_zero_spread
         self.updates = 0
         self.optimizer = torch.optim.AdamW(
             list(policy.parameters()), lr=optimisation.lr, weight_decay=optimisation.weight_decay
         )
         check_capabilities(policy, objective, self.references, advantage)
+        if "kl:proximal" in objective.needs:
+            self.references["proximal"] = policy.fork("proximal")
+        policy.references.update(self.references)
 
     def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
         """Learn from rollouts whose ``total`` score applies; returns metrics of the update."""
         applicable = [r for r in rollouts if r.scores.get("total", 0.0) is not None]
         metrics: dict[str, float] = {"rollouts": float(len(applicable))}
-        batch = self._batch(applicable, metrics) if applicable else None
+        if reduce_counts({"idle": float(not applicable)})["idle"]:  # some process has nothing to learn from
+            return metrics
+        if "proximal" in self.references:
+            self.references["proximal"].copy_from(self.policy)
+        batch = self._batch(applicable, metrics)
         steps = self._minibatches(batch)
         sums: dict[str, float] = defaultdict(float)
         for epoch in range(self.optimisation.epochs):
@@ -100,12 +107,13 @@ class PolicyLearner:
         batch: Batch | None = self.policy.collate(rollouts, self.decisions)
         assert batch is not None
         if self.advantage is not None:
-            metrics["groups/zero_spread"] = float(zero_spread(batch).float().mean())
+            per_segment = bool(getattr(self.advantage, "per_segment", False))
+            metrics["groups/zero_spread"] = float(zero_spread(batch, per_segment).float().mean())
             batch.advantages = self.advantage(batch)
             for rollout, size in zip(rollouts, batch.advantages.abs().amax(-1).tolist(), strict=True):
                 rollout.info["abs_advantage"] = size
-            if self.skip_zero_spread:
-                rows = informative(batch).nonzero()[:, 0]
+            if isinstance(self.advantage, GroupRelative):
+                rows = informative(batch, per_segment).nonzero()[:, 0]
                 if not len(rows):
                     return None
                 batch = batch.select(rows)
@@ -266,7 +274,8 @@ def check_capabilities(
         wanted = PROVIDED.get(kind, ())
         if wanted and not policy.capabilities & set(wanted):
             has = ", ".join(sorted(policy.capabilities))
-            raise ValueError(f"{what} needs {need}, which asks for the capability {' or '.join(wanted)}; {who} has {has}")
+            asked = " or ".join(wanted)
+            raise ValueError(f"{what} needs {need}, which asks for the capability {asked}; {who} has {has}")
         if kind in ("log_probs", "kl") and name not in ("behaviour", "proximal", *references):
             raise ValueError(f"{what} needs {need}: pass references={{{name!r}: policy.fork({name!r})}}")
         if kind == "advantages" and advantage is None:

@@ -96,6 +96,8 @@ def train(experiment: Experiment, folder: RunFolder, *, resume: bool = False) ->
     Ctrl-C ends after the iteration in progress, saves and raises KeyboardInterrupt.
     """
     run = _Run(experiment, folder)
+    if is_main():
+        folder.describe(label_account=experiment.label_account)
     if resume:
         run.restore(folder.load_checkpoint("latest"))
     else:

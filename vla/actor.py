@@ -95,7 +95,8 @@ class RobotActor:
         chunk = self.policy.model.chunk
         chunks = max(-(-(task.horizon or self.horizon) // chunk) for task in asked)
         rows = [
-            self.policy.coherent_noise(chunks * chunk, generator(*key, task.id, row % n)) for row, task in enumerate(asked)
+            self.policy.coherent_noise(chunks * chunk, generator(*key, task.id, row % n))
+            for row, task in enumerate(asked)
         ]
         return torch.stack(rows).view(len(asked), chunks, chunk, -1)
 

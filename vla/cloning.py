@@ -32,7 +32,10 @@ class Cloning:
 
 
 def clone(
-    policy: ActionPolicy, rollouts: Sequence[Rollout], cloning: Cloning, progress: Callable[[int], None] = lambda step: None
+    policy: ActionPolicy,
+    rollouts: Sequence[Rollout],
+    cloning: Cloning,
+    progress: Callable[[int], None] = lambda step: None,
 ) -> float:
     """Fit the policy to encoded demonstrations, every environment counting the same.
 
@@ -71,8 +74,7 @@ def _loss(model: ActionModel, observations: Tensor, words: Tensor, targets: Tens
     device = model.mean.device
     out, targets = model(observations.to(device), words.to(device)), targets.to(device)
     if model.head == "gaussian":
-        std = model.log_std.exp()
-        return (0.5 * ((targets - out) / std) ** 2 + model.log_std).mean()
+        return ((targets - out) ** 2).mean()  # the spread is for exploring, not for copying an expert
     bins = torch.arange(model.bins, device=device)
     wanted = (-0.5 * ((bins - targets[..., None]) / smoothing) ** 2).softmax(-1)
     return -(wanted * out.log_softmax(-1)).sum(-1).mean()

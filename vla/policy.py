@@ -36,6 +36,10 @@ class ActionModel(nn.Module, PyTorchModelHubMixin):
         bins: tokens per action dimension (head "tokens").
         hidden, layers: width and depth of the MLP.
         buckets: hash buckets of the instruction's words (bucket 0 is padding); word_size: their width.
+        origin, positions: where positions (three numbers each) begin in an observation. Those in ``positions``
+            are seen relative to ``origin``, which is then left out: a hand-centred view, in which one
+            demonstration teaches every place. None sees the observation as it is.
+        std: of the Gaussian head at the start, in units of the action.
     """
 
     mean: Tensor
@@ -53,34 +57,49 @@ class ActionModel(nn.Module, PyTorchModelHubMixin):
         layers: int = 3,
         buckets: int = 512,
         word_size: int = 32,
+        origin: int | None = None,
+        positions: Sequence[int] = (),
+        std: float = 0.2,
     ) -> None:
         super().__init__()
         if head not in ("tokens", "gaussian"):
             raise ValueError(f"unknown head {head!r}: tokens or gaussian")
         self.chunk, self.action_size, self.head, self.bins, self.buckets = chunk, action_size, head, bins, buckets
-        self.register_buffer("mean", torch.zeros(observation_size))
-        self.register_buffer("std", torch.ones(observation_size))
+        self.origin, self.positions = origin, tuple(positions)
+        size = observation_size - (0 if origin is None else 3)
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("std", torch.ones(size))
         self.words = nn.EmbeddingBag(buckets, word_size, mode="mean", padding_idx=0)
-        width, blocks = observation_size + word_size, []
+        width, blocks = size + word_size, []
         for _ in range(layers):
             blocks += [nn.Linear(width, hidden), nn.SiLU()]
             width = hidden
         self.body = nn.Sequential(*blocks)
         self.out = nn.Linear(width, chunk * action_size * (bins if head == "tokens" else 1))
         if head == "gaussian":
-            self.log_std = nn.Parameter(torch.full((action_size,), math.log(0.3)))
+            self.log_std = nn.Parameter(torch.full((action_size,), math.log(std)))
 
     def forward(self, observations: Tensor, words: Tensor) -> Tensor:
         """[N, C, A, bins] logits, or [N, C, A] means in (-1, 1)."""
-        state = ((observations - self.mean) / self.std).clamp(-10, 10)
+        state = ((self.view(observations) - self.mean) / self.std).clamp(-10, 10)
         out = self.out(self.body(torch.cat([state, self.words(words)], -1)))
         shape = (len(observations), self.chunk, self.action_size)
         return out.view(*shape, self.bins) if self.head == "tokens" else torch.tanh(out.view(shape))
 
+    def view(self, observations: Tensor) -> Tensor:
+        """Observations [N, D] as the network sees them, before normalisation."""
+        if self.origin is None:
+            return observations
+        seen = observations.clone()
+        for place in self.positions:
+            seen[:, place : place + 3] -= observations[:, self.origin : self.origin + 3]
+        return torch.cat([seen[:, : self.origin], seen[:, self.origin + 3 :]], -1)
+
     def normalise_by(self, observations: Tensor, floor: float = 0.02) -> None:
         """Set the input normalisation from [N, D] observations; ``floor`` keeps constant inputs quiet."""
-        self.mean.copy_(observations.mean(0))
-        self.std.copy_(observations.std(0).clamp(min=floor))
+        seen = self.view(observations)
+        self.mean.copy_(seen.mean(0))
+        self.std.copy_(seen.std(0).clamp(min=floor))
 
 
 def word_ids(instruction: str, buckets: int) -> Tensor:
@@ -200,7 +219,12 @@ class ActionPolicy(TorchPolicy):
         return Evaluation(rows["log_probs"], rows["entropy"] if "entropy" in needs else None, kl=kl)
 
     def _gaussian(
-        self, mean: Tensor, batch: Batch, valid: Tensor, temperature: Tensor, others: Mapping[str, tuple[Tensor, Tensor]]
+        self,
+        mean: Tensor,
+        batch: Batch,
+        valid: Tensor,
+        temperature: Tensor,
+        others: Mapping[str, tuple[Tensor, Tensor]],
     ) -> dict[str, Tensor]:
         """Exact conditionals of AR(1) noise: n_t = (a_t - mean_t) / std, n_t | n_{t-1} ~ N(rho n_{t-1}, 1 - rho^2)."""
         std = self.model.log_std.exp() * temperature

@@ -253,6 +253,7 @@ class Policy(Protocol):
     """
 
     capabilities: frozenset[str]
+    references: dict[str, Any]  # frozen policies by name, for exact divergences
 
     def encode(self, tasks: Sequence[Task], outputs: Sequence[Any]) -> list[Rollout]: ...
     def collate(self, rollouts: Sequence[Rollout], decisions: Decisions = "sampled") -> Batch: ...
@@ -273,7 +274,8 @@ class Objective(Protocol):
     """A loss on small tensors. ``needs`` names what must be there: "entropy", "kl:reference",
     "log_probs:reference", "values", "pairs", "forward"."""
 
-    needs: frozenset[str]
+    @property
+    def needs(self) -> frozenset[str]: ...
 
     def __call__(self, now: Evaluation, batch: Batch) -> tuple[Tensor, dict[str, float]]: ...
 
