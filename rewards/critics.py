@@ -121,7 +121,7 @@ class ProgressCritic:
             guess = out.sigmoid() if self.kind == "absolute" else out.tanh()
             loss = ((guess - target) ** 2).mean()
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             schedule.step()
         self.members.append(network.eval())

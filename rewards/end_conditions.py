@@ -102,7 +102,9 @@ class EndConditions:
 
     def _met(self, condition: Condition, now: Tensor, initial: Tensor) -> Tensor:
         gap = (self.features.relation(condition.relation, now, initial) - condition.target).norm(dim=-1)
-        return (1 - (gap - condition.tolerance).clamp(min=0) / (condition.distance - condition.tolerance)).clamp(0, 1)
+        excess = (gap - condition.tolerance).clamp(min=0)
+        met: Tensor = (1 - excess / (condition.distance - condition.tolerance)).clamp(0, 1)
+        return met
 
 
 def _settling(track: Tensor, settle: int) -> float:

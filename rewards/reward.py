@@ -32,7 +32,7 @@ class Reward:
 
     def __init__(self, function: Callable[..., Any], name: str | None = None, *, differentiable: bool | None = None):
         self.function = function
-        self.name = name or getattr(function, "__name__", type(function).__name__)
+        self.name = name or str(getattr(function, "__name__", type(function).__name__))
         declared = bool(getattr(function, "differentiable", False))
         self.differentiable = declared if differentiable is None else differentiable
 

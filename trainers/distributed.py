@@ -59,7 +59,7 @@ def reduce_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     wanted = [p for p in parameters if p.requires_grad]
     flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in wanted])
     flat = reduce_sum(flat)
-    for parameter, gradient in zip(wanted, flat.split([p.numel() for p in wanted]), strict=True):
+    for parameter, gradient in zip(wanted, torch.split(flat, [p.numel() for p in wanted]), strict=True):
         parameter.grad = gradient.view_as(parameter).clone()
 
 

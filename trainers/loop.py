@@ -232,8 +232,9 @@ class _Run:
             state = place | {"now": _snapshot(stage), "promoted": self.promoted}
             if self.base is not None:
                 state |= {"base": self.base.state_dict(), "promoted_actor": self.promoted_actor.state_dict()}
-            if hasattr(stage.gate, "state_dict"):
-                state["gate"] = stage.gate.state_dict()
+            gate: Any = stage.gate
+            if hasattr(gate, "state_dict"):
+                state["gate"] = gate.state_dict()
             self.folder.save_checkpoint(self.iteration, state, best=best)
         barrier()
 
@@ -245,7 +246,8 @@ class _Run:
             self.base.load_state_dict(state["base"])
             self.promoted_actor.load_state_dict(state["promoted_actor"])
         if "gate" in state:
-            getattr(stage.gate, "load_state_dict")(state["gate"])  # noqa: B009
+            gate: Any = stage.gate
+            gate.load_state_dict(state["gate"])
         self.promoted = dict(state["promoted"])
         _restore(stage, state["now"])
         if is_main():

@@ -125,8 +125,8 @@ def _home(name: str, tensor: Tensor, batch: Batch) -> Tensor:
     return tensor.detach() if name == "outputs" else tensor.detach().to(batch.mask.device)
 
 
-def _pieces(size: int, piece: int) -> Iterable[Tensor]:
-    return torch.arange(size).split(piece)
+def _pieces(size: int, piece: int) -> Sequence[Tensor]:
+    return torch.split(torch.arange(size), piece)
 
 
 def _pull(now: Evaluation, given: Mapping[str, Tensor]) -> None:

@@ -74,7 +74,8 @@ def _loss(model: ActionModel, observations: Tensor, words: Tensor, targets: Tens
     device = model.mean.device
     out, targets = model(observations.to(device), words.to(device)), targets.to(device)
     if model.head == "gaussian":
-        return ((targets - out) ** 2).mean()  # the spread is for exploring, not for copying an expert
+        return torch.nn.functional.mse_loss(out, targets)  # the spread is for exploring, not for copying an expert
     bins = torch.arange(model.bins, device=device)
     wanted = (-0.5 * ((bins - targets[..., None]) / smoothing) ** 2).softmax(-1)
-    return -(wanted * out.log_softmax(-1)).sum(-1).mean()
+    loss: Tensor = -(wanted * out.log_softmax(-1)).sum(-1).mean()
+    return loss

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -212,7 +212,7 @@ class ActionPolicy(TorchPolicy):
         if self.model.head == "tokens":
             parts = _categorical(out, payload["actions"][valid], temperature, theirs)
         else:
-            stds = {name: self.references[name].module.log_std.exp() for name in others}
+            stds = {name: cast(ActionModel, self.references[name].module).log_std.exp() for name in others}
             parts = self._gaussian(out, batch, valid, temperature, {n: (theirs[n], stds[n]) for n in others})
         rows = {name: _scatter(part, valid).reshape(size, -1) * batch.mask for name, part in parts.items()}
         kl = {name: rows.pop(f"kl:{name}") for name in others}

@@ -90,4 +90,4 @@ def _correlation(a: Tensor, b: Tensor) -> float:
     if len(a) < 2:
         return 0.0
     a, b = a.detach() - a.detach().mean(), b - b.mean()
-    return (a @ b / (a.norm() * b.norm()).clamp(min=1e-12)).item()
+    return float(a @ b / (a.norm() * b.norm()).clamp(min=1e-12))
