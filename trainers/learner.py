@@ -7,7 +7,7 @@ random choice is keyed by (seed, update), so a resumed run repeats it.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,9 +85,9 @@ class PolicyLearner:
 
     def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
         """Learn from rollouts whose ``total`` score applies; returns metrics of the update."""
-        applicable = [r for r in rollouts if r.scores.get("total", 0.0) is not None]
-        metrics: dict[str, float] = {"rollouts": float(len(applicable))}
-        if reduce_counts({"idle": float(not applicable)})["idle"]:  # some process has nothing to learn from
+        applicable = self._applicable(rollouts)
+        metrics = reduce_counts({"rollouts": float(len(applicable))})
+        if not metrics["rollouts"]:
             return metrics
         if "proximal" in self.references:
             self.references["proximal"].copy_from(self.policy)
@@ -103,16 +103,27 @@ class PolicyLearner:
         self.updates += 1
         return metrics | {name: value / count for name, value in sums.items()}
 
+    def _applicable(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
+        """Rollouts with a score, less those whose score is the only one left in a group that is compared."""
+        kept = [r for r in rollouts if r.scores.get("total", 0.0) is not None]
+        if not isinstance(self.advantage, GroupRelative):
+            return kept
+        all_sizes, sizes = (Counter(r.group or r.task.id for r in part) for part in (rollouts, kept))
+        return [r for r in kept if sizes[r.group or r.task.id] > 1 or all_sizes[r.group or r.task.id] == 1]
+
     def _batch(self, rollouts: Sequence[Rollout], metrics: dict[str, float]) -> Batch | None:
-        batch: Batch | None = self.policy.collate(rollouts, self.decisions)
-        assert batch is not None
+        if not rollouts:
+            if self.advantage is not None:
+                self.advantage(_empty_batch())  # statistics over processes wait for every one of them
+            return None
+        batch = self.policy.collate(rollouts, self.decisions)
         if self.advantage is not None:
-            per_segment = bool(getattr(self.advantage, "per_segment", False))
-            metrics["groups/zero_spread"] = float(zero_spread(batch, per_segment).float().mean())
             batch.advantages = self.advantage(batch)
             for rollout, size in zip(rollouts, batch.advantages.abs().amax(-1).tolist(), strict=True):
                 rollout.info["abs_advantage"] = size
             if isinstance(self.advantage, GroupRelative):
+                per_segment = self.advantage.per_segment
+                metrics["groups/zero_spread"] = float(zero_spread(batch, per_segment).float().mean())
                 rows = informative(batch, per_segment).nonzero()[:, 0]
                 if not len(rows):
                     return None
@@ -151,18 +162,20 @@ class PolicyLearner:
         self.optimizer.zero_grad(set_to_none=True)
         counts = {"rollouts": 0.0, "decisions": 0.0, "pairs": 0.0} if batch is None else batch.counts()
         totals = reduce_counts(counts)
+        anchors = self.anchors if self.anchors is not None and self.anchors.weight > 0 else None
+        if anchors is None and not totals["rollouts"]:
+            return {}
         metrics: dict[str, float] = {}
         if batch is not None:
             batch.totals = totals
             metrics |= backpropagate(self.policy, self.objective, batch)
-        if self.anchors is not None and self.anchors.weight > 0:
-            metrics |= self.anchors.backpropagate(self.policy, (self.optimisation.seed, self.updates, *key))
+        if anchors is not None:
+            metrics |= anchors.backpropagate(self.policy, (self.optimisation.seed, self.updates, *key))
         parameters = list(self.policy.parameters())
         reduce_gradients(parameters)
-        if any(p.grad is not None for p in parameters):
-            norm = torch.nn.utils.clip_grad_norm_(parameters, self.optimisation.max_grad_norm)
-            metrics["objective/grad_norm"] = float(norm)
-            self.optimizer.step()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.optimisation.max_grad_norm)
+        metrics["objective/grad_norm"] = float(norm)
+        self.optimizer.step()
         return metrics
 
     def repair(self, verdict: Verdict) -> dict[str, float]:
@@ -260,6 +273,14 @@ def connected(batch: Batch) -> list[Tensor]:
     return [torch.tensor(rows) for rows in members.values()]
 
 
+def _empty_batch() -> Batch:
+    """One row without a decision, a return or a group: the part of a process that has no rollouts."""
+    nothing = torch.zeros(1, 1, dtype=torch.long)
+    absent = torch.full((1, 1), torch.nan)
+    nobody = torch.zeros(0, 1, dtype=torch.bool)
+    return Batch({}, nothing.bool(), nothing, nothing, {}, {"total": absent}, nobody)
+
+
 PROVIDED = {"log_probs": ("exact", "composite"), "entropy": ("entropy",), "values": ("values",), "kl": ("kl",)}
 PROVIDED |= {"forward": ("forward",), "outputs": ("outputs",)}
 
@@ -268,15 +289,18 @@ def check_capabilities(
     policy: Policy, objective: Objective, references: Mapping[str, Policy], advantage: Advantage | None
 ) -> None:
     """Refuse, by name, an objective that asks for what the policy or the learner cannot give."""
-    who, what = type(policy).__name__, type(objective).__name__
-    for need in sorted(objective.needs):
-        kind, _, name = need.partition(":")
-        wanted = PROVIDED.get(kind, ())
-        if wanted and not policy.capabilities & set(wanted):
-            has = ", ".join(sorted(policy.capabilities))
-            asked = " or ".join(wanted)
-            raise ValueError(f"{what} needs {need}, which asks for the capability {asked}; {who} has {has}")
-        if kind in ("log_probs", "kl") and name not in ("behaviour", "proximal", *references):
-            raise ValueError(f"{what} needs {need}: pass references={{{name!r}: policy.fork({name!r})}}")
-        if kind == "advantages" and advantage is None:
-            raise ValueError(f"{what} needs advantages: pass advantage=grpo() or another")
+    who, has = type(policy).__name__, ", ".join(sorted(policy.capabilities))
+    forward = "forward" in objective.needs
+    for part in [part for _, part in getattr(objective, "parts", ())] or [objective]:
+        what = type(part).__name__
+        implied = {"log_probs"} if part.needs <= {"advantages", "pairs"} else set()
+        for need in sorted(part.needs | implied):
+            kind, _, name = need.partition(":")
+            wanted = ("forward",) if forward and kind == "log_probs" else PROVIDED.get(kind, ())
+            if wanted and not policy.capabilities & set(wanted):
+                asked = " or ".join(wanted)
+                raise ValueError(f"{what} needs {need}, which asks for the capability {asked}; {who} has {has}")
+            if name and name not in ("behaviour", "proximal", *references):
+                raise ValueError(f"{what} needs {need}: pass references={{{name!r}: policy.fork({name!r})}}")
+            if kind == "advantages" and advantage is None:
+                raise ValueError(f"{what} needs advantages: pass advantage=grpo() or another")
