@@ -24,8 +24,9 @@ class AlarmLimits:
     Attributes:
         window: iterations that a trend is read over.
         zero_spread: share of groups whose members all score the same.
-        kl: estimated divergence from the reference, in nats per decision.
-        entropy_share: entropy as a share of the first iteration's.
+        kl: divergence from a reference, in nats per decision ("objective/kl_reference" of a ``KLPenalty``).
+        entropy_share: entropy as a share of the first iteration's; a density's entropy that begins below
+            zero is not judged.
         reward_rise, judge_fall: the training reward rose and the judge fell by these at one gate look.
     """
 
@@ -45,11 +46,12 @@ def check_metrics(history: Sequence[Mapping[str, Any]], limits: AlarmLimits) -> 
     spread = _recent(history, "groups/zero_spread", limits.window)
     if spread is not None and spread >= limits.zero_spread:
         alarms.append(Alarm("no signal", f"{spread:.0%} of groups have no spread: nothing is learned from them"))
-    kl = _recent(history, "objective/kl", limits.window)
-    if kl is not None and kl > limits.kl:
-        alarms.append(Alarm("drift", f"the policy is {kl:.2f} nats per decision away from its reference"))
+    for name in sorted(name for name in history[-1] if name.startswith("objective/kl_")):
+        kl, reference = _recent(history, name, limits.window), name.removeprefix("objective/kl_")
+        if kl is not None and kl > limits.kl:
+            alarms.append(Alarm("drift", f"the policy is {kl:.2f} nats per decision away from {reference}"))
     first, now = history[0].get("objective/entropy"), _recent(history, "objective/entropy", limits.window)
-    if first and now is not None and now < limits.entropy_share * first:
+    if first is not None and now is not None and first > 0 and now < limits.entropy_share * first:
         alarms.append(Alarm("entropy collapse", f"entropy is {now / first:.0%} of what it was at the start"))
     return alarms
 

@@ -57,7 +57,7 @@ class PairwiseRegression(Term):
         per_pair = (predicted - target) ** 2
         metrics = {
             "objective/correlation": _correlation(predicted, target),
-            f"objective/kl_{self.reference}": whole.mean().item(),
+            f"objective/log_ratio_{self.reference}": whole.mean().item(),
         }
         if self.clip is not None:
             old = old_log_probs(batch) - reference
