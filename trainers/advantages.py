@@ -92,6 +92,11 @@ class ReinforcePlusPlus:
     baseline: Literal["none", "group"] = "none"
     eps: float = 1e-8
 
+    def check(self, group_size: int) -> None:
+        """Refuse a group size that the group baseline cannot compare, when the run is built."""
+        if self.baseline == "group":
+            dr_grpo().check(group_size)
+
     def __call__(self, batch: Batch) -> Tensor:
         returns = batch.returns[:, None]
         valid = returns.isfinite()

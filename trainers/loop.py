@@ -22,7 +22,7 @@ from .alarms import Alarm, AlarmLimits, check_evidence, check_metrics
 from .distributed import barrier, from_main, gather, is_main, share
 from .progress import Progress
 from .run_folder import RunFolder
-from .scoring import RewardError, score
+from .scoring import RewardError, score, share_a_source
 
 Evaluate = Callable[[Actor], Mapping[str, Any]]
 
@@ -62,8 +62,8 @@ class Stage:
             if check is not None:
                 check(self.group_size)
         judge = getattr(self.gate, "judge", None)
-        if judge is not None and judge is self.reward:
-            raise ValueError("the gate's judge is the training reward itself: give the gate a judge of another family")
+        if judge is not None and share_a_source(judge, self.reward):
+            raise ValueError("the gate's judge is (part of) the training reward: give it a judge of another family")
 
 
 @dataclass

@@ -20,8 +20,10 @@ def score(rollouts: Sequence[Rollout], reward: RewardFunction) -> dict[str, floa
     """Fill ``rollout.scores``, ``total`` included, and return the mean of every score.
 
     Raises RewardError, with every rollout still whole, when the reward raises, returns NaN, another
-    number of scores than samples, or None for all of them.
+    number of scores than samples, or None for all of them. No rollouts have no scores.
     """
+    if not rollouts:
+        return {}
     name = str(getattr(reward, "name", getattr(reward, "__name__", type(reward).__name__)))
     try:
         result = reward(**columns(rollouts))
@@ -56,6 +58,16 @@ def columns(rollouts: Sequence[Rollout]) -> dict[str, Any]:
     return table
 
 
+def share_a_source(first: RewardFunction, second: RewardFunction) -> bool:
+    """Whether two rewards call the same function somewhere, however they are weighted and wrapped."""
+    return bool(_sources(first) & _sources(second))
+
+
+def _sources(reward: Any) -> set[int]:
+    terms = [term for _, term in getattr(reward, "terms", [])]
+    return {id(getattr(term, "function", term)) for term in terms} or {id(reward)}
+
+
 def _culprit(rollouts: Sequence[Rollout], reward: RewardFunction) -> str:
     """Which single sample makes the reward raise, as a phrase; empty if none does alone."""
     for rollout in rollouts:
@@ -74,7 +86,7 @@ def _check(name: str, scores: Any, rollouts: Sequence[Rollout]) -> None:
     for rollout, value in zip(rollouts, scores, strict=True):
         if value is not None and not _finite(value):
             raise RewardError(f"reward {name} returned {value} for sample {rollout.task.id}")
-    if rollouts and all(value is None for value in scores):
+    if all(value is None for value in scores):
         raise RewardError(f"reward {name} returned None for every sample, the first is {rollouts[0].task.id}")
 
 
