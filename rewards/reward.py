@@ -73,6 +73,10 @@ class WeightedSum(Reward):
             scores = dict(term(**columns))
             parts.append((weight, scores.pop("total", next(iter(scores.values()), []))))
             named |= scores
+        counts = {term.name: len(scores) for (_, term), (_, scores) in zip(self._terms, parts, strict=True)}
+        if len(set(counts.values())) > 1:
+            said = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise ValueError(f"the terms returned different numbers of scores: {said}")
         rows = list(zip(*(scores for _, scores in parts), strict=True))
         named["total"] = [_weighted([w for w, _ in parts], row) for row in rows]
         return named

@@ -24,12 +24,12 @@ def score(rollouts: Sequence[Rollout], reward: RewardFunction) -> dict[str, floa
     """
     if not rollouts:
         return {}
-    name = str(getattr(reward, "name", getattr(reward, "__name__", type(reward).__name__)))
+    name = _name(reward)
     try:
         result = reward(**columns(rollouts))
     except Exception as error:
-        culprit = _culprit(rollouts, reward)
-        raise RewardError(f"reward {name} raised {type(error).__name__}: {error}{culprit}") from error
+        who, where = _culprit(rollouts, reward, error)
+        raise RewardError(f"reward {who} raised {type(error).__name__}: {error}{where}") from error
     named = dict(result) if isinstance(result, Mapping) else {name: result}
     if "total" not in named:
         named["total"] = next(iter(named.values()), [])
@@ -68,14 +68,25 @@ def _sources(reward: Any) -> set[int]:
     return {id(getattr(term, "function", term)) for term in terms} or {id(reward)}
 
 
-def _culprit(rollouts: Sequence[Rollout], reward: RewardFunction) -> str:
-    """Which single sample makes the reward raise, as a phrase; empty if none does alone."""
-    for rollout in rollouts:
-        try:
-            reward(**columns([rollout]))
-        except Exception:
-            return f" (at sample {rollout.task.id})"
-    return ""
+def _name(reward: Any) -> str:
+    return str(getattr(reward, "name", getattr(reward, "__name__", type(reward).__name__)))
+
+
+def _culprit(rollouts: Sequence[Rollout], reward: Any, error: Exception) -> tuple[str, str]:
+    """The name of the term that raises, and at which single sample, as a phrase; empty if none does alone."""
+    terms = [term for _, term in getattr(reward, "terms", [])]
+    guilty = next((term for term in terms if _raises(term, rollouts, error)), reward)
+    samples = (rollout.task.id for rollout in rollouts if _raises(guilty, [rollout], error))
+    first = next(samples, None)
+    return _name(guilty), "" if first is None else f" (at sample {first})"
+
+
+def _raises(reward: RewardFunction, rollouts: Sequence[Rollout], error: Exception) -> bool:
+    try:
+        reward(**columns(rollouts))
+    except Exception as again:
+        return type(again) is type(error)
+    return False
 
 
 def _check(name: str, scores: Any, rollouts: Sequence[Rollout]) -> None:
