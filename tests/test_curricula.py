@@ -1,0 +1,128 @@
+"""Curricula against frequencies and numbers worked out by hand."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import exp
+from typing import Any
+
+import pytest
+import torch
+
+from autotelic.trainers.curricula import SEC, ProgressiveHorizon, Uniform
+from autotelic.types import Rollout, Task, Verdict
+
+NONE = torch.zeros(1)
+
+
+def endless(category: str) -> Any:
+    return lambda index: Task(f"{category}-{index}", category)
+
+
+SOURCES = {name: endless(name) for name in ("a", "b", "c")}
+
+
+def seen(**advantages: float) -> list[Rollout]:
+    """One rollout per category with this mean |advantage|."""
+    tasks = {name: Task(f"{name}-x", name, category=name) for name in advantages}
+    return [
+        Rollout(tasks[name], None, {}, NONE, NONE.bool(), NONE.long(), info={"abs_advantage": size})
+        for name, size in advantages.items()
+    ]
+
+
+def drawn(tasks: list[Task]) -> Counter[str]:
+    return Counter(task.category for task in tasks)
+
+
+def harmed(*categories: str) -> Verdict:
+    return Verdict("repair", harmed=categories)
+
+
+@pytest.mark.parametrize("n", [1, 3, 7, 30])
+def test_uniform_is_as_even_as_can_be(n: int) -> None:
+    curriculum = Uniform(SOURCES, seed=1)
+    total: Counter[str] = Counter()
+    for _ in range(60):
+        counts = drawn(curriculum.sample(n))
+        assert max(counts.values()) - min(counts[name] for name in SOURCES) <= 1
+        total += counts
+        curriculum.update([])
+    assert all(abs(total[name] / (60 * n) - 1 / 3) < 0.15 for name in SOURCES)
+
+
+def test_sources_are_walked_in_order_and_endless_ones_never_repeat() -> None:
+    curriculum = Uniform({"list": [Task("x", 0), Task("y", 1)], "function": endless("f")})
+    tasks = curriculum.sample(8)
+    assert [t.id for t in tasks if t.category == "list"] == ["x", "y", "x", "y"]
+    assert [t.id for t in tasks if t.category == "function"] == ["f-0", "f-1", "f-2", "f-3"]
+    with pytest.raises(ValueError, match="at least one category"):
+        Uniform({})
+
+
+def test_quarantine_leaves_out_what_was_harmed_for_a_while() -> None:
+    curriculum = Uniform(SOURCES, quarantine=2)
+    assert curriculum.repair(harmed("b")) == {"curriculum/open": 2}
+    for _ in range(2):
+        assert set(drawn(curriculum.sample(12))) == {"a", "c"}
+        curriculum.update([])
+    assert set(drawn(curriculum.sample(12))) == {"a", "b", "c"}
+    curriculum.repair(harmed("a", "b", "c"))
+    assert set(drawn(curriculum.sample(12))) == {"a", "b", "c"}, "with nothing left, everything is open"
+
+
+def test_sec_moves_half_way_to_the_mean_advantage() -> None:
+    curriculum = SEC(SOURCES, rate=0.5)
+    curriculum.update([*seen(a=0.8, b=0.4), *seen(a=0.4)])  # a: mean 0.6
+    assert curriculum.values == pytest.approx({"a": 0.3, "b": 0.2, "c": 0.0})
+    metrics = curriculum.update(seen(a=0.1))  # 0.5 * 0.1 + 0.5 * 0.3
+    assert curriculum.values == pytest.approx({"a": 0.2, "b": 0.2, "c": 0.0})
+    assert metrics["curriculum/value/a"] == pytest.approx(0.2)
+
+
+def test_sec_samples_by_the_softmax() -> None:
+    curriculum = SEC(SOURCES, temperature=0.4, rate=1.0, seed=3)
+    total: Counter[str] = Counter()
+    for _ in range(40):
+        curriculum.update(seen(a=0.8, b=0.4, c=0.0))
+        total += drawn(curriculum.sample(100))
+    weights = {"a": exp(2), "b": exp(1), "c": 1.0}  # Q / tau = 2, 1, 0
+    for name, weight in weights.items():
+        assert total[name] / 4000 == pytest.approx(weight / sum(weights.values()), abs=0.03)
+    with pytest.raises(ValueError, match="temperature above 0"):
+        SEC(SOURCES, temperature=0)
+
+
+def test_the_horizon_grows_by_updates() -> None:
+    curriculum = ProgressiveHorizon(Uniform(SOURCES), [(0, 50), (2, 100), (3, 150)])
+    horizons = []
+    for _ in range(5):
+        (task,) = curriculum.sample(1)
+        horizons.append(task.horizon)
+        assert curriculum.update([])["curriculum/horizon"] == task.horizon
+    assert horizons == [50, 50, 100, 150, 150]
+    for stages in ([], [(1, 50)], [(0, 50), (0, 60)]):
+        with pytest.raises(ValueError, match="start at update 0"):
+            ProgressiveHorizon(Uniform(SOURCES), stages)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Uniform(SOURCES, seed=5, quarantine=3),
+        lambda: SEC(SOURCES, seed=5, quarantine=3),
+        lambda: ProgressiveHorizon(SEC(SOURCES, seed=5, quarantine=3), [(0, 10), (2, 20)]),
+    ],
+)
+def test_a_restored_curriculum_goes_on_as_if_nothing_had_happened(make: Any) -> None:
+    def step(curriculum: Any) -> list[Any]:
+        tasks = curriculum.sample(5)
+        curriculum.update(seen(a=0.3, b=0.9))
+        return [(task.id, task.horizon) for task in tasks]
+
+    one, other = make(), make()
+    step(one)
+    one.repair(harmed("a"))
+    step(one)
+    other.load_state_dict(one.state_dict())
+    assert [step(one) for _ in range(4)] == [step(other) for _ in range(4)]

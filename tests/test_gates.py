@@ -1,0 +1,143 @@
+"""Gates against numbers worked out by hand, and alarms on planted trouble."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from autotelic.trainers.alarms import AlarmLimits, check_evidence, check_metrics
+from autotelic.trainers.gates import NonInferiority
+from autotelic.types import Rollout, Task
+
+PROBES = [Task(f"{category}-{i}", i, category=category) for category in ("reach", "push") for i in range(4)]
+
+
+@dataclass
+class Performer:
+    """Scores what it is told to, per category; counts how often it is asked."""
+
+    scores: dict[str, Sequence[float]]
+    asked: int = 0
+
+    def act(self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...] = (0,), **_: Any) -> list[Rollout]:
+        self.asked += 1
+        none = torch.zeros(1)
+        return [Rollout(t, self.scores[t.category][t.prompt], {}, none, none.bool(), none.long()) for t in tasks]
+
+
+def level(reach: float, push: float) -> Performer:
+    return Performer({"reach": [reach] * 4, "push": [push] * 4})
+
+
+def judge(outputs: list[float], **_: Any) -> list[float]:
+    return outputs
+
+
+def flattery(outputs: list[float], **_: Any) -> list[float]:
+    return [1 - x for x in outputs]
+
+
+def test_the_bound_by_hand() -> None:
+    """Falls of 0.2, 0, 0, 0.2: mean 0.1, standard error 0.1 / 2, and z(0.9) = 1.28155 gives 0.16408."""
+    base = level(1.0, 1.0)
+    candidate = Performer({"reach": [0.8, 1.0, 1.0, 0.8], "push": [1.0] * 4})
+    against = {"base": base, "promoted": level(0.5, 0.5)}
+    kept = NonInferiority(PROBES, judge, margin=0.1641, level=0.9)(candidate, against)
+    assert kept.decision == "keep" and kept.harmed == ()
+    assert kept.evidence["reach"]["upper"] == pytest.approx(0.164078, abs=1e-6)
+    row = {"candidate": 0.9, "base": 1.0, "promoted": 0.5}
+    assert {k: kept.evidence["reach"][k] for k in row} == pytest.approx(row)
+    refused = NonInferiority(PROBES, judge, margin=0.1640, level=0.9)(candidate, against)
+    assert (refused.decision, refused.harmed) == ("repair", ("reach",))
+    assert "reach may have fallen by 0.164 or more" in refused.reason
+
+
+def test_a_slow_drift_is_stopped_by_the_base() -> None:
+    """0.06 per look is under a margin of 0.1 each time, but not against where it all began."""
+    heights = [0.94, 0.88, 0.82]
+
+    def decisions(against: Any) -> list[str]:
+        gate = NonInferiority(PROBES, judge, margin=0.1)
+        return [gate(level(1.0, height), against).decision for height in heights]
+
+    assert decisions({"promoted": level(1.0, 1.0)}) == ["keep", "keep", "keep"]
+    assert decisions({"base": level(1.0, 1.0), "promoted": level(1.0, 1.0)}) == ["keep", "repair", "repair"]
+
+
+def test_the_last_promoted_is_compared_too() -> None:
+    """Better than the base is not enough after something better still was let through."""
+    gate = NonInferiority(PROBES, judge, margin=0.1)
+    against = {"base": level(0.2, 0.2), "promoted": level(0.2, 0.2)}
+    assert gate(level(0.8, 0.8), against).decision == "keep"
+    worse = gate(level(0.8, 0.5), against)
+    assert (worse.decision, worse.harmed) == ("repair", ("push",))
+
+
+def test_after_its_repairs_a_gate_only_rolls_back_and_remembers_that() -> None:
+    against = {"base": level(1.0, 1.0), "promoted": level(1.0, 1.0)}
+    gate = NonInferiority(PROBES, judge, repairs=2)
+    assert [gate(level(0.0, 1.0), against).decision for _ in range(3)] == ["repair", "repair", "rollback"]
+    resumed = NonInferiority(PROBES, judge, repairs=2)
+    resumed.load_state_dict(gate.state_dict())
+    assert resumed(level(0.0, 1.0), against).decision == "rollback"
+    assert resumed(level(1.0, 1.0), against).decision == "keep"
+
+
+def test_frozen_policies_are_looked_at_once() -> None:
+    base, promoted = level(0.5, 0.5), level(0.5, 0.5)
+    gate = NonInferiority(PROBES, judge)
+    for _ in range(3):
+        gate(level(0.6, 0.6), {"base": base, "promoted": promoted})
+    assert (base.asked, promoted.asked) == (1, 1)
+
+
+def test_the_judge_decides_and_the_training_reward_is_only_told() -> None:
+    """The reward rose by 0.3 where the judge fell by 0.3: evidence, and an alarm."""
+    gate = NonInferiority(PROBES, judge, margin=0.5, reward=flattery)
+    verdict = gate(level(0.7, 1.0), {"base": level(1.0, 1.0), "promoted": level(1.0, 1.0)})
+    assert verdict.decision == "keep"
+    assert verdict.evidence["reach"]["reward_change_from_base"] == pytest.approx(0.3)
+    (alarm,) = check_evidence(verdict.evidence, AlarmLimits())
+    assert alarm.alarm == "reward hacking" and alarm.detail.startswith("reach: the reward rose by 0.30")
+    assert check_evidence(gate(level(1.0, 1.0), {}).evidence, AlarmLimits()) == []
+
+
+def test_a_judge_must_score_every_probe() -> None:
+    def picky(outputs: list[float], **_: Any) -> list[float | None]:
+        return [None, *outputs[1:]]
+
+    with pytest.raises(ValueError, match="judge must score every probe"):
+        NonInferiority(PROBES, picky)(level(1.0, 1.0), {})
+
+
+# ------------------------------------------------------------------------------------------------ alarms
+
+CLEAN = {"groups/zero_spread": 0.3, "objective/kl_reference": 0.1, "objective/entropy": 1.0, "objective/kl": 9.0}
+
+
+@pytest.mark.parametrize(
+    ("trouble", "alarm", "detail"),
+    [
+        ({"groups/zero_spread": 0.96}, "no signal", "96% of groups"),
+        ({"objective/kl_reference": 1.5}, "drift", "1.50 nats per decision away from reference"),
+        ({"objective/entropy": 0.1}, "entropy collapse", "10% of what it was"),
+    ],
+)
+def test_planted_trouble_is_told(trouble: dict[str, float], alarm: str, detail: str) -> None:
+    limits = AlarmLimits(window=3)
+    history = [CLEAN, CLEAN] + [CLEAN | trouble] * 3
+    (found,) = check_metrics(history, limits)
+    assert found.alarm == alarm and detail in found.detail
+    assert check_metrics(history[:3], limits) == [], "one of three iterations is not yet a trend"
+    assert check_metrics(history[-2:], limits) == [], "too early to tell"
+
+
+def test_clean_metrics_raise_no_alarm() -> None:
+    assert check_metrics([CLEAN] * 20, AlarmLimits()) == []
+    assert check_metrics([{"reward": float("nan")}] * 20, AlarmLimits()) == []
+    below_zero = [{"objective/entropy": -1.0}] * 5 + [{"objective/entropy": -0.5}] * 5
+    assert check_metrics(below_zero, AlarmLimits()) == [], "the entropy of a density may be negative"
