@@ -11,30 +11,35 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 from torch import Tensor
 
 Item = TypeVar("Item")
 
 
+def _state() -> PartialState:
+    """This process among all. Without the word CPU, processes on a machine without a GPU each believe to be alone."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+
+
 def processes() -> int:
     """How many processes take part."""
-    return int(PartialState().num_processes)
+    return int(_state().num_processes)
 
 
 def is_main() -> bool:
     """Whether this process writes files and talks to people."""
-    return bool(PartialState().is_main_process)
+    return bool(_state().is_main_process)
 
 
 def device() -> torch.device:
     """The device of this process: its GPU where there is one."""
-    return torch.device(PartialState().device)
+    return torch.device(_state().device)
 
 
 def barrier() -> None:
     """Wait for every process."""
-    PartialState().wait_for_everyone()
+    _state().wait_for_everyone()
 
 
 def reduce_sum(tensor: Tensor) -> Tensor:
@@ -65,7 +70,7 @@ def reduce_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
 
 def share(groups: Sequence[Item]) -> list[Item]:
     """This process's part of a list of whole groups."""
-    state = PartialState()
+    state = _state()
     return list(groups[state.process_index :: state.num_processes])
 
 
