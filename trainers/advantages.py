@@ -103,11 +103,12 @@ class ReinforcePlusPlus:
         values = _to_decisions(torch.where(valid, returns, 0.0), batch)
         if self.baseline == "group":
             values = dr_grpo()(batch)
-        counted = (batch.mask & valid).to(values.dtype)
+        values = values.double()  # so that statistics do not depend on how rollouts are spread over processes
+        counted = (batch.mask & valid).double()
         n, total = reduce_sum(torch.stack([counted.sum(), (values * counted).sum()])).unbind()
         mean = total / n.clamp(min=1)
         variance = reduce_sum(((values - mean) ** 2 * counted).sum()) / (n - 1).clamp(min=1)
-        return (values - mean) / (variance.sqrt() + self.eps) * counted
+        return ((values - mean) / (variance.sqrt() + self.eps) * counted).to(returns.dtype)
 
 
 def zero_spread(batch: Batch, per_segment: bool = False) -> Tensor:

@@ -30,7 +30,8 @@ class Optimisation:
         epochs: passes over the batch.
         minibatches: gradient steps per pass, each on whole groups.
         max_grad_norm: clipping of the global gradient norm.
-        weight_decay: AdamW's.
+        weight_decay, eps: AdamW's. Its step is g / (|g| + eps), so rounding noise in a gradient g near zero
+            moves weights; an eps of 1e-5, as many PPO implementations have it, keeps it from doing so.
         seed: keys the order of minibatches.
     """
 
@@ -39,6 +40,7 @@ class Optimisation:
     minibatches: int = 1
     max_grad_norm: float = 1.0
     weight_decay: float = 0.0
+    eps: float = 1e-8
     seed: int = 0
 
 
@@ -76,7 +78,7 @@ class PolicyLearner:
         self.anchors = anchors
         self.updates = 0
         self.optimizer = torch.optim.AdamW(
-            list(policy.parameters()), lr=optimisation.lr, weight_decay=optimisation.weight_decay
+            list(policy.parameters()), optimisation.lr, eps=optimisation.eps, weight_decay=optimisation.weight_decay
         )
         check_capabilities(policy, objective, self.references, advantage)
         if "kl:proximal" in objective.needs:
