@@ -2,7 +2,8 @@
 
 It spells words of two categories. The reward lies about the category "lie": it is highest where the judge is lowest.
 As a program it runs copies of itself and kills or interrupts them at given moments, without importing torch anew for
-each: ``python -m tests.toy_run kill FOLDER MOMENT...`` or ``python -m tests.toy_run interrupt FOLDER``.
+each: ``python -m tests.toy_run kill FOLDER MOMENT...`` or ``python -m tests.toy_run interrupt FOLDER``. With ``share
+FOLDER`` it takes its part in a run of several processes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 
 from autotelic.trainers.advantages import grpo
 from autotelic.trainers.curricula import SEC, ProgressiveHorizon
+from autotelic.trainers.distributed import barrier, is_main
 from autotelic.trainers.gates import NonInferiority
 from autotelic.trainers.learner import AnchorSet, Optimisation, PolicyLearner
 from autotelic.trainers.loop import Experiment, Stage, train
@@ -152,6 +154,15 @@ def interrupted_and_resumed(path: Path) -> None:
     assert in_a_copy(lambda: train(build(), RunFolder.open(path), resume=True)) == 0
 
 
+def shared(folder: Path) -> None:
+    """Runs of this process and its siblings with three tasks per iteration, and with one."""
+    for tasks in (3, 1):
+        path = folder / f"shared-{tasks}"
+        run = folder_at(path) if is_main() else None
+        barrier()
+        train(build(honest, iterations=2, tasks_per_step=tasks), run or RunFolder.open(path))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     from torch.utils import tensorboard  # noqa: F401  imported here once, not by every copy
@@ -161,5 +172,7 @@ if __name__ == "__main__":
     if sys.argv[1] == "kill":
         for argument in sys.argv[3:]:
             killed_and_resumed(Path(sys.argv[2]) / argument, int(argument))
+    elif sys.argv[1] == "share":
+        shared(Path(sys.argv[2]))
     else:
         interrupted_and_resumed(Path(sys.argv[2]))

@@ -1,0 +1,48 @@
+"""Two gloo processes against one: an update on recorded rollouts, and a whole run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from autotelic.trainers.loop import train
+from autotelic.trainers.run_folder import RunFolder
+
+from .toy_run import build, folder_at, honest
+
+ROOT = Path(__file__).parents[1]
+LIMIT = 120  # seconds, after which processes that wait for each other are ended
+
+
+def run(*arguments: str) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_an_update_by_two_processes_is_that_of_one() -> None:
+    """GRPO, REINFORCE++ and pairwise regression, with three groups against two and with one against none."""
+    result = json.loads(run("benchmarks/update_two_processes.py", "--quick").splitlines()[-1])
+    assert result["max_difference"] < 1e-6
+    assert result["max_difference_small_eps"] < 2e-5
+
+
+def test_a_run_by_two_processes_is_that_of_one(tmp_path: Path) -> None:
+    """With three tasks per iteration a process has fewer groups, with one it has none. One writes the folder."""
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    printed = run(*launch, "-m", "tests.toy_run", "share", str(tmp_path))
+    assert printed.count("iteration 1/2") == 2, "every process believes to be alone"
+    for tasks in (3, 1):
+        one, two = folder_at(tmp_path / f"alone-{tasks}"), RunFolder.open(tmp_path / f"shared-{tasks}")
+        train(build(honest, iterations=2, tasks_per_step=tasks), one)
+        here, there = (folder.load_checkpoint()["now"]["policy"] for folder in (one, two))
+        assert float((here["policy"]["weight"] - there["policy"]["weight"]).abs().max()) < 1e-5
+        assert here["updates"] == there["updates"] == 2
+        assert [row["iteration"] for row in two.metrics()] == [1, 2]
+        assert two.evaluations() == one.evaluations()
