@@ -147,9 +147,9 @@ class _Run:
         """One iteration: sample, act, score, learn, gate, record."""
         started = time.perf_counter()
         with stage.guard():
-            tasks = from_main(stage.curriculum.sample(stage.tasks_per_step))
+            tasks = share(from_main(stage.curriculum.sample(stage.tasks_per_step)))
             key = (self.experiment.seed, self.iteration)
-            rollouts = stage.actor.act(share(tasks), stage.group_size, key=key, **stage.sampling)
+            rollouts = stage.actor.act(tasks, stage.group_size, key=key, **stage.sampling) if tasks else []
             acted = time.perf_counter()
             metrics = self._score(stage, rollouts)
             metrics |= self._learn(stage, rollouts)
