@@ -146,16 +146,48 @@ class ProgressEstimator:
 
 
 class FinalProgress:
-    """The reward of an episode: its last estimate, as a share of the threshold at which it would have ended.
+    """The reward of an episode from its last estimate v: (1 - w) * min(v / threshold, 1) + w * [v > threshold].
 
-    Reads the score "progress" that the environment's estimator left on the rollout.
+    Reads the score "progress" that the environment's estimator left on the rollout. The second term
+    tells almost there from there, which a share of the way alone hardly does.
+
+    Args:
+        threshold: the estimate at which the episode would have ended.
+        completion: w, the weight of having got there.
+        hindsight: computes v from the recorded episode instead, where no estimator sat in the environment.
     """
 
-    def __init__(self, threshold: float = 1.0) -> None:
-        self.threshold = threshold
+    def __init__(
+        self, threshold: float = 1.0, completion: float = 0.0, hindsight: EpisodeProgress | None = None
+    ) -> None:
+        self.threshold, self.completion, self.hindsight = threshold, completion, hindsight
 
     def __call__(self, rollouts: Sequence[Any], **columns: Any) -> list[Score]:
-        return [min(rollout.scores["progress"][-1] / self.threshold, 1.0) for rollout in rollouts]
+        if self.hindsight is not None:
+            return [self._reward(value) for value in self.hindsight(**columns)]
+        return [self._reward(float(rollout.scores["progress"][-1])) for rollout in rollouts]
+
+    def _reward(self, value: float) -> float:
+        return (1 - self.completion) * min(value / self.threshold, 1.0) + self.completion * (value > self.threshold)
+
+
+class MeanProgress:
+    """The mean of several absolute models: one that sees the approach, one that sees the end."""
+
+    kind: Literal["absolute"] = "absolute"
+
+    def __init__(self, models: Sequence[ProgressModel]) -> None:
+        pairwise = [model for model in models if model.kind != "absolute"]
+        if pairwise or not models:
+            raise ValueError("MeanProgress takes one or more absolute models")
+        self.models = list(models)
+
+    def __call__(
+        self, observations: Floats, initial: Floats, instructions: Sequence[str], references: Floats | None = None
+    ) -> Floats:
+        answers = [model(observations, initial, instructions) for model in self.models]
+        result: Floats = np.mean(answers, axis=0, dtype=np.float32)
+        return result
 
 
 class EpisodeProgress:
@@ -167,7 +199,7 @@ class EpisodeProgress:
     def __init__(self, model: ProgressModel, accumulator: Accumulator | None = None) -> None:
         self.model, self.accumulator = model, accumulator or Accumulator("last")
 
-    def __call__(self, episodes: Sequence[Any], prompts: Sequence[Any], **columns: Any) -> list[Score]:
+    def __call__(self, episodes: Sequence[Any], prompts: Sequence[Any], **columns: Any) -> list[float]:
         estimator = ProgressEstimator(self.model, self.accumulator)
         estimator.begin([str(prompt) for prompt in prompts])
         longest = max(len(episode.observations) for episode in episodes)

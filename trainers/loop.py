@@ -76,6 +76,7 @@ class Experiment:
         evaluate_every: iterations between further evaluations, 0 for before and after only.
         seed: keys every random number.
         label_account: how many labels the gate reads, "gate_labels: none" or "gate_labels: N".
+        cpu_clock: CPU seconds so far of everything that takes part; metrics report its differences.
         finish: called with the run folder at the end (videos, model card).
         close: releases workers.
     """
@@ -86,6 +87,7 @@ class Experiment:
     seed: int = 0
     label_account: str = "gate_labels: none"
     limits: AlarmLimits = field(default_factory=AlarmLimits)
+    cpu_clock: Callable[[], float] = time.process_time
     finish: Callable[[RunFolder], None] = lambda folder: None
     close: Callable[[], None] = lambda: None
 
@@ -145,7 +147,7 @@ class _Run:
 
     def iterate(self, stage: Stage) -> dict[str, float]:
         """One iteration: sample, act, score, learn, gate, record."""
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), self.experiment.cpu_clock()
         with stage.guard():
             tasks = share(from_main(stage.curriculum.sample(stage.tasks_per_step)))
             key = (self.experiment.seed, self.iteration)
@@ -157,6 +159,7 @@ class _Run:
             self.iteration += 1
             self.step += 1
             verdict = self._gate(stage)
+        metrics["time/cpu"] = self.experiment.cpu_clock() - cpu
         if is_main():
             self.folder.log(self.iteration, metrics)
             self._alarm(check_metrics(self.folder.metrics(), self.experiment.limits))

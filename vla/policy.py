@@ -5,10 +5,15 @@ Two heads. *tokens*: every action dimension of every step of the chunk is one of
 noise of consecutive environment steps is AR(1) with correlation ``rho``, because independent noise
 averages out before the hand has gone anywhere.
 
-For the Gaussian head the conditional density given the previous step is Gaussian too, so its
-log-probabilities are exact. For tokens the AR(1) noise is a Gaussian copula over categorical
+For the Gaussian head the conditional density given the previous step is Gaussian too, so exact
+log-probabilities are at hand. For tokens the AR(1) noise is a Gaussian copula over categorical
 marginals; its conditional probabilities have no closed form, and the product of the marginals is
 used instead: a *composite likelihood*. The capability says which ("exact" or "composite").
+
+The composite likelihood is also offered for the Gaussian head, for a reason of variance. With noise n
+of covariance S, the exact score of the mean actions is S^-1 n / std, which amplifies the fast
+components of the noise; the composite one is n / std, the exact gradient preconditioned by S. Both
+point uphill, the second far more steadily when exploration is slow.
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ from ..trainers.policy import TorchPolicy
 from ..types import Batch, Evaluation, Rollout, Task
 
 Head = Literal["tokens", "gaussian"]
+Likelihood = Literal["exact", "composite"]
 
 
 class ActionModel(nn.Module, PyTorchModelHubMixin):
@@ -64,7 +70,8 @@ class ActionModel(nn.Module, PyTorchModelHubMixin):
         super().__init__()
         if head not in ("tokens", "gaussian"):
             raise ValueError(f"unknown head {head!r}: tokens or gaussian")
-        self.chunk, self.action_size, self.head, self.bins, self.buckets = chunk, action_size, head, bins, buckets
+        self.observation_size, self.action_size, self.chunk = observation_size, action_size, chunk
+        self.head, self.bins, self.buckets = head, bins, buckets
         self.origin, self.positions = origin, tuple(positions)
         size = observation_size - (0 if origin is None else 3)
         self.register_buffer("mean", torch.zeros(size))
@@ -117,14 +124,23 @@ class ActionPolicy(TorchPolicy):
 
     Args:
         rho: correlation of the exploration noise between consecutive environment steps.
+        likelihood: "exact" conditionals (Gaussian head only) or the "composite" product of marginals.
     """
 
-    def __init__(self, model: ActionModel, *, rho: float = 0.9, piece: int = 256) -> None:
+    def __init__(
+        self, model: ActionModel, *, rho: float = 0.9, likelihood: Likelihood = "composite", piece: int = 256
+    ) -> None:
         super().__init__(model, piece=piece)
+        if likelihood == "exact" and model.head == "tokens":
+            raise ValueError("tokens with coherent noise have no exact likelihood: use likelihood='composite'")
         self.model = model
-        self.rho = rho
-        kind = "composite" if model.head == "tokens" else "exact"
-        self.capabilities = frozenset({kind, "entropy", "kl"})
+        self.rho, self.likelihood = rho, likelihood
+        self.capabilities = frozenset({likelihood, "entropy", "kl"})
+
+    @property
+    def conditional_rho(self) -> float:
+        """The correlation that the likelihood takes account of."""
+        return self.rho if self.likelihood == "exact" else 0.0
 
     @property
     def per_chunk(self) -> int:
@@ -175,8 +191,8 @@ class ActionPolicy(TorchPolicy):
         """[N, C] log-density of each step's action given the step before it."""
         last = torch.full_like(noise[:, 0], torch.nan) if before is None else before
         previous = torch.cat([last.nan_to_num()[:, None], noise[:, :-1]], 1)
-        rho = torch.full_like(noise, self.rho)
-        rho[:, 0] = torch.where(last.isnan(), 0.0, self.rho)
+        rho = torch.full_like(noise, self.conditional_rho)
+        rho[:, 0] = torch.where(last.isnan(), 0.0, self.conditional_rho)
         return (_conditional(noise, previous, rho) - std.log()).sum(-1)
 
     def centres(self, tokens: Tensor) -> Tensor:
@@ -231,7 +247,7 @@ class ActionPolicy(TorchPolicy):
         noise = (batch.payload["actions"][valid] - mean) / std
         steps = _scatter(noise, valid).flatten(1, 2)  # [B, S*C, A] in time order
         before = torch.cat([torch.zeros_like(steps[:, :1]), steps[:, :-1]], 1)
-        rho = torch.full_like(steps[..., :1], self.rho)
+        rho = torch.full_like(steps[..., :1], self.conditional_rho)
         rho[:, 0] = 0.0
         if not bool(batch.payload["coherent"].all()):  # demonstrations: overlapping chunks, independent steps
             rho = rho * batch.payload["coherent"][:, :, None]

@@ -239,8 +239,9 @@ class Verdict:
 class Actor(Protocol):
     """Anything that attempts tasks: a policy, a game, a search."""
 
-    def act(self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...] = (0,), **sampling: Any) -> list[Rollout]:
-        """n attempts per task, in task order; random numbers depend on (key, task id, sample) alone."""
+    def act(self, tasks: Sequence[Task], n: int, *args: Any, **sampling: Any) -> list[Rollout]:
+        """n attempts per task, in task order. The keyword ``key`` is a tuple of integers; random numbers
+        depend on (key, task id, sample) alone. Other keywords are the actor's own."""
         ...
 
 
@@ -280,10 +281,8 @@ class Objective(Protocol):
     def __call__(self, now: Evaluation, batch: Batch) -> tuple[Tensor, dict[str, float]]: ...
 
 
-class RewardFunction(Protocol):
-    """Called with keyword columns; takes what it names and the rest as ``**kwargs``."""
-
-    def __call__(self, **columns: Any) -> Sequence[Score] | Mapping[str, Sequence[Score]]: ...
+RewardFunction = Callable[..., Sequence[Score] | Mapping[str, Sequence[Score]]]
+"""Called with keyword columns; takes what it names and the rest as ``**kwargs``."""
 
 
 @runtime_checkable

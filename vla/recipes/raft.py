@@ -1,0 +1,41 @@
+"""Rejection sampling beside evolve_vla: imitate the best episode of each group, by the same learned progress.
+
+RAFT (arXiv:2304.06767): sample, keep the best, fine-tune on it, repeat (the idea is checked against the
+paper's abstract, no number is). Same start, critic, termination and budget as evolve_vla; no gate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from . import evolve_vla
+
+if TYPE_CHECKING:
+    from ...trainers.loop import Experiment
+    from ...trainers.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Config(evolve_vla.Config):
+    """evolve_vla's, and how many episodes are kept."""
+
+    keep: int = 1
+    """Episodes of each group that are imitated."""
+    gate: bool = False
+    """Keep, repair or roll back by a judge of another family."""
+
+
+def debug() -> Config:
+    """Two iterations in seconds."""
+    return Config(**vars(evolve_vla.debug()) | {"gate": False})
+
+
+def build(config: Config, folder: RunFolder) -> Experiment:
+    from functools import partial
+
+    from ...trainers.objectives import WeightedImitation
+    from ...trainers.pairing import best_of_group
+
+    keep = partial(best_of_group, k=config.keep)
+    return evolve_vla.assemble(config, folder, WeightedImitation(), None, (keep,))
