@@ -23,7 +23,8 @@ Accumulation = Literal["milestones", "last", "best", "mean", "difference"]
 class ProgressModel(Protocol):
     """Estimates [N] for observations [N, D]; ``kind`` says of what."""
 
-    kind: Literal["absolute", "pairwise"]
+    @property
+    def kind(self) -> Literal["absolute", "pairwise"]: ...
 
     def __call__(
         self, observations: Floats, initial: Floats, instructions: Sequence[str], references: Floats | None = None

@@ -41,12 +41,12 @@ class Config(RobotConfig):
     """The critic sees where the goal is marked."""
     horizons: tuple[int, ...] = (150,)
     """Horizons of equally long stages; (100, 150) grows once. The last one is also the evaluation's."""
-    lr: float = 1e-4
+    lr: float = 2e-4
     epochs: int = 2
     minibatches: int = 8
     clip_low: float = 0.2
     clip_high: float = 0.28  # clip-higher, as in SimpleVLA-RL's scripts (checked against the code)
-    std_floor: float = 0.03
+    std_floor: float = 0.1
     """Smallest standard deviation a group's returns are divided by, so that noise is not blown up."""
     anchor: float = 0.0
     """Weight of going on imitating the demonstrations; a repair raises it."""
