@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def test_a_run_leaves_everything_behind(straight: tuple[RunFolder, int]) -> None
     assert [row["iteration"] for row in folder.metrics()] == [1, 2, 3, 4]
     wanted = {"reward", "rollouts", "groups/zero_spread", "objective/loss", "curriculum/horizon", "category/true"}
     assert wanted | {"time/act", "time/learn"} <= set(folder.metrics()[0])
-    assert [row["curriculum/horizon"] for row in folder.metrics()] == [2, 2, 3, 3]
+    assert [row["curriculum/horizon"] for row in folder.metrics()] == [2, 2, 3, 2]  # rolled back in the third
     assert list(folder.evaluations()) == ["before", "after"]
     assert RunFolder.open(folder.path).config == {"iterations": ITERATIONS}
     assert folder.read_json("config")["label_account"] == "gate_labels: none"
@@ -85,6 +86,20 @@ def test_a_clean_run_learns_and_raises_no_alarm(tmp_path: Path) -> None:
     assert folder.read("alarms") == []
 
 
+def failing(reward: Any, after: int) -> Any:
+    """The reward until it was called so often, then an error."""
+    calls = []
+
+    @wraps(reward)
+    def fragile(**columns: Any) -> Any:
+        calls.append(1)
+        if len(calls) > after:
+            raise ZeroDivisionError("no tokens")
+        return reward(**columns)
+
+    return fragile
+
+
 # ------------------------------------------------------------------------------------------------ resume
 
 
@@ -95,7 +110,7 @@ def run_copies(*arguments: str) -> None:
 def test_killed_runs_resume_bit_for_bit(straight: tuple[RunFolder, int], tmp_path: Path) -> None:
     """SIGKILL at random calls inside the iteration that ends in a repair, between any two of its file operations."""
     folder, calls = straight
-    assert [row["decision"] for row in folder.read("gate")] == ["keep", "keep", "repair", "keep"]
+    assert [row["decision"] for row in folder.read("gate")] == ["repair", "keep"]
     chance = random.Random(2)
     early = [str(chance.randrange(1, calls // 2)) for _ in range(2)]
     # Most of the second half is saving. A copy may make a few calls less: other paths, other garbage.
@@ -112,23 +127,23 @@ def test_ctrl_c_ends_after_the_iteration_and_the_run_goes_on(straight: tuple[Run
 
 
 def test_a_second_stage_resumes_too(tmp_path: Path) -> None:
-    """Two stages share one policy; the run is cut where the second begins."""
+    """The second stage's gate has the policy that the stage began with as its base, also after a resume."""
 
     def two_stages(reward: Any = honest) -> Any:
         experiment = build(honest, iterations=2)
         (first,) = experiment.stages
-        second = replace(first, reward=reward, gate=None)
-        return replace(experiment, stages=[first, second], evaluate_every=1)
-
-    def fails(**columns: Any) -> list[float]:
-        raise RuntimeError("power cut")
+        second = replace(first, steps=3, reward=reward, gate_every=1)
+        return replace(experiment, stages=[replace(first, gate=None), second], evaluate_every=1)
 
     whole, cut = folder_at(tmp_path / "whole"), folder_at(tmp_path / "cut")
     train(two_stages(), whole)
     with pytest.raises(RewardError):
-        train(two_stages(fails), cut)
+        train(two_stages(failing(honest, after=1)), cut)
+    assert cut.load_checkpoint()["iteration"] == 3
     train(two_stages(), cut, resume=True)
-    assert list(whole.evaluations()) == ["before", "iteration-000001", "iteration-000003", "after"]
+    names = ["iteration-000001", "iteration-000003", "iteration-000004"]
+    assert list(whole.evaluations()) == ["before", *names, "after"]
+    assert len(whole.read("gate")) == 3
     assert_same_run(cut, whole)
 
 
@@ -164,17 +179,28 @@ def test_rollback_restores_every_learner_to_the_bit(tmp_path: Path) -> None:
 
 def test_a_kept_candidate_is_what_later_rollbacks_restore(tmp_path: Path) -> None:
     kept, folder = folder_at(tmp_path / "kept"), folder_at(tmp_path / "run")
-    train(build(iterations=2, gate=lambda *_, **__: always("keep")), kept)
-    train(build(iterations=4, gate=lambda *_, **__: always("keep", "keep", "rollback")), folder)
+    train(build(iterations=2, gate_every=1, gate=lambda *_, **__: always("keep")), kept)
+    train(build(iterations=4, gate_every=1, gate=lambda *_, **__: always("keep", "keep", "rollback")), folder)
     state = folder.load_checkpoint("best")
     assert same(state["now"], kept.load_checkpoint("best")["now"])
     assert same(state["promoted_actor"], state["now"]["policy"]["policy"])
     assert not same(state["base"], state["promoted_actor"])
 
 
+def test_best_is_what_the_gate_last_let_through(tmp_path: Path) -> None:
+    """Looks after iterations 2 and 4, and a run that breaks off in the fourth."""
+    folder, experiment = folder_at(tmp_path / "run"), build(honest, iterations=5, gate_every=2)
+    (stage,) = experiment.stages
+    with pytest.raises(RewardError):
+        train(replace(experiment, stages=[replace(stage, reward=failing(honest, after=3))]), folder)
+    assert [folder.load_checkpoint(which)["iteration"] for which in ("best", "latest")] == [2, 3]
+    best = folder.load_checkpoint("best")
+    assert same(best["promoted_actor"], best["now"]["policy"]["policy"])
+
+
 def test_repair_quarantines_what_was_harmed_and_holds_on_to_demonstrations(tmp_path: Path) -> None:
     folder = folder_at(tmp_path / "run")
-    experiment = build(iterations=3, gate=lambda *_, **__: always("repair", "keep"))
+    experiment = build(iterations=3, gate_every=1, gate=lambda *_, **__: always("repair", "keep"))
     train(experiment, folder)
     weights = [row.get("anchors/weight", 0.0) for row in folder.metrics()]
     assert weights == [0.0, 0.1, 0.1]
@@ -191,7 +217,7 @@ def test_a_planted_harmful_reward_is_caught_and_repaired(straight: tuple[RunFold
     assert repair["harmed"] == ["lie"] and repair["iteration"] == 3
     assert [(row["alarm"], row["detail"][:4]) for row in folder.read("alarms")] == [("reward hacking", "lie:")]
     gated, free = folder_at(tmp_path / "gated"), folder_at(tmp_path / "free")
-    train(build(iterations=12), gated)
+    train(build(iterations=12, gate_every=1), gated)
     train(build(iterations=12, gate=None), free)
     with_gate, without = (f.evaluations()["after"]["spelled"]["lie"] for f in (gated, free))
     assert with_gate > without + 0.2
@@ -205,7 +231,7 @@ def test_a_run_that_fails_ends_with_rollbacks_alone(tmp_path: Path) -> None:
     def worse(tasks: list[Any], **columns: Any) -> list[float]:
         return [-s for s in spelled(tasks=tasks, **columns)]
 
-    train(build(worse, iterations=16), folder)
+    train(build(worse, iterations=16, gate_every=1), folder)
     decisions = [row["decision"] for row in folder.read("gate")]
     assert decisions.count("repair") == 1
     after = decisions[decisions.index("repair") + 1 :]
@@ -216,16 +242,8 @@ def test_a_run_that_fails_ends_with_rollbacks_alone(tmp_path: Path) -> None:
 
 
 def test_a_failing_reward_keeps_the_rollouts_of_its_iteration(tmp_path: Path) -> None:
-    calls = []
-
-    def fragile(**columns: Any) -> list[float]:
-        calls.append(1)
-        if len(calls) > 1:
-            raise ZeroDivisionError("no tokens")
-        return honest(**columns)
-
-    folder, experiment = folder_at(tmp_path / "run"), build(fragile, gate=None)
-    with pytest.raises(RewardError, match=r"reward fragile raised ZeroDivisionError: no tokens .*16 rollouts are kept"):
+    folder, experiment = folder_at(tmp_path / "run"), build(failing(honest, after=1), gate=None)
+    with pytest.raises(RewardError, match=r"reward honest raised ZeroDivisionError: no tokens .*16 rollouts are kept"):
         train(experiment, folder)
     rollouts = folder.load_rollouts("failed-000001")
     (stage,) = experiment.stages
@@ -301,3 +319,21 @@ def test_scored_rollouts_without_partners_do_not_stop_a_run() -> None:
     for rollout in rollouts:
         rollout.scores["total"] = None
     assert learner.update(rollouts) == {"rollouts": 0.0}
+
+
+def test_without_a_signal_only_anchors_move_the_weights() -> None:
+    """All scores equal: nothing moves, not even by AdamW's momentum; with anchors, demonstrations are still imitated."""
+    (stage,) = build().stages
+    learner: Any = stage.learners["policy"]
+    tasks = [spelling_task("true", 0), spelling_task("lie", 0)]
+    rollouts = learner.policy.act(tasks, 4)
+    score(rollouts, honest)
+    learner.update(rollouts)
+    start = learner.policy.module.weight.detach().clone()
+    for rollout in rollouts:
+        rollout.scores["total"] = 0.5
+    assert learner.update(rollouts)["groups/zero_spread"] == 1
+    assert torch.equal(learner.policy.module.weight, start)
+    learner.anchors.weight = 0.1
+    assert learner.update(rollouts)["anchors/loss"] > 0
+    assert not torch.equal(learner.policy.module.weight, start)

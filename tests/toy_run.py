@@ -110,7 +110,7 @@ def build(
         "tasks_per_step": 4,
         "group_size": 4,
         "gate": gate(probes, spelled, margin=0.08, repairs=1, reward=reward) if gate else None,
-        "gate_every": 1,
+        "gate_every": KILLED_IN,  # so that the last checkpoint before a kill is not what was last promoted
     }
     return Experiment([Stage(**(stage | changes))], evaluate)
 
