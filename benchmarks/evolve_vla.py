@@ -56,7 +56,7 @@ def summary(folders: list[RunFolder]) -> dict[str, Any]:
 
     before, after = rates(0), rates(1)
     gains = (after - before).mean(1)
-    low, high = mean_interval(gains) if len(gains) > 1 else (float("nan"), float("nan"))
+    interval = [round(v, 1) for v in mean_interval(gains)] if len(gains) > 1 else None
     strong = ((after - before >= 20) | (after >= 95)).sum(1)
     return {
         "tasks": tasks,
@@ -65,7 +65,7 @@ def summary(folders: list[RunFolder]) -> dict[str, Any]:
         "mean_before": round(float(before.mean()), 1),
         "mean_after": round(float(after.mean()), 1),
         "mean_gain": round(float(gains.mean()), 1),
-        "mean_gain_interval": [round(low, 1), round(high, 1)],
+        "mean_gain_interval": interval,
         "per_seed": [{"before": b.tolist(), "after": a.tolist()} for b, a in zip(before, after, strict=True)],
         "tasks_up_20_or_at_95": strong.tolist(),
         "harm_p": dict(zip(tasks, holm([_harm(looks, task) for task in tasks]), strict=True)),

@@ -91,14 +91,13 @@ class RobotActor:
         return [session.rollout(row, episode) for row, episode in enumerate(episodes)]
 
     def _noise(self, asked: Sequence[Task], n: int, key: tuple[int, ...]) -> Tensor:
-        """[B, S, C, A] coherent noise, keyed by (key, task id, sample)."""
-        chunk = self.policy.model.chunk
-        chunks = max(-(-(task.horizon or self.horizon) // chunk) for task in asked)
-        rows = [
-            self.policy.coherent_noise(chunks * chunk, generator(*key, task.id, row % n))
-            for row, task in enumerate(asked)
-        ]
-        return torch.stack(rows).view(len(asked), chunks, chunk, -1)
+        """[B, S, C, A] coherent noise, keyed by (key, task id, sample); zeros after an episode's own horizon."""
+        chunk, rows = self.policy.model.chunk, []
+        for row, task in enumerate(asked):
+            chunks = -(-(task.horizon or self.horizon) // chunk)  # drawn alone, so that other tasks do not matter
+            rows.append(self.policy.coherent_noise(chunks * chunk, generator(*key, task.id, row % n)))
+        noise = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        return noise.unflatten(1, (-1, chunk))
 
     # what a gate and a checkpoint ask for: the policy's, with the same simulators
 

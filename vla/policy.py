@@ -242,24 +242,28 @@ class ActionPolicy(TorchPolicy):
         temperature: Tensor,
         others: Mapping[str, tuple[Tensor, Tensor]],
     ) -> dict[str, Tensor]:
-        """Exact conditionals of AR(1) noise: n_t = (a_t - mean_t) / std, n_t | n_{t-1} ~ N(rho n_{t-1}, 1 - rho^2)."""
+        """Exact conditionals of AR(1) noise: n_t = (a_t - mean_t) / std, n_t | n_{t-1} ~ N(rho n_{t-1}, 1 - rho^2).
+
+        A divergence is between the conditionals too, so over an episode its mean is the divergence of the episodes.
+        """
         std = self.model.log_std.exp() * temperature
-        noise = (batch.payload["actions"][valid] - mean) / std
-        steps = _scatter(noise, valid).flatten(1, 2)  # [B, S*C, A] in time order
-        before = torch.cat([torch.zeros_like(steps[:, :1]), steps[:, :-1]], 1)
-        rho = torch.full_like(steps[..., :1], self.conditional_rho)
-        rho[:, 0] = 0.0
+        values = batch.payload["actions"][valid]
+        noise = (values - mean) / std
+        before = _previous_step(noise, valid)
+        rho = torch.full_like(_scatter(noise[..., :1], valid), self.conditional_rho)
+        rho[:, 0, 0] = 0.0
         if not bool(batch.payload["coherent"].all()):  # demonstrations: overlapping chunks, independent steps
-            rho = rho * batch.payload["coherent"][:, :, None]
-        density = _conditional(steps, before, rho)
-        shape = (*valid.shape, self.model.chunk, self.model.action_size)
-        logs = density.view(shape)[valid] - std.log()
-        entropy = (std.log() + 0.5 * math.log(2 * math.pi * math.e)).expand_as(logs)
+            rho = rho * batch.payload["coherent"][:, :, None, None]
+        rho = rho[valid]
+        logs = _conditional(noise, before, rho) - std.log()
+        spread = std * (1 - rho**2).sqrt()
+        entropy = (spread.log() + 0.5 * math.log(2 * math.pi * math.e)).expand_as(logs)
         parts = {"log_probs": logs.sum(-1), "entropy": entropy.sum(-1)}
         for name, (centre, other) in others.items():
             other = other * temperature
-            gap = ((mean - centre) ** 2 + std**2) / (2 * other**2)
-            parts[f"kl:{name}"] = (other.log() - std.log() + gap - 0.5).sum(-1)
+            theirs = centre + rho * other * _previous_step((values - centre) / other, valid)
+            gap = (mean + rho * std * before - theirs) ** 2 / (1 - rho**2)
+            parts[f"kl:{name}"] = (other.log() - std.log() + (gap + std**2) / (2 * other**2) - 0.5).sum(-1)
         return parts
 
     def encode(self, tasks: Sequence[Task], outputs: Sequence[Any]) -> list[Rollout]:
@@ -331,6 +335,13 @@ def _categorical(
         theirs = (other / temperature[..., None]).log_softmax(-1)
         parts[f"kl:{name}"] = (logs.exp() * (logs - theirs)).sum(-1)
     return {name: part.flatten(1) for name, part in parts.items()}
+
+
+def _previous_step(noise: Tensor, valid: Tensor) -> Tensor:
+    """Noise [N, C, A] of the valid chunks, one environment step earlier; zeros at an episode's start."""
+    steps = _scatter(noise, valid).flatten(1, 2)  # [B, S*C, A] in time order
+    before = torch.cat([torch.zeros_like(steps[:, :1]), steps[:, :-1]], 1)
+    return before.unflatten(1, (-1, noise.shape[1]))[valid]
 
 
 def _scatter(values: Tensor, valid: Tensor) -> Tensor:

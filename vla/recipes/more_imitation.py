@@ -24,7 +24,7 @@ class Config(RobotConfig):
     """As many gradient steps per iteration as fit into the seconds that evolve_vla acts and learns."""
 
     lr: float = 3e-4
-    steps: int = 100
+    steps: int = 200
     """Gradient steps per iteration."""
 
 
