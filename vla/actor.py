@@ -97,7 +97,7 @@ class RobotActor:
             chunks = -(-(task.horizon or self.horizon) // chunk)  # drawn alone, so that other tasks do not matter
             rows.append(self.policy.coherent_noise(chunks * chunk, generator(*key, task.id, row % n)))
         noise = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        return noise.unflatten(1, (-1, chunk))
+        return torch.unflatten(noise, 1, (-1, chunk))
 
     # what a gate and a checkpoint ask for: the policy's, with the same simulators
 

@@ -341,7 +341,7 @@ def _previous_step(noise: Tensor, valid: Tensor) -> Tensor:
     """Noise [N, C, A] of the valid chunks, one environment step earlier; zeros at an episode's start."""
     steps = _scatter(noise, valid).flatten(1, 2)  # [B, S*C, A] in time order
     before = torch.cat([torch.zeros_like(steps[:, :1]), steps[:, :-1]], 1)
-    return before.unflatten(1, (-1, noise.shape[1]))[valid]
+    return torch.unflatten(before, 1, (-1, noise.shape[1]))[valid]
 
 
 def _scatter(values: Tensor, valid: Tensor) -> Tensor:
