@@ -220,10 +220,7 @@ class _Run:
         barrier()
 
     def end(self) -> None:
-        """A gated run ends with what the gate last let through."""
-        stage = self.experiment.stages[-1]
-        if stage.gate is not None:
-            _restore(stage, self.promoted)
+        """The last iteration asked the gate, so a gated run ends with what was last let through."""
         self._evaluate("after")
         if is_main():
             self.experiment.finish(self.folder)
