@@ -322,7 +322,7 @@ def test_scored_rollouts_without_partners_do_not_stop_a_run() -> None:
 
 
 def test_without_a_signal_only_anchors_move_the_weights() -> None:
-    """All scores equal: nothing moves, not even by AdamW's momentum; with anchors, demonstrations are still imitated."""
+    """All scores equal: nothing moves, not even by AdamW's momentum. Anchors are still imitated."""
     (stage,) = build().stages
     learner: Any = stage.learners["policy"]
     tasks = [spelling_task("true", 0), spelling_task("lie", 0)]
