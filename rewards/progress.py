@@ -117,9 +117,11 @@ class ProgressEstimator:
         if answers.shape != (len(rows),):
             raise ValueError(f"the progress model returned shape {answers.shape} for {len(rows)} observations")
         low = -1.0 if pairwise else 0.0
-        if not bool(((answers >= low - 1e-4) & (answers <= 1 + 1e-4)).all()):
-            worst = answers[int(np.abs(np.nan_to_num(answers, nan=np.inf)).argmax())]
-            raise ValueError(f"the progress model returned {worst}, outside {low:g}..1")
+        outside = ~((answers >= low - 1e-4) & (answers <= 1 + 1e-4))  # NaN is outside too
+        if outside.any():
+            first_wrong = int(outside.argmax())
+            what = f"the progress model returned {answers[first_wrong]}, outside {low:g}..1"
+            raise ValueError(f"{what}, for {texts[first_wrong]!r}")
         return answers
 
     def _accumulate(self, row: int, answer: float, observation: Floats) -> float:

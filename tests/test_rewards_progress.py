@@ -1,0 +1,223 @@
+"""Progress estimates against numbers by hand: accumulation, termination, and the same afterwards as live."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from autotelic.rewards.progress import (
+    Accumulation,
+    Accumulator,
+    EpisodeProgress,
+    FinalProgress,
+    MeanProgress,
+    ProgressEstimator,
+)
+
+Floats = NDArray[np.float32]
+
+
+class Reads:
+    """A model that reads its answer off the observation: [answer, place]; it keeps which places were compared."""
+
+    def __init__(self, kind: Literal["absolute", "pairwise"]) -> None:
+        self.kind = kind
+        self.compared: list[tuple[float, float]] = []
+        self.told: list[str] = []
+
+    def __call__(
+        self, observations: Floats, initial: Floats, instructions: Sequence[str], references: Floats | None = None
+    ) -> Floats:
+        assert (references is not None) == (self.kind == "pairwise")
+        if references is not None:
+            self.compared += list(zip(references[:, 1].tolist(), observations[:, 1].tolist(), strict=True))
+        self.told += instructions
+        return observations[:, 0]
+
+
+def frames(*answers: float) -> Floats:
+    """Observations whose places are 0, 1, 2, ...; the initial one comes first and has no answer."""
+    return np.array([[9.0, 0.0], *([a, i] for i, a in enumerate(answers, 1))], np.float32)
+
+
+def trace(kind: Literal["absolute", "pairwise"], accumulator: Accumulator, *answers: float) -> list[float]:
+    estimator = ProgressEstimator(Reads(kind), accumulator)
+    estimator.begin(["do it"])
+    for frame in frames(*answers):
+        estimator.update(np.array([0]), frame[None])
+    return estimator.values(0)
+
+
+def test_milestones_with_pairs_by_hand() -> None:
+    """v <- v + (1 - v) c at every second check; in between the same with the held v counts provisionally."""
+    values = trace("pairwise", Accumulator("milestones", 2), 0.1, 0.2, 0.5, -0.5, -0.5, 0.5, 1.0)
+    by_hand = [0.1, 0.2]  # from v = 0
+    by_hand += [0.2 + 0.8 * 0.5, 0.2 + 0.8 * -0.5]  # from v = 0.2; the second falls below 0 and is clamped
+    by_hand[3] = 0.0
+    by_hand += [0.0, 0.5]  # from v = 0
+    by_hand += [0.5 + 0.5 * 1.0]  # the tail after the last milestone counts too
+    assert values == pytest.approx(by_hand)
+
+
+def test_an_advance_may_be_negative() -> None:
+    assert trace("pairwise", Accumulator("milestones", 1), 0.5, -0.5, -0.2) == pytest.approx([0.5, 0.25, 0.1])
+
+
+def test_milestones_are_compared_with_the_last_milestone() -> None:
+    model = Reads("pairwise")
+    estimator = ProgressEstimator(model, Accumulator("milestones", 3))
+    estimator.begin(["do it"])
+    for frame in frames(*[0.1] * 7):
+        estimator.update(np.array([0]), frame[None])
+    assert model.compared == [(0, 1), (0, 2), (0, 3), (3, 4), (3, 5), (3, 6), (6, 7)]
+
+
+def test_milestones_with_an_absolute_model_follow_it_both_ways() -> None:
+    """(p_b - p_a) / (1 - p_a) undoes the rule: the estimate is the newest answer, within one step's reach down."""
+    answers = [0.2, 0.4, 0.3, 0.7, 0.6, 0.9]
+    assert trace("absolute", Accumulator("milestones", 2), *answers) == pytest.approx(answers, abs=1e-6)
+    fallen = trace("absolute", Accumulator("milestones", 1), 0.9, 0.2, 0.2)
+    assert fallen == pytest.approx([0.9, 0.9 - 0.1, 0.8 - 0.2], abs=1e-6), "an advance is at least -1"
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind", "expected"),
+    [
+        ("last", "absolute", [0.2, 0.6, 0.4, 0.8]),
+        ("best", "absolute", [0.2, 0.6, 0.6, 0.8]),
+        ("mean", "absolute", [0.2, 0.4, 0.4, 0.5]),
+        ("difference", "absolute", [0.0, 0.4, 0.2, 0.6]),
+        ("last", "pairwise", [0.2, 0.6, 0.4, 0.8]),
+        ("difference", "pairwise", [0.2, 0.6, 0.4, 0.8]),
+    ],
+)
+def test_the_other_rules_by_hand(
+    rule: Accumulation, kind: Literal["absolute", "pairwise"], expected: list[float]
+) -> None:
+    assert trace(kind, Accumulator(rule), 0.2, 0.6, 0.4, 0.8) == pytest.approx(expected)
+
+
+def test_other_rules_clamp_and_compare_with_the_first_observation() -> None:
+    assert trace("absolute", Accumulator("difference"), 0.5, 0.2, 0.9) == pytest.approx([0.0, 0.0, 0.4])
+    assert trace("pairwise", Accumulator("last"), -0.5, 0.5) == pytest.approx([0.0, 0.5])
+    model = Reads("pairwise")
+    estimator = ProgressEstimator(model, Accumulator("mean"))
+    estimator.begin(["do it"])
+    for frame in frames(0.1, 0.2, 0.3):
+        estimator.update(np.array([0]), frame[None])
+    assert model.compared == [(0, 1), (0, 2), (0, 3)]
+
+
+# the estimator
+
+
+def ends(estimator: ProgressEstimator, answers: Sequence[float]) -> list[bool]:
+    estimator.begin(["do it"])
+    return [bool(estimator.update(np.array([0]), frame[None])[0]) for frame in frames(*answers)][1:]
+
+
+def test_an_episode_ends_above_the_threshold() -> None:
+    answers = [0.5, 0.95, 0.7, 0.95, 0.95, 0.95]
+    at = ProgressEstimator(Reads("absolute"), Accumulator("last"), threshold=0.9)
+    assert ends(at, answers) == [False, True, False, True, True, True]
+    patient = ProgressEstimator(Reads("absolute"), Accumulator("last"), threshold=0.9, patience=2)
+    assert ends(patient, answers) == [False, False, False, False, True, True]
+    exactly = ProgressEstimator(Reads("absolute"), Accumulator("last"), threshold=0.5)
+    assert ends(exactly, [0.5, 0.75]) == [False, True], "above it, not at it"
+    assert not any(ends(ProgressEstimator(Reads("absolute"), Accumulator("last")), [1.0, 1.0]))
+
+
+def test_rows_are_kept_apart() -> None:
+    """Rows that begin at different times and are asked about in changing company equal rows asked about alone."""
+    random = np.random.default_rng(0)
+    stories = [random.uniform(-0.3, 0.5, length).astype(np.float32) for length in (5, 9, 7)]
+    starts, model = [0, 2, 4], Reads("pairwise")
+    estimator = ProgressEstimator(model, Accumulator("milestones", 3), threshold=0.5, patience=2)
+    estimator.begin(["red", "green", "blue"])
+    over: list[list[bool]] = [[], [], []]
+    for time in range(12):
+        rows = [r for r in range(3) if 0 <= time - starts[r] <= len(stories[r])]
+        rows = rows[::-1] if time % 2 else rows
+        if rows:
+            seen = np.stack([frames(*stories[r])[time - starts[r]] for r in rows])
+            for row, end in zip(rows, estimator.update(np.array(rows), seen), strict=True):
+                over[row].append(bool(end))
+    for row, story in enumerate(stories):
+        assert estimator.values(row) == pytest.approx(trace("pairwise", Accumulator("milestones", 3), *story))
+        alone = ProgressEstimator(Reads("pairwise"), Accumulator("milestones", 3), threshold=0.5, patience=2)
+        assert over[row][1:] == ends(alone, story)
+    assert {text: model.told.count(text) for text in set(model.told)} == {"red": 5, "green": 9, "blue": 7}
+    assert estimator.calls == 21
+
+
+@pytest.mark.parametrize(
+    ("kind", "answers", "line"),
+    [
+        ("absolute", [0.5, 1.5], "the progress model returned 1.5, outside 0..1, for 'b'"),
+        ("absolute", [-0.25, 0.5], "the progress model returned -0.25, outside 0..1, for 'a'"),
+        ("pairwise", [-1.5, 0.5], "the progress model returned -1.5, outside -1..1, for 'a'"),
+        ("absolute", [0.5, np.nan], "the progress model returned nan, outside 0..1, for 'b'"),
+        ("pairwise", [-np.inf, 0.5], "the progress model returned -inf, outside -1..1, for 'a'"),
+        ("absolute", [0.5], r"the progress model returned shape \(1,\) for 2 observations"),
+        ("absolute", [[0.5], [0.5]], r"the progress model returned shape \(2, 1\) for 2 observations"),
+    ],
+)
+def test_an_answer_that_is_none_is_refused_in_one_line(
+    kind: Literal["absolute", "pairwise"], answers: list[Any], line: str
+) -> None:
+    class Answers(Reads):
+        def __call__(self, *_: Any, **__: Any) -> Floats:
+            return np.array(answers, np.float32)
+
+    estimator = ProgressEstimator(Answers(kind))
+    estimator.begin(["a", "b"])
+    estimator.update(np.array([0, 1]), np.zeros((2, 2), np.float32))
+    with pytest.raises(ValueError, match=f"^{line}$"):
+        estimator.update(np.array([0, 1]), np.ones((2, 2), np.float32))
+
+
+# rewards
+
+
+def test_final_progress_by_hand() -> None:
+    """(1 - w) min(v / threshold, 1) + w [v > threshold]"""
+    rollouts = [SimpleNamespace(scores={"progress": [0.3, last]}) for last in (0.0, 0.4, 0.8, 0.9)]
+    assert FinalProgress()(rollouts=rollouts) == pytest.approx([0.0, 0.4, 0.8, 0.9])
+    assert FinalProgress(0.8, 0.25)(rollouts=rollouts) == pytest.approx([0.0, 0.375, 0.75, 1.0])
+
+
+def test_final_progress_in_hindsight_reads_the_episode() -> None:
+    episodes = [SimpleNamespace(observations=frames(0.9, 0.4)), SimpleNamespace(observations=frames(0.9))]
+    hindsight = FinalProgress(0.8, 0.25, EpisodeProgress(Reads("absolute")))
+    found = hindsight(rollouts=[SimpleNamespace(scores={})] * 2, episodes=episodes, prompts=["a", "b"])
+    assert found == pytest.approx([0.375, 1.0])
+
+
+@pytest.mark.parametrize("rule", ["milestones", "last", "best", "mean", "difference"])
+@pytest.mark.parametrize("kind", ["absolute", "pairwise"])
+def test_episode_progress_equals_the_estimator_run_live(
+    rule: Accumulation, kind: Literal["absolute", "pairwise"]
+) -> None:
+    random = np.random.default_rng(1)
+    stories = [random.uniform(0, 1, length) for length in (8, 3, 13, 1)]
+    episodes = [SimpleNamespace(observations=frames(*story).astype(np.float64)) for story in stories]
+    found = EpisodeProgress(Reads(kind), Accumulator(rule, 3))(episodes=episodes, prompts=["a", "b", "a", "c"])
+    live = [trace(kind, Accumulator(rule, 3), *story)[-1] for story in stories]
+    assert found == pytest.approx(live)
+
+
+def test_the_mean_of_models_by_hand() -> None:
+    class Half(Reads):
+        def __call__(self, observations: Floats, *_: Any, **__: Any) -> Floats:
+            return np.full(len(observations), 0.5, np.float32)
+
+    both = MeanProgress([Reads("absolute"), Half("absolute")])
+    assert both(frames(0.1, 0.9)[1:], frames()[:1], ["a", "a"]).tolist() == pytest.approx([0.3, 0.7])
+    for models in ([], [Reads("absolute"), Reads("pairwise")]):
+        with pytest.raises(ValueError, match="MeanProgress takes one or more absolute models"):
+            MeanProgress(models)
