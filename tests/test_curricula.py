@@ -16,7 +16,7 @@ NONE = torch.zeros(1)
 
 
 def endless(category: str) -> Any:
-    return lambda index: Task(f"{category}-{index}", category)
+    return lambda index: Task(f"{category}-{index}", category, horizon=150)
 
 
 SOURCES = {name: endless(name) for name in ("a", "b", "c")}
@@ -94,14 +94,18 @@ def test_sec_samples_by_the_softmax() -> None:
 
 
 def test_the_horizon_grows_by_updates() -> None:
-    curriculum = ProgressiveHorizon(Uniform(SOURCES), [(0, 50), (2, 100), (3, 150)])
+    curriculum = ProgressiveHorizon(Uniform(SOURCES), [(0, 1 / 3), (2, 2 / 3), (3, 1.0)])
     horizons = []
     for _ in range(5):
         (task,) = curriculum.sample(1)
         horizons.append(task.horizon)
-        assert curriculum.update([])["curriculum/horizon"] == task.horizon
+        assert curriculum.update([])["curriculum/horizon_share"] * 150 == pytest.approx(task.horizon)
     assert horizons == [50, 50, 100, 150, 150]
-    for stages in ([], [(1, 50)], [(0, 50), (0, 60)]):
+    with pytest.raises(ValueError, match="shares"):
+        ProgressiveHorizon(Uniform(SOURCES), [(0, 50)])
+    with pytest.raises(ValueError, match=r"set Task\.horizon"):
+        ProgressiveHorizon(Uniform({"a": [Task("a-0", "a")]}), [(0, 0.5)]).sample(1)
+    for stages in ([], [(1, 0.5)], [(0, 0.5), (0, 0.6)]):
         with pytest.raises(ValueError, match="start at update 0"):
             ProgressiveHorizon(Uniform(SOURCES), stages)
 
@@ -111,7 +115,7 @@ def test_the_horizon_grows_by_updates() -> None:
     [
         lambda: Uniform(SOURCES, seed=5, quarantine=3),
         lambda: SEC(SOURCES, seed=5, quarantine=3),
-        lambda: ProgressiveHorizon(SEC(SOURCES, seed=5, quarantine=3), [(0, 10), (2, 20)]),
+        lambda: ProgressiveHorizon(SEC(SOURCES, seed=5, quarantine=3), [(0, 0.5), (2, 1.0)]),
     ],
 )
 def test_a_restored_curriculum_goes_on_as_if_nothing_had_happened(make: Any) -> None:

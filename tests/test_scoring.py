@@ -65,7 +65,7 @@ def test_a_reward_that_raises_is_named_with_its_sample() -> None:
 
 def test_none_for_some_samples_does_not_apply_to_them() -> None:
     rollouts = attempts("a", "b", "c")
-    assert score(rollouts, returns(1.0, None, 0.0)) == {"reward/planted": 0.5, "reward": 0.5}
+    assert score(rollouts, returns(1.0, None, 0.0)) == {"reward": 0.5}
     assert [r.scores["total"] for r in rollouts] == [1.0, None, 0.0]
     assert score([], returns()) == {}
 
@@ -79,7 +79,7 @@ def test_reward_functions_written_for_trl_work_unchanged() -> None:
         return [len(text) for text in completions]
 
     rollouts = attempts("0", "one")
-    assert score(rollouts, matches) == {"reward/matches": 0.5, "reward": 0.5}
+    assert score(rollouts, matches) == {"reward": 0.5}
     assert score(rollouts, Reward(matches) + 0.1 * Reward(length))["reward"] == pytest.approx((1.1 + 0.3) / 2)
     assert [r.scores["length"] for r in rollouts] == [1, 3]
 

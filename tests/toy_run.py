@@ -104,7 +104,7 @@ def build(
     stage = {
         "steps": iterations,
         "actor": policy,
-        "curriculum": ProgressiveHorizon(SEC(sources), [(0, 2), (2, 3)]),
+        "curriculum": ProgressiveHorizon(SEC(sources), [(0, 2 / 3), (2, 1.0)]),
         "reward": reward,
         "learners": {"policy": learner},
         "tasks_per_step": 4,

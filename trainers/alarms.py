@@ -1,6 +1,7 @@
 """Signs that a run fools itself, read from its metrics and from what the gate saw.
 
-Each alarm is a line in the run folder and on the screen. None stops a run: that is the gate's part.
+Each alarm is a line in the run folder and a warning on the screen, once per trouble and run. None stops a
+run: that is the gate's part.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Alarm:
+    """A sign of trouble, what it is about (a category, a reference, or nothing in particular), and the numbers."""
+
     alarm: str
+    about: str
     detail: str
 
 
@@ -45,14 +49,14 @@ def check_metrics(history: Sequence[Mapping[str, Any]], limits: AlarmLimits) -> 
         return alarms
     spread = _recent(history, "groups/zero_spread", limits.window)
     if spread is not None and spread >= limits.zero_spread:
-        alarms.append(Alarm("no signal", f"{spread:.0%} of groups have no spread: nothing is learned from them"))
+        alarms.append(Alarm("no signal", "", f"{spread:.0%} of groups have no spread: nothing is learned from them"))
     for name in sorted(name for name in history[-1] if name.startswith("objective/kl_")):
         kl, reference = _recent(history, name, limits.window), name.removeprefix("objective/kl_")
         if kl is not None and kl > limits.kl:
-            alarms.append(Alarm("drift", f"the policy is {kl:.2f} nats per decision away from {reference}"))
+            alarms.append(Alarm("drift", reference, f"the policy is {kl:.2f} nats per decision away from {reference}"))
     first, now = history[0].get("objective/entropy"), _recent(history, "objective/entropy", limits.window)
     if first is not None and now is not None and first > 0 and now < limits.entropy_share * first:
-        alarms.append(Alarm("entropy collapse", f"entropy is {now / first:.0%} of what it was at the start"))
+        alarms.append(Alarm("entropy collapse", "", f"entropy is {now / first:.0%} of what it was at the start"))
     return alarms
 
 
@@ -66,7 +70,7 @@ def check_evidence(evidence: Mapping[str, Any], limits: AlarmLimits) -> list[Ala
         fall = row["base"] - row["candidate"]
         if rise >= limits.reward_rise and fall >= limits.judge_fall:
             detail = f"{category}: the reward rose by {rise:.2f} while the gate's judge fell by {fall:.2f}"
-            alarms.append(Alarm("reward hacking", detail))
+            alarms.append(Alarm("reward hacking", category, detail))
     return alarms
 
 

@@ -127,31 +127,36 @@ class SEC(Uniform):
 
 
 class ProgressiveHorizon:
-    """Short tasks first: wraps a curriculum and sets each task's horizon by the updates made so far.
+    """Beginnings first: wraps a curriculum and cuts each task's horizon, less and less.
 
     EVOLVE-VLA trains in stages with an increasing horizon (arXiv 2512.14666; the idea is checked
     against the paper, which gives no schedule).
 
     Args:
-        stages: (first update, horizon) in increasing order, the first at update 0.
+        stages: (first update, share of the task's own horizon) in increasing order, the first at update 0.
     """
 
-    def __init__(self, inner: Curriculum, stages: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, inner: Curriculum, stages: Sequence[tuple[int, float]]) -> None:
         starts = [start for start, _ in stages]
         if not starts or starts[0] != 0 or starts != sorted(set(starts)):
             raise ValueError(f"horizon stages start at update 0 and increase, not {list(stages)}")
+        if not all(0 < share <= 1 for _, share in stages):
+            raise ValueError(f"horizon stages are shares in (0, 1], not {list(stages)}")
         self.inner, self.stages = inner, tuple(stages)
         self.updates = 0
 
     @property
-    def horizon(self) -> int:
-        return next(horizon for start, horizon in reversed(self.stages) if self.updates >= start)
+    def share(self) -> float:
+        return next(share for start, share in reversed(self.stages) if self.updates >= start)
 
     def sample(self, n: int) -> list[Task]:
-        return [replace(task, horizon=self.horizon) for task in self.inner.sample(n)]
+        tasks = self.inner.sample(n)
+        if any(task.horizon is None for task in tasks):
+            raise ValueError("a progressive horizon cuts tasks that have one: set Task.horizon")
+        return [replace(task, horizon=max(1, round((task.horizon or 1) * self.share))) for task in tasks]
 
     def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
-        metrics = self.inner.update(rollouts) | {"curriculum/horizon": float(self.horizon)}
+        metrics = self.inner.update(rollouts) | {"curriculum/horizon_share": self.share}
         self.updates += 1
         return metrics
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,8 @@ from .distributed import barrier, from_main, gather, is_main, share
 from .progress import Progress
 from .run_folder import RunFolder
 from .scoring import RewardError, score, share_a_source
+
+logger = logging.getLogger(__name__)
 
 Evaluate = Callable[[Actor], Mapping[str, Any]]
 
@@ -207,10 +210,11 @@ class _Run:
         return verdict
 
     def _alarm(self, alarms: Sequence[Alarm]) -> None:
+        known = {(row["alarm"], row["about"]) for row in self.folder.read("alarms")}
         for alarm in alarms:
-            known = {(row["alarm"], row["detail"]) for row in self.folder.read("alarms")}
-            if (alarm.alarm, alarm.detail) not in known:
+            if (alarm.alarm, alarm.about) not in known:
                 self.folder.append("alarms", {"iteration": self.iteration, **vars(alarm)})
+                logger.warning("%s: %s", alarm.alarm, alarm.detail)
 
     def _evaluate(self, name: str) -> None:
         actor = self.experiment.stages[self.stage].actor

@@ -17,7 +17,7 @@ class RewardError(ValueError):
 
 
 def score(rollouts: Sequence[Rollout], reward: RewardFunction) -> dict[str, float]:
-    """Fill ``rollout.scores``, ``total`` included, and return the mean of every score.
+    """Fill ``rollout.scores``, ``total`` included, and return the means: "reward", and "reward/TERM" of its terms.
 
     Raises RewardError, with every rollout still whole, when the reward raises, returns NaN, another
     number of scores than samples, or None for all of them. No rollouts have no scores.
@@ -31,6 +31,7 @@ def score(rollouts: Sequence[Rollout], reward: RewardFunction) -> dict[str, floa
         who, where = _culprit(rollouts, reward, error)
         raise RewardError(f"reward {who} raised {type(error).__name__}: {error}{where}") from error
     named = dict(result) if isinstance(result, Mapping) else {name: result}
+    alone = "total" not in named and len(named) == 1
     if "total" not in named:
         named["total"] = next(iter(named.values()), [])
     for key, scores in named.items():
@@ -38,9 +39,8 @@ def score(rollouts: Sequence[Rollout], reward: RewardFunction) -> dict[str, floa
     for key, scores in named.items():
         for rollout, value in zip(rollouts, scores, strict=True):
             rollout.scores[key] = value
-    return {f"reward/{key}": _mean(scores) for key, scores in named.items() if key != "total"} | {
-        "reward": _mean(named["total"])
-    }
+    terms = {f"reward/{key}": _mean(scores) for key, scores in named.items() if key != "total"}
+    return ({} if alone else terms) | {"reward": _mean(named["total"])}
 
 
 def columns(rollouts: Sequence[Rollout]) -> dict[str, Any]:

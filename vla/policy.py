@@ -171,7 +171,8 @@ class ActionPolicy(TorchPolicy):
             actions [N, C, A] in [-1, 1]; what the payload stores of them (tokens or values); their
             log-probabilities [N, decisions per chunk], zero when greedy.
         """
-        out = self.module(observations.to(self.device), words.to(self.device)).cpu()
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            out = self.module(observations.to(self.device), words.to(self.device)).float().cpu()
         silent = torch.zeros(len(out), self.per_chunk)
         if self.model.head == "gaussian":
             std = self.model.log_std.exp().cpu() * temperature

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..envs.demonstrations import Demonstration
     from ..envs.pool import Pool
     from ..rewards.progress import ProgressModel
@@ -49,7 +51,7 @@ class RobotConfig:
     clone_steps: int = 1000
     """Gradient steps of behaviour cloning."""
     horizon: int = 150
-    """Environment steps of an episode."""
+    """Environment steps of an episode; a task whose demonstrations are longer gets their length and a fifth."""
     settle: int = 20
     """Steps that demonstrations go on after they first succeed, so that they end well inside the goal."""
     states: int = 8
@@ -81,13 +83,19 @@ class Setting:
     def all_demonstrations(self) -> list[Demonstration]:
         return [d for several in self.demonstrations.values() for d in several]
 
+    def task(self, environment: str, seed: int) -> Task:
+        """An initial state of an environment as a task."""
+        longest = max(len(d.actions) for d in self.demonstrations[environment])
+        needed = longest * 6 // 5 if longest > self.config.horizon else self.config.horizon
+        return make_task(environment, seed, needed)
+
     def sources(self) -> dict[str, Callable[[int], Task]]:
         """Per task, its endless supply of training states; every run has its own stretch of them."""
         from ..envs.splits import seeds
 
         first = 100_000 * (self.config.seed % 900)
         return {
-            name: lambda i, name=name: make_task(name, seeds("train", 1, first + i)[0])  # type: ignore[misc]
+            name: lambda i, name=name: self.task(name, seeds("train", 1, first + i)[0])  # type: ignore[misc]
             for name in self.names
         }
 
@@ -95,7 +103,7 @@ class Setting:
         """Frozen tasks for a gate."""
         from ..envs.splits import seeds
 
-        return [make_task(name, seed) for name in self.names for seed in seeds("probe", states)]
+        return [self.task(name, seed) for name in self.names for seed in seeds("probe", states)]
 
     def actor(self, *, estimator: Any = None) -> RobotActor:
         from .actor import RobotActor
@@ -112,7 +120,7 @@ class Setting:
         from ..trainers.scoring import score
 
         states = seeds("eval", self.config.eval_episodes, self.config.eval_offset)
-        tasks = [make_task(name, seed) for name in self.names for seed in states]
+        tasks = [self.task(name, seed) for name in self.names for seed in states]
 
         def evaluate(actor: Any) -> Mapping[str, Any]:
             blind = self.actor()
@@ -158,7 +166,8 @@ class Setting:
 
         if not self.config.videos:
             return
-        tasks = [make_task(name, seed) for name in self.names for seed in seeds("eval", self.config.videos)]
+        states = seeds("eval", self.config.videos, self.config.eval_offset)
+        tasks = [self.task(name, seed) for name in self.names for seed in states]
         target = folder.samples / "videos"
         target.mkdir(parents=True, exist_ok=True)
         actor = self.actor()
@@ -175,14 +184,14 @@ class Setting:
             write_side_by_side(target / f"{name}.webp", *frames, ("before", "after"))
 
 
-def make_task(environment: str, seed: int) -> Task:
+def make_task(environment: str, seed: int, horizon: int | None = None) -> Task:
     """An initial state of an environment as a task."""
     from ..envs.simulator import instruction_of
     from ..types import Task
 
     name = environment.removeprefix("metaworld/")
     extra = {"environment": environment}
-    return Task(f"{name}/{seed}", instruction_of(environment), category=name, seed=seed, extra=extra)
+    return Task(f"{name}/{seed}", instruction_of(environment), category=name, seed=seed, horizon=horizon, extra=extra)
 
 
 def counts(config: RobotConfig) -> dict[str, int]:
@@ -211,38 +220,48 @@ def counts(config: RobotConfig) -> dict[str, int]:
 
 
 def start(config: RobotConfig, folder: RunFolder) -> Setting:
-    """Simulators, demonstrations and the cloned policy; from the folder if the run was started before."""
+    """Simulators, demonstrations and the cloned policy; from the folder if the run was started before.
+
+    With several processes the main one makes the start and the others read it.
+    """
     import torch
 
     from ..envs.demonstrations import Demonstration
     from ..envs.pool import Pool
-    from ..trainers import checkpoint
+    from ..trainers import checkpoint, distributed
 
     wanted = counts(config)
     torch.set_num_threads(1)
     pool = Pool(list(wanted), chunk=CHUNK, workers=config.workers or None)
     policy = _policy(config, *pool.sizes(next(iter(wanted))))
+    policy.module.to(distributed.device())
     place = folder.path / "start"
-    if place.exists():
-        state = checkpoint.load(place)
-        policy.load_state_dict(state["policy"])
-        demonstrations = {
-            name: [Demonstration(**d | {k: d[k].numpy() for k in ("observations", "actions")}) for d in several]
-            for name, several in state["demonstrations"].items()
-        }
-        return Setting(config, tuple(wanted), pool, demonstrations, policy, _encode(policy, demonstrations))
-    demonstrations = {name: record(pool, name, k, config) for name, k in wanted.items()}
-    encoded = _encode(policy, demonstrations)
-    if not config.policy:
-        from .cloning import Cloning, clone
+    if distributed.is_main() and not place.exists():
+        _make_start(place, config, wanted, pool, policy)
+    distributed.barrier()
+    state = checkpoint.load(place)
+    policy.load_state_dict(state["policy"])
+    demonstrations = {
+        name: [Demonstration(**d | {k: d[k].numpy() for k in ("observations", "actions")}) for d in several]
+        for name, several in state["demonstrations"].items()
+    }
+    return Setting(config, tuple(wanted), pool, demonstrations, policy, _encode(policy, demonstrations))
 
-        clone(policy, encoded, Cloning(steps=config.clone_steps, seed=config.seed))
+
+def _make_start(place: Path, config: RobotConfig, wanted: Mapping[str, int], pool: Pool, policy: ActionPolicy) -> None:
+    import torch
+
+    from ..trainers import checkpoint
+    from .cloning import Cloning, clone
+
+    demonstrations = {name: record(pool, name, k, config) for name, k in wanted.items()}
+    if not config.policy:
+        clone(policy, _encode(policy, demonstrations), Cloning(steps=config.clone_steps, seed=config.seed))
     arrays = {
         name: [vars(d) | {k: torch.from_numpy(getattr(d, k)) for k in ("observations", "actions")} for d in several]
         for name, several in demonstrations.items()
     }
     checkpoint.save(place, {"policy": policy.state_dict(), "demonstrations": arrays})
-    return Setting(config, tuple(wanted), pool, demonstrations, policy, encoded)
 
 
 def record(pool: Pool, name: str, count: int, config: RobotConfig, offset: int = 0) -> list[Demonstration]:
@@ -284,13 +303,13 @@ def _encode(policy: ActionPolicy, demonstrations: Mapping[str, Sequence[Demonstr
 
 def learned(folder: RunFolder, name: str, model: Any, demonstrations: Sequence[Demonstration]) -> ProgressModel:
     """A critic fitted to demonstrations, or read back from the folder of a run that has it."""
-    from ..trainers import checkpoint
+    from ..trainers import checkpoint, distributed
 
     place = folder.path / f"critic-{name}"
-    if place.exists():
-        model.load_state_dict(checkpoint.load(place))
-    else:
+    if distributed.is_main() and not place.exists():
         model.fit(demonstrations)
         checkpoint.save(place, model.state_dict())
+    distributed.barrier()
+    model.load_state_dict(checkpoint.load(place))
     fitted: ProgressModel = model
     return fitted

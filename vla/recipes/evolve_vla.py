@@ -39,8 +39,8 @@ class Config(RobotConfig):
     """Share of the reward that is paid for ending above the threshold alone."""
     goal_features: bool = True
     """The critic sees where the goal is marked."""
-    horizons: tuple[int, ...] = (150,)
-    """Horizons of equally long stages; (100, 150) grows once. The last one is also the evaluation's."""
+    horizon_shares: tuple[float, ...] = (1.0,)
+    """Shares of the horizon in equally long stages; (0.6, 1) trains the openings first."""
     lr: float = 2e-4
     epochs: int = 2
     minibatches: int = 8
@@ -66,7 +66,7 @@ def debug() -> Config:
         iterations=2,
         clone_steps=30,
         horizon=40,
-        horizons=(20, 40),
+        horizon_shares=(0.5, 1.0),
         states=1,
         group=4,
         eval_episodes=2,
@@ -120,7 +120,8 @@ def assemble(
         reward=hindsight,
         sampling={"greedy": True, "stop": False},
     )
-    horizons = [(i * config.iterations // len(config.horizons), h) for i, h in enumerate(config.horizons)]
+    shares = config.horizon_shares
+    horizons = [(i * config.iterations // len(shares), share) for i, share in enumerate(shares)]
     stage = Stage(
         steps=config.iterations,
         actor=setting.actor(estimator=ProgressEstimator(progress, accumulator, threshold=config.threshold)),
