@@ -42,7 +42,7 @@ class RobotConfig:
     """Demonstrations of a task that does not say."""
     seed: int = 0
     """Keys demonstrations, the clone, exploration and everything else."""
-    iterations: int = 20
+    iterations: int = 16
     """Rounds of acting and learning."""
     policy: str = ""
     """A folder or hub name to start from instead of cloning the demonstrations."""
