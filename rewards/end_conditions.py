@@ -36,7 +36,10 @@ class Condition:
 
 
 class EndConditions:
-    """Scores an observation by the share of the way that every condition has come; the least advanced counts.
+    """Scores an observation by how nearly every condition is met; the least met counts.
+
+    A condition whose gap g is within its tolerance t scores 1, otherwise exp(-(g - t) / (sharpness * d)), d
+    being how far the relation came in the demonstrations: nearly there is worth much less than there.
 
     A relation is a condition when it changed by more than ``moved`` during the demonstrations and its end
     values agree within a fifth of that change. Relations of the hand count only where nothing else did
@@ -46,12 +49,15 @@ class EndConditions:
         features: relations that may be used; metres for positions, quaternion components for turns.
         moved: smallest change that counts.
         tolerance: how near counts as met, at least.
+        sharpness: share of the way that costs a factor of e.
     """
 
     kind: Literal["absolute"] = "absolute"
 
-    def __init__(self, features: RelationFeatures, *, moved: float = 0.02, tolerance: float = 0.01) -> None:
-        self.features, self.moved, self.tolerance = features, moved, tolerance
+    def __init__(
+        self, features: RelationFeatures, *, moved: float = 0.02, tolerance: float = 0.01, sharpness: float = 0.1
+    ) -> None:
+        self.features, self.moved, self.tolerance, self.sharpness = features, moved, tolerance, sharpness
         self.conditions: dict[str, list[Condition]] = {}
         self.vague: list[str] = []
 
@@ -103,7 +109,7 @@ class EndConditions:
     def _met(self, condition: Condition, now: Tensor, initial: Tensor) -> Tensor:
         gap = (self.features.relation(condition.relation, now, initial) - condition.target).norm(dim=-1)
         excess = (gap - condition.tolerance).clamp(min=0)
-        met: Tensor = (1 - excess / (condition.distance - condition.tolerance)).clamp(0, 1)
+        met: Tensor = (-excess / (self.sharpness * condition.distance)).exp()
         return met
 
 

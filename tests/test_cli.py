@@ -357,8 +357,8 @@ def test_the_table_against_hand_computed_numbers() -> None:
     rows = list(zip(*(column.cells for column in table.columns), strict=True))
     assert [row[0] for row in rows] == ["push", "reach", "mean"]
     # Wilson, 0 of 4: (0, z² / (n + z²)) = (0, 3.8415 / 7.8415) = (0, 0.490)
-    assert rows[0][1] == "0 % (0 … 49)"
-    assert rows[0][2] == "100 % (51 … 100)"
+    assert rows[0][1] == "0 % (0..49)"
+    assert rows[0][2] == "100 % (51..100)"
     assert str(rows[2][1]).startswith("25 %") and str(rows[2][2]).startswith("88 %")
     assert [str(row[3]).partition(" (")[0] for row in rows] == ["+100", "+25", "+62"]
     # McNemar: 2 · 2⁻⁴ = 0.125 and 1; Holm doubles the smaller one
@@ -370,7 +370,7 @@ def test_outcomes_that_are_no_rates_are_shown_as_numbers() -> None:
     table = cli.evaluation_table({"outcomes": {"a": {"success": [1.5, 2.5]}, "b": {"success": [0, 1]}}})
     cells = [str(cell) for cell in table.columns[1].cells]
     # Student's t with one degree of freedom: 2 ± 12.706 · 0.5
-    assert cells[0] == "2 (-4.35 … 8.35)"
+    assert cells[0] == "2 (-4.35..8.35)"
     assert cells[1].startswith("50 %")
 
 

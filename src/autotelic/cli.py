@@ -89,14 +89,13 @@ def _run(words: Sequence[str]) -> int:
     config = module.debug() if "--debug" in words else module.Config()
     options = parse(run_options(config), words[1:], f"run {recipe.name}")
     path = options.output_dir or _free_folder(recipe.name)
-    new = not path.exists()
     with _bad_input():
-        folder = _create(path, recipe.name, options.config, shlex.join(["autotelic", "run", *words]))
+        folder, new = _create(path, recipe.name, options.config, shlex.join(["autotelic", "run", *words]))
         try:
             experiment = module.build(options.config, folder)
         except ValueError:
             if new:
-                shutil.rmtree(path)
+                shutil.rmtree(folder.path, ignore_errors=True)
             raise
     return _train(experiment, folder, resume=False)
 
@@ -176,10 +175,17 @@ def _free_folder(recipe: str) -> Path:
     return RUNS / f"{name}-{n}"
 
 
-def _create(path: Path, recipe: str, config: Any, command: str) -> RunFolder:
+def _create(path: Path, recipe: str, config: Any, command: str) -> tuple[RunFolder, bool]:
+    """The run's folder, and whether this process made it: of several, the main one does."""
+    from .trainers.distributed import barrier, from_main, is_main
     from .trainers.run_folder import RunFolder
 
-    return RunFolder.create(path, recipe=recipe, config=asdict(config), command=command)
+    path = from_main(path)
+    new = is_main() and not path.exists()
+    if is_main():
+        RunFolder.create(path, recipe=recipe, config=asdict(config), command=command)
+    barrier()
+    return RunFolder.open(path), new
 
 
 def _open(path: str) -> RunFolder:
@@ -216,6 +222,10 @@ def _train(experiment: Experiment, folder: RunFolder, *, resume: bool) -> int:
             traceback.print_exc()
             print(f"\nautotelic: the run is kept; {again}", file=sys.stderr)
             return 1
+    from .trainers.distributed import is_main
+
+    if not is_main():
+        return 0
     before, after = folder.read_json("evaluations/before"), folder.read_json("evaluations/after")
     if before and after and (table := comparison_table(before, after)):
         _print(table)
@@ -274,10 +284,10 @@ def _print(table: Table) -> None:
 
 
 def _percent(value: float, interval: tuple[float, float] | None, sign: str = "") -> str:
-    bounds = "" if interval is None else f" ({100 * interval[0]:{sign}.0f} … {100 * interval[1]:{sign}.0f})"
+    bounds = "" if interval is None else f" ({100 * interval[0]:{sign}.0f}..{100 * interval[1]:{sign}.0f})"
     return f"{100 * value:{sign}.0f}{'' if sign else ' %'}{bounds}"
 
 
 def _plain(value: float, interval: tuple[float, float] | None, sign: str = "") -> str:
-    bounds = "" if interval is None else f" ({interval[0]:{sign}.3g} … {interval[1]:{sign}.3g})"
+    bounds = "" if interval is None else f" ({interval[0]:{sign}.3g}..{interval[1]:{sign}.3g})"
     return f"{value:{sign}.3g}{bounds}"

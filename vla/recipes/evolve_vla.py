@@ -53,10 +53,12 @@ class Config(RobotConfig):
     gate: bool = True
     """Keep, repair or roll back by a judge of another family."""
     gate_every: int = 4
-    gate_states: int = 12
+    gate_states: int = 24
     """Probe states per task."""
-    gate_margin: float = 0.1
-    """How far the judge's score may fall."""
+    gate_margin: float = 0.2
+    """How far the judge's score may fall, at 90 % confidence."""
+    quarantine: int = 8
+    """Iterations that a harmed task is left out for."""
 
 
 def debug() -> Config:
@@ -122,10 +124,11 @@ def assemble(
     )
     shares = config.horizon_shares
     horizons = [(i * config.iterations // len(shares), share) for i, share in enumerate(shares)]
+    tasks = Uniform(setting.sources(), seed=config.seed, quarantine=config.quarantine)
     stage = Stage(
         steps=config.iterations,
         actor=setting.actor(estimator=ProgressEstimator(progress, accumulator, threshold=config.threshold)),
-        curriculum=ProgressiveHorizon(Uniform(setting.sources(), seed=config.seed), horizons),
+        curriculum=ProgressiveHorizon(tasks, horizons),
         reward=FinalProgress(config.threshold, config.completion),
         learners={"policy": learner},
         tasks_per_step=config.states * len(setting.names),
