@@ -67,7 +67,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, int]:
 def test_a_run_leaves_everything_behind(straight: tuple[RunFolder, int]) -> None:
     folder, _ = straight
     assert [row["iteration"] for row in folder.metrics()] == [1, 2, 3, 4]
-    wanted = {"reward", "rollouts", "groups/zero_spread", "objective/loss", "curriculum/horizon", "category/true"}
+    wanted = {"reward", "rollouts", "groups/zero_spread", "objective/loss", "curriculum/horizon_share", "category/true"}
     assert wanted | {"time/act", "time/learn"} <= set(folder.metrics()[0])
     assert [row["curriculum/horizon"] for row in folder.metrics()] == [2, 2, 3, 2]  # rolled back in the third
     assert list(folder.evaluations()) == ["before", "after"]

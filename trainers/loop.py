@@ -9,9 +9,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +20,7 @@ import torch
 from ..types import Actor, Curriculum, Gate, Learner, RewardFunction, Rollout, Verdict
 from .alarms import Alarm, AlarmLimits, check_evidence, check_metrics
 from .distributed import barrier, from_main, gather, is_main, share
+from .interruption import interruptible
 from .progress import Progress
 from .run_folder import RunFolder
 from .scoring import RewardError, score, share_a_source
@@ -108,7 +108,7 @@ def train(experiment: Experiment, folder: RunFolder, *, resume: bool = False) ->
     else:
         run.begin()
     total = sum(stage.steps for stage in experiment.stages)
-    with _interruptible() as interrupted, Progress(total, run.iteration, quiet=not is_main()) as progress:
+    with interruptible() as interrupted, Progress(total, run.iteration, quiet=not is_main()) as progress:
         for index in range(run.stage, len(experiment.stages)):
             run.enter(index)
             stage = experiment.stages[index]
@@ -280,24 +280,3 @@ def _per_category(rollouts: Sequence[Rollout]) -> dict[str, float]:
             value = torch.as_tensor(total, dtype=torch.float32).sum().item()
             found.setdefault(rollout.task.category, []).append(value)
     return {f"category/{name}": sum(values) / len(values) for name, values in sorted(found.items())}
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C asks for an end after the iteration; the second ends at once."""
-    asked: list[int] = []
-
-    def handle(number: int, frame: Any) -> None:
-        asked.append(number)
-        if len(asked) > 1:
-            raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGINT, handle)
-    except ValueError:  # not the main thread: leave signals alone
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(asked)
-    finally:
-        signal.signal(signal.SIGINT, before)

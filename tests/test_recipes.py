@@ -1,0 +1,139 @@
+"""Recipes for robots from the command line: their debug presets, the seal, the splits, a kill and a resume."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autotelic.cli import main
+from autotelic.envs.oracle import OracleSealed
+from autotelic.envs.pool import EpisodeRequest, Pool
+from autotelic.envs.splits import assert_disjoint, seeds
+from autotelic.recipes import all_recipes, config_from_json
+from autotelic.trainers.run_folder import RunFolder
+from autotelic.trainers.scoring import RewardError, score
+from autotelic.vla.recipes import evolve_vla
+from autotelic.vla.setting import Setting, counts, record
+
+from .test_loop import assert_same_run
+
+EVOLVE = ("vla/evolve_vla", "--debug", "--workers", "1", "--iterations", "4")
+
+
+def start(path: Path) -> subprocess.Popen[str]:
+    """The command line as a person types it."""
+    command = [sys.executable, "-m", "autotelic", "run", *EVOLVE, "--output-dir", str(path)]
+    quiet = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=quiet)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """evolve_vla from the command line, at one go."""
+    path = tmp_path_factory.mktemp("evolve_vla") / "run"
+    process = start(path)
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    return path
+
+
+def assert_complete(path: Path, iterations: int) -> None:
+    folder = RunFolder.open(path)
+    assert [row["iteration"] for row in folder.metrics()] == list(range(1, iterations + 1))
+    for name in ("before", "after"):
+        outcomes = folder.read_json(f"evaluations/{name}")["outcomes"]
+        assert set(outcomes) == {"reach-v3", "drawer-close-v3"}
+        assert all(len(row["success"]) == 2 for row in outcomes.values())
+    assert "<html" in (path / "report.html").read_text()
+    assert (path / "policy" / "model.safetensors").exists() and (path / "README.md").exists()
+
+
+def test_evolve_vla_runs_from_the_command_line(run: Path) -> None:
+    assert_complete(run, 4)
+    folder = RunFolder.open(run)
+    assert {"reward", "category/reach-v3", "objective/loss"} <= folder.metrics()[-1].keys()
+    assert [row["iteration"] for row in folder.read("gate")] == [1, 2, 3, 4]
+    assert "gate_labels: none" in (run / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", sorted(n for n in all_recipes() if n.startswith("vla/") and n != "vla/evolve_vla"))
+def test_debug_presets_run_two_iterations(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run"
+    assert main(["run", name, "--debug", "--workers", "1", "--output-dir", str(path)]) == 0
+    assert_complete(path, 2)
+    assert "before" in capsys.readouterr().out
+
+
+def test_a_killed_run_ends_as_if_nothing_had_happened(run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    process, metrics = start(path), path / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    assert not (path / "evaluations" / "after.json").exists(), "it was killed on the way"
+    assert main(["resume", str(path)]) == 0
+    assert_complete(path, 4)
+    assert_same_run(RunFolder.open(run), RunFolder.open(path))
+
+
+# trust
+
+
+def test_evolve_vla_cannot_read_the_oracle_while_it_learns(run: Path) -> None:
+    folder = RunFolder.open(run)
+    experiment = evolve_vla.build(config_from_json(evolve_vla.Config, folder.config), folder)
+    (stage,) = experiment.stages
+    actor: Any = stage.actor
+
+    def peeks(tasks: Sequence[Any], **_: Any) -> list[float]:
+        requests = [EpisodeRequest(task.extra["environment"], task.seed, 0) for task in tasks]
+        return [float(bool(e.success)) for e in actor.pool.run(requests, lambda *_: None, oracle=True)]
+
+    try:
+        with stage.guard():
+            tasks = stage.curriculum.sample(2)
+            with pytest.raises(OracleSealed, match=r"success.*sealed because this recipe learns without an oracle"):
+                actor.act(tasks, 2, oracle=True)
+            rollouts = actor.act(tasks, 2)
+            assert all(rollout.output.success is None for rollout in rollouts)
+            with pytest.raises(RewardError, match="reward peeks raised OracleSealed"):
+                score(rollouts, peeks)
+            assert score(rollouts, stage.reward)["reward"] >= 0, "its own reward needs no oracle"
+        assert "reward" in score(rollouts, peeks), "outside, evaluation may look"
+    finally:
+        experiment.close()
+
+
+def test_training_probe_evaluation_and_demonstration_states_are_disjoint() -> None:
+    config = evolve_vla.Config()
+    names = tuple(counts(config))
+    assert len(names) == 5
+    with Pool(names, workers=1) as pool:
+        demonstrations = {name: record(pool, name, count, config) for name, count in counts(config).items()}
+        setting = Setting(config, names, pool, demonstrations, policy=None, encoded=[])  # type: ignore[arg-type]
+        for name, source in setting.sources().items():
+            probes = [t.seed for t in setting.probes(config.gate_states) if t.extra["environment"] == name]
+            splits = [
+                [source(i).seed for i in range(16)],
+                probes,
+                seeds("eval", config.eval_episodes, config.eval_offset),
+                [demonstration.seed for demonstration in demonstrations[name]],
+            ]
+            assert [len(split) for split in splits] == [
+                16,
+                config.gate_states,
+                config.eval_episodes,
+                counts(config)[name],
+            ]
+            for i, split in enumerate(splits[:-1]):
+                assert_disjoint(pool, name, split, [seed for other in splits[i + 1 :] for seed in other])
+            with pytest.raises(AssertionError, match="have the same initial state"):
+                assert_disjoint(pool, name, splits[0][:2], splits[0][1:3])
