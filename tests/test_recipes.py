@@ -122,9 +122,9 @@ def test_training_probe_evaluation_and_demonstration_states_are_disjoint() -> No
         for name, source in setting.sources().items():
             probes = [t.seed for t in setting.probes(config.gate_states) if t.extra["environment"] == name]
             splits = [
-                [source(i).seed for i in range(16)],
+                [source(i).seed for i in range(8)],
                 probes,
-                seeds("eval", config.eval_episodes, config.eval_offset),
+                seeds("eval", 20, config.eval_offset),
                 [demonstration.seed for demonstration in demonstrations[name]],
             ]
             assert [len(split) for split in splits] == [
