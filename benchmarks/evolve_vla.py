@@ -34,6 +34,7 @@ ARMS: dict[str, list[str]] = {
 }
 QUICK = ["--tasks", "drawer-close-v3", "reach-v3", "--iterations", "2", "--states", "2", "--eval-episodes", "8"]
 QUICK += ["--clone-steps", "200"]
+COMMAND = "python benchmarks/evolve_vla.py --json benchmarks/evolve_vla.json"
 
 
 def run(arm: str, seed: int, folder: Path, quick: bool) -> RunFolder:
@@ -106,16 +107,17 @@ def main() -> None:
         figures: dict[str, Any] = {}
         for arm in options.arms:
             place = arm.replace(", ", "-").replace(" ", "-")
-            figures[arm] = summary([run(arm, s, runs / f"{place}-{s}", options.quick) for s in options.seeds])
-            row = figures[arm]
+            folders = [run(arm, s, runs / f"{place}-{s}", options.quick) for s in options.seeds]
+            figures[arm] = row = {"seeds": options.seeds, **summary(folders)}
             print(f"{arm}: {row['mean_before']} -> {row['mean_after']}  {row['mean_gain_interval']}", flush=True)
-    if {"evolve_vla", "oracle_grpo"} <= set(figures):
-        oracle = figures["oracle_grpo"]["mean_gain"]
-        figures["learned_over_oracle_gain"] = round(figures["evolve_vla"]["mean_gain"] / oracle, 2) if oracle else None
-    command = "python " + " ".join(["benchmarks/evolve_vla.py", *(w for w in sys.argv[1:] if w.startswith("--q"))])
-    result = {"command": command, "seeds": options.seeds, "machine": platform.processor() or platform.machine()}
-    result |= {"versions": versions(), "figures": figures}
+    result: dict[str, Any] = {"command": COMMAND, "machine": platform.processor() or platform.machine()}
+    result |= {"versions": versions(), "quick": options.quick, "figures": figures}
     if options.json:
+        if options.json.exists() and not options.quick:  # arms that this call left out stay
+            figures = result["figures"] = json.loads(options.json.read_text())["figures"] | figures
+        if {"evolve_vla", "oracle_grpo"} <= set(figures):
+            learned, oracle = figures["evolve_vla"]["mean_gain"], figures["oracle_grpo"]["mean_gain"]
+            result["learned_over_oracle_gain"] = round(learned / oracle, 2) if oracle else None
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     else:
         print(json.dumps(figures, indent=1))
