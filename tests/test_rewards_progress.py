@@ -127,6 +127,7 @@ def test_an_episode_ends_above_the_threshold() -> None:
     assert ends(at, answers) == [False, True, False, True, True, True]
     patient = ProgressEstimator(Reads("absolute"), Accumulator("last"), threshold=0.9, patience=2)
     assert ends(patient, answers) == [False, False, False, False, True, True]
+    assert ends(patient, [0.95, 0.95]) == [False, True], "a single check is not two"
     exactly = ProgressEstimator(Reads("absolute"), Accumulator("last"), threshold=0.5)
     assert ends(exactly, [0.5, 0.75]) == [False, True], "above it, not at it"
     assert not any(ends(ProgressEstimator(Reads("absolute"), Accumulator("last")), [1.0, 1.0]))

@@ -23,9 +23,9 @@ class NonInferiority:
     """Keep a candidate unless some category may have fallen by more than a margin.
 
     Per category, d is the mean paired fall of the judge's score (reference minus candidate on the same
-    probes and keys) and the candidate passes when d + z * se < margin, against both the frozen base and
-    the last promoted policy (guards G2 and G3 of Your Agent May Misevolve's follow-up checklist are the
-    model: paired, and against the base so that small falls cannot add up).
+    probes and keys) and the candidate passes when d + z * se < margin, as in a clinical trial of
+    non-inferiority. The reference is the last promoted policy, and the frozen base as well, so that
+    small falls cannot add up.
 
     Attributes:
         probes: tasks that training never samples.
