@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class Config(RobotConfig):
     """Numbers without a source in the comment were chosen on tuning states."""
 
-    accumulate: Literal["milestones", "last", "mean", "difference"] = "last"
+    accumulate: Literal["milestones", "last", "best", "mean", "difference"] = "best"
     """How answers over an episode become the estimate."""
     threshold: float = 0.9
     """An estimate above it ends the episode."""
@@ -151,8 +151,9 @@ def critics(config: Config, setting: Setting, folder: RunFolder) -> tuple[Progre
     from ...rewards.features import GOAL_FREE, RELATIONS, RelationFeatures
     from ..setting import learned
 
+    shown = setting.all_demonstrations
     features = RelationFeatures(OBSERVATION, RELATIONS if config.goal_features else GOAL_FREE)
     critic = ProgressCritic("absolute", features, CriticTraining(seed=config.seed))
     judge = EndConditions(features)
-    judge.fit(setting.all_demonstrations)
-    return learned(folder, "reward", critic, setting.all_demonstrations), judge
+    judge.fit(shown)
+    return learned(folder, "reward", critic, shown), judge
