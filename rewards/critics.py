@@ -9,7 +9,6 @@ happens.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -274,12 +273,3 @@ class _Table:
         same = (objects[:, None] - objects[None]).abs().amax(-1) < 0.01
         times = torch.arange(len(objects)).expand_as(same)
         return path.progress[torch.where(same, times, -1).amax(-1)]
-
-
-def fingerprint(critic: ProgressCritic) -> int:
-    """A number that changes with any weight of the critic, for logs and caches."""
-    value = 0
-    for member in critic.members:
-        for tensor in member.state_dict().values():
-            value = zlib.crc32(tensor.numpy().tobytes(), value)
-    return value
