@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,12 +31,7 @@ class Cloning:
     seed: int = 0
 
 
-def clone(
-    policy: ActionPolicy,
-    rollouts: Sequence[Rollout],
-    cloning: Cloning,
-    progress: Callable[[int], None] = lambda step: None,
-) -> float:
+def clone(policy: ActionPolicy, rollouts: Sequence[Rollout], cloning: Cloning) -> float:
     """Fit the policy to encoded demonstrations, every environment counting the same.
 
     Sets the model's input normalisation first. Returns the last loss per decision.
@@ -54,7 +49,7 @@ def clone(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, cloning.steps)
     random = generator("cloning", cloning.seed)
     loss = torch.zeros(())
-    for step in range(cloning.steps):
+    for _ in range(cloning.steps):
         rows = torch.multinomial(weights, cloning.batch, replacement=True, generator=random)
         loss = _loss(model, observations[rows], words[rows], targets[rows], cloning.smoothing)
         optimizer.zero_grad(set_to_none=True)
@@ -62,7 +57,6 @@ def clone(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        progress(step)
     return float(loss.detach())
 
 

@@ -264,11 +264,11 @@ def _make_start(place: Path, config: RobotConfig, wanted: Mapping[str, int], poo
     checkpoint.save(place, {"policy": policy.state_dict(), "demonstrations": arrays})
 
 
-def record(pool: Pool, name: str, count: int, config: RobotConfig, offset: int = 0) -> list[Demonstration]:
+def record(pool: Pool, name: str, count: int, config: RobotConfig) -> list[Demonstration]:
     """``count`` demonstrations by the scripted expert, from this run's own stretch of states."""
     from ..envs.splits import seeds
 
-    first = 1000 * (config.seed % 900) + offset
+    first = 1000 * (config.seed % 900)
     return pool.demonstrate(name, seeds("demo", count, first), horizon=350, settle=config.settle)
 
 

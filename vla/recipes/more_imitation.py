@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config(RobotConfig):
-    """As many gradient steps per iteration as fit into the seconds that evolve_vla acts and learns."""
+    """Gradient steps instead of episodes; fewer CPU seconds than evolve_vla takes (see docs/results.md)."""
 
     lr: float = 3e-4
     steps: int = 200
