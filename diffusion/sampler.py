@@ -1,0 +1,250 @@
+"""Denoising chains as Gaussian decisions: one table for every scheduler that has a Gaussian step.
+
+Every state of a chain is x = alpha x_0 + sigma eps, whatever the family: alpha^2 + sigma^2 = 1 (DDPM), alpha = 1
+(Euler's sigmas), alpha = 1 - sigma (flow matching). A step removes the noise that the model sees and adds fresh
+noise of standard deviation ``std``:
+
+    x' = alpha' x_0_hat + kept eps_hat + std z,    z ~ N(0, I)
+
+DDIM(eta), DDPM and Euler-ancestral differ in (alpha, sigma) alone:
+
+    std = eta sigma' sqrt(1 - (alpha sigma' / (alpha' sigma))^2),    kept = sqrt(sigma'^2 - std^2)
+
+(DDIM, arXiv 2010.02502, eq. 12 and 16, not checked against the paper; equality with diffusers' schedulers is
+tested), and the stochastic flow of Flow-GRPO (arXiv 2505.05470, checked against the code) is
+
+    std = s sqrt(sigma - sigma'),    kept = sigma' - s^2 (sigma - sigma') / (2 sigma),    s = a sqrt(sigma / (1 - sigma)).
+
+Since x_0_hat and eps_hat are linear in x and in the model's output p, the mean of a step is two numbers: mean_x x +
+mean_p p. Where std is 0 there is no decision: such steps have no log-probability.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import UsageError
+
+Kind = Literal["auto", "ddim", "ddpm", "euler_ancestral", "flow_ancestral", "flow_sde"]
+Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
+
+OF_CLASS: dict[str, Kind] = {
+    "DDIMScheduler": "ddim",
+    "DDPMScheduler": "ddpm",
+    "EulerAncestralDiscreteScheduler": "euler_ancestral",
+    "FlowMatchEulerDiscreteScheduler": "flow_sde",
+}
+"""What "auto" takes for a pipeline's scheduler."""
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Where a chain of T steps passes.
+
+    Attributes:
+        timesteps: [T] what the model is told.
+        alpha, sigma: [T + 1] in double precision, from noise to picture.
+        prediction: what the model's output means.
+        input_scale: [T] the model sees input_scale * x.
+        start: standard deviation of the noise that a chain starts from.
+    """
+
+    timesteps: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    prediction: Prediction
+    input_scale: Tensor
+    start: float = 1.0
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The table of a chain; all tensors [T], float.
+
+    Attributes:
+        levels: where the chain passes.
+        mean_x, mean_p, std: a step is x' ~ N(mean_x x + mean_p p, std^2 I).
+        clean_x, clean_p: x_0_hat = clean_x x + clean_p p.
+    """
+
+    levels: Levels
+    mean_x: Tensor
+    mean_p: Tensor
+    std: Tensor
+    clean_x: Tensor
+    clean_p: Tensor
+
+    @property
+    def steps(self) -> int:
+        return len(self.std)
+
+    @property
+    def decides(self) -> Tensor:
+        """[T] bool, True where a step is random."""
+        return self.std > 0
+
+    def mean(self, step: Tensor, x: Tensor, prediction: Tensor) -> Tensor:
+        """Mean of x' [N, ...] given x and the model's output at steps [N] long."""
+        return at(self.mean_x, step, x) * x + at(self.mean_p, step, x) * prediction
+
+    def clean(self, step: Tensor, x: Tensor, prediction: Tensor) -> Tensor:
+        """x_0_hat [N, ...]: the picture that the model sees in x."""
+        return at(self.clean_x, step, x) * x + at(self.clean_p, step, x) * prediction
+
+    def log_prob(self, step: Tensor, x: Tensor, mean: Tensor) -> Tensor:
+        """[N] log-density of x' = x, summed over its scalars; steps without noise have none and must not be asked."""
+        std = self.std.to(x.device)[step]
+        size = x[0].numel()
+        return -((x - mean) ** 2).flatten(1).sum(1) / (2 * std**2) - size * (std.log() + math.log(2 * math.pi) / 2)
+
+    def kl(self, step: Tensor, mean: Tensor, other: Tensor) -> Tensor:
+        """[N] divergence of two steps with the same noise, in nats."""
+        std = self.std.to(mean.device)[step]
+        return ((mean - other) ** 2).flatten(1).sum(1) / (2 * std**2)
+
+    def noised(self, step: Tensor, clean: Tensor, noise: Tensor) -> Tensor:
+        """x [N, ...] at the level where a step begins."""
+        return at(self.levels.alpha, step, clean) * clean + at(self.levels.sigma, step, clean) * noise
+
+    def target(self, step: Tensor, clean: Tensor, noise: Tensor) -> Tensor:
+        """What a perfect model would output at ``noised(step, clean, noise)``."""
+        if self.levels.prediction == "epsilon":
+            return noise
+        if self.levels.prediction == "sample":
+            return clean
+        if self.levels.prediction == "flow":
+            return noise - clean
+        alpha, sigma = at(self.levels.alpha, step, clean), at(self.levels.sigma, step, clean)
+        return (alpha * noise - sigma * clean) / (alpha**2 + sigma**2).sqrt()
+
+    def windowed(self, first: int, last: int) -> Sampler:
+        """The same chain with noise in steps first <= i < last only, deterministic elsewhere."""
+        inside = torch.arange(self.steps)
+        inside = (inside >= first) & (inside < last)
+        silent = _table(self.levels, torch.zeros(self.steps, dtype=torch.float64), self.levels.sigma[1:])
+        return replace(
+            self,
+            mean_x=torch.where(inside, self.mean_x, silent.mean_x),
+            mean_p=torch.where(inside, self.mean_p, silent.mean_p),
+            std=torch.where(inside, self.std, 0.0),
+        )
+
+
+def at(table: Tensor, step: Tensor, like: Tensor) -> Tensor:
+    """Entries [N, 1, ...] of a table for steps [N], to multiply ``like`` [N, ...]."""
+    return table.to(like.device)[step].to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def sampler_for(
+    scheduler: Any,
+    steps: int,
+    kind: Kind = "auto",
+    *,
+    eta: float = 1.0,
+    noise_level: float = 0.7,
+    set_timesteps: Callable[[Any, int], None] | None = None,
+) -> Sampler:
+    """The chain of a diffusers scheduler.
+
+    Args:
+        kind: "auto" follows the scheduler's class. "ddim" and "ddpm" (eta 1) suit any scheduler with
+            ``alphas_cumprod``, "euler_ancestral" Euler's sigmas, "flow_ancestral" and "flow_sde" flow matching.
+        eta: share of the ancestral noise (DDIM's); 0 is deterministic.
+        noise_level: a of the flow SDE.
+        set_timesteps: for schedulers whose ``set_timesteps`` wants more than a number.
+
+    Raises:
+        UsageError: the scheduler has no Gaussian step, or not of this kind, or clips its estimates.
+    """
+    name = type(scheduler).__name__
+    if kind == "auto":
+        if name not in OF_CLASS:
+            known = ", ".join(OF_CLASS)
+            hint = "; its noise schedule suits sampler ddim" if hasattr(scheduler, "alphas_cumprod") else ""
+            raise UsageError(f"{name} has no Gaussian step (those of {known} have){hint}")
+        kind = OF_CLASS[name]
+    (set_timesteps or _set_timesteps)(scheduler, steps)
+    levels = _levels(scheduler, kind)
+    if kind == "flow_sde":
+        return _table(levels, *_flow_noise(levels, noise_level))
+    return _table(levels, *_ancestral_noise(levels, 1.0 if kind == "ddpm" else eta))
+
+
+def _set_timesteps(scheduler: Any, steps: int) -> None:
+    scheduler.set_timesteps(steps)
+
+
+def _levels(scheduler: Any, kind: Kind) -> Levels:
+    config, name = scheduler.config, type(scheduler).__name__
+    prediction: Prediction = getattr(config, "prediction_type", "flow")
+    if getattr(config, "thresholding", False) or getattr(config, "clip_sample", False):
+        raise UsageError(f"{name} clips its estimate of the picture, so a step is not Gaussian: set clip_sample=False")
+    if kind in ("flow_sde", "flow_ancestral"):
+        if "FlowMatch" not in name:
+            raise UsageError(f"sampler {kind} is for flow matching; {name} is none")
+        sigma = scheduler.sigmas.double().cpu()
+        return Levels(scheduler.timesteps.cpu(), 1 - sigma, sigma, "flow", torch.ones(len(sigma) - 1))
+    if kind == "euler_ancestral":
+        if not hasattr(scheduler, "sigmas") or "FlowMatch" in name:
+            raise UsageError(f"sampler {kind} needs a scheduler with Euler's sigmas; {name} has none")
+        sigma = scheduler.sigmas.double().cpu()
+        scale = 1 / (sigma[:-1] ** 2 + 1).sqrt()
+        start = float(scheduler.init_noise_sigma)
+        return Levels(scheduler.timesteps.cpu(), torch.ones_like(sigma), sigma, prediction, scale.float(), start)
+    if not hasattr(scheduler, "alphas_cumprod"):
+        raise UsageError(f"sampler {kind} needs a scheduler with alphas_cumprod; {name} has none")
+    if getattr(config, "variance_type", "fixed_small") not in ("fixed_small", "fixed_small_log"):
+        raise UsageError(f"variance_type {config.variance_type} is not supported: a step's noise must be fixed_small")
+    products = scheduler.alphas_cumprod.double().cpu()
+    timesteps = scheduler.timesteps.cpu()
+    last = getattr(scheduler, "final_alpha_cumprod", torch.tensor(1.0))
+    product = torch.cat([products[timesteps.long()], torch.as_tensor(last).double().reshape(1)])
+    return Levels(timesteps, product.sqrt(), (1 - product).sqrt(), prediction, torch.ones(len(timesteps)))
+
+
+def _ancestral_noise(levels: Levels, eta: float) -> tuple[Tensor, Tensor]:
+    (alpha, alpha_next), (sigma, sigma_next) = _ends(levels.alpha), _ends(levels.sigma)
+    shrink = (alpha * sigma_next / (alpha_next * sigma)) ** 2
+    std = eta * sigma_next * (1 - shrink).clamp(min=0).sqrt()
+    return std, (sigma_next**2 - std**2).clamp(min=0).sqrt()
+
+
+def _flow_noise(levels: Levels, noise_level: float) -> tuple[Tensor, Tensor]:
+    sigma, sigma_next = _ends(levels.sigma)
+    # At sigma = 1 the published code divides by 1 - (the second sigma) instead of by 0.
+    room = torch.where(sigma == 1, 1 - levels.sigma[1], 1 - sigma)
+    rate, dt = noise_level**2 * sigma / room, sigma - sigma_next
+    return (rate * dt).sqrt(), sigma_next - rate * dt / (2 * sigma)
+
+
+def _ends(values: Tensor) -> tuple[Tensor, Tensor]:
+    return values[:-1], values[1:]
+
+
+def _table(levels: Levels, std: Tensor, kept: Tensor) -> Sampler:
+    """The linear form of x' = alpha' x_0_hat + kept eps_hat."""
+    (alpha, alpha_next), (sigma, _) = _ends(levels.alpha), _ends(levels.sigma)
+    if levels.prediction == "epsilon":
+        if bool((alpha == 0).any()):
+            raise UsageError(
+                "a model that predicts epsilon says nothing of the picture at zero signal: use v_prediction"
+            )
+        clean_x, clean_p = 1 / alpha, -sigma / alpha
+    elif levels.prediction == "sample":
+        clean_x, clean_p = torch.zeros_like(alpha), torch.ones_like(alpha)
+    elif levels.prediction == "flow":
+        clean_x, clean_p = torch.ones_like(alpha), -sigma
+    elif levels.prediction == "v_prediction":
+        square = alpha**2 + sigma**2
+        clean_x, clean_p = alpha / square, -sigma / square.sqrt()
+    else:
+        raise UsageError(f"prediction_type {levels.prediction} is not supported: epsilon, v_prediction or sample are")
+    mean_x = alpha_next * clean_x + kept * (1 - alpha * clean_x) / sigma
+    mean_p = alpha_next * clean_p - kept * alpha * clean_p / sigma
+    return Sampler(levels, *(table.float() for table in (mean_x, mean_p, std, clean_x, clean_p)))
