@@ -1,0 +1,120 @@
+"""Several rewards at once: normalised within prompts, and named on a command line."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from autotelic.errors import UsageError
+from autotelic.rewards.normalised import NormalisedSum
+from autotelic.rewards.reward import Reward
+from autotelic.trainers.scoring import RewardError, score, share_a_source
+from autotelic.types import Rollout, Task
+
+
+def quality(quality: Sequence[float | None], **_: Any) -> Sequence[float | None]:
+    return quality
+
+
+def size(size: Sequence[float | None], **_: Any) -> Sequence[float | None]:
+    return size
+
+
+def fussy(size: Sequence[float], **_: Any) -> list[float]:
+    return [1 / value for value in size]
+
+
+def rollout(group: str, sample: int, **extra: Any) -> Rollout:
+    task = Task(f"{group}/{sample}", "a prompt", extra=extra)
+    mask = torch.ones(1, dtype=torch.bool)
+    return Rollout(task, "output", {}, torch.zeros(1), mask, torch.zeros(1, dtype=torch.long), group=group)
+
+
+def test_terms_are_normalised_within_their_prompts_before_they_are_weighted() -> None:
+    """Prompt a: quality 1, 2, 3 has mean 2 and std 1; size 0, 0, 300 has mean 100 and std 100 sqrt(3).
+    Prompt b: quality 5, 9 has mean 7 and std sqrt(8)."""
+    both = NormalisedSum([(0.5, Reward(quality)), (2.0, Reward(size))])
+    scores = both(quality=[1, 5, 2, 9, 3], size=[0, 7, 0, 7, 300], groups=["a", "b", "a", "b", "a"])
+    third, eighth = 1 / 3**0.5, 2 / 8**0.5
+    expected = [-0.5 - 2 * third, -0.5 * eighth, -2 * third, 0.5 * eighth, 0.5 + 4 * third]
+    assert scores["total"] == pytest.approx(expected)
+    assert scores["quality"] == [1, 5, 2, 9, 3] and scores["size"] == [0, 7, 0, 7, 300], "raw terms are kept"
+
+
+def test_a_term_that_does_not_apply_is_left_out_of_the_sum_and_of_the_statistics() -> None:
+    both = NormalisedSum([(1.0, Reward(quality)), (3.0, Reward(size))])
+    scores = both(quality=[1, None, 3, None], size=[4, 6, None, None], groups=["a"] * 4)
+    half = 2**-0.5  # of two samples, each is std / sqrt(2) from the mean
+    assert scores["total"] == [pytest.approx(-half - 3 * half), pytest.approx(3 * half), pytest.approx(half), None]
+
+
+def test_equal_scores_and_single_samples_contribute_nothing() -> None:
+    one = NormalisedSum([(1.0, Reward(quality))])
+    assert one(quality=[0.1, 0.1, 0.1, 5.0], groups=["a", "a", "a", "b"])["total"] == [0, 0, 0, 0]
+    assert one(quality=[2.0, None], groups=["a", "a"])["total"] == [0, None]
+
+
+def test_a_spread_below_the_floor_is_not_blown_up() -> None:
+    one = NormalisedSum([(1.0, Reward(quality))], std_floor=0.5)
+    assert one(quality=[1.0, 1.1], groups=["a", "a"])["total"] == pytest.approx([-0.1, 0.1])
+    assert one(quality=[1.0, 9.0], groups=["a", "a"])["total"] == pytest.approx([-(2**-0.5), 2**-0.5])
+
+
+def test_tensors_and_terms_with_several_scores_are_normalised_by_their_totals() -> None:
+    def judged(**_: Any) -> dict[str, Any]:
+        return {"style": [7.0, 7.0], "total": torch.tensor([1.0, 3.0])}
+
+    scores = NormalisedSum([(1.0, Reward(judged))])(groups=["a", "a"])
+    assert scores["total"] == pytest.approx([-(2**-0.5), 2**-0.5])
+    assert list(scores["judged"]) == [1, 3] and scores["style"] == [7.0, 7.0]
+
+
+def test_the_terms_of_a_weighted_sum_and_of_a_normalised_one_are_the_same() -> None:
+    raw = 0.3 * Reward(quality) + 2 * Reward(size)
+    normalised = pickle.loads(pickle.dumps(NormalisedSum(raw.terms)))
+    assert normalised.name == "normalised 0.3 quality + 2 size" and not normalised.differentiable
+    assert [(weight, term.name) for weight, term in normalised.terms] == [(0.3, "quality"), (2, "size")]
+
+
+def test_a_normalised_sum_is_not_flattened_into_a_raw_one() -> None:
+    both = NormalisedSum([(1.0, Reward(quality)), (1.0, Reward(size))])
+    plain = Reward(fussy)
+    for add in (lambda: both + plain, lambda: plain + both, lambda: (plain + plain) + both):
+        with pytest.raises(UsageError, match="not added to another reward: put that reward among its terms"):
+            add()
+    for weight in (lambda: 2 * both, lambda: both * 2):
+        with pytest.raises(UsageError, match="not weighted as a whole: give its terms their weights"):
+            weight()
+
+
+def test_what_cannot_be_normalised_is_refused() -> None:
+    with pytest.raises(UsageError, match="at least one reward"):
+        NormalisedSum([])
+    with pytest.raises(UsageError, match="two rewards are named quality"):
+        NormalisedSum([(1.0, Reward(quality)), (2.0, Reward(quality))])
+    with pytest.raises(UsageError, match="std_floor is 0"):
+        NormalisedSum([(1.0, Reward(quality))], std_floor=0)
+    one = NormalisedSum([(1.0, Reward(quality))])
+    with pytest.raises(ValueError, match='needs the column "groups"'):
+        one(quality=[1.0])
+    with pytest.raises(ValueError, match="reward quality gives a score per segment"):
+        one(quality=[[1.0, 2.0]], groups=["a"])
+    with pytest.raises(ValueError, match="reward quality returned nan"):
+        one(quality=[float("nan")], groups=["a"])
+    with pytest.raises(ValueError, match="reward quality returned 1 scores for 2 samples"):
+        one(quality=[1.0], groups=["a", "a"])
+
+
+def test_rollouts_are_scored_and_the_guilty_term_is_named() -> None:
+    rollouts = [rollout("a", 0, quality=1.0, size=4.0), rollout("a", 1, quality=3.0, size=2.0)]
+    both = NormalisedSum([(1.0, Reward(quality)), (0.0, Reward(fussy))])
+    means = score(rollouts, both)
+    assert means == {"reward/quality": 2.0, "reward/fussy": 0.375, "reward": 0.0}
+    assert [r.scores["total"] for r in rollouts] == pytest.approx([-(2**-0.5), 2**-0.5])
+    assert share_a_source(both, Reward(quality)) and not share_a_source(both, Reward(size))
+    with pytest.raises(RewardError, match=r"reward fussy raised ZeroDivisionError: .* \(at sample a/2\)"):
+        score([*rollouts, rollout("a", 2, quality=3.0, size=0.0)], both)
