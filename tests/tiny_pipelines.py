@@ -6,20 +6,34 @@ They draw 16 x 16 pixels from 8 x 8 latents. Tokenizers are built from parts: le
 from __future__ import annotations
 
 import string
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 SIZE = 16
-TEXT = 16  # width of every text encoder
-NOISE: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
+TEXT = 16  # width of the text encoders
 
 
 def clip_tokenizer() -> CLIPTokenizer:
@@ -27,6 +41,18 @@ def clip_tokenizer() -> CLIPTokenizer:
     letters = string.ascii_lowercase + string.digits + string.punctuation
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=16)
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    """Knows letters; words are spelt with them."""
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    letters = [(letter, -3.0) for letter in string.ascii_lowercase + string.digits]
+    return T5Tokenizer(vocab=special + letters, extra_ids=0)
+
+
+def t5(width: int) -> T5EncoderModel:
+    sizes = {"d_model": width, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    return T5EncoderModel(T5Config(vocab_size=len(t5_tokenizer()), **sizes)).eval()
 
 
 def clip_config() -> CLIPTextConfig:
@@ -72,18 +98,102 @@ def unet(**changes: Any) -> UNet2DConditionModel:
     )
 
 
-def stable_diffusion(prediction: str = "epsilon", seed: int = 0, **unet_changes: Any) -> StableDiffusionPipeline:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        pipeline = StableDiffusionPipeline(
-            vae=vae(),
-            text_encoder=CLIPTextModel(clip_config()).eval(),
-            tokenizer=clip_tokenizer(),
-            unet=unet(**unet_changes),
-            scheduler=DDIMScheduler(**NOISE, clip_sample=False, prediction_type=prediction),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+def ddim(prediction: str = "epsilon") -> DDIMScheduler:
+    noise = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
+    return DDIMScheduler(**noise, clip_sample=False, prediction_type=prediction)
+
+
+def _seeded(build: Callable[..., Any]) -> Callable[..., Any]:
+    """A builder with a further keyword ``seed``, which fixes the weights and leaves the global generator alone."""
+
+    def seeded(*args: Any, seed: int = 0, **kwargs: Any) -> Any:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            pipeline = build(*args, **kwargs)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    return seeded
+
+
+@_seeded
+def stable_diffusion(prediction: str = "epsilon", **unet_changes: Any) -> StableDiffusionPipeline:
+    return StableDiffusionPipeline(
+        vae=vae(),
+        text_encoder=CLIPTextModel(clip_config()).eval(),
+        tokenizer=clip_tokenizer(),
+        unet=unet(**unet_changes),
+        scheduler=ddim(prediction),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+@_seeded
+def stable_diffusion_xl(**vae_changes: Any) -> StableDiffusionXLPipeline:
+    sizes = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4}
+    return StableDiffusionXLPipeline(
+        vae=vae(**vae_changes),
+        text_encoder=CLIPTextModel(clip_config()).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(clip_config()).eval(),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
+        unet=unet(cross_attention_dim=2 * TEXT, projection_class_embeddings_input_dim=TEXT + 6 * 4, **sizes),
+        scheduler=ddim(),
+        add_watermarker=False,
+    )
+
+
+@_seeded
+def stable_diffusion_3(t5_encoder: bool = True, dynamic: bool = False) -> StableDiffusion3Pipeline:
+    """``dynamic``: the scheduler's shift depends on the picture's size."""
+    transformer = SD3Transformer2DModel(
+        sample_size=SIZE // 2,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=2 * TEXT,
+        caption_projection_dim=16,
+        pooled_projection_dim=2 * TEXT,
+        pos_embed_max_size=8,
+    )
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=dynamic),
+        vae=vae(shift_factor=0.1),
+        text_encoder=CLIPTextModelWithProjection(clip_config()).eval(),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=CLIPTextModelWithProjection(clip_config()).eval(),
+        tokenizer_2=clip_tokenizer(),
+        text_encoder_3=t5(2 * TEXT) if t5_encoder else None,
+        tokenizer_3=t5_tokenizer() if t5_encoder else None,
+    )
+
+
+@_seeded
+def flux(distilled: bool = True) -> FluxPipeline:
+    """``distilled`` as FLUX.1-dev, otherwise as schnell."""
+    transformer = FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=TEXT,
+        pooled_projection_dim=TEXT,
+        guidance_embeds=distilled,
+        axes_dims_rope=(2, 2, 4),
+    )
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=distilled),
+        vae=vae(shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=CLIPTextModel(clip_config()).eval(),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=t5(TEXT),
+        tokenizer_2=t5_tokenizer(),
+        transformer=transformer,
+    )
