@@ -51,8 +51,8 @@ SIZES = (16, 32)
 JITTERS = 27
 
 _GRID = 16  # lengths below are sixteenths of a picture's side
-_HALVES = (2.0, 2.5, 3.0)  # half an object's width: with any shift it stays inside its quarter
-_SHIFTS = (-1.0, 0.0, 1.0)
+_HALVES = (2.5, 3.0, 3.5)  # half an object's width: with any shift it stays inside its quarter
+_SHIFTS = (-0.5, 0.0, 0.5)
 _FINER = 4  # samples per pixel and axis
 
 
