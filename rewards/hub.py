@@ -86,8 +86,10 @@ class Pixels:
         images = images.float()
         target = self._target(images.shape[-2], images.shape[-1])
         if target != tuple(images.shape[-2:]):
-            images = F.interpolate(images, target, mode=self.mode, align_corners=False, antialias=True)
-            images = images + (images.clamp(0, 1) - images).detach()
+            # Rows first, then columns, with a clamp after each: what 8-bit resizing does.
+            for shape in ((images.shape[-2], target[1]), target):
+                images = F.interpolate(images, shape, mode=self.mode, align_corners=False, antialias=True)
+                images = images + (images.clamp(0, 1) - images).detach()
         images = self._boxed(images)
         mean, std = (torch.tensor(list(v), device=images.device).view(3, 1, 1) for v in (self.mean, self.std))
         return (images - mean) / std
@@ -179,24 +181,22 @@ class LaionAesthetic(_HubScore):
         self.head_file = head_file
 
     @cached_property
-    def parts(self) -> tuple[Any, Any, Pixels]:
-        """CLIP's image tower, the head and the pixels."""
-        from transformers import CLIPVisionModelWithProjection
+    def parts(self) -> tuple[Any, Any, Any, Pixels]:
+        """CLIP's image tower and its projection, the head and the pixels."""
+        from transformers import CLIPModel
 
         head = weights.linear_stack(weights.read(weights.find(self.head, self.head_file)))
         with weights.loading(self.name_or_path):
-            model = CLIPVisionModelWithProjection.from_pretrained(self.name_or_path)
+            clip = CLIPModel.from_pretrained(self.name_or_path)
             pixels = Pixels.of_model(self.name_or_path)
-        first = head[0].in_features
-        if first != model.config.projection_dim:
-            raise UsageError(
-                f'the head takes {first} numbers, the images of "{self.name_or_path}" are {model.config.projection_dim}'
-            )
-        return self.frozen(model), self.frozen(head), pixels
+        takes, gives = head[0].in_features, clip.visual_projection.out_features
+        if takes != gives:
+            raise UsageError(f'the head takes {takes} numbers, the images of "{self.name_or_path}" are {gives}')
+        return self.frozen(clip.vision_model), self.frozen(clip.visual_projection), self.frozen(head), pixels
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        model, head, pixels = self.parts
-        embedding = model(pixel_values=pixels(images).to(self.dtype)).image_embeds
+        tower, projection, head, pixels = self.parts
+        embedding = projection(tower(pixel_values=pixels(images).to(self.dtype)).pooler_output)
         score: Tensor = head(F.normalize(embedding, dim=-1)).squeeze(-1)
         return score
 
