@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from autotelic.errors import UsageError
+from autotelic.rewards.names import NAMES, compose, image_reward
 from autotelic.rewards.normalised import NormalisedSum
-from autotelic.rewards.reward import Reward
+from autotelic.rewards.pictures import Colourfulness, JPEGSize
+from autotelic.rewards.reward import Reward, WeightedSum
 from autotelic.trainers.scoring import RewardError, score, share_a_source
 from autotelic.types import Rollout, Task
 
@@ -83,12 +87,11 @@ def test_the_terms_of_a_weighted_sum_and_of_a_normalised_one_are_the_same() -> N
 def test_a_normalised_sum_is_not_flattened_into_a_raw_one() -> None:
     both = NormalisedSum([(1.0, Reward(quality)), (1.0, Reward(size))])
     plain = Reward(fussy)
-    for add in (lambda: both + plain, lambda: plain + both, lambda: (plain + plain) + both):
+    for first, second in ((both, plain), (plain, both), (plain + plain, both)):
         with pytest.raises(UsageError, match="not added to another reward: put that reward among its terms"):
-            add()
-    for weight in (lambda: 2 * both, lambda: both * 2):
-        with pytest.raises(UsageError, match="not weighted as a whole: give its terms their weights"):
-            weight()
+            first + second
+    with pytest.raises(UsageError, match="not weighted as a whole: give its terms their weights"):
+        2 * both
 
 
 def test_what_cannot_be_normalised_is_refused() -> None:
@@ -118,3 +121,74 @@ def test_rollouts_are_scored_and_the_guilty_term_is_named() -> None:
     assert share_a_source(both, Reward(quality)) and not share_a_source(both, Reward(size))
     with pytest.raises(RewardError, match=r"reward fussy raised ZeroDivisionError: .* \(at sample a/2\)"):
         score([*rollouts, rollout("a", 2, quality=3.0, size=0.0)], both)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_leads_to_a_class(name: str) -> None:
+    module, class_name, _ = NAMES[name]
+    assert isinstance(getattr(import_module(f"autotelic.rewards{module}"), class_name), type)
+
+
+def test_a_name_makes_its_reward() -> None:
+    small, large = image_reward("jpeg"), image_reward("incompressible")
+    assert isinstance(small.function, JPEGSize) and (small.name, large.name) == ("jpeg", "incompressible")
+    images = torch.zeros(1, 3, 8, 8)
+    assert small(images=images)["total"] == [-score for score in large(images=images)["total"]]  # type: ignore[operator]
+    assert image_reward("colourfulness").differentiable and not small.differentiable
+    siglip: Any = image_reward("siglip", device="meta").function  # nothing is loaded before the first call
+    assert siglip.probability and siglip.device.type == "meta"
+
+
+def test_a_reward_of_a_file_or_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_rewards_of_this_test.py").write_text(
+        """
+from autotelic.rewards.reward import Reward
+def tidy(images, **_): return [1.0 for _ in images]
+class Messy:
+    differentiable = True
+    def __call__(self, images, **_): return [2.0 for _ in images]
+both = 0.5 * Reward(tidy) + 2 * Reward(Messy())
+number = 3
+"""
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for place in (tmp_path / "my_rewards_of_this_test.py", "my_rewards_of_this_test"):
+        tidy, messy, both = (image_reward(f"{place}:{name}") for name in ("tidy", "Messy", "both"))
+        assert (tidy.name, messy.name, both.name) == ("tidy", "Messy", "0.5 tidy + 2 Messy")
+        assert both(images=[0, 0])["total"] == [4.5, 4.5] and messy.differentiable and not tidy.differentiable
+        weighted = compose([f"{place}:tidy:0.25"])
+        assert weighted(images=[0])["total"] == [0.25]
+        with pytest.raises(UsageError, match=r"no reward at .*:number is no function but int"):
+            image_reward(f"{place}:number")
+        with pytest.raises(UsageError, match=r"no reward at .*:absent.: AttributeError"):
+            image_reward(f"{place}:absent")
+
+
+def test_what_is_not_there_is_told_in_one_line() -> None:
+    with pytest.raises(UsageError, match=r'^unknown reward "jepg": did you mean jpeg\? \(your own: package.module:fun'):
+        image_reward("jepg")
+    with pytest.raises(UsageError, match=r'^no reward at "no_such_module:f": ModuleNotFoundError: No module named'):
+        image_reward("no_such_module:f")
+    with pytest.raises(
+        UsageError, match=r'^no reward at "nowhere.py:f": FileNotFoundError: there is no file .*nowhere.py'
+    ):
+        image_reward("nowhere.py:f")
+    with pytest.raises(UsageError, match=r'^the weight of the reward jpeg is "much", which is no number'):
+        compose(["jpeg:much"])
+    with pytest.raises(UsageError, match=r"^no reward is named: there is jpeg, incompressible,"):
+        compose([])
+    with pytest.raises(UsageError, match="two rewards are named jpeg"):
+        compose(["jpeg", "jpeg:2"])
+
+
+def test_a_single_reward_is_taken_as_it_is_and_several_are_normalised() -> None:
+    assert isinstance(compose(["colourfulness"]).function, Colourfulness)
+    third = compose(["colourfulness:0.3"])
+    assert isinstance(third, WeightedSum) and not isinstance(third, NormalisedSum) and third.differentiable
+    several = compose(["jpeg:-0.5", "colourfulness", "sharpness:1e1"])
+    assert isinstance(several, NormalisedSum) and not several.differentiable
+    assert [(w, t.name) for w, t in several.terms] == [(-0.5, "jpeg"), (1, "colourfulness"), (10, "sharpness")]
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    scores = several(images=images, groups=["a", "a", "b", "b"])
+    assert list(scores) == ["jpeg", "colourfulness", "sharpness", "total"]
+    assert scores["total"][0] == pytest.approx(-scores["total"][1])  # type: ignore[operator]

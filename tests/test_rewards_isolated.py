@@ -131,7 +131,7 @@ def test_a_death_is_told_and_the_process_replaced(behave: IsolatedReward, prompt
 
 def test_a_process_that_dies_between_two_calls_is_replaced(behave: IsolatedReward) -> None:
     (before,) = behave(prompts=["fine"])
-    os.kill(int(before), signal.SIGKILL)  # type: ignore[call-overload]
+    os.kill(int(before), signal.SIGKILL)  # type: ignore[arg-type]
     deadline = time.monotonic() + 10
     while behave._child is not None and behave._child.alive and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -144,7 +144,7 @@ def test_a_timeout_ends_the_process(scorer: str) -> None:
     with pytest.raises(IsolatedError, match=r"scorer.py:behave gave no answer within 4 s and was ended$"):
         reward(prompts=["sleep"])
     with pytest.raises(ProcessLookupError):
-        os.kill(int(before), 0)  # type: ignore[call-overload]
+        os.kill(int(before), 0)  # type: ignore[arg-type]
     assert reward(prompts=["fine"]) != [before]
 
 
