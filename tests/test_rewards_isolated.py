@@ -141,8 +141,10 @@ def test_a_process_that_dies_between_two_calls_is_replaced(behave: IsolatedRewar
 def test_a_timeout_ends_the_process(scorer: str) -> None:
     reward = IsolatedReward(f"{scorer}:behave", timeout=4)
     (before,) = reward(prompts=["fine"])
+    asked = time.monotonic()
     with pytest.raises(IsolatedError, match=r"scorer.py:behave gave no answer within 4 s and was ended$"):
         reward(prompts=["sleep"])
+    assert time.monotonic() - asked < 30, "it was not ended but slept its minute"
     with pytest.raises(ProcessLookupError):
         os.kill(int(before), 0)  # type: ignore[arg-type]
     assert reward(prompts=["fine"]) != [before]

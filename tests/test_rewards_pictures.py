@@ -149,6 +149,22 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch: pytest.M
         TextMatch()
 
 
+def test_the_reader_gets_blue_first_and_small_pictures_enlarged(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def reader(picture: Any) -> tuple[list[Any], None]:
+        seen.append(picture)
+        return [[None, "Two W", 0.9], [None, "ords", 0.8]], None
+
+    monkeypatch.setattr(pictures, "_reader", lambda: reader)
+    for side in (50, 128):
+        picture = np.zeros((side, 2 * side, 3), np.uint8)
+        picture[..., 0] = 200
+        assert pictures.read(picture) == "twowords"
+    assert [picture.shape for picture in seen] == [(150, 300, 3), (128, 256, 3)]
+    assert all((picture == (0, 0, 200)).all() for picture in seen)
+
+
 def written(word: str, side: int, letters: int) -> Image.Image:
     picture = Image.new("RGB", (side, side), "white")
     ImageDraw.Draw(picture).text((1, side // 4), word, fill="black", font=ImageFont.load_default(letters))
@@ -162,4 +178,4 @@ def test_words_are_read() -> None:
     right, wrong, none = words(images=large, prompts=['"hello"'] * 3)
     assert (right, none) == (1.0, 0.0)
     assert wrong is not None and wrong < 0.5
-    assert words(images=[written("stop", 16, 8)], text=["stop"]) == [1.0], "small pictures are enlarged"
+    assert words(images=[written("stop", 16, 8)], text=["stop"]) == [1.0]
