@@ -74,9 +74,7 @@ def memory_plan(
     """
     held = steps if grad_steps is None else grad_steps
     if batch < 1 or not 1 <= held <= steps:
-        raise ValueError(
-            f"batch {batch}, steps {steps} and grad_steps {held}: all at least 1, grad_steps at most steps"
-        )
+        raise ValueError(f"batch {batch}, steps {steps}, grad_steps {held}: each at least 1, grad_steps at most steps")
     trained = [p for p in adapter.denoiser.parameters() if p.requires_grad]
     parts = [part for part in adapter.pipeline.components.values() if isinstance(part, nn.Module)]
     fixed, per_row = denoiser_activations(adapter, dtype)

@@ -148,6 +148,7 @@ def sampler_for(
     *,
     eta: float = 1.0,
     noise_level: float = 0.7,
+    least_std: float = 0.01,
     set_timesteps: Callable[[Any, int], None] | None = None,
 ) -> Sampler:
     """The chain of a diffusers scheduler.
@@ -157,6 +158,8 @@ def sampler_for(
             ``alphas_cumprod``, "euler_ancestral" Euler's sigmas, "flow_ancestral" and "flow_sde" flow matching.
         eta: share of the ancestral noise (DDIM's); 0 is deterministic.
         noise_level: a of the flow SDE.
+        least_std: a step with less noise than this is made deterministic: it explores nothing, and its
+            log-probability would drown all others. Flow schedulers end in such a step.
         set_timesteps: for schedulers whose ``set_timesteps`` wants more than a number.
 
     Raises:
@@ -172,8 +175,11 @@ def sampler_for(
     (set_timesteps or _set_timesteps)(scheduler, steps)
     levels = _levels(scheduler, kind)
     if kind == "flow_sde":
-        return _table(levels, *_flow_noise(levels, noise_level))
-    return _table(levels, *_ancestral_noise(levels, 1.0 if kind == "ddpm" else eta))
+        std, kept = _flow_noise(levels, noise_level)
+    else:
+        std, kept = _ancestral_noise(levels, 1.0 if kind == "ddpm" else eta)
+    silent = std < least_std
+    return _table(levels, torch.where(silent, 0.0, std), torch.where(silent, levels.sigma[1:], kept))
 
 
 def _set_timesteps(scheduler: Any, steps: int) -> None:

@@ -1,0 +1,341 @@
+"""The denoising policy: a diffusers pipeline whose steps are decisions.
+
+A decision is one denoising step, a Gaussian over the next latent with known mean and standard deviation; its
+log-probability is summed over the latent's scalars. So every objective of ``trainers`` runs on it. Two more kinds
+of evaluation join:
+
+* *forward decisions*: a picture is noised again at a few levels of the chain, drawn once and shared by all policies
+  that are compared, and scored by l = -|target - prediction|^2 / 2;
+* *outputs*: the pictures themselves, for rewards with gradient. The chain that was sampled is its own list of
+  checkpoints: ``backward`` walks it from the picture towards the noise, one step in memory at a time.
+
+Which part of the chain an output's gradient runs through stands in the batch's columns, see ``gradients.py``.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..trainers.policy import TorchPolicy, collate
+from ..trainers.randomness import generator, seed_of
+from ..types import Batch, Decisions, Evaluation, Rollout, Task
+from .pipelines import PipelineAdapter
+from .sampler import Sampler
+
+_numbers = itertools.count()
+
+
+class DenoisingPolicy(TorchPolicy):
+    """Draws pictures and learns from what is said of them.
+
+    Args:
+        adapter: the pipeline; what of its denoiser requires gradients is trained.
+        sampler: the chain that is sampled and trained.
+        guidance: scale of classifier-free guidance, in sampling and in training; 1 is none.
+        at_once: denoiser calls (times 2 with guidance) whose graph or activations are held at once. Larger batches
+            are evaluated without a graph and recomputed piece by piece in backward, with the same gradient.
+        forward_draws: forward decisions per picture, at different levels of the chain.
+        checkpointing: rebuild one step at a time for reward gradients; False holds the graph of all of them.
+        autocast: bfloat16 on GPU, None on CPU.
+
+    A rollout's payload: path [T + 1, ...] from noise to latents, seed [] of all its random numbers.
+    """
+
+    capabilities = frozenset({"exact", "forward", "kl", "outputs"})
+
+    def __init__(
+        self,
+        adapter: PipelineAdapter,
+        sampler: Sampler,
+        *,
+        guidance: float = 1.0,
+        at_once: int = 1024,
+        forward_draws: int = 2,
+        checkpointing: bool = True,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(adapter.denoiser, piece=2**31, autocast=autocast)
+        self.adapter, self.sampler, self.guidance = adapter, sampler, guidance
+        self.at_once, self.forward_draws, self.checkpointing = at_once, forward_draws, checkpointing
+        self._own: dict[str, Tensor] | None = None  # a fork's weights; None: the module's
+        self._conditions: dict[str, Mapping[str, Tensor]] = {}
+        self._number = next(_numbers)
+
+    # --- acting ----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def act(
+        self,
+        tasks: Sequence[Task],
+        n: int,
+        *,
+        key: tuple[int, ...] = (0,),
+        sampler: Sampler | None = None,
+        **_: Any,
+    ) -> list[Rollout]:
+        """n pictures per task; ``output`` is a float tensor [3, H, W] in 0..1. ``sampler`` replaces the policy's."""
+        chain = sampler or self.sampler
+        pairs = [(task, seed_of(*key, task.id, sample)) for task in tasks for sample in range(n)]
+        found: list[Rollout] = []
+        for part in _batched(pairs, self.at_once):
+            found += self._draw(part, chain)
+        return found
+
+    def _draw(self, pairs: Sequence[tuple[Task, int]], chain: Sampler) -> list[Rollout]:
+        noise = torch.stack([self._noise(seed, chain.steps) for _, seed in pairs]).to(self.device)
+        condition = self._condition([task.prompt for task, _ in pairs])
+        x = noise[:, 0] * chain.levels.start
+        path, log_probs = [x], torch.zeros(len(pairs), chain.steps)
+        for i in range(chain.steps):
+            step = torch.full((len(pairs),), i)
+            mean = chain.mean(step, x, self._predict(chain, step, x, condition))
+            x = mean + chain.std[i] * noise[:, i + 1]
+            if chain.std[i] > 0:
+                log_probs[:, i] = chain.log_prob(step, x, mean).float().cpu()
+            path.append(x)
+        pictures = self.adapter.decode(x).float().cpu()
+        paths, version = torch.stack(path, 1).cpu(), self._version()
+        return [
+            Rollout(
+                task,
+                pictures[row],
+                {"path": paths[row], "seed": torch.tensor(seed)},
+                log_probs[row],
+                chain.decides.clone(),
+                torch.arange(chain.steps),
+                version=version,
+            )
+            for row, (task, seed) in enumerate(pairs)
+        ]
+
+    def encode(self, tasks: Sequence[Task], outputs: Sequence[Any], key: tuple[int, ...] = (0,)) -> list[Rollout]:
+        """Pictures [3, H, W] in 0..1 as rollouts for forward decisions: nobody knows the chain that led to them."""
+        found = []
+        with torch.no_grad():
+            for i, (task, picture) in enumerate(zip(tasks, outputs, strict=True)):
+                latents = self.adapter.encode_images(picture[None].to(self.device)).cpu()
+                payload = {"path": latents, "seed": torch.tensor(seed_of("encode", *key, task.id, i))}
+                mask = torch.ones(1, dtype=torch.bool)
+                found.append(Rollout(task, picture, payload, None, mask, torch.zeros(1, dtype=torch.long)))
+        return found
+
+    def _noise(self, seed: int, steps: int) -> Tensor:
+        """[T + 1, ...] where a chain starts and what its steps add."""
+        return torch.randn(steps + 1, *self.adapter.latent_shape, generator=torch.Generator().manual_seed(seed))
+
+    # --- batches ---------------------------------------------------------------------------------
+
+    def collate(self, rollouts: Sequence[Rollout], decisions: Decisions = "sampled") -> Batch:
+        """The decisions that were sampled, or forward decisions on what came out; encoded pictures have only these."""
+        forward = decisions == "forward" or all(r.log_probs is None for r in rollouts)
+        latents = torch.stack([r.payload["path"][-1] for r in rollouts])
+        size = [latents[0].numel()] * len(rollouts)
+        payload: dict[str, Any] = {"rollouts": list(rollouts), "seed": torch.stack([r.payload["seed"] for r in rollouts])}
+        if not forward:
+            paths = torch.stack([r.payload["path"] for r in rollouts])
+            return collate(rollouts, size, payload | {"path": paths})
+        draws = [self._forward_draw(int(seed)) for seed in payload["seed"]]
+        drawn = {"clean": latents, "level": torch.stack([d[0] for d in draws]), "noise": torch.stack([d[1] for d in draws])}
+        mask = torch.ones(self.forward_draws, dtype=torch.bool)
+        place = torch.arange(self.forward_draws)
+        redone = [replace(r, mask=mask, segments=place, log_probs=None) for r in rollouts]
+        batch = collate(redone, size, payload | drawn)
+        return replace(batch, log_probs={})
+
+    def _forward_draw(self, seed: int) -> tuple[Tensor, Tensor]:
+        """Levels [F] of the chain, without repetition while there are enough, and noises [F, ...]."""
+        random = generator("forward", seed)
+        rounds = -(-self.forward_draws // self.sampler.steps)
+        levels = torch.cat([torch.randperm(self.sampler.steps, generator=random) for _ in range(rounds)])
+        noise = torch.randn(self.forward_draws, *self.adapter.latent_shape, generator=random)
+        return levels[: self.forward_draws], noise
+
+    # --- evaluation ------------------------------------------------------------------------------
+
+    def evaluate_actions(self, batch: Batch, needs: Iterable[str] = ()) -> Evaluation:
+        """Detached [B, T] tensors, and ``outputs`` [B, 3, H, W] where they are needed.
+
+        Where the data were sampled by the very weights of now and their graph does not fit, the log-probabilities
+        are those that sampling recorded.
+        """
+        names = frozenset(needs)
+        fits = len(self._decisions(batch)[0]) <= self.at_once
+        if "outputs" not in names and (fits or not self._sampled_now(batch) or _policies(names)):
+            if fits:
+                return super().evaluate_actions(batch, names)
+            with torch.no_grad():
+                return self._forward(batch, names).map(lambda _, t: t.to(batch.mask.device))
+        self._kept = None
+        now = Evaluation(batch.log_probs.get("behaviour", torch.zeros(batch.mask.shape)).clone())
+        if _policies(names) or (names - {"outputs", "forward"} and not self._sampled_now(batch)):
+            with torch.no_grad():
+                now = self._forward(batch, names - {"outputs"}).map(lambda _, t: t.to(batch.mask.device))
+        if "outputs" in names:
+            from .gradients import pictures
+
+            now.outputs = pictures(self, batch)
+        return now
+
+    def backward(self, batch: Batch, cotangents: Evaluation) -> None:
+        """Add the gradient of <cotangents, evaluation>, at most ``at_once`` denoiser calls in memory."""
+        if cotangents.outputs is not None:
+            from .gradients import pull
+
+            pull(self, batch, cotangents.outputs)
+        given = {name: t for name, t in cotangents.tensors().items() if name != "outputs"}
+        if self._kept is not None and self._kept[0] is batch:
+            super().backward(batch, replace(cotangents, outputs=None))
+            return
+        live = torch.stack([t != 0 for t in given.values()]).any(0)
+        moved = batch.to(self.device)
+        for rows, steps in _chunks(self._decisions(batch, live), self.at_once):
+            with self._mixed():
+                part = self._evaluate(moved, rows, steps, frozenset(given) - {"log_probs"})
+            pulled = {name: t for name, t in part.items() if t.requires_grad}
+            torch.autograd.backward(list(pulled.values()), [given[name][rows, steps].to(self.device) for name in pulled])
+
+    def forward_decisions(self, batch: Batch, needs: frozenset[str]) -> Evaluation:
+        """[B, T] with graph, piece by piece; zeros where nothing was decided."""
+        where = self._decisions(batch)
+        names = ["log_probs", *(f"kl:{name}" for name in _policies(needs))]
+        found: dict[str, list[Tensor]] = {name: [] for name in names}
+        for rows, steps in _chunks(where, self.at_once):
+            for name, values in self._evaluate(batch, rows, steps, needs).items():
+                found[name].append(values)
+        spread = {}
+        for name, parts in found.items():
+            empty = torch.zeros(batch.mask.shape, device=self.device)
+            spread[name] = empty.index_put((where[0].to(self.device), where[1].to(self.device)), torch.cat(parts))
+        kl = {name: spread[f"kl:{name}"] for name in _policies(needs)}
+        return Evaluation(spread["log_probs"], kl=kl)
+
+    def _evaluate(self, batch: Batch, rows: Tensor, steps: Tensor, needs: frozenset[str]) -> dict[str, Tensor]:
+        """[N] log-probabilities and divergences of the decisions (rows, steps), with graph."""
+        data, prompts = batch.payload, [batch.payload["rollouts"][int(i)] for i in rows]
+        condition = self._condition([(r.train_task or r.task).prompt for r in prompts])
+        if "clean" in data:
+            level = data["level"][rows, steps].cpu()
+            clean, noise = data["clean"][rows], data["noise"][rows, steps]
+            x, seen = self.sampler.noised(level, clean, noise), self.sampler.target(level, clean, noise)
+            now = self._predict(self.sampler, level, x, condition)
+            found = {"log_probs": -((seen - now) ** 2).flatten(1).sum(1) / 2}
+            for name in _policies(needs):
+                then = self._reference(name, level, x, condition)
+                found[f"kl:{name}"] = ((now - then) ** 2).flatten(1).sum(1) / 2
+            return found
+        x, onto = data["path"][rows, steps], data["path"][rows, steps + 1]
+        mean = self.sampler.mean(steps, x, self._predict(self.sampler, steps, x, condition))
+        found = {"log_probs": self.sampler.log_prob(steps, onto, mean)}
+        for name in _policies(needs):
+            other = self.sampler.mean(steps, x, self._reference(name, steps, x, condition))
+            found[f"kl:{name}"] = self.sampler.kl(steps, mean, other)
+        return found
+
+    def _reference(self, name: str, step: Tensor, x: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+        other: Any = self.references[name]
+        with torch.no_grad():
+            prediction: Tensor = other._predict(self.sampler, step, x, condition)
+        return prediction
+
+    def _decisions(self, batch: Batch, live: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Rows and steps [N] of what was decided (and is live)."""
+        mask = batch.mask.cpu() if live is None else (batch.mask & live.to(batch.mask.device)).cpu()
+        rows, steps = mask.nonzero().unbind(1)
+        return rows, steps
+
+    def _predict(self, chain: Sampler, step: Tensor, x: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+        """The model's output for x [N, ...] at steps [N], guided."""
+        levels = chain.levels
+        seen = x * levels.input_scale.to(x)[step].reshape(-1, *[1] * (x.ndim - 1))
+        timestep = levels.timesteps[step].to(self.device)
+        unconditional = None if self.guidance == 1.0 else self._condition([None] * len(x))
+        return self.adapter.predict_guided(self._denoise, seen, timestep, condition, unconditional, self.guidance)
+
+    def _denoise(self, *inputs: Any, **named: Any) -> Any:
+        if self._own is None:
+            return self.module(*inputs, **named)
+        return functional_call(self.module, self._own, inputs, named)
+
+    @contextmanager
+    def _mixed(self) -> Iterator[None]:
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            yield
+
+    def _condition(self, prompts: Sequence[str | None]) -> dict[str, Tensor]:
+        """What the denoiser is told of prompts, one row each; None is the empty prompt. Encoded once per prompt."""
+        new = [p for p in dict.fromkeys(prompts) if p not in self._conditions]
+        if new:
+            with torch.no_grad():
+                told = [p for p in new if p is not None]
+                rows = self.adapter.encode(told) if told else {}
+                self._conditions |= {p: {k: v[i] for k, v in rows.items()} for i, p in enumerate(told)}
+                if None in new:
+                    self._conditions[None] = {k: v[0] for k, v in self.adapter.unconditional(1).items()}
+        known = list(dict.fromkeys(prompts))
+        place = torch.tensor([known.index(p) for p in prompts], device=self.device)
+        first = self._conditions[known[0]]
+        return {k: torch.stack([self._conditions[p][k] for p in known])[place] for k in first}
+
+    # --- weights ---------------------------------------------------------------------------------
+
+    def _version(self) -> str:
+        """Changes with every change of the weights."""
+        return f"{self._number}.{sum(p._version for p in self._trained().values())}"
+
+    def _sampled_now(self, batch: Batch) -> bool:
+        now = self._version()
+        return "clean" not in batch.payload and all(r.version == now for r in batch.payload["rollouts"])
+
+    def _trained(self) -> dict[str, Tensor]:
+        """What distinguishes this policy from its forks: adapters, or all weights of the denoiser."""
+        if self._own is not None:
+            return self._own
+        return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+
+    def fork(self, name: str) -> Self:
+        """A frozen copy that shares everything which is not trained."""
+        other = object.__new__(type(self))
+        other.__dict__ |= self.__dict__ | {"references": {}, "_kept": None, "_number": next(_numbers)}
+        other._own = {k: v.detach().clone() for k, v in self._trained().items()}
+        return other
+
+    def copy_from(self, other: Any, mix: float = 1.0) -> None:
+        with torch.no_grad():
+            theirs = other._trained()
+            for name, mine in self._trained().items():
+                mine.copy_(theirs[name]) if mix == 1.0 else mine.lerp_(theirs[name], mix)
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        return () if self._own is not None else (p for p in self.module.parameters() if p.requires_grad)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: tensor.detach() for name, tensor in self._trained().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        with torch.no_grad():
+            for name, mine in self._trained().items():
+                mine.copy_(state[name])
+
+
+def _policies(needs: Iterable[str]) -> list[str]:
+    return sorted(need.removeprefix("kl:") for need in needs if need.startswith("kl:"))
+
+
+def _batched(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _chunks(where: tuple[Tensor, Tensor], size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """At least one chunk, so that an empty batch has tensors too."""
+    rows, steps = where
+    for start in range(0, max(1, len(rows)), size):
+        yield rows[start : start + size], steps[start : start + size]
