@@ -106,8 +106,8 @@ def train_classifier(
 def attribute_classifier(templates: Tensor, labels: Labels, *, seed: int = 0) -> AttributeClassifier:
     """The classifier of :func:`train_classifier`, trained at its first use and read from the cache afterwards.
 
-    Training takes about 9 CPU seconds at 16 pixels and 29 at 32 on one core. Trained on 20 of 27 ways to draw each scene,
-    it found every value on the other 7 at 16 pixels (two seeds), and 99.9 % of shapes at 32 (one seed).
+    Training takes about 9 CPU seconds at 16 pixels and 29 at 32 on one core. Trained on 20 of 27 ways to draw each
+    scene, it found every value on the other 7 at 16 pixels (two seeds), and 99.9 % of shapes at 32 (one seed).
 
     The name of its file in :func:`~..cache.cache_folder` holds size, seed and a hash of the world, so that another
     world never meets these weights.
