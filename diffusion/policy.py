@@ -138,12 +138,19 @@ class DenoisingPolicy(TorchPolicy):
         forward = decisions == "forward" or all(r.log_probs is None for r in rollouts)
         latents = torch.stack([r.payload["path"][-1] for r in rollouts])
         size = [latents[0].numel()] * len(rollouts)
-        payload: dict[str, Any] = {"rollouts": list(rollouts), "seed": torch.stack([r.payload["seed"] for r in rollouts])}
+        payload: dict[str, Any] = {
+            "rollouts": list(rollouts),
+            "seed": torch.stack([r.payload["seed"] for r in rollouts]),
+        }
         if not forward:
             paths = torch.stack([r.payload["path"] for r in rollouts])
             return collate(rollouts, size, payload | {"path": paths})
         draws = [self._forward_draw(int(seed)) for seed in payload["seed"]]
-        drawn = {"clean": latents, "level": torch.stack([d[0] for d in draws]), "noise": torch.stack([d[1] for d in draws])}
+        drawn = {
+            "clean": latents,
+            "level": torch.stack([d[0] for d in draws]),
+            "noise": torch.stack([d[1] for d in draws]),
+        }
         mask = torch.ones(self.forward_draws, dtype=torch.bool)
         place = torch.arange(self.forward_draws)
         redone = [replace(r, mask=mask, segments=place, log_probs=None) for r in rollouts]
@@ -200,7 +207,9 @@ class DenoisingPolicy(TorchPolicy):
             with self._mixed():
                 part = self._evaluate(moved, rows, steps, frozenset(given) - {"log_probs"})
             pulled = {name: t for name, t in part.items() if t.requires_grad}
-            torch.autograd.backward(list(pulled.values()), [given[name][rows, steps].to(self.device) for name in pulled])
+            torch.autograd.backward(
+                list(pulled.values()), [given[name][rows, steps].to(self.device) for name in pulled]
+            )
 
     def forward_decisions(self, batch: Batch, needs: frozenset[str]) -> Evaluation:
         """[B, T] with graph, piece by piece; zeros where nothing was decided."""
@@ -313,6 +322,17 @@ class DenoisingPolicy(TorchPolicy):
             for name, mine in self._trained().items():
                 mine.copy_(theirs[name]) if mix == 1.0 else mine.lerp_(theirs[name], mix)
 
+    @contextmanager
+    def worn(self) -> Iterator[None]:
+        """While it lasts, the pipeline's own module has this policy's weights."""
+        named = dict(self.module.named_parameters())
+        held = {name: named[name].detach().clone() for name in self._trained()}
+        try:
+            _assign(named, self._trained())
+            yield
+        finally:
+            _assign(named, held)
+
     def parameters(self) -> Iterable[nn.Parameter]:
         return () if self._own is not None else (p for p in self.module.parameters() if p.requires_grad)
 
@@ -323,6 +343,12 @@ class DenoisingPolicy(TorchPolicy):
         with torch.no_grad():
             for name, mine in self._trained().items():
                 mine.copy_(state[name])
+
+
+def _assign(named: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            named[name].copy_(tensor)
 
 
 def _policies(needs: Iterable[str]) -> list[str]:

@@ -166,9 +166,7 @@ def _tokenizer() -> Any:
     model = Tokenizer(WordLevel({"[pad]": 0, "[unk]": 1} | {w: i + 2 for i, w in enumerate(words)}, unk_token="[unk]"))
     model.normalizer = Replace(Regex(rf"\b({'|'.join(FILLERS)})\b"), "")
     model.pre_tokenizer = Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=model, pad_token="[pad]", unk_token="[unk]", model_max_length=16
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=model, pad_token="[pad]", unk_token="[unk]", model_max_length=16)
 
 
 def _rate(step: int, steps: int) -> float:

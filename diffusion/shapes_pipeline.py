@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from diffusers.loaders import SD3LoraLoaderMixin
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
@@ -21,7 +22,7 @@ STEPS = 6
 """Denoising steps of a picture."""
 
 
-class ShapesPipeline(DiffusionPipeline):  # type: ignore[misc]
+class ShapesPipeline(DiffusionPipeline, SD3LoraLoaderMixin):  # type: ignore[misc]
     """Draws a caption in a few steps; no guidance, no VAE.
 
     Args:

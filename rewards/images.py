@@ -26,7 +26,7 @@ def as_float(images: Sequence[Any] | Tensor) -> Tensor:
     if stacked.ndim != 4 or stacked.shape[1] != 3:
         raise ValueError(f"images have shape {tuple(stacked.shape)}, not [B, 3, H, W]")
     low, high = stacked.detach().amin().item(), stacked.detach().amax().item()
-    if not (-1e-3 <= low and high <= 1 + 1e-3):
+    if low < -1e-3 or high > 1 + 1e-3:
         raise ValueError(f"image values lie in {low:.3g}..{high:.3g}, not in 0..1")
     return stacked
 

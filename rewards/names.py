@@ -9,7 +9,7 @@ compose(["jpeg:0.3", "clip:1"])                several, each normalised within i
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -17,6 +17,8 @@ from ..errors import UsageError, unknown
 from .isolated_worker import named, told
 from .normalised import NormalisedSum
 from .reward import Reward
+
+Own = Mapping[str, Callable[[], Any]]
 
 _WEIGHTLESS = ".pictures"
 _HUB = ".hub"
@@ -41,7 +43,7 @@ NAMES: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
 """Name -> (module of this room, class, its arguments); imported when asked for."""
 
 
-def image_reward(spec: str, device: str = "cpu") -> Reward:
+def image_reward(spec: str, device: str = "cpu", own: Own | None = None) -> Reward:
     """The reward that a name, "package.module:function" or "path/to/file.py:function" stands for.
 
     A class is called without arguments, and a ``Reward`` is taken as it is, with its weights. What comes from a file
@@ -50,21 +52,25 @@ def image_reward(spec: str, device: str = "cpu") -> Reward:
     Args:
         spec: one of :data:`NAMES`, or where the reward is found.
         device: where the models of the hub rewards run; the others ignore it, since they follow their images.
+        own: further names, each with what makes its reward.
 
     Raises:
         UsageError: there is no such name, module, file or function, or a package that it needs is missing.
     """
+    own = own or {}
+    if spec in own:
+        return Reward(own[spec](), spec)
     if ":" in spec:
         return _elsewhere(spec)
     if spec not in NAMES:
-        hint = unknown("reward", spec, NAMES)
+        hint = unknown("reward", spec, [*own, *NAMES])
         raise UsageError(f"{hint} (your own: package.module:function or path/to/file.py:function)")
     module, name, arguments = NAMES[spec]
-    own = {"device": device} if module == _HUB else {}
-    return Reward(getattr(import_module(module, __package__), name)(**arguments, **own), spec)
+    place = {"device": device} if module == _HUB else {}
+    return Reward(getattr(import_module(module, __package__), name)(**arguments, **place), spec)
 
 
-def compose(specs: Sequence[str], device: str = "cpu") -> Reward:
+def compose(specs: Sequence[str], device: str = "cpu", own: Own | None = None) -> Reward:
     """One reward out of several "SPEC" or "SPEC:WEIGHT", as :func:`image_reward` reads them.
 
     A single one is taken as it is, times its weight. Several are added after each is normalised within its prompt
@@ -76,7 +82,7 @@ def compose(specs: Sequence[str], device: str = "cpu") -> Reward:
     """
     if not specs:
         raise UsageError(f"no reward is named: there is {', '.join(NAMES)}")
-    terms = [(weight, image_reward(spec, device)) for spec, weight in map(_weighted, specs)]
+    terms = [(weight, image_reward(spec, device, own)) for spec, weight in map(_weighted, specs)]
     if len(terms) > 1:
         return NormalisedSum(terms)
     ((weight, reward),) = terms

@@ -1,0 +1,142 @@
+"""What is reported of a policy that draws: judge, reward, fidelity, diversity and drift, and pictures to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..rewards.images import as_uint8
+from ..rewards.shapes import per_prompt_diversity
+from ..trainers.scoring import score
+from ..types import Rollout, Task
+
+if TYPE_CHECKING:
+    from ..trainers.run_folder import RunFolder
+    from .setting import Setting
+
+KEY = (2**31,)
+"""Evaluation's random numbers; a run's begin with its seed."""
+
+SHORTFALL = 0.5
+"""In standard deviations of the reward: how far sampled pictures may fall below deterministic ones unremarked."""
+
+
+def evaluate(setting: Setting, policy: Any) -> dict[str, Any]:
+    """Outcomes per kind of prompt, with ``figures``; the same noise at every call.
+
+    "success" is the judge's: 0/1 in the small world (the nearest true render shows the prompt), else its score.
+    Figures: reward; judge; distance, the mean squared error to the nearest true render of the prompt (small world);
+    diversity; kl from the start in nats per picture, on one picture per prompt; reward_ode, of deterministic drawing.
+    """
+    outcomes: dict[str, Any] = {}
+    figures: dict[str, dict[str, float]] = {}
+    notes = ["Figures at fixed noise; KL in nats per picture, from the start."]
+    for name, tasks in (("seen", setting.prompts.seen), ("unseen", setting.prompts.unseen)):
+        first = setting.config.eval_offset
+        copies = range(first, first + setting.config.eval_episodes)
+        rollouts = _draw(policy, tasks, copies)
+        row, values = _outcome(setting, rollouts)
+        pictures = torch.stack([r.output for r in rollouts]).unflatten(0, (len(tasks), len(copies)))
+        if len(copies) > 1:
+            values["diversity"] = per_prompt_diversity(pictures)
+        values["kl"] = drift(setting, policy, rollouts[:: len(copies)])
+        values["reward_ode"] = _deterministic_reward(setting, policy, tasks, first)
+        outcomes[name], figures[name] = row, values
+        notes.append(f"{name}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()) + ".")
+        spread = float(torch.tensor(row["score"]).std())
+        if values["reward_ode"] - values["reward"] > SHORTFALL * spread:
+            notes.append(
+                f"On {name} prompts, sampled pictures score {values['reward']:.3g} and deterministic ones "
+                f"{values['reward_ode']:.3g}: the sampler's noise hides what the model can do; use less (eta, more steps)."
+            )
+    return {"unit": "judge", "outcomes": outcomes, "figures": figures, "notes": notes}
+
+
+def _draw(policy: Any, tasks: Sequence[Task], copies: Sequence[int], **sampling: Any) -> list[Rollout]:
+    """One picture per prompt and copy, grouped by prompt."""
+    parts = [policy.act(tasks, 1, key=(*KEY, copy), **sampling) for copy in copies]
+    return [part[i] for i in range(len(tasks)) for part in parts]
+
+
+def _outcome(setting: Setting, rollouts: list[Rollout]) -> tuple[dict[str, Any], dict[str, float]]:
+    score(rollouts, setting.reward)
+    reward = [_number(r) for r in rollouts]
+    row: dict[str, Any] = {"score": reward, "seeds": [f"{r.task.id}/{i}" for i, r in enumerate(rollouts)]}
+    values = {"reward": _mean(reward)}
+    if setting.world is not None:
+        named = setting.world([r.output for r in rollouts], [r.task.prompt for r in rollouts])
+        row["success"] = [int(v) for v in named["correct"]]
+        values |= {"judge": _mean(named["correct"]), "distance": _mean(named["distance"])}
+    elif setting.judge is not None:
+        score(rollouts, setting.judge)
+        row["success"] = [_number(r) for r in rollouts]
+        values["judge"] = _mean(row["success"])
+    else:
+        row["success"] = reward
+    return row, values
+
+
+def drift(setting: Setting, policy: Any, rollouts: Sequence[Rollout]) -> float:
+    """Mean over rollouts of sum_t |mu - mu_start|^2 / (2 sigma^2): KL of the two chains, exact on the policy's own."""
+    if not bool(rollouts[0].mask.any()):
+        return 0.0
+    held = policy.references
+    policy.references = {"start": setting.start}
+    try:
+        with torch.no_grad():
+            now = policy.evaluate_actions(policy.collate(rollouts), {"kl:start"})
+    finally:
+        policy.references = held
+    return float(now.kl["start"].sum(-1).mean())
+
+
+def _deterministic_reward(setting: Setting, policy: Any, tasks: Sequence[Task], copy: int) -> float:
+    rollouts = _draw(policy, tasks, [copy], sampler=policy.sampler.windowed(0, 0))
+    score(rollouts, setting.reward)
+    return _mean([_number(r) for r in rollouts])
+
+
+def write_grids(setting: Setting, folder: RunFolder) -> None:
+    """samples/images/KIND-before.png and -after.png: a row per prompt, a column per noise, the same in both."""
+    place = folder.samples / "images"
+    place.mkdir(parents=True, exist_ok=True)
+    for kind, tasks in (("seen", setting.prompts.seen), ("unseen", setting.prompts.unseen)):
+        chosen = [tasks[i * len(tasks) // setting.config.grid] for i in range(min(setting.config.grid, len(tasks)))]
+        for side, policy in (("before", setting.start), ("after", setting.shown)):
+            rollouts = _draw(policy, chosen, range(6))
+            pictures = torch.stack([r.output for r in rollouts]).unflatten(0, (len(chosen), 6))
+            grid(pictures).save(place / f"{kind}-{side}.png")
+        (place / f"{kind}.txt").write_text("\n".join(str(task.prompt) for task in chosen) + "\n")
+
+
+def grid(pictures: Tensor, gap: int = 1, least: int = 64) -> Image.Image:
+    """[R, C, 3, H, W] as one image; small pictures are enlarged without smoothing to ``least`` pixels."""
+    rows, columns = pictures.shape[:2]
+    scale = max(1, -(-least // pictures.shape[-1]))
+    pixels = torch.from_numpy(as_uint8(pictures.flatten(0, 1))).repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+    height, width = pixels.shape[1:3]
+    gap = gap * scale
+    whole = torch.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, dtype=torch.uint8)
+    for i, picture in enumerate(pixels):
+        top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
+        whole[top : top + height, left : left + width] = picture
+    return Image.fromarray(whole.numpy())
+
+
+def _number(rollout: Rollout) -> float:
+    value: Any = rollout.scores["total"]
+    return float("nan") if value is None else float(value)
+
+
+def _mean(values: Sequence[float]) -> float:
+    kept = [v for v in values if v == v]
+    return sum(kept) / len(kept) if kept else float("nan")
+
+
+def figures_table(evaluation: Mapping[str, Any]) -> dict[str, float]:
+    """{"seen/reward": ..., "unseen/kl": ...} for benchmarks."""
+    return {f"{kind}/{name}": value for kind, row in evaluation["figures"].items() for name, value in row.items()}

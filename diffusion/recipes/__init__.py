@@ -1,0 +1,1 @@
+"""Recipes for diffusion models: one file per published system."""

@@ -1,0 +1,255 @@
+"""What every recipe for pictures shares: a pipeline with adapters, prompts, rewards, judges, evaluation, grids."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from ..rewards.shapes import NearestRender
+    from ..trainers.loop import Experiment, Stage
+    from ..trainers.run_folder import RunFolder
+    from ..types import Learner, RewardFunction
+    from .policy import DenoisingPolicy
+    from .prompts import Prompts
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DrawingConfig:
+    """Fields that every recipe for pictures has."""
+
+    pipeline: str = ""
+    """A pipeline folder or hub name; empty takes the small default, made in half a CPU minute at first use."""
+    prompts: str = ""
+    """A file with one prompt per line, or one JSON object {"prompt": ...}; empty takes the small world's captions."""
+    rewards: tuple[str, ...] = ("attributes",)
+    """NAME, NAME:WEIGHT, package.module:function or file.py:function; several are normalised per prompt, then added."""
+    judge: str = ""
+    """The held-out judge, a reward of another family; empty takes the nearest true render in the small world, else
+    none: then nothing is gated."""
+    seed: int = 0
+    """Keys adapters, noise and the order of prompts."""
+    split: int = 0
+    """Which captions of the small world are unseen; settings are chosen on another than results are reported on."""
+    iterations: int = 62
+    """Rounds of drawing and learning."""
+    prompts_per_step: int = 16
+    """Prompts per round."""
+    group: int = 8
+    """Pictures per prompt and round."""
+    steps: int = 0
+    """Denoising steps; 0 takes 6 for the small default and 50 for others."""
+    sampler: Literal["auto", "ddim", "ddpm", "euler_ancestral", "flow_ancestral", "flow_sde"] = "auto"
+    """Kind of Gaussian step; auto follows the pipeline's scheduler, and is flow_ancestral for flow matching."""
+    eta: float = 1.0
+    """Share of the ancestral noise."""
+    guidance: float = 1.0
+    """Scale of classifier-free guidance, in drawing and in learning."""
+    lora_rank: int = 8
+    """Rank of the adapters; 0 trains all weights of the denoiser."""
+    lora_targets: tuple[str, ...] = ("all-linear",)
+    """Ends of module names that get an adapter, such as to_q; all-linear takes every linear layer."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of the pipeline's weights; auto is fp32 on CPU and bf16 on GPU. Adapters are fp32."""
+    at_once: int = 1024
+    """Denoiser calls held in memory at once; about 8 for SD 1.5 on 24 GB."""
+    ema: float = 0.0
+    """Decay of an average of the weights that is evaluated and saved instead of the last ones; 0 is none."""
+    eval_episodes: int = 4
+    """Pictures per prompt at an evaluation, at fixed noise."""
+    eval_offset: int = 0
+    """First of them."""
+    evaluate_every: int = 0
+    """Rounds between further evaluations."""
+    gate: bool = True
+    """A held-out judge decides what may stay, and when to stop."""
+    gate_every: int = 8
+    gate_pictures: int = 4
+    """Pictures per probe prompt."""
+    gate_margin: float = 0.1
+    """How far the judge may fall; for the small world the logarithm of the error to the true render."""
+    grid: int = 6
+    """Prompts of each kind whose pictures are shown before and after."""
+
+
+@dataclass(eq=False)
+class Setting:
+    """A started run."""
+
+    config: DrawingConfig
+    policy: DenoisingPolicy
+    start: DenoisingPolicy
+    prompts: Prompts
+    reward: RewardFunction
+    judge: RewardFunction | None
+    world: NearestRender | None
+    average: Any = None
+    learners: dict[str, Learner] = field(default_factory=dict)
+
+    @property
+    def shown(self) -> Any:
+        """The policy that is evaluated and saved: the average, where there is one."""
+        return self.policy if self.average is None else self.average.average
+
+    def stage(self, learner: Learner, *, steps: int = 0, actor: Any = None) -> Stage:
+        """Prompts -> pictures -> reward -> the given learner -> gate."""
+        from ..trainers.curricula import Uniform
+        from ..trainers.loop import Stage
+        from .prompts import source_of
+        from .watch import Watch
+
+        config = self.config
+        learners: dict[str, Learner] = {"policy": learner, "watch": Watch()}
+        if self.average is not None:
+            learners["average"] = self.average
+        source = source_of(self.prompts.seen, config.seed)
+        return Stage(
+            steps=steps or config.iterations,
+            actor=self.policy if actor is None else actor,
+            curriculum=Uniform({"seen": source}, seed=config.seed),
+            reward=self.reward,
+            learners=learners,
+            tasks_per_step=config.prompts_per_step,
+            group_size=config.group,
+            gate=self.gate(),
+            gate_every=config.gate_every,
+        )
+
+    def gate(self) -> Any:
+        """The best policy so far by the held-out judge; None without one."""
+        from dataclasses import replace
+
+        from ..trainers.gates import NonInferiority
+
+        if not self.config.gate or self.judge is None:
+            return None
+        probes = [replace(t, id=f"{t.id}/{i}") for t in self.prompts.probes for i in range(self.config.gate_pictures)]
+        return NonInferiority(probes, self.judge, margin=self.config.gate_margin, reward=self.reward, sampling={})
+
+    def evaluate(self, actor: Any) -> Mapping[str, Any]:
+        """Judge, reward and figures on seen and unseen prompts, at noise that training never draws."""
+        from .evaluation import evaluate
+
+        return evaluate(self, self.shown if actor is self.policy else actor)
+
+    def experiment(self, stages: Sequence[Stage]) -> Experiment:
+        """Stages with this setting's evaluation, grids and model card around them."""
+        from ..trainers.loop import Experiment
+        from .evaluation import write_grids
+
+        def finish(folder: RunFolder) -> None:
+            write_grids(self, folder)
+            self.save(folder.path / "policy")
+            folder.write_card(citation=("PRDP: arXiv:2402.08714", "AlignProp: arXiv:2310.03739"))
+
+        return Experiment(
+            stages,
+            self.evaluate,
+            evaluate_every=self.config.evaluate_every,
+            seed=self.config.seed,
+            label_account="gate_labels: none",
+            cpu_clock=time.process_time,
+            finish=finish,
+        )
+
+    def save(self, place: Any) -> None:
+        """Adapters as ``pipeline.load_lora_weights`` reads them; without adapters the whole pipeline."""
+        from .lora import save_lora
+
+        with self.shown.worn():
+            if self.config.lora_rank:
+                save_lora(self.policy.adapter, place)
+            else:
+                self.policy.adapter.pipeline.save_pretrained(str(place))
+
+
+def start(config: DrawingConfig, *, differentiable: bool = False, forward_draws: int = 2) -> Setting:
+    """Load pipeline, rewards and prompts; a gradient method asks for a differentiable reward."""
+    import torch
+
+    from ..trainers.distributed import device
+    from .gradients import check_differentiable
+    from .lora import add_lora
+    from .pipelines import adapter_for, load
+    from .policy import DenoisingPolicy
+    from .pretraining import default_pipeline
+    from .prompts import file_prompts, shapes_prompts
+    from .watch import MovingAverage
+
+    small = not config.pipeline
+    if small:
+        torch.set_num_threads(1)  # larger ones gain nothing at this size
+    dtypes = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    prompts = file_prompts(config.prompts, config.seed) if config.prompts else shapes_prompts(config.split)
+    reward, judge, world = rewards(config, differentiable)
+    if differentiable:
+        check_differentiable(reward)
+    source = str(default_pipeline()) if small else config.pipeline
+    adapter = adapter_for(load(source, dtype=dtypes[config.dtype], device=device()), guidance=config.guidance)
+    if config.lora_rank:
+        named = list(config.lora_targets)
+        add_lora(
+            adapter.denoiser, config.lora_rank, "all-linear" if named == ["all-linear"] else named, seed=config.seed
+        )
+    else:
+        adapter.denoiser.requires_grad_(True)
+    policy = DenoisingPolicy(
+        adapter,
+        sampler(config, adapter),
+        guidance=config.guidance,
+        at_once=config.at_once,
+        forward_draws=forward_draws,
+        autocast=torch.bfloat16 if device().type == "cuda" else None,
+    )
+    average = MovingAverage(policy, config.ema) if config.ema else None
+    return Setting(config, policy, policy.fork("start"), prompts, reward, judge, world, average)
+
+
+def sampler(config: DrawingConfig, adapter: Any, **changes: Any) -> Any:
+    """The chain that a config asks for."""
+    from .sampler import sampler_for
+
+    steps = config.steps or (50 if config.pipeline else 6)
+    flow = "FlowMatch" in type(adapter.scheduler).__name__
+    kind = "flow_ancestral" if config.sampler == "auto" and flow else config.sampler
+    options = {"eta": config.eta, "set_timesteps": adapter.set_timesteps} | changes
+    return sampler_for(adapter.scheduler, steps, kind, **options)
+
+
+def rewards(config: DrawingConfig, differentiable: bool) -> tuple[Any, RewardFunction | None, Any]:
+    """The training reward, the held-out judge, and the small world's judge where its captions are drawn."""
+    from ..rewards.names import compose, image_reward
+    from ..trainers.distributed import device
+
+    world = None if config.prompts else _world()
+    own: dict[str, Callable[[], Any]] = {}
+    if world is not None:
+        own = {"attributes": lambda: _attributes(differentiable), "nearest_render": lambda: world}
+    place = str(device())
+    reward = compose(config.rewards, place, own)
+    judge: RewardFunction | None = world
+    if config.judge:
+        judge = image_reward(config.judge, place, own)
+    elif world is None:
+        logger.warning("no held-out judge: name one with --judge, or nothing is gated")
+    return reward, judge, world
+
+
+def _world() -> NearestRender:
+    from ..envs import shapes
+    from ..rewards.shapes import NearestRender
+
+    return NearestRender(shapes.templates(), tuple(shapes.LABELS), total="fidelity")
+
+
+def _attributes(differentiable: bool) -> RewardFunction:
+    from ..envs import shapes
+    from ..rewards.shapes import AttributeReward, attribute_classifier
+
+    classifier = attribute_classifier(shapes.templates(), shapes.LABELS)
+    return AttributeReward(classifier, shapes.LABELS, differentiable=differentiable)

@@ -1,0 +1,84 @@
+"""Learners that learn nothing of the task: what a run of pictures counts, and an average of its weights."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..types import Rollout
+
+if TYPE_CHECKING:
+    from .policy import DenoisingPolicy
+
+logger = logging.getLogger(__name__)
+
+COLLAPSE = 0.5
+"""Share of the first round's diversity below which a run is warned."""
+
+
+class Watch:
+    """Counts reward queries and watches how much the pictures of one prompt differ.
+
+    Metrics: "queries" so far, and "pictures/diversity", the standard deviation over the pictures of a prompt,
+    averaged over pixels and prompts.
+    """
+
+    def __init__(self) -> None:
+        self.queries = 0
+        self.first: float | None = None
+        self.warned = False
+
+    def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        self.queries += len(rollouts)
+        metrics = {"queries": float(self.queries)}
+        groups: dict[str, list[Tensor]] = defaultdict(list)
+        for rollout in rollouts:
+            groups[rollout.group or rollout.task.id].append(rollout.output)
+        spreads = [torch.stack(g).std(0).mean() for g in groups.values() if len(g) > 1]
+        if not spreads:
+            return metrics
+        diversity = float(torch.stack(spreads).mean())
+        self.first = diversity if self.first is None else self.first
+        if diversity < COLLAPSE * self.first and not self.warned:
+            self.warned = True
+            logger.warning(
+                "the pictures of a prompt differ %.0f %% as much as at the start", 100 * diversity / self.first
+            )
+        return metrics | {"pictures/diversity": diversity}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"queries": self.queries, "first": self.first, "warned": self.warned}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.queries, self.first, self.warned = int(state["queries"]), state["first"], bool(state["warned"])
+
+
+class MovingAverage:
+    """An exponential moving average of a policy's weights, in ``average``.
+
+    The decay begins small, (1 + n) / (10 + n) after n updates, so that the start is soon forgotten.
+    """
+
+    def __init__(self, policy: DenoisingPolicy, decay: float) -> None:
+        if not 0 < decay < 1:
+            raise ValueError(f"a moving average has a decay between 0 and 1, not {decay}")
+        self.policy, self.decay, self.updates = policy, decay, 0
+        self.average = policy.fork("average")
+
+    def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.average.copy_from(self.policy, mix=1 - decay)
+        self.updates += 1
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"average": self.average.state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.average.load_state_dict(state["average"])
+        self.updates = int(state["updates"])
