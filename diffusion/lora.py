@@ -52,10 +52,9 @@ def add_lora(
     if missing and (targets is not None or len(missing) == len(chosen)):
         raise unknown("LoRA target", missing[0], {_short(layer) for layer in layers})
     config = LoraConfig(r=rank, lora_alpha=cast(Any, rank if alpha is None else alpha), target_modules=chosen)
-    denoiser.requires_grad_(False)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        cast(Any, denoiser).add_adapter(config, adapter_name=NAME)
+        cast(Any, denoiser).add_adapter(config, adapter_name=NAME)  # freezes everything else
     trainable = [p for p in denoiser.parameters() if p.requires_grad]
     for parameter in trainable:
         parameter.data = parameter.data.float()

@@ -351,7 +351,7 @@ class StableDiffusion3Adapter(PipelineAdapter):
     def set_timesteps(self, scheduler: Any, steps: int) -> None:
         shift = {}
         if scheduler.config.get("use_dynamic_shifting"):
-            shift["mu"] = _shift(scheduler, self._patches(), max_shift=1.16)
+            shift["mu"] = _shift(scheduler, self._patches())
         scheduler.set_timesteps(steps, device=self.device, **shift)
 
     def _patches(self) -> int:
@@ -428,7 +428,7 @@ class FluxAdapter(PipelineAdapter):
     def set_timesteps(self, scheduler: Any, steps: int) -> None:
         _, height, width = self.latent_shape
         even = None if scheduler.config.get("use_flow_sigmas") else [1 - i / steps for i in range(steps)]
-        mu = _shift(scheduler, height * width // 4, max_shift=1.15)
+        mu = _shift(scheduler, height * width // 4)
         scheduler.set_timesteps(steps, device=self.device, sigmas=even, mu=mu)
 
     def _latent_channels(self) -> int:
@@ -442,12 +442,11 @@ class FluxAdapter(PipelineAdapter):
         return int(2 * self.pipeline.vae_scale_factor)
 
 
-def _shift(scheduler: Any, tokens: int, max_shift: float) -> float:
-    """mu of dynamic shifting: linear in the number of image tokens. Defaults are those of the pipelines' calls."""
-    setting = scheduler.config.get
-    low, high = setting("base_image_seq_len", 256), setting("max_image_seq_len", 4096)
-    base, top = setting("base_shift", 0.5), setting("max_shift", max_shift)
-    return float(base + (top - base) * (tokens - low) / (high - low))
+def _shift(scheduler: Any, tokens: int) -> float:
+    """mu of dynamic shifting: linear in the number of image tokens."""
+    config = scheduler.config
+    low, high = config.base_image_seq_len, config.max_image_seq_len
+    return float(config.base_shift + (config.max_shift - config.base_shift) * (tokens - low) / (high - low))
 
 
 ADAPTERS: dict[str, type[PipelineAdapter]] = {

@@ -211,6 +211,13 @@ def test_a_plan_adds_up(settings: dict[str, Any], activations: int, monkeypatch:
     assert plan.weights == positions + sum(4 * p.numel() for part in parts for p in part.parameters())
 
 
+def test_guidance_costs_no_second_row_where_it_is_an_input() -> None:
+    adapter = prepared("flux")
+    add_lora(adapter.denoiser, 2)
+    plans = [memory_plan(adapter, batch=2, steps=3, guided=guided) for guided in (True, False)]
+    assert adapter.distilled and plans[0] == plans[1]
+
+
 def test_a_plan_is_one_line_for_people() -> None:
     plan = Plan(2_000_000, 1_000, 3 * 2**30, 2**28, 2**29, 2**30, 0)
     assert str(plan) == (
