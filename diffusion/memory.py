@@ -116,7 +116,8 @@ def decoder_activations(adapter: PipelineAdapter, dtype: torch.dtype | None = No
     def call(rows: int) -> Tensor:
         return adapter.decode(torch.empty(rows, *adapter.latent_shape, device=adapter.device, requires_grad=True))
 
-    return _saved_per_row(adapter.pipeline.vae, call, adapter.device, dtype)
+    vae = getattr(adapter.pipeline, "vae", None)  # none where latents are pixels
+    return _saved_per_row(vae or nn.Identity(), call, adapter.device, dtype)
 
 
 def _saved_per_row(

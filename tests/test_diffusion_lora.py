@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from autotelic.diffusion import memory
 from autotelic.diffusion.lora import ATTENTION, add_lora, lora_state, save_lora
 from autotelic.diffusion.memory import Plan, decoder_activations, denoiser_activations, memory_plan
-from autotelic.diffusion.pipelines import PipelineAdapter, adapter_for
+from autotelic.diffusion.pipelines import PipelineAdapter, StableDiffusionAdapter, adapter_for
 from autotelic.errors import UsageError
 
 from . import tiny_pipelines as tiny
@@ -179,6 +179,16 @@ def test_what_the_decoder_keeps_is_counted_too() -> None:
     adapter = prepared("sd")
     fixed, per_picture = decoder_activations(adapter)
     assert [fixed + rows * per_picture for rows in (2, 5)] == [truly_saved(adapter, rows, True) for rows in (2, 5)]
+
+
+def test_pixels_that_are_not_decoded_cost_their_clamp() -> None:
+    class Pixels(StableDiffusionAdapter):
+        def decode(self, latents: Tensor) -> Tensor:
+            return (latents / 2 + 0.5).clamp(0, 1)
+
+    adapter = Pixels(tiny.stable_diffusion())
+    adapter.pipeline.vae = None
+    assert decoder_activations(adapter) == (0, 4 * 8 * 8 * 4)
 
 
 @pytest.mark.parametrize(
