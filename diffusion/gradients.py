@@ -11,7 +11,7 @@ chain. The part of a chain before the cut is the one that was sampled.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -69,7 +69,10 @@ class RewardGradient(Term):
         rollouts = [rollout for rollout in batch.payload["rollouts"] for _ in range(copies)]
         named = columns(rollouts) | dict.fromkeys(("images", "outputs", "completions", "episodes"), images)
         scores: Any = self.reward(**named)
-        scores = scores["total"] if isinstance(scores, dict) else scores
+        if isinstance(scores, Mapping):
+            scores = scores["total"] if "total" in scores else next(iter(scores.values()))
+        if isinstance(scores, Sequence) and all(isinstance(score, Tensor) for score in scores):
+            scores = torch.stack(list(scores))  # a weighted sum of rewards has one tensor per sample
         if not (isinstance(scores, Tensor) and scores.requires_grad and len(scores) == len(images)):
             raise ValueError("the reward must return a tensor [B] with gradient, one score per picture")
         loss = -scores
@@ -190,7 +193,8 @@ def pull(policy: DenoisingPolicy, batch: Batch, cotangent: Tensor) -> None:
                 x = piece.start
                 for i in range(piece.first, piece.last):
                     x = _step(policy, piece, i, x)
-                _finish(policy, piece, x).backward(given)
+                made = _finish(policy, piece, x)
+            made.backward(given)
 
 
 def _pull_by_steps(policy: DenoisingPolicy, batch: Batch, piece: _Piece, given: Tensor) -> None:
@@ -199,16 +203,18 @@ def _pull_by_steps(policy: DenoisingPolicy, batch: Batch, piece: _Piece, given: 
     deep = piece.last > piece.first
     x = states[-1].detach().requires_grad_(deep)
     with policy._mixed():
-        _finish(policy, piece, x).backward(given)
+        made = _finish(policy, piece, x)
+    made.backward(given)
     for i in reversed(range(piece.first, piece.last)):
         given = x.grad if x.grad is not None else torch.zeros_like(x)
         x = states[i - piece.first].detach().requires_grad_(i > piece.first)
         with policy._mixed():
-            _step(policy, piece, i, x).backward(given)
+            made = _step(policy, piece, i, x)
+        made.backward(given)
 
 
 def _pieces(policy: DenoisingPolicy, batch: Batch) -> Iterator[_Piece]:
-    """The batch in pieces of at most ``at_once`` rows that share a cut."""
+    """The batch in pieces of at most ``at_once`` pictures that share a cut."""
     steps = policy.sampler.steps
     named = batch.columns
     kinds = [name for name in ("last_steps", "renoised", "only_step") if name in named]
@@ -217,7 +223,8 @@ def _pieces(policy: DenoisingPolicy, batch: Batch) -> Iterator[_Piece]:
     kind = kinds[0] if kinds else "last_steps"
     cuts = named[kind] if kinds else torch.full((len(batch),), steps)
     for cut in cuts.unique().tolist():
-        for rows in torch.split((cuts == cut).nonzero()[:, 0], policy.at_once):
+        size = max(1, policy.at_once // int(cut)) if kind == "renoised" else policy.at_once
+        for rows in torch.split((cuts == cut).nonzero()[:, 0], size):
             yield _piece(policy, batch, rows, kind, int(cut))
 
 

@@ -15,6 +15,7 @@ Which part of the chain an output's gradient runs through stands in the batch's 
 from __future__ import annotations
 
 import itertools
+import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,6 +32,7 @@ from .pipelines import PipelineAdapter
 from .sampler import Sampler
 
 _numbers = itertools.count()
+_process = secrets.token_hex(4)  # so that rollouts of a former run are not taken for one's own
 
 
 class DenoisingPolicy(TorchPolicy):
@@ -85,8 +87,9 @@ class DenoisingPolicy(TorchPolicy):
         chain = sampler or self.sampler
         pairs = [(task, seed_of(*key, task.id, sample)) for task in tasks for sample in range(n)]
         found: list[Rollout] = []
-        for part in _batched(pairs, self.at_once):
-            found += self._draw(part, chain)
+        with self._mixed():  # as in learning, or the weights of now would seem to be others
+            for part in _batched(pairs, self.at_once):
+                found += self._draw(part, chain)
         return found
 
     def _draw(self, pairs: Sequence[tuple[Task, int]], chain: Sampler) -> list[Rollout]:
@@ -143,6 +146,7 @@ class DenoisingPolicy(TorchPolicy):
             "seed": torch.stack([r.payload["seed"] for r in rollouts]),
         }
         if not forward:
+            self._check_lengths(rollouts)
             paths = torch.stack([r.payload["path"] for r in rollouts])
             return collate(rollouts, size, payload | {"path": paths})
         draws = [self._forward_draw(int(seed)) for seed in payload["seed"]]
@@ -156,6 +160,14 @@ class DenoisingPolicy(TorchPolicy):
         redone = [replace(r, mask=mask, segments=place, log_probs=None) for r in rollouts]
         batch = collate(redone, size, payload | drawn)
         return replace(batch, log_probs={})
+
+    def _check_lengths(self, rollouts: Sequence[Rollout]) -> None:
+        for rollout in rollouts:
+            if rollout.log_probs is None:
+                raise ValueError(f"{rollout.task.id}: an encoded picture has forward decisions only, collate it apart")
+            if len(rollout.mask) != self.sampler.steps:
+                steps = f"{len(rollout.mask)} denoising steps, the policy's chain has {self.sampler.steps}"
+                raise ValueError(f"{rollout.task.id} was drawn in {steps}: no step of one is a step of the other")
 
     def _forward_draw(self, seed: int) -> tuple[Tensor, Tensor]:
         """Levels [F] of the chain, without repetition while there are enough, and noises [F, ...]."""
@@ -173,14 +185,13 @@ class DenoisingPolicy(TorchPolicy):
         Where the data were sampled by the very weights of now and their graph does not fit, the log-probabilities
         are those that sampling recorded.
         """
-        names = frozenset(needs)
+        names, self._kept = frozenset(needs), None
         fits = len(self._decisions(batch)[0]) <= self.at_once
         if "outputs" not in names and (fits or not self._sampled_now(batch) or _policies(names)):
             if fits:
                 return super().evaluate_actions(batch, names)
             with torch.no_grad():
                 return self._forward(batch, names).map(lambda _, t: t.to(batch.mask.device))
-        self._kept = None
         now = Evaluation(batch.log_probs.get("behaviour", torch.zeros(batch.mask.shape)).clone())
         if _policies(names) or (names - {"outputs", "forward"} and not self._sampled_now(batch)):
             with torch.no_grad():
@@ -222,7 +233,8 @@ class DenoisingPolicy(TorchPolicy):
         spread = {}
         for name, parts in found.items():
             empty = torch.zeros(batch.mask.shape, device=self.device)
-            spread[name] = empty.index_put((where[0].to(self.device), where[1].to(self.device)), torch.cat(parts))
+            place = where[0].to(self.device), where[1].to(self.device)
+            spread[name] = empty.index_put(place, torch.cat(parts)) if parts else empty
         kl = {name: spread[f"kl:{name}"] for name in _policies(needs)}
         return Evaluation(spread["log_probs"], kl=kl)
 
@@ -282,7 +294,7 @@ class DenoisingPolicy(TorchPolicy):
         """What the denoiser is told of prompts, one row each; None is the empty prompt. Encoded once per prompt."""
         new = [p for p in dict.fromkeys(prompts) if p not in self._conditions]
         if new:
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
                 told = [p for p in new if p is not None]
                 rows = self.adapter.encode(told) if told else {}
                 self._conditions |= {p: {k: v[i] for k, v in rows.items()} for i, p in enumerate(told)}
@@ -297,11 +309,13 @@ class DenoisingPolicy(TorchPolicy):
 
     def _version(self) -> str:
         """Changes with every change of the weights."""
-        return f"{self._number}.{sum(p._version for p in self._trained().values())}"
+        return f"{_process}.{self._number}.{sum(p._version for p in self._trained().values())}"
 
     def _sampled_now(self, batch: Batch) -> bool:
+        """Whether these weights sampled the batch, in the context that is trained."""
         now = self._version()
-        return "clean" not in batch.payload and all(r.version == now for r in batch.payload["rollouts"])
+        own = all(r.version == now and r.train_task is None for r in batch.payload["rollouts"])
+        return own and "clean" not in batch.payload
 
     def _trained(self) -> dict[str, Tensor]:
         """What distinguishes this policy from its forks: adapters, or all weights of the denoiser."""
@@ -361,7 +375,6 @@ def _batched(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 
 
 def _chunks(where: tuple[Tensor, Tensor], size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """At least one chunk, so that an empty batch has tensors too."""
     rows, steps = where
-    for start in range(0, max(1, len(rows)), size):
+    for start in range(0, len(rows), size):
         yield rows[start : start + size], steps[start : start + size]

@@ -13,7 +13,7 @@ DDIM(eta), DDPM and Euler-ancestral differ in (alpha, sigma) alone:
 (DDIM, arXiv 2010.02502, eq. 12 and 16, not checked against the paper; equality with diffusers' schedulers is
 tested), and the stochastic flow of Flow-GRPO (arXiv 2505.05470, checked against the code) is
 
-    std = s sqrt(sigma - sigma'),    kept = sigma' - s^2 (sigma - sigma') / (2 sigma),    s = a sqrt(sigma / (1 - sigma)).
+    std = s sqrt(sigma - sigma'),  kept = sigma' - s^2 (sigma - sigma') / (2 sigma),  s = a sqrt(sigma / (1 - sigma)).
 
 Since x_0_hat and eps_hat are linear in x and in the model's output p, the mean of a step is two numbers: mean_x x +
 mean_p p. Where std is 0 there is no decision: such steps have no log-probability.
@@ -208,9 +208,10 @@ def _levels(scheduler: Any, kind: Kind) -> Levels:
     if getattr(config, "variance_type", "fixed_small") not in ("fixed_small", "fixed_small_log"):
         raise UsageError(f"variance_type {config.variance_type} is not supported: a step's noise must be fixed_small")
     products = scheduler.alphas_cumprod.double().cpu()
-    timesteps = scheduler.timesteps.cpu()
+    # Whole and without repetition: Euler's lie between those of the table, PNDM's name the second one twice.
+    timesteps = scheduler.timesteps.cpu().round().long().unique_consecutive()
     last = getattr(scheduler, "final_alpha_cumprod", torch.tensor(1.0))
-    product = torch.cat([products[timesteps.long()], torch.as_tensor(last).double().reshape(1)])
+    product = torch.cat([products[timesteps], torch.as_tensor(last).double().reshape(1)])
     return Levels(timesteps, product.sqrt(), (1 - product).sqrt(), prediction, torch.ones(len(timesteps)))
 
 
