@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from .pipelines import PipelineAdapter
 
-GIB = 2**30
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -37,10 +35,11 @@ class Plan:
         return self.weights + self.gradients + self.optimiser + self.activations + self.latents
 
     def __str__(self) -> str:
+        unit, size = ("GiB", 2**30) if self.total >= 2**30 else ("MiB", 2**20)
         parts = ("weights", "gradients", "optimiser", "activations", "latents")
-        sizes = ", ".join(f"{name} {getattr(self, name) / GIB:.2f}" for name in parts)
+        sizes = ", ".join(f"{name} {getattr(self, name) / size:.2f}" for name in parts)
         share = f"{self.trainable:,} of {self.parameters:,} parameters trained"
-        return f"about {self.total / GIB:.2f} GiB: {sizes}; {share}"
+        return f"about {self.total / size:.2f} {unit}: {sizes}; {share}"
 
 
 def memory_plan(

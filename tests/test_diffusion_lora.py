@@ -229,11 +229,11 @@ def test_guidance_costs_no_second_row_where_it_is_an_input() -> None:
 
 
 def test_a_plan_is_one_line_for_people() -> None:
-    plan = Plan(2_000_000, 1_000, 3 * 2**30, 2**28, 2**29, 2**30, 0)
-    assert str(plan) == (
+    assert str(Plan(2_000_000, 1_000, 3 * 2**30, 2**28, 2**29, 2**30, 0)) == (
         "about 4.75 GiB: weights 3.00, gradients 0.25, optimiser 0.50, activations 1.00, latents 0.00; "
         "1,000 of 2,000,000 parameters trained"
     )
+    assert str(Plan(20, 10, 2**20, 0, 0, 2**19, 2**20)).startswith("about 2.50 MiB: weights 1.00, gradients 0.00")
 
 
 @pytest.mark.parametrize("wrong", [{"batch": 0}, {"steps": 0}, {"grad_steps": 7}, {"grad_steps": 0}])
