@@ -173,7 +173,7 @@ def pictures(policy: DenoisingPolicy, batch: Batch) -> Tensor:
             order.append(piece.rows)
     whole = torch.cat(found)[torch.cat(order).argsort(stable=True)]
     copies = int(batch.columns["renoised"][0]) if "renoised" in batch.columns else 0
-    return whole.unflatten(0, (len(batch), copies)) if copies else whole
+    return torch.unflatten(whole, 0, (len(batch), copies)) if copies else whole
 
 
 def pull(policy: DenoisingPolicy, batch: Batch, cotangent: Tensor) -> None:
@@ -182,7 +182,7 @@ def pull(policy: DenoisingPolicy, batch: Batch, cotangent: Tensor) -> None:
     flat = cotangent.flatten(0, 1) if copies else cotangent
     for piece in _pieces(policy, batch):
         if copies:
-            rows = torch.cat([torch.arange(int(r) * copies, int(r) * copies + copies) for r in piece.rows.unique()])
+            rows = torch.cat([torch.arange(int(r) * copies, int(r) * copies + copies) for r in torch.unique(piece.rows)])
         else:
             rows = piece.rows
         given = flat[rows.to(flat.device)].to(policy.device)
@@ -194,7 +194,7 @@ def pull(policy: DenoisingPolicy, batch: Batch, cotangent: Tensor) -> None:
                 for i in range(piece.first, piece.last):
                     x = _step(policy, piece, i, x)
                 made = _finish(policy, piece, x)
-            made.backward(given)
+            torch.autograd.backward([made], [given])
 
 
 def _pull_by_steps(policy: DenoisingPolicy, batch: Batch, piece: _Piece, given: Tensor) -> None:
@@ -204,13 +204,13 @@ def _pull_by_steps(policy: DenoisingPolicy, batch: Batch, piece: _Piece, given: 
     x = states[-1].detach().requires_grad_(deep)
     with policy._mixed():
         made = _finish(policy, piece, x)
-    made.backward(given)
+    torch.autograd.backward([made], [given])
     for i in reversed(range(piece.first, piece.last)):
         given = x.grad if x.grad is not None else torch.zeros_like(x)
         x = states[i - piece.first].detach().requires_grad_(i > piece.first)
         with policy._mixed():
             made = _step(policy, piece, i, x)
-        made.backward(given)
+        torch.autograd.backward([made], [given])
 
 
 def _pieces(policy: DenoisingPolicy, batch: Batch) -> Iterator[_Piece]:
@@ -222,7 +222,7 @@ def _pieces(policy: DenoisingPolicy, batch: Batch) -> Iterator[_Piece]:
         raise ValueError(f"a chain can be cut in one way: {' and '.join(kinds)} are both there")
     kind = kinds[0] if kinds else "last_steps"
     cuts = named[kind] if kinds else torch.full((len(batch),), steps)
-    for cut in cuts.unique().tolist():
+    for cut in torch.unique(cuts).tolist():
         size = max(1, policy.at_once // int(cut)) if kind == "renoised" else policy.at_once
         for rows in torch.split((cuts == cut).nonzero()[:, 0], size):
             yield _piece(policy, batch, rows, kind, int(cut))

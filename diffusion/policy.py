@@ -68,7 +68,7 @@ class DenoisingPolicy(TorchPolicy):
         self.adapter, self.sampler, self.guidance = adapter, sampler, guidance
         self.at_once, self.forward_draws, self.checkpointing = at_once, forward_draws, checkpointing
         self._own: dict[str, Tensor] | None = None  # a fork's weights; None: the module's
-        self._conditions: dict[str, Mapping[str, Tensor]] = {}
+        self._conditions: dict[str | None, Mapping[str, Tensor]] = {}
         self._number = next(_numbers)
 
     # --- acting ----------------------------------------------------------------------------------

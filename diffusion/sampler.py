@@ -205,7 +205,7 @@ def _levels(scheduler: Any, kind: Kind) -> Levels:
         return Levels(scheduler.timesteps.cpu(), torch.ones_like(sigma), sigma, prediction, scale.float(), start)
     if not hasattr(scheduler, "alphas_cumprod"):
         raise UsageError(f"sampler {kind} needs a scheduler with alphas_cumprod; {name} has none")
-    if getattr(config, "variance_type", "fixed_small") not in ("fixed_small", "fixed_small_log"):
+    if getattr(config, "variance_type", "fixed_small") not in ("fixed_small", "fixed_small_log", None):
         raise UsageError(f"variance_type {config.variance_type} is not supported: a step's noise must be fixed_small")
     products = scheduler.alphas_cumprod.double().cpu()
     # Whole and without repetition: Euler's lie between those of the table, PNDM's name the second one twice.
