@@ -12,9 +12,11 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from PIL import Image
 
-from autotelic.trainers.charts import before_after, curve
+from autotelic.trainers.charts import before_after, curve, trade_off
 from autotelic.trainers.comparison import audit, compare
+from autotelic.trainers.evaluations import figures_of, known
 from autotelic.trainers.report import write_report
 from autotelic.trainers.run_folder import RunFolder
 from autotelic.trainers.statistics import wilson
@@ -197,3 +199,209 @@ def test_charts_place_values_on_their_scale() -> None:
     assert (after - before) / span == pytest.approx(0.75, abs=1e-3)
     flat = ElementTree.fromstring(curve([(1, 5.0), (2, 5.0)])).find("path")
     assert flat is not None and len(set(re.findall(r" ([\d.]+)", flat.attrib["d"]))) == 1
+
+
+def test_sheets_show_their_prompts_row_by_row(folder: RunFolder) -> None:
+    place = folder.samples / "images"
+    place.mkdir()
+    for side in ("before", "after"):
+        Image.new("RGB", (300, 200)).save(place / f"seen-{side}.png")  # two rows of 100 pixels
+        Image.new("RGB", (300, 300)).save(place / f"large_{side}.png")  # two rows of 150
+    (place / "broken-after.png").write_bytes(b"no picture")
+    Image.new("RGB", (8, 8)).save(place / "alone.png")
+    (place / "seen.txt").write_text("a <red> circle\na blue square\n")
+    (place / "large.txt").write_text("a cat\na dog\n")
+    (place / "broken.txt").write_bytes(b"\xff\n")
+    (place / "unused.txt").write_text("never drawn\n")
+    path = write_report(folder)
+    source, text = path.read_text(), text_of(path)
+    sheets = {}
+    for part in source.split('<figure class="sheet"')[1:]:
+        name = re.search(r"<figcaption>(.*?)</figcaption>", part)
+        assert name is not None
+        sheets[name[1]] = part.split("</figure>")[0]
+    assert set(sheets) == {"seen", "large", "broken"}
+    seen = sheets["seen"]
+    assert re.findall(r"<small>(\w+)</small>", seen) == ["before", "after"] and "--sides: 2" in seen
+    assert seen.index("a &lt;red&gt; circle") < seen.index("a blue square") < seen.index('alt="seen-before"')
+    assert seen.index('alt="seen-before"') < seen.index('alt="seen-after"') and seen.count('class="pixels"') == 2
+    assert 'alt="large_before"' in sheets["large"] and "pixels" not in sheets["large"]
+    assert "--sides: 1" in sheets["broken"] and "pixels" not in sheets["broken"]
+    assert "never drawn" not in text and "No samples" not in text
+    assert source.count("data:image/png;base64,") == 6
+    assert re.search(r'<div class="pair">\s*<div><img [^>]*alt="alone" class="pixels">', source)
+
+
+def charts_of(path: Path) -> dict[str, str]:
+    """The small charts of a report by their captions."""
+    return dict(re.findall(r"<figure><figcaption>([^<]*)</figcaption>(<svg.*?</svg>)</figure>", path.read_text()))
+
+
+def test_rewards_are_drawn_over_reward_queries(folder: RunFolder) -> None:
+    rewards = {"reward": 0.5, "reward/clip": 0.2, "category/cats": 0.1}
+    for i, queries in enumerate((1_000, 1_100, 3_000), start=1):
+        folder.append("metrics", {"iteration": i, **rewards, "objective/loss": 1.0, "queries": queries})
+    path = write_report(folder)
+    charts = charts_of(path)
+    for name in ("reward", "clip", "category/cats"):
+        chart = ElementTree.fromstring(charts[name])
+        assert [each.text for each in chart.findall("text")][-4:-1] == ["1,000", "3,000", "reward queries"]
+        first, second, third = (float(each.attrib["cx"]) for each in chart.findall("circle"))
+        assert (second - first) / (third - first) == pytest.approx(0.05, abs=1e-3)
+    for name in ("objective/loss", "queries"):
+        assert ">iteration<" in charts[name] and "reward queries" not in charts[name]
+    assert "3 iterations of vla/evolve_vla and 3,000 reward queries." in text_of(path)
+
+
+@pytest.mark.parametrize("counts", [(10, 20, 10), (10, None, 20), (None, None, None)])
+def test_without_a_count_that_grows_rewards_are_drawn_over_iterations(
+    folder: RunFolder, counts: tuple[int | None, ...]
+) -> None:
+    for i, queries in enumerate(counts, start=1):
+        folder.append("metrics", {"iteration": i, "reward": i} | ({} if queries is None else {"queries": queries}))
+    path = write_report(folder)
+    assert ">iteration<" in charts_of(path)["reward"] and "reward queries" not in text_of(path)
+
+
+def test_trade_off_places_a_dot_per_iteration() -> None:
+    points = [(1, 0.0, 1.0), (2, 4.0, 3.0), (3, math.nan, 2.0), (4, 1.0, math.inf), (5, 2.0, 2.0)]
+    markup = trade_off(points, "divergence <a>", "reward")
+    assert markup is not None
+    chart = ElementTree.fromstring(markup)
+    dots = {each.findtext("title"): each.attrib for each in chart.findall("circle")}
+    assert [each["class"] for each in dots.values()] == ["mark", "before dot", "after dot"]
+    middle, start, end = ((float(dot["cx"]), float(dot["cy"])) for dot in dots.values())
+    assert end[0] == pytest.approx((start[0] + middle[0]) / 2, abs=0.1) and start[0] < middle[0]
+    assert end[1] == pytest.approx((start[1] + middle[1]) / 2, abs=0.1) and start[1] > middle[1]
+    path = chart.find("path")
+    assert path is not None
+    numbers = [tuple(map(float, pair)) for pair in re.findall(r"([\d.]+) ([\d.]+)", path.attrib["d"])]
+    assert numbers == [start, middle, end], "the line goes in the order of time"
+    words = [each.text for each in chart.findall("text")]
+    assert {"divergence <a>", "reward", "start, iteration 1", "end, iteration 5"} <= set(words)
+    assert next(iter(dots)) == "iteration 2: divergence <a> 4, reward 3"
+    assert trade_off(points[:1], "a", "b") is None and trade_off([], "a", "b") is None
+
+
+@pytest.mark.parametrize(
+    ("metrics", "shown"),
+    [
+        ({"objective/log_ratio_start": 1.0, "objective/kl_reference": 2.0}, "reference (objective/kl_reference)"),
+        ({"solver/kl_reference": 1.0, "solver/kl_start": 2.0}, "start (solver/kl_start)"),
+        ({"objective/kl_start": None, "objective/log_ratio_start": 2.0}, "start (objective/log_ratio_start)"),
+        ({"objective/kl": 1.0, "objective/kl_proximal": 1.0}, ""),
+    ],
+)
+def test_the_first_divergence_that_is_there_is_drawn(folder: RunFolder, metrics: dict[str, Any], shown: str) -> None:
+    for i in (1, 2):
+        folder.append("metrics", {"iteration": i, "reward": i} | metrics)
+    text = text_of(write_report(folder))
+    assert (f"divergence from the {shown}" in text) if shown else "reward against divergence" not in text
+    assert ("may fall below zero" in text) == ("log_ratio" in shown)
+
+
+def test_a_divergence_without_a_reward_is_no_chart(folder: RunFolder) -> None:
+    for i in (1, 2):
+        folder.append("metrics", {"iteration": i, "objective/kl_start": 1.0})
+    assert "reward against divergence" not in text_of(write_report(folder))
+
+
+DRAWN = {"unit": "judge", "notes": ["same noise"]}
+FIRST = DRAWN | {
+    "iteration": 0,
+    "outcomes": {"seen": {"success": [0, 1, 0, 1], "score": [0.0, 1.0, 0.0, 1.0], "seeds": [1, 2, 3, 4]}},
+    "figures": {"seen": {"reward": -1.5, "kl": 0.0}, "unseen": {"reward": None}},
+}
+SECOND = DRAWN | {
+    "iteration": 8,
+    "outcomes": {"seen": {"success": [0, 1, 1, 1], "score": [0.0, 1.0, 1.0, 1.0], "seeds": [1, 2, 3, 4]}},
+    "figures": {"seen": {"reward": -0.12345, "kl": 4.5, "diversity": 0.5}},
+}
+
+
+def test_figures_stand_side_by_side(folder: RunFolder) -> None:
+    folder.write_json("evaluations/before", FIRST)
+    folder.write_json("evaluations/after", SECOND)
+    source = write_report(folder).read_text()
+    table = source.split('<table class="figures">')[1].split("</table>")[0]
+    rows = [re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", row) for row in table.split("</tr>")]
+    assert rows[:5] == [
+        ["", "seen", "unseen"],
+        ["figure", "before", "after", "before", "after"],
+        ["reward", "-1.5", "-0.1235", "n/a", "n/a"],
+        ["kl", "0", "4.5", "n/a", "n/a"],
+        ["diversity", "n/a", "0.5", "n/a", "n/a"],
+    ]
+    assert "| reward | -1.5 | -0.1235 | n/a | n/a |" in folder.write_card().read_text()
+    alone = figures_of(FIRST, None)
+    assert alone is not None and alone.rows[0][1][0][0] == -1.5 and math.isnan(alone.rows[0][1][0][1])
+    assert figures_of(BEFORE, AFTER) is None and figures_of(None, None) is None
+    folder.write_json("evaluations/before", BEFORE)
+    folder.write_json("evaluations/after", AFTER)
+    assert 'class="figures"' not in write_report(folder).read_text()
+
+
+def test_words_fit_pictures_as_well_as_robots(folder: RunFolder) -> None:
+    folder.write_json("evaluations/before", FIRST)
+    folder.write_json("evaluations/after", SECOND)
+    evidence = {"probe": {"candidate": 0.5, "base": 0.4, "upper": 0.05}}
+    folder.append("gate", {"iteration": 8, "decision": "keep", "reason": "", "harmed": [], "evidence": evidence})
+    text = text_of(write_report(folder))
+    assert "Mean outcome by the judge over 1 category rose from 50.0 % to 75.0 %" in text
+    assert "Does the evaluation agree?" in text and "evaluation: judge" in text and "judge attempts before" in text
+    # the gate's probes are not among the evaluation's categories, whose mean rose by 25 points
+    assert "+25.0 points (mean)" in text
+    assert "oracle" not in text and "episode" not in text.split("Do it again")[0]
+
+
+def test_waiting_and_stopping_are_told(folder: RunFolder) -> None:
+    decisions = ("keep", "wait", "repair", "wait", "rollback", "wait")
+    for i, decision in enumerate(decisions, start=1):
+        folder.append("gate", {"iteration": 2 * i, "decision": decision, "stop": i == len(decisions)})
+    path = write_report(folder)
+    text = text_of(path)
+    told = "The gate kept 1 of 6 updates, waited 3 times, asked for repair once, rolled back once."
+    assert f"{told} It stopped the run at iteration 12." in text
+    timeline = path.read_text().split('<ol class="timeline">')[1].split("</ol>")[0]
+    marks = re.findall(r'<li class="(\w+)"><b>(\d+)</b>(\w+)</li>', timeline)
+    assert marks == [(d, str(2 * i), d) for i, d in enumerate(decisions, start=1)] + [("stop", "12", "stop")]
+    assert "wait : not better than the best so far" in text and "wait, stop" in text
+    card = folder.write_card().read_text()
+    assert "The gate decided 6 times: keep 1, wait 3, repair 1, rollback 1." in card
+    assert "It stopped the run at iteration 12." in card
+
+
+def test_a_gate_that_never_waits_is_told_as_before(folder: RunFolder) -> None:
+    folder.append("gate", {"iteration": 2, "decision": "keep"})
+    text = text_of(write_report(folder))
+    assert "The gate kept 1 of 1 update." in text and "wait" not in text and "stop" not in text
+
+
+def test_attempts_without_a_known_outcome_are_left_out(folder: RunFolder) -> None:
+    holes = {"success": [1, math.nan, 0, 1], "score": [1.0, 2.0, math.nan, 4.0], "seeds": [1, 2, 3, 4]}
+    folder.write_json("evaluations/before", {"outcomes": {"seen": holes, "lost": {"success": [math.nan]}}})
+    folder.write_json("evaluations/after", {"outcomes": {"seen": holes}, "figures": {"seen": {"kl": math.inf}}})
+    read = known(folder.evaluations()["before"])
+    assert set(read["outcomes"]) == {"seen"} and read["outcomes"]["seen"]["success"] == [1.0, 0.0, 1.0]
+    assert read["outcomes"]["seen"]["seeds"] == [1, 3, 4] and math.isnan(read["outcomes"]["seen"]["score"][1])
+    text = text_of(write_report(folder))
+    assert "from 66.7 % to 66.7 %" in text and "seen: 1 of 4 attempts have no known outcome." in text
+    assert "| seen | 3 | 66.7" in folder.write_card().read_text()
+
+
+@pytest.mark.parametrize("content", [{}, {"outcomes": {}}, {"outcomes": {"seen": {}}, "figures": {"seen": {}}}])
+def test_evaluations_that_hold_nothing_do_not_stop_the_report(folder: RunFolder, content: dict[str, Any]) -> None:
+    for name in ("before", "iteration-000001", "after"):
+        folder.write_json(f"evaluations/{name}", content)
+    folder.append("gate", {"iteration": 0, "decision": "wait"})
+    assert "share no category" in text_of(write_report(folder))
+    assert "share no category" in folder.write_card().read_text()
+
+
+def test_outcomes_that_are_not_rates_are_explained_and_audited(folder: RunFolder) -> None:
+    for name, values in (("before", [0.25, 1.5, 2.0]), ("after", [1.25, 1.75, 3.5])):
+        outcomes = {"portraits": {"success": values, "score": values, "seeds": [1, 2, 3]}}
+        folder.write_json(f"evaluations/{name}", {"iteration": 0, "unit": "judge", "outcomes": outcomes})
+    text = text_of(write_report(folder))
+    assert "95 % intervals by Student" in text and "McNemar" not in text
+    assert "McNemar" not in folder.write_card().read_text()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from .comparison import Comparison, Row, compare
+from .evaluations import figures_of, known
 
 if TYPE_CHECKING:
     from .run_folder import RunFolder
@@ -29,19 +31,33 @@ def _results(folder: RunFolder) -> list[str]:
     evaluations = folder.evaluations()
     if "before" not in evaluations or "after" not in evaluations:
         return ["The run has not been evaluated before and after training."]
+    evaluations = {name: known(each) for name, each in evaluations.items()}
     found = compare(evaluations["before"], evaluations["after"])
     if found is None:
         return ["The evaluations before and after share no category."]
     unit = evaluations["after"].get("unit", "success")
-    lines = [f"| {unit} | episodes | before | after | change | p |", "|---|---|---|---|---|---|"]
+    lines = [f"| {unit} | attempts | before | after | change | p |", "|---|---|---|---|---|---|"]
     lines += [_line(row, found) for row in (*found.rows, found.mean)]
-    notes = [note for evaluation in evaluations.values() for note in evaluation.get("notes", ())]
-    legend = "In percent; " if found.rates else ""
-    legend += (
-        "in brackets 95 % intervals; p is the exact McNemar test of the same episodes before and after, "
-        "two-sided, Holm-corrected over the categories (pooled and uncorrected in the last row)."
-    )
-    return ["\n".join(lines), legend, *dict.fromkeys(notes)]
+    notes = [note for evaluation in evaluations.values() for note in evaluation["notes"]]
+    legend = "In brackets 95 % intervals."
+    if found.rates:
+        legend = (
+            "In percent, in brackets 95 % intervals; p is the exact McNemar test of the same attempts before and "
+            "after, two-sided, Holm-corrected over the categories (pooled and uncorrected in the last row)."
+        )
+    return ["\n".join(lines), legend, *_figures(evaluations), *dict.fromkeys(notes)]
+
+
+def _figures(evaluations: Mapping[str, Any]) -> list[str]:
+    figures = figures_of(evaluations["before"], evaluations["after"])
+    if figures is None:
+        return []
+    heads = [f"{category} {side}" for category in figures.categories for side in ("before", "after")]
+    lines = [f"| figure | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+    for name, pairs in figures.rows:
+        cells = ["n/a" if math.isnan(value) else f"{value:.4g}" for pair in pairs for value in pair]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return ["\n".join(lines)]
 
 
 def _line(row: Row, found: Comparison) -> str:
@@ -66,9 +82,13 @@ def _line(row: Row, found: Comparison) -> str:
 
 
 def _gate(folder: RunFolder, label_account: str | None) -> list[str]:
-    decisions = [record["decision"] for record in folder.read("gate")]
+    records = folder.read("gate")
+    decisions = [record["decision"] for record in records]
     lines = [f"Label account: `{label_account}`." if label_account else "The run states no label account."]
     if not decisions:
         return [*lines, "No gate decision was taken."]
     counts = ", ".join(f"{name} {decisions.count(name)}" for name in dict.fromkeys(decisions))
-    return [*lines, f"The gate decided {len(decisions)} times: {counts}."]
+    lines.append(f"The gate decided {len(decisions)} times: {counts}.")
+    return lines + [
+        f"It stopped the run at iteration {record['iteration']}." for record in records if record.get("stop")
+    ]

@@ -28,13 +28,16 @@ class Scale:
         return round(self.start + share * (self.end - self.start), 1)
 
 
-def curve(points: Points, intervals: Sequence[Interval] | None = None, rates: bool = False) -> Markup:
-    """A line over iterations with its last value written at its end; a NaN breaks the line.
+def curve(
+    points: Points, intervals: Sequence[Interval] | None = None, rates: bool = False, axis: str = "iteration"
+) -> Markup:
+    """A line with its last value written at its end; a NaN breaks the line.
 
     Args:
-        points: (iteration, value).
+        points: (place on the axis, value).
         intervals: one per point, drawn as bars.
         rates: values are rates, shown in percent on an axis from 0 to 100.
+        axis: the name of the horizontal axis.
     """
     width, height, left, right, top, bottom = 300, 132, 44, 56, 10, 20
     shown = [y for _, y in points if math.isfinite(y)]
@@ -51,7 +54,8 @@ def curve(points: Points, intervals: Sequence[Interval] | None = None, rates: bo
         parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick)}" y2="{y(tick)}"/>')
         parts.append(_text(left - 6, y(tick) + 3.5, write(tick), "end"))
     for end, anchor in ((min(xs), "start"), (max(xs), "end")):
-        parts.append(_text(x(end), height - 5, f"{end:g}", anchor))
+        parts.append(_text(x(end), height - 5, _place(end), anchor))
+    parts.append(_text((left + width - right) / 2, height - 5, axis, "middle"))
     for (at, value), pair in zip(points, intervals or (), strict=False):
         if math.isfinite(value):
             parts.append(_bar(x(at), y(pair[0]), x(at), y(pair[1]), "after"))
@@ -60,6 +64,44 @@ def curve(points: Points, intervals: Sequence[Interval] | None = None, rates: bo
         parts += [f'<circle class="mark" cx="{x(a)}" cy="{y(b)}" r="2.2"/>' for a, b in points if math.isfinite(b)]
     last = next((a, b) for a, b in reversed(points) if math.isfinite(b))
     parts.append(_text(x(last[0]) + 6, y(last[1]) + 3.5, write(last[1]), "start", "value"))
+    return _svg(width, height, parts)
+
+
+def trade_off(points: Sequence[tuple[int, float, float]], across: str, up: str) -> Markup | None:
+    """One figure against another over time: a line through a dot per iteration, hollow at the start, filled at the end.
+
+    Args:
+        points: (iteration, value across, value up) in time order; those with a value that is not finite are left out.
+        across, up: the names of the axes.
+
+    Returns:
+        None with fewer than two points.
+    """
+    points = [point for point in points if all(map(math.isfinite, point))]
+    if len(points) < 2:
+        return None
+    width, height, left, right, top, bottom = 860, 330, 64, 40, 34, 46
+    x_low, x_high, x_ticks = _axis(min(p[1] for p in points), max(p[1] for p in points))
+    y_low, y_high, y_ticks = _axis(min(p[2] for p in points), max(p[2] for p in points))
+    x, y = Scale(x_low, x_high, left, width - right), Scale(y_low, y_high, height - bottom, top)
+    parts = []
+    for tick in y_ticks:
+        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick)}" y2="{y(tick)}"/>')
+        parts.append(_text(left - 8, y(tick) + 3.5, _short(tick), "end"))
+    for tick in x_ticks:
+        parts.append(f'<line class="grid" x1="{x(tick)}" x2="{x(tick)}" y1="{top}" y2="{height - bottom}"/>')
+        parts.append(_text(x(tick), height - bottom + 17, _short(tick), "middle"))
+    parts.append(_text((left + width - right) / 2, height - 8, across, "middle", "axis"))
+    parts.append(_text(left, top - 18, up, "start", "axis"))
+    parts.append(f'<path class="line faint" d="{_path([p[1:] for p in points], x, y)}"/>')
+    last = len(points) - 1
+    for i, (iteration, a, b) in sorted(enumerate(points), key=lambda point: point[0] in (0, last)):
+        kind, radius = ("before dot", 5) if i == 0 else ("after dot", 5) if i == last else ("mark", 2.6)
+        told = f"<title>{escape(f'iteration {iteration}: {across} {_short(a)}, {up} {_short(b)}')}</title>"
+        parts.append(f'<circle class="{kind}" cx="{x(a)}" cy="{y(b)}" r="{radius}">{told}</circle>')
+    for end, (iteration, a, b), lift in (("start", points[0], -8), ("end", points[-1], 16)):
+        anchor, shift = ("start", 9) if x(a) < width / 2 else ("end", -9)
+        parts.append(_text(x(a) + shift, y(b) + lift, f"{end}, iteration {iteration}", anchor, "value"))
     return _svg(width, height, parts)
 
 
@@ -116,7 +158,13 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}".removesuffix(".0") + " %"
 
 
+def _place(value: float) -> str:
+    return f"{value:,.0f}" if value == round(value) else f"{value:g}"
+
+
 def _short(value: float) -> str:
+    if 1e3 <= abs(value) < 1e6:
+        return f"{value:,.0f}"
     return f"{value:.3g}".replace("e+0", "e").replace("e-0", "e-")
 
 

@@ -15,9 +15,11 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image, UnidentifiedImageError
 
-from .charts import before_after, curve
+from .charts import before_after, curve, trade_off
 from .comparison import Audit, Comparison, Row, audit, compare, outcome_interval
+from .evaluations import Figures, figures_of, known
 from .run_folder import RunFolder
 from .statistics import Interval, mean_of_intervals
 
@@ -27,6 +29,26 @@ MAX_EMBEDDED = 64 * 2**20
 MAX_CURVES = 24
 """Curves drawn per group of metrics."""
 GROUP_ORDER = ("reward", "success", "score", "objective", "advantage", "curriculum")
+QUERIES = "queries"
+"""The metric that counts reward queries so far."""
+REWARDS = ("reward", "category")
+"""Groups of metrics that are rewards, drawn over reward queries where these are counted."""
+DRIFTS = [f"{kind}_{start}" for kind in ("kl", "log_ratio") for start in ("start", "reference", "initial", "base")]
+"""Last parts of the names of metrics that say how far a policy went, the first choice first."""
+SMALL = 128
+"""Pixels: pictures less high than this are enlarged without smoothing."""
+DECISIONS = {
+    "keep": "kept",
+    "wait": "waited",
+    "repair": "asked for repair",
+    "rollback": "rolled back",
+}
+MEANINGS = {
+    "keep": "the update was promoted",
+    "wait": "not better than the best so far, so nothing was promoted and nothing undone",
+    "repair": "undone, and the learners were asked to repair it",
+    "rollback": "undone",
+}
 
 Json = Mapping[str, Any]
 
@@ -43,13 +65,15 @@ def write_report(folder: RunFolder) -> Path:
 
 
 def _content(folder: RunFolder) -> dict[str, Any]:
-    evaluations, decisions, alarms = folder.evaluations(), folder.read("gate"), folder.read("alarms")
+    evaluations = {name: known(each) for name, each in folder.evaluations().items()}
+    decisions, metrics = folder.read("gate"), folder.metrics()
     before, after = evaluations.get("before"), evaluations.get("after")
     found = compare(before, after) if before and after else None
     audits = audit(before, after) if before and after else []
     facts = folder.read_json("config")
     show = Numbers(found is None or found.rates)
-    unit = (after or {}).get("unit", "success")
+    figures = figures_of(before, after)
+    unit = (after or before or {}).get("unit", "success")
     return {
         "facts": {"label_account": None} | facts,
         "created": facts["created"].replace("T", " ").replace("+00:00", " UTC"),
@@ -60,14 +84,18 @@ def _content(folder: RunFolder) -> dict[str, Any]:
         "chart": before_after([*found.rows, found.mean], found.rates) if found else None,
         "missing_evaluation": _missing_evaluation(evaluations),
         "unpaired": found is not None and found.mean.difference_interval is None,
-        "notes": list(dict.fromkeys(note for each in evaluations.values() for note in each.get("notes", ()))),
-        "curves": _evaluation_curves(evaluations, unit) + _metric_curves(folder.metrics()),
+        "rates": found is not None and found.rates,
+        "notes": list(dict.fromkeys(note for each in evaluations.values() for note in each["notes"])),
+        "figures": figures and _figure_rows(figures),
+        "curves": _evaluation_curves(evaluations, unit) + _metric_curves(metrics),
+        "trade_off": _trade_off(metrics),
         "videos": _samples(folder, "videos"),
         "images": _samples(folder, "images"),
         "decisions": _decisions(decisions, evaluations),
+        "meanings": {name: words for name, words in MEANINGS.items() if any(r["decision"] == name for r in decisions)},
         "agreement": _agreement(decisions, found, show),
         "audits": [_audit_row(each, show) for each in audits],
-        "alarms": alarms,
+        "alarms": folder.read("alarms"),
         "config": {key: json.dumps(value) for key, value in folder.config.items()},
         "files": _files(folder),
     }
@@ -101,18 +129,15 @@ def _summary(
     folder: RunFolder, found: Comparison | None, decisions: Sequence[Json], audits: Sequence[Audit], unit: str
 ) -> str:
     """The report's first paragraph."""
-    iterations = max((record["iteration"] for record in folder.metrics()), default=0)
-    words = [f"The run made {iterations} iterations of {folder.recipe}."]
+    metrics = folder.metrics()
+    iterations = max((record["iteration"] for record in metrics), default=0)
+    queries = _queries(metrics)
+    cost = f" and {queries[-1]:,.0f} reward queries" if queries else ""
+    words = [f"The run made {iterations} iterations of {folder.recipe}{cost}."]
     if found:
         words += _summary_of_outcomes(found, unit)
     if decisions:
-        kept = sum(record["decision"] == "keep" for record in decisions)
-        others = {"repair": "asked for repair", "rollback": "rolled back"}
-        counts = {name: sum(record["decision"] == name for record in decisions) for name in others}
-        rest = [f"{others[name]} {_times(count)}" for name, count in counts.items() if count]
-        words.append(
-            f"The gate kept {kept} of {_count(len(decisions), 'update')}" + "".join(f", {r}" for r in rest) + "."
-        )
+        words += _summary_of_decisions(decisions)
     elif found:
         words.append("No gate watched over this run.")
     doubts = [each.sentence for each in audits if each.doubtful]
@@ -121,13 +146,22 @@ def _summary(
     return " ".join(words)
 
 
+def _summary_of_decisions(decisions: Sequence[Json]) -> list[str]:
+    made = [record["decision"] for record in decisions]
+    words = f"The gate kept {made.count('keep')} of {_count(len(made), 'update')}"
+    others = [name for name in dict.fromkeys((*DECISIONS, *made)) if name != "keep" and name in made]
+    words += "".join(f", {DECISIONS.get(name, name)} {_times(made.count(name))}" for name in others)
+    stops = [f"It stopped the run at iteration {record['iteration']}." for record in decisions if record.get("stop")]
+    return [words + ".", *stops]
+
+
 def _summary_of_outcomes(found: Comparison, unit: str) -> list[str]:
     show, mean = Numbers(found.rates), found.mean
     verb = "rose" if mean.difference > 0 else "fell" if mean.difference < 0 else "stayed"
-    words = f"Mean {unit} over {_count(len(found.rows), 'category', 'categories')} {verb} from "
+    words = f"Mean {_spoken(unit)} over {_count(len(found.rows), 'category', 'categories')} {verb} from "
     words += f"{show.with_unit(mean.before)} to {show.with_unit(mean.after)} ({show.change(mean.difference)}"
     if mean.difference_interval:
-        words += f", 95 % interval {show.interval(mean.difference_interval, '+')}"
+        words += f", 95\u00a0% interval {show.interval(mean.difference_interval, '+')}"
     sentences = [words + ")."]
     if all(row.p is None for row in found.rows):
         return sentences
@@ -140,7 +174,7 @@ def _table_row(row: Row, show: Numbers) -> dict[str, Any]:
     same = row.episodes[0] == row.episodes[1]
     return {
         "category": row.category,
-        "episodes": str(row.episodes[0]) if same else f"{row.episodes[0]} / {row.episodes[1]}",
+        "attempts": str(row.episodes[0]) if same else f"{row.episodes[0]} / {row.episodes[1]}",
         "before": show.value(row.before),
         "before_interval": show.interval(row.before_interval),
         "after": show.value(row.after),
@@ -150,6 +184,11 @@ def _table_row(row: Row, show: Numbers) -> dict[str, Any]:
         "p": _p(row.p),
         "verdict": "rose" if row.rose else "fell" if row.fell else "",
     }
+
+
+def _figure_rows(figures: Figures) -> dict[str, Any]:
+    rows = [(name, [_number(value, digits=4) for pair in pairs for value in pair]) for name, pairs in figures.rows]
+    return {"categories": figures.categories, "rows": rows}
 
 
 def _missing_evaluation(evaluations: Json) -> str:
@@ -171,25 +210,29 @@ def _evaluation_curves(evaluations: Mapping[str, Json], unit: str) -> list[dict[
             points.setdefault(category, []).append((each["iteration"], mean, interval))
             means.append(mean)
             intervals.append(interval)
+        if not means:
+            continue
         overall = (each["iteration"], sum(means) / len(means), mean_of_intervals(means, intervals))
         points.setdefault("mean", []).append(overall)
     rates = all(
         set(outcome["success"]) <= {0, 1} for each in evaluations.values() for outcome in each["outcomes"].values()
     )
+    if not points:
+        return []
     names = ["mean", *(name for name in points if name != "mean")]
     charts = [
         (name, curve([p[:2] for p in points[name]], intervals=[p[2] for p in points[name]], rates=rates))
         for name in names
     ]
-    return [{"title": f"{unit} at the evaluations, with 95 % intervals", "charts": charts, "omitted": 0}]
+    return [{"title": f"{_spoken(unit)} at the evaluations, with 95 % intervals", "charts": charts, "omitted": 0}]
 
 
 def _metric_curves(metrics: Sequence[Json]) -> list[dict[str, Any]]:
     """Small multiples of every metric, grouped by the prefix of its name; small groups share a row at the end."""
     groups: dict[str, list[str]] = {"reward": []}
     for name in dict.fromkeys(name for record in metrics for name in record if name != "iteration"):
-        groups.setdefault(name.split("/")[0] if "/" in name else "reward", []).append(name)
-    small = [group for group, names in groups.items() if group != "reward" and len(names) < 3]
+        groups.setdefault(_group_of(name), []).append(name)
+    small = [group for group, names in groups.items() if group != "reward" and (group == "" or len(names) < 3)]
     further = [
         name for group in sorted(small, key=lambda group: (group == "time", group)) for name in groups.pop(group)
     ]
@@ -203,38 +246,95 @@ def _metric_curves(metrics: Sequence[Json]) -> list[dict[str, Any]]:
 
 
 def _group(title: str, names: Sequence[str], prefix: str, metrics: Sequence[Json]) -> dict[str, Any]:
-    charts = []
+    charts, queries = [], _queries(metrics)
     for name in names[:MAX_CURVES]:
         points = [(record["iteration"], record.get(name, math.nan)) for record in metrics]
-        charts.append((name.removeprefix(prefix), curve(points)))
+        if queries and _group_of(name) in REWARDS:
+            points = [(spent, value) for spent, (_, value) in zip(queries, points, strict=True)]
+            charts.append((name.removeprefix(prefix), curve(points, axis="reward queries")))
+        else:
+            charts.append((name.removeprefix(prefix), curve(points)))
     return {"title": title, "charts": charts, "omitted": len(names) - len(charts)}
 
 
+def _group_of(metric: str) -> str:
+    prefix, _, rest = metric.partition("/")
+    return prefix if rest or metric == "reward" else ""
+
+
+def _queries(metrics: Sequence[Json]) -> list[float]:
+    """Reward queries so far at every iteration; empty unless every iteration counts them and they never fall."""
+    found = [record.get(QUERIES, math.nan) for record in metrics]
+    grows = all(map(math.isfinite, found)) and found == sorted(found)
+    return found if grows else []
+
+
+def _trade_off(metrics: Sequence[Json]) -> dict[str, Any] | None:
+    """Reward against the first measure of drift that at least two iterations hold; None where there is none."""
+    names = dict.fromkeys(name for record in metrics for name in record)
+    for drift in DRIFTS:
+        for name in (name for name in names if name.rpartition("/")[2] == drift):
+            across = f"divergence from the {drift.rpartition('_')[2]} ({name})"
+            points = [
+                (record["iteration"], record.get(name, math.nan), record.get("reward", math.nan)) for record in metrics
+            ]
+            chart = trade_off(points, across, "reward")
+            if chart is not None:
+                return {"chart": chart, "estimate": drift.startswith("log_ratio")}
+    return None
+
+
 def _samples(folder: RunFolder, kind: str) -> dict[str, Any]:
-    """The media of samples/KIND, before and after side by side, and why there are none if missing.txt says so."""
+    """The media of samples/KIND, before and after side by side, and why there are none if missing.txt says so.
+
+    Where NAME.txt stands beside NAME-before and NAME-after they are sheets, with a prompt per line of the text and
+    per row of the picture.
+    """
     place = folder.path / "samples" / kind
-    paths = sorted(path for path in place.glob("*") if path.suffix in MEDIA) if place.is_dir() else []
+    paths = sorted(place.glob("*")) if place.is_dir() else []
+    prompts = {_name_and_side(path)[0]: _lines(path) for path in paths if path.suffix == ".txt"}
+    missing = prompts.pop("missing", [])
     pairs: dict[str, dict[str, Any]] = {}
     left, skipped = MAX_EMBEDDED, []
-    for path in paths:
+    for path in (path for path in paths if path.suffix in MEDIA):
         left -= path.stat().st_size
         if left < 0:
             skipped.append(str(path.relative_to(folder.path)))
             continue
-        stem, _, side = path.stem.replace("_", "-").rpartition("-")
-        name, side = (stem, side) if stem and side in ("before", "after") else (path.stem, "")
-        pairs.setdefault(name, {})[side] = _media(path)
+        name, side = _name_and_side(path)
+        pairs.setdefault(name, {})[side] = _media(path, rows=max(1, len(prompts.get(name, ()))))
     ordered = [(name, sorted(sides.items(), key=lambda s: s[0] != "before")) for name, sides in pairs.items()]
-    why = place / "missing.txt"
-    return {"pairs": ordered, "skipped": skipped, "missing": why.read_text().strip() if why.exists() else ""}
+    return {
+        "sheets": [(name, sides, prompts[name]) for name, sides in ordered if name in prompts],
+        "pairs": [(name, sides) for name, sides in ordered if name not in prompts],
+        "skipped": skipped,
+        "missing": " ".join(missing),
+    }
 
 
-def _media(path: Path) -> Markup:
+def _name_and_side(path: Path) -> tuple[str, str]:
+    """("cup", "before") of cup-before.png or cup_before.png; a file without a side keeps its whole name."""
+    stem, _, side = path.stem.replace("_", "-").rpartition("-")
+    return (stem, side) if stem and side in ("before", "after") else (path.stem.replace("_", "-"), "")
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(errors="replace").strip().splitlines()
+
+
+def _media(path: Path, rows: int) -> Markup:
+    """The file as an element of the page; ``rows`` tells the height of one picture on a sheet."""
     kind = MEDIA[path.suffix]
     source = f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
     if kind.startswith("video"):
         return Markup('<video src="{}" controls loop muted playsinline autoplay></video>').format(source)
-    return Markup('<img src="{}" alt="{}">').format(source, path.stem)
+    try:
+        with Image.open(path) as picture:
+            small = picture.height / rows < SMALL
+    except (UnidentifiedImageError, OSError):
+        small = False
+    marked = Markup(' class="pixels"') if small else ""
+    return Markup('<img src="{}" alt="{}"{}>').format(source, path.stem, marked)
 
 
 def _decisions(decisions: Sequence[Json], evaluations: Mapping[str, Json]) -> list[dict[str, Any]]:
@@ -252,14 +352,18 @@ def _decisions(decisions: Sequence[Json], evaluations: Mapping[str, Json]) -> li
                 "iteration": record["iteration"],
                 "decision": record["decision"],
                 "reason": record.get("reason", ""),
-                "oracle": _mean_outcome(measured[0]) if measured else "",
+                "stop": bool(record.get("stop")),
+                "outcome": _mean_outcome(measured[0]) if measured else "",
             }
         )
     return found
 
 
 def _agreement(decisions: Sequence[Json], found: Comparison | None, show: Numbers) -> list[dict[str, str]]:
-    """Per category: what the judge saw last, how often it was held back, and what the oracle says in the end."""
+    """Per category: what the gate saw last, how often it was held back, and what the evaluation says in the end.
+
+    A gate whose categories are not those of the evaluation is held against the mean of the evaluation's.
+    """
     last = decisions[-1].get("evidence", {}) if decisions else {}
     rows = {row.category: row for row in found.rows} if found else {}
     table = []
@@ -267,7 +371,8 @@ def _agreement(decisions: Sequence[Json], found: Comparison | None, show: Number
         if not isinstance(seen, Mapping):
             continue
         held = sum(category in record.get("harmed", ()) for record in decisions)
-        row = rows.get(category)
+        row = rows.get(category, None if found is None or rows.keys() & last.keys() else found.mean)
+        outcome = "not evaluated" if row is None else show.change(row.difference)
         table.append(
             {
                 "category": category,
@@ -275,7 +380,7 @@ def _agreement(decisions: Sequence[Json], found: Comparison | None, show: Number
                 "candidate": _number(seen.get("candidate")),
                 "upper": _number(seen.get("upper"), "+"),
                 "held": _times(held) if held else "never",
-                "oracle": show.change(row.difference) if row else "not evaluated",
+                "outcome": f"{outcome} (mean)" if row is not None and row.category != category else outcome,
                 "words": _agreement_words(row, held),
             }
         )
@@ -305,6 +410,8 @@ def _audit_row(each: Audit, show: Numbers) -> dict[str, str]:
 
 def _mean_outcome(evaluation: Json) -> str:
     outcomes = [outcome["success"] for outcome in evaluation["outcomes"].values()]
+    if not outcomes:
+        return ""
     mean = sum(sum(values) / len(values) for values in outcomes) / len(outcomes)
     return Numbers(all(set(values) <= {0, 1} for values in outcomes)).with_unit(mean)
 
@@ -332,8 +439,13 @@ def _bytes(size: float) -> str:
     return f"{size:.3g} GB"
 
 
-def _number(value: Any, sign: str = "") -> str:
-    return f"{value:{sign}.3g}" if isinstance(value, int | float) else "n/a"
+def _spoken(unit: str) -> str:
+    """The unit of an outcome within a sentence: a judge is not what is measured but who measures."""
+    return "outcome by the judge" if unit == "judge" else unit
+
+
+def _number(value: Any, sign: str = "", digits: int = 3) -> str:
+    return f"{value:{sign}.{digits}g}" if isinstance(value, int | float) and math.isfinite(value) else "n/a"
 
 
 def _p(value: float | None) -> str:
