@@ -182,7 +182,9 @@ def pull(policy: DenoisingPolicy, batch: Batch, cotangent: Tensor) -> None:
     flat = cotangent.flatten(0, 1) if copies else cotangent
     for piece in _pieces(policy, batch):
         if copies:
-            rows = torch.cat([torch.arange(int(r) * copies, int(r) * copies + copies) for r in torch.unique(piece.rows)])
+            rows = torch.cat(
+                [torch.arange(int(r) * copies, int(r) * copies + copies) for r in torch.unique(piece.rows)]
+            )
         else:
             rows = piece.rows
         given = flat[rows.to(flat.device)].to(policy.device)

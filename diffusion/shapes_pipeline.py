@@ -46,8 +46,10 @@ class ShapesPipeline(DiffusionPipeline, SD3LoraLoaderMixin):  # type: ignore[mis
         )
 
     def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
-        """[B, D] one vector per prompt: the sum of its tokens' states over the root of their number."""
+        """[B, D] one vector per prompt: the sum of its tokens' states over the root of their number; 0 for no words."""
         told = self.tokenizer(list(prompts), padding=True, return_tensors="pt").to(self.text_encoder.device)
+        if not told.input_ids.numel():  # the empty prompt
+            return torch.zeros(len(prompts), self.text_encoder.config.hidden_size, device=self.text_encoder.device)
         states = self.text_encoder(told.input_ids, attention_mask=told.attention_mask).last_hidden_state
         weight = told.attention_mask[..., None].to(states.dtype)
         return cast(Tensor, (states * weight).sum(1) / weight.sum(1).clamp(min=1).sqrt())
