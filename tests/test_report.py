@@ -348,6 +348,7 @@ def test_words_fit_pictures_as_well_as_robots(folder: RunFolder) -> None:
     folder.append("gate", {"iteration": 8, "decision": "keep", "reason": "", "harmed": [], "evidence": evidence})
     text = text_of(write_report(folder))
     assert "Mean outcome by the judge over 1 category rose from 50.0 % to 75.0 %" in text
+    assert "seen 4 50.0 " in text, "four attempts"
     assert "Does the evaluation agree?" in text and "evaluation: judge" in text and "judge attempts before" in text
     # the gate's probes are not among the evaluation's categories, whose mean rose by 25 points
     assert "+25.0 points (mean)" in text

@@ -232,7 +232,7 @@ def _metric_curves(metrics: Sequence[Json]) -> list[dict[str, Any]]:
     groups: dict[str, list[str]] = {"reward": []}
     for name in dict.fromkeys(name for record in metrics for name in record if name != "iteration"):
         groups.setdefault(_group_of(name), []).append(name)
-    small = [group for group, names in groups.items() if group != "reward" and (group == "" or len(names) < 3)]
+    small = [group for group, names in groups.items() if group != "reward" and len(names) < 3]
     further = [
         name for group in sorted(small, key=lambda group: (group == "time", group)) for name in groups.pop(group)
     ]
@@ -258,8 +258,7 @@ def _group(title: str, names: Sequence[str], prefix: str, metrics: Sequence[Json
 
 
 def _group_of(metric: str) -> str:
-    prefix, _, rest = metric.partition("/")
-    return prefix if rest or metric == "reward" else ""
+    return metric.partition("/")[0]
 
 
 def _queries(metrics: Sequence[Json]) -> list[float]:
