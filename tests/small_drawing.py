@@ -43,7 +43,8 @@ def shapes_policy(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         adapter = adapter_for(untrained(Pretraining(width=32, layers=1)))
-    return _policy(adapter, steps, kind, rank, noise, options, eta=eta)
+    shake(adapter.denoiser, noise)  # its last layer is 0, so that nothing before it would have a gradient
+    return _policy(adapter, steps, kind, rank, noise if rank else 0.0, options, eta=eta)
 
 
 def policy_of(family: str, steps: int = 3, *, rank: int = 0, noise: float = 0.0, **options: Any) -> DenoisingPolicy:
@@ -62,8 +63,8 @@ def _policy(
     return policy
 
 
-def shake(policy: DenoisingPolicy, size: float, seed: int = 1) -> None:
-    """Move every trained weight a little, the same way each time."""
+def shake(policy: DenoisingPolicy | nn.Module, size: float, seed: int = 1) -> None:
+    """Move every weight (a policy's trained ones) a little, the same way each time."""
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in policy.parameters():

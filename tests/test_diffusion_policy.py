@@ -442,7 +442,14 @@ def test_mixed_precision_samples_and_learns_alike() -> None:
     similar = torch.nn.functional.cosine_similarity(torch.stack(found)[:, None], torch.stack(found), dim=-1)
     assert float(similar[0].min()) > 0.85, "far from the gradient in float32"
     assert float(similar[1, 2]) > 0.98, "in pieces it is another"
-    assert all(v.dtype == torch.float32 for told in mixed._conditions.values() for v in told.values())
+
+
+def test_prompts_are_encoded_in_full_precision() -> None:
+    """Whether acting or learning asks first."""
+    policy = policy_of("sd", autocast=torch.bfloat16)
+    policy.act(TASKS, 1)
+    right = policy.adapter.encode([TASKS[0].prompt])["encoder_hidden_states"]
+    assert torch.equal(policy._condition([TASKS[0].prompt])["encoder_hidden_states"], right)
 
 
 def test_a_prompt_is_encoded_once() -> None:
