@@ -140,6 +140,10 @@ def test_what_is_evaluated_and_fits_is_not_computed_twice() -> None:
     calls = Calls(policy.module)
     backpropagate(policy, PPOClip(), batch)
     assert calls.rows == [int(batch.mask.sum())]
+    policy.evaluate_actions(batch)
+    policy.at_once, calls.rows = 5, []
+    backpropagate(policy, PPOClip(), batch)
+    assert max(calls.rows) == 5, "a graph of before is used"
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux"])

@@ -1,0 +1,88 @@
+"""One update of a small drawing policy on recorded rollouts, for ``test_diffusion_distributed``.
+
+python -m torch.distributed.run --standalone --nproc_per_node 2 -m tests.drawing_update FOLDER
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from autotelic.diffusion.beta import PairwiseLearner
+from autotelic.diffusion.gradients import RewardGradient, Truncation
+from autotelic.diffusion.policy import DenoisingPolicy
+from autotelic.trainers import checkpoint
+from autotelic.trainers.advantages import grpo
+from autotelic.trainers.distributed import processes, share
+from autotelic.trainers.learner import Optimisation, PolicyLearner
+from autotelic.trainers.objectives import ForwardNFT, KLPenalty, PairwiseRegression, PPOClip
+from autotelic.trainers.pairing import all_pairs, optimality
+from autotelic.trainers.records import rollouts_from_state, rollouts_state
+from autotelic.types import Rollout, Task
+
+from .small_drawing import TASKS, scored, shapes_policy
+
+LR = 5e-4
+GROUPS = (3, 1)  # two processes have two and one of three, and one and none of one
+
+
+def record(folder: Path) -> None:
+    third = Task("green", "a green triangle at the top right on a grey background")
+    checkpoint.save(folder / "rollouts", rollouts_state(scored(shapes_policy().act([*TASKS, third], 4))))
+
+
+def brightness(images: Tensor, **_: Any) -> Tensor:
+    return images.mean((1, 2, 3))
+
+
+def learners() -> dict[str, Callable[[DenoisingPolicy], PolicyLearner]]:
+    step = Optimisation(LR, epochs=2, eps=1e-5)
+
+    def of(objective: Any, **options: Any) -> Callable[[DenoisingPolicy], PolicyLearner]:
+        return lambda policy: PolicyLearner(
+            policy, objective, step, references={"start": policy.fork("start")}, **options
+        )
+
+    def pairwise(policy: DenoisingPolicy) -> PolicyLearner:
+        start = {"start": policy.fork("start")}
+        regression = PairwiseRegression(1.0, "start", clip=0.2)
+        return PairwiseLearner(policy, regression, step, kappa=20.0, prepare=[all_pairs], references=start)
+
+    return {
+        "ppo": of(PPOClip() + 0.1 * KLPenalty("start", "exact"), advantage=grpo()),
+        "pairwise": pairwise,
+        "nft": of(ForwardNFT(), prepare=[optimality]),
+        "alignprop": of(RewardGradient(brightness), prepare=[Truncation("fixed", 2)]),
+    }
+
+
+def updates(folder: Path) -> dict[str, Tensor]:
+    """Flat weights after one update of every method on this process's groups; and how many processes there were."""
+    everything = rollouts_from_state(checkpoint.load(folder / "rollouts"))
+    by_task: dict[str, list[Rollout]] = {}
+    for rollout in everything:
+        by_task.setdefault(rollout.task.id, []).append(rollout)
+    weights = {"processes": torch.tensor(processes())}
+    for name, build in learners().items():
+        for count in GROUPS:
+            policy = shapes_policy(at_once=16)
+            build(policy).update([r for group in share(list(by_task.values())[:count]) for r in group])
+            weights[f"{name} on {count}"] = flat(policy)
+    return weights
+
+
+def flat(policy: DenoisingPolicy) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in policy.parameters()])
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    place = Path(sys.argv[1])
+    save_file(updates(place), place / f"weights-{os.environ['RANK']}.safetensors")
