@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..errors import UsageError
 from ..trainers.policy import TorchPolicy, collate
 from ..trainers.randomness import generator, seed_of
 from ..types import Batch, Decisions, Evaluation, Rollout, Task
@@ -64,6 +65,8 @@ class DenoisingPolicy(TorchPolicy):
         checkpointing: bool = True,
         autocast: torch.dtype | None = None,
     ) -> None:
+        if at_once < 1 or forward_draws < 1:
+            raise UsageError(f"at_once and forward_draws are 1 or more, not {at_once} and {forward_draws}")
         super().__init__(adapter.denoiser, piece=2**31, autocast=autocast)
         self.adapter, self.sampler, self.guidance = adapter, sampler, guidance
         self.at_once, self.forward_draws, self.checkpointing = at_once, forward_draws, checkpointing
@@ -83,7 +86,8 @@ class DenoisingPolicy(TorchPolicy):
         sampler: Sampler | None = None,
         **_: Any,
     ) -> list[Rollout]:
-        """n pictures per task; ``output`` is a float tensor [3, H, W] in 0..1. ``sampler`` replaces the policy's."""
+        """n pictures per task; ``output`` is a float tensor [3, H, W] in 0..1. ``sampler`` replaces the policy's; to be
+        learned from, it has to be a window of that."""
         chain = sampler or self.sampler
         pairs = [(task, seed_of(*key, task.id, sample)) for task in tasks for sample in range(n)]
         found: list[Rollout] = []

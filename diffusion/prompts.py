@@ -66,7 +66,7 @@ def file_prompts(path: str | Path, seed: int = 0, held_out: float = 0.25) -> Pro
 def read_prompts(path: str | Path) -> list[Task]:
     """Every line of a prompts file as a task; empty lines and repeated prompts are left out."""
     try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+        lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the prompts file {path}: {error}") from error
     found: dict[str, Task] = {}

@@ -163,8 +163,13 @@ def sampler_for(
         set_timesteps: for schedulers whose ``set_timesteps`` wants more than a number.
 
     Raises:
-        UsageError: the scheduler has no Gaussian step, or not of this kind, or clips its estimates.
+        UsageError: the scheduler has no Gaussian step, or not of this kind, or clips its estimates; no step, or an eta
+            beyond 0..1.
     """
+    if steps < 1:
+        raise UsageError(f"a picture takes at least 1 denoising step, not {steps}")
+    if not 0 <= eta <= 1:
+        raise UsageError(f"eta is a share of the noise between 0 and 1, not {eta:g}")
     name = type(scheduler).__name__
     if kind == "auto":
         if name not in OF_CLASS:

@@ -39,7 +39,9 @@ def test_a_text_file_is_a_prompt_per_line(tmp_path: Path) -> None:
 
 def test_json_lines_bring_columns_for_rewards(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
-    path.write_text('{"prompt": "a sign that says hi", "text": "hi", "weight": 2}\nplain words\n')
+    path.write_text(
+        '\ufeff{"prompt": "a sign that says hi", "text": "hi", "weight": 2}\nplain words\n', encoding="utf-8"
+    )
     first, second = read_prompts(str(path))
     assert (first.prompt, dict(first.extra)) == ("a sign that says hi", {"text": "hi", "weight": 2})
     assert (second.prompt, dict(second.extra)) == ("plain words", {})

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from autotelic.diffusion.policy import DenoisingPolicy
+from autotelic.errors import UsageError
 from autotelic.trainers.advantages import grpo
 from autotelic.trainers.learner import Optimisation, PolicyLearner, backpropagate
 from autotelic.trainers.objectives import (
     DPO,
+    Entropy,
     ForwardNFT,
     KLPenalty,
     PairwiseRegression,
@@ -24,7 +26,7 @@ from autotelic.trainers.objectives import (
     WeightedImitation,
 )
 from autotelic.trainers.pairing import all_pairs, best_of_group, preference_pairs
-from autotelic.types import Batch, Task
+from autotelic.types import Batch, Policy, Task
 
 from .small_drawing import TASKS, Calls, assert_same, gradients, policy_of, scored, shake, shapes_policy
 
@@ -275,6 +277,15 @@ def test_rollouts_that_cannot_be_one_batch_are_told() -> None:
     with pytest.raises(ValueError, match="red was drawn in 6 denoising steps, the policy's chain has 4"):
         policy.collate(policy.act(TASKS, 1, sampler=shapes_policy(steps=6).sampler))
     assert len(policy.collate([*rollouts, *encoded], "forward")) == 4
+
+
+def test_a_policy_says_what_it_can_do_and_wants_room_to_do_it() -> None:
+    policy = shapes_policy()
+    assert isinstance(policy, Policy)
+    with pytest.raises(ValueError, match="Entropy needs entropy, which asks for the capability entropy"):
+        PolicyLearner(policy, Entropy(), Optimisation())
+    with pytest.raises(UsageError, match="1 or more, not 0 and 2"):
+        shapes_policy(at_once=0)
 
 
 # --- acting --------------------------------------------------------------------------------------

@@ -210,6 +210,7 @@ def test_other_schedules_suit_ddim() -> None:
 
 
 REFUSED: list[tuple[Any, dict[str, Any], str]] = [
+    (ddim(), {"eta": 1.5}, "eta is a share of the noise between 0 and 1, not 1.5"),
     (PNDMScheduler(), {}, "PNDMScheduler has no Gaussian step .*; its noise schedule suits sampler ddim"),
     (DDIMScheduler(), {}, "DDIMScheduler clips .* set clip_sample=False"),
     (DDPMScheduler(clip_sample=False, thresholding=True), {}, "DDPMScheduler clips"),
@@ -228,6 +229,8 @@ def test_what_is_no_gaussian_step_is_refused_in_one_line(scheduler: Any, options
     with pytest.raises(UsageError, match=told) as error:
         sampler_for(scheduler, 5, **options)
     assert "\n" not in str(error.value)
+    with pytest.raises(UsageError, match="at least 1 denoising step, not 0"):
+        sampler_for(scheduler, 0)
 
 
 def test_a_scheduler_may_be_prepared_in_its_own_way() -> None:
