@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from diffusers import EulerAncestralDiscreteScheduler
 from torch import Tensor, nn
 
 from autotelic.diffusion.lora import add_lora
@@ -22,8 +23,17 @@ TASKS = [
     Task("red", "a red circle at the top left on a white background"),
     Task("blue", "a blue square at the bottom right on a black background"),
 ]
+
+
+def _euler() -> Any:
+    pipeline = tiny.stable_diffusion()
+    pipeline.scheduler = EulerAncestralDiscreteScheduler.from_config(pipeline.scheduler.config)
+    return pipeline
+
+
 FAMILIES: dict[str, Any] = {
     "sd": tiny.stable_diffusion,
+    "sd-euler": _euler,
     "sdxl": tiny.stable_diffusion_xl,
     "sd3": tiny.stable_diffusion_3,
     "flux": tiny.flux,
@@ -47,8 +57,17 @@ def shapes_policy(
     return _policy(adapter, steps, kind, rank, noise if rank else 0.0, options, eta=eta)
 
 
-def policy_of(family: str, steps: int = 3, *, rank: int = 0, noise: float = 0.0, **options: Any) -> DenoisingPolicy:
-    return _policy(adapter_for(FAMILIES[family](), height=16, width=16), steps, "auto", rank, noise, options)
+def policy_of(
+    family: str,
+    steps: int = 3,
+    *,
+    rank: int = 0,
+    noise: float = 0.0,
+    kind: Any = "auto",
+    eta: float = 1.0,
+    **options: Any,
+) -> DenoisingPolicy:
+    return _policy(adapter_for(FAMILIES[family](), height=16, width=16), steps, kind, rank, noise, options, eta=eta)
 
 
 def _policy(

@@ -36,6 +36,7 @@ SETTINGS: dict[str, Callable[[], DenoisingPolicy]] = {
     "sd": lambda: policy_of("sd"),
     "sd-guided": lambda: policy_of("sd", guidance=3.0),
     "sd-lora": lambda: policy_of("sd", rank=2, noise=0.05),
+    "sd-euler": lambda: policy_of("sd-euler", guidance=3.0),
     "sdxl": lambda: policy_of("sdxl", guidance=3.0),
     "sd3": lambda: policy_of("sd3", guidance=3.0),
     "flux": lambda: policy_of("flux"),
@@ -62,7 +63,27 @@ def test_recorded_log_probs_are_found_again(name: str) -> None:
     torch.testing.assert_close(pieces, now, rtol=0, atol=1e-5 * size)
 
 
-@pytest.mark.parametrize("name", ["sd-guided", "shapes"])
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "flux"])
+def test_without_noise_a_policy_draws_what_its_pipeline_draws(family: str) -> None:
+    kind = "ddim" if family.startswith("sd") and family != "sd3" else "flow_ancestral"
+    policy = policy_of(family, 3, kind=kind, eta=0.0, guidance=3.0)
+    (rollout,) = policy.act(TASKS[:1], 1)
+    adapter: Any = policy.adapter
+    start = rollout.payload["path"][:1]
+    theirs = adapter.pipeline(
+        TASKS[0].prompt,
+        num_inference_steps=3,
+        latents=adapter.pack(start) if family == "flux" else start,
+        guidance_scale=3.0,
+        output_type="pt",
+        height=16,
+        width=16,
+    ).images
+    torch.testing.assert_close(rollout.output[None], theirs, rtol=0, atol=1e-4)
+    assert not rollout.mask.any()
+
+
+@pytest.mark.parametrize("name", ["sd-guided", "sd-euler", "shapes"])
 def test_a_log_prob_is_the_density_of_the_step_that_was_taken(name: str) -> None:
     """By hand, from the path alone."""
     policy = SETTINGS[name]()
@@ -341,6 +362,22 @@ def test_forward_decisions_are_scores_of_noised_pictures() -> None:
     torch.testing.assert_close(now.kl["start"][row, draw], 0.5 * (out - before).square().sum(), rtol=1e-3, atol=1e-4)
     again = policy.collate(batch.payload["rollouts"], "forward")
     assert torch.equal(again.payload["noise"], batch.payload["noise"]), "drawn once, shared by all that are compared"
+
+
+@pytest.mark.parametrize("family", ["sd", "sd-euler"])
+def test_forward_decisions_of_other_noise_schedules(family: str) -> None:
+    """The model is asked for the noise; Euler's picture is DDPM's over alpha, and scaled back for the model."""
+    policy = policy_of(family, guidance=3.0)
+    batch = policy.collate(policy.act(TASKS, 1), "forward")
+    now = policy.evaluate_actions(batch).log_probs
+    level, clean, noise = (batch.payload[name][1] for name in ("level", "clean", "noise"))
+    time = policy.sampler.levels.timesteps[level[0]]
+    product = policy.adapter.scheduler.alphas_cumprod[int(time)]
+    x = product.sqrt() * clean + (1 - product).sqrt() * noise[0]
+    told, nothing = policy.adapter.encode([TASKS[1].prompt]), policy.adapter.unconditional(1)
+    with torch.no_grad():
+        out = policy.adapter.predict_guided(policy.module, x[None], time.reshape(1), told, nothing, 3.0)[0]
+    torch.testing.assert_close(now[1, 0], -0.5 * (noise[0] - out).square().sum(), rtol=1e-3, atol=1e-2)
 
 
 def test_levels_repeat_only_when_there_are_too_few() -> None:
