@@ -169,7 +169,11 @@ def pictures(policy: DenoisingPolicy, batch: Batch) -> Tensor:
     order: list[Tensor] = []
     with torch.no_grad(), policy._mixed():
         for piece in _pieces(policy, batch):
-            found.append(_finish(policy, piece, _states(policy, batch, piece)[-1]).float())
+            if not piece.estimate and policy._sampled_now(batch):  # what the end of the chain decoded to
+                drawn = [batch.payload["rollouts"][int(row)].output for row in piece.rows]
+                found.append(torch.stack(drawn).to(policy.device))
+            else:
+                found.append(_finish(policy, piece, _states(policy, batch, piece)[-1]).float())
             order.append(piece.rows)
     whole = torch.cat(found)[torch.cat(order).argsort(stable=True)]
     copies = int(batch.columns["renoised"][0]) if "renoised" in batch.columns else 0
