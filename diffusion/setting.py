@@ -24,7 +24,7 @@ class DrawingConfig:
     """Fields that every recipe for pictures has."""
 
     pipeline: str = ""
-    """A pipeline folder or hub name; empty takes the small default, made in half a CPU minute at first use."""
+    """A pipeline folder or hub name; empty takes the small default, made in a CPU minute at first use."""
     prompts: str = ""
     """A file with one prompt per line, or one JSON object {"prompt": ...}; empty takes the small world's captions."""
     rewards: tuple[str, ...] = ("attributes",)

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
-from diffusers.loaders import SD3LoraLoaderMixin
+from diffusers.loaders import SanaLoraLoaderMixin
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
@@ -22,7 +22,7 @@ STEPS = 6
 """Denoising steps of a picture."""
 
 
-class ShapesPipeline(DiffusionPipeline, SD3LoraLoaderMixin):  # type: ignore[misc]
+class ShapesPipeline(DiffusionPipeline, SanaLoraLoaderMixin):  # type: ignore[misc]
     """Draws a caption in a few steps; no guidance, no VAE.
 
     Args:
