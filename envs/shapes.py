@@ -1,7 +1,7 @@
 """A small world of pictures whose true renders are known exactly.
 
 One object on a plain background: six colours, three shapes, four backgrounds and four positions make 288
-captions such as "a red circle at the top left on a white background". Each scene has 27 true renders (three
+captions such as "a red square at the top left on a white background". Each scene has 27 true renders (three
 sizes, nine places), so a picture that a policy draws can be compared with everything that would have been right.
 
 Drawn by this project; no data set stands behind it.
@@ -39,11 +39,14 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "colour": tuple(COLOURS),
-    "shape": ("circle", "square", "triangle"),
+    "shape": ("square", "bar", "post"),
     "background": tuple(BACKGROUNDS),
     "position": ("top left", "top right", "bottom left", "bottom right"),
 }
-"""Names and values, in the order of a scene's fields; the last one changes fastest in SCENES."""
+"""Names and values, in the order of a scene's fields; the last one changes fastest in SCENES.
+
+A square is as high as wide, a bar lies (half as high as wide), a post stands (half as wide as high). An object's
+middle is 4 to 6 sixteenths of a side from the two edges that its position names."""
 
 SIZES = (16, 32)
 """Sides of a picture in pixels."""
@@ -51,8 +54,8 @@ SIZES = (16, 32)
 JITTERS = 27
 
 _GRID = 16  # lengths below are sixteenths of a picture's side
-_HALVES = (2.5, 3.0, 3.5)  # half an object's width: with any shift it stays inside its quarter
-_SHIFTS = (-0.5, 0.0, 0.5)
+_HALVES = (2.5, 3.25, 4.0)  # half an object's width: with any shift it stays inside the picture
+_SHIFTS = (-1.0, 0.0, 1.0)
 _FINER = 4  # samples per pixel and axis
 
 
@@ -184,8 +187,9 @@ def tasks(scenes: Sequence[Scene], category: str = "") -> list[Task]:
 def _coverage(size: int) -> Tensor:
     """[3, 4, 27, size, size] by shape, position and jitter: how many of a pixel's 16 samples the object covers.
 
-    Samples lie at odd multiples of an eighth (a sixteenth at 32 pixels) of a unit and never on an edge, so
-    that rounding decides nothing.
+    A sample on an edge is covered. Only at 16 pixels do samples lie on edges, those of the middle size's bars
+    and posts, which so come out 3.5 units thick instead of 3.25. Samples and edges are whole multiples of a
+    sixteenth of a unit, so that rounding decides nothing.
     """
     if size not in SIZES:
         raise ValueError(f"a picture's side is {' or '.join(map(str, SIZES))} pixels, not {size}")
@@ -193,13 +197,13 @@ def _coverage(size: int) -> Tensor:
     place = torch.arange(4)
     half, down, across = torch.cartesian_prod(*(torch.tensor(v).double() for v in (_HALVES, _SHIFTS, _SHIFTS))).T
     # axes: position, jitter, row, column
-    y = line[:, None] - ((place // 2)[:, None] * 8 + 4 + down)[..., None, None]
-    x = line - ((place % 2)[:, None] * 8 + 4 + across)[..., None, None]
+    y = line[:, None] - ((place // 2)[:, None] * 6 + 5 + down)[..., None, None]
+    x = line - ((place % 2)[:, None] * 6 + 5 + across)[..., None, None]
     half = half[:, None, None]
     inside = [
-        x.square() + y.square() <= half.square(),
         (x.abs() <= half) & (y.abs() <= half),
-        (x.abs() <= (y + half) / 2) & (y <= half),  # its tip above the middle, its base as wide as it is high
+        (x.abs() <= half) & (y.abs() <= half / 2),  # lies
+        (x.abs() <= half / 2) & (y.abs() <= half),  # stands
     ]
     finer = torch.stack(inside).reshape(len(inside), 4, JITTERS, size, _FINER, size, _FINER)
     return finer.sum((-1, -3))

@@ -34,7 +34,7 @@ GROUPS = (3, 1)  # two processes have two and one of three, and one and none of 
 
 
 def record(folder: Path) -> None:
-    third = Task("green", "a green triangle at the top right on a grey background")
+    third = Task("green", "a green post at the top right on a grey background")
     checkpoint.save(folder / "rollouts", rollouts_state(scored(shapes_policy().act([*TASKS, third], 4))))
 
 

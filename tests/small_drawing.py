@@ -20,8 +20,8 @@ from autotelic.types import Batch, Rollout, Task
 from . import tiny_pipelines as tiny
 
 TASKS = [
-    Task("red", "a red circle at the top left on a white background"),
-    Task("blue", "a blue square at the bottom right on a black background"),
+    Task("red", "a red square at the top left on a white background"),
+    Task("blue", "a blue bar at the bottom right on a black background"),
 ]
 
 

@@ -44,10 +44,10 @@ def pixel(picture: Tensor, row: int, column: int) -> list[int]:
 
 def test_captions_are_distinct_and_are_read_back() -> None:
     assert len(SCENES) == len(set(CAPTIONS)) == 288 == 6 * 3 * 4 * 4
-    assert CAPTIONS[0] == "a red circle at the top left on a white background"
+    assert CAPTIONS[0] == "a red square at the top left on a white background"
     assert all(world.parse(caption(scene)) == scene for scene in SCENES)
     assert [world.index(scene) for scene in SCENES] == list(range(288))
-    assert LABELS["a blue triangle at the top right on a black background"] == (2, 2, 2, 1)
+    assert LABELS["a blue post at the top right on a black background"] == (2, 2, 2, 1)
 
 
 def test_objects_stand_out_from_backgrounds() -> None:
@@ -56,51 +56,68 @@ def test_objects_stand_out_from_backgrounds() -> None:
 
 
 def test_a_square_pixel_by_pixel() -> None:
-    """Jitter 0: 5 wide around (3.5, 3.5), so it covers whole pixels 1..5. Jitter 4: around (4, 4), 1.5..6.5, so it
-    covers a quarter of pixel (1, 1) and half of (1, 3)."""
+    """Around (4, 4), jitter 18 is 8 wide, so it covers whole pixels 0..7. Jitter 0 is 5 wide, 1.5..6.5, so it covers a
+    quarter of pixel (1, 1) and half of (1, 3). Jitter 13 is 6.5 wide around (5, 5), 1.75..8.25: a sixteenth of (1, 1)
+    and a quarter of (1, 3)."""
     scene = Scene("red", "square", "white", "top left")
-    sharp = world.render(scene, 0)
+    sharp = world.render(scene, 18)
     rows, columns = torch.nonzero(sharp[1] < 1, as_tuple=True)
-    assert set(rows.tolist()) == set(columns.tolist()) == {1, 2, 3, 4, 5} and len(rows) == 25
-    assert pixel(sharp, 3, 3) == [220, 40, 40] and pixel(sharp, 0, 0) == [255, 255, 255]
-    smooth = world.render(scene, 4)
-    assert pixel(smooth, 1, 1) == [246, 201, 201]  # 255 - 35 / 4, 255 - 215 / 4
+    assert set(rows.tolist()) == set(columns.tolist()) == set(range(8)) and len(rows) == 64
+    assert pixel(sharp, 0, 7) == [220, 40, 40] and pixel(sharp, 0, 8) == [255, 255, 255]
+    smooth = world.render(scene, 0)
+    assert pixel(smooth, 1, 1) == pixel(smooth, 6, 6) == [246, 201, 201]  # 255 - 35 / 4, 255 - 215 / 4
     assert pixel(smooth, 1, 3) == [238, 148, 148]  # 237.5 and 147.5, to even
+    assert pixel(smooth, 3, 3) == [220, 40, 40] and pixel(smooth, 0, 3) == [255, 255, 255]
+    middle = world.render(scene, 13)
+    assert pixel(middle, 1, 1) == pixel(middle, 8, 8) == [253, 242, 242]  # 255 - 35 / 16, 255 - 215 / 16
+    assert pixel(middle, 1, 3) == [246, 201, 201]
 
 
-def test_a_triangle_pixel_by_pixel() -> None:
-    """Jitter 13: half width 3 around (4, 4). Of pixel (6, 1)'s rows of samples 2, 3, 3 and 4 are inside, of
-    the tip's left pixel (1, 3) 0, 1, 1 and 2."""
-    picture = world.render(Scene("blue", "triangle", "black", "top left"), 13)
-    assert pixel(picture, 6, 1) == [22, 45, 176]  # 12 / 16 of (30, 60, 235)
-    assert pixel(picture, 1, 3) == [8, 15, 59]  # 4 / 16
-    assert picture[:, 0].max() == 0 and picture[:, 7].max() == 0
+def test_a_bar_pixel_by_pixel() -> None:
+    """Around (5, 5), jitter 22 covers whole pixels, rows 3..6 of columns 1..8. Jitter 13 reaches from 3.375 to 6.625
+    down and from 1.75 to 8.25 across. Of pixel row 3's samples at 3.125, 3.375, 3.625 and 3.875 three are inside, one
+    of them on the edge; of column 1's one."""
+    scene = Scene("blue", "bar", "black", "top left")
+    rows, columns = torch.nonzero(world.render(scene, 22)[2], as_tuple=True)
+    assert set(rows.tolist()) == {3, 4, 5, 6} and set(columns.tolist()) == set(range(1, 9)) and len(rows) == 32
+    picture = world.render(scene, 13)
+    assert pixel(picture, 3, 4) == pixel(picture, 6, 4) == [22, 45, 176]  # 12 / 16 of (30, 60, 235)
+    assert pixel(picture, 3, 1) == pixel(picture, 6, 8) == [6, 11, 44]  # 3 / 16
+    assert pixel(picture, 4, 2) == [30, 60, 235] and pixel(picture, 2, 4) == pixel(picture, 4, 9) == [0, 0, 0]
+    # at 32 pixels, of row 6's samples, 3.0625 and on by eighths, one is inside, of column 3's, 1.5625 and on, two
+    large = world.render(scene, 13, 32)
+    assert pixel(large, 6, 8) == [8, 15, 59]  # 4 / 16
+    assert pixel(large, 6, 3) == [4, 8, 29]  # 2 / 16
 
 
-def test_a_circle_pixel_by_pixel() -> None:
-    """Jitter 13: radius 3 around (4, 4). Of pixel (1, 2)'s rows of samples 0, 2, 3 and 4 are inside, of (1, 1) none."""
-    picture = world.render(Scene("yellow", "circle", "grey", "top left"), 13)
-    assert pixel(picture, 1, 2) == [211, 197, 81]  # 160 + 9 / 16 of (90, 65, -140)
-    assert pixel(picture, 1, 1) == [160, 160, 160]
-    assert torch.equal(picture, picture.mT)
+def test_a_post_pixel_by_pixel() -> None:
+    """Jitter 1: around row 4 and column 5, 1.5..6.5 down and 3.75..6.25 across. Half of pixel row 1 is inside and a
+    quarter of column 3."""
+    picture = world.render(Scene("yellow", "post", "grey", "top left"), 1)
+    assert pixel(picture, 1, 3) == pixel(picture, 6, 6) == [171, 168, 142]  # 160 + 2 / 16 of (90, 65, -140)
+    assert pixel(picture, 3, 3) == pixel(picture, 3, 6) == [182, 176, 125]  # 4 / 16
+    assert pixel(picture, 1, 4) == [205, 192, 90]  # 8 / 16: 192.5, to even
+    assert pixel(picture, 3, 4) == [250, 225, 20] and pixel(picture, 7, 4) == [160, 160, 160]
+    assert torch.equal(picture, world.render(Scene("yellow", "bar", "grey", "top left"), 3).mT)
 
 
-def test_positions_are_quarters_that_nothing_leaves() -> None:
-    for shape in ATTRIBUTES["shape"]:
-        first = world.render(Scene("cyan", shape, "beige", "top left"), 22)
-        for position, shift in (("top right", (0, 8)), ("bottom left", (8, 0)), ("bottom right", (8, 8))):
-            other = world.render(Scene("cyan", shape, "beige", position), 22)
-            assert torch.equal(other, first.roll(shift, (1, 2)))
-    top_left = world.templates()[[world.index(scene) for scene in SCENES if scene.position == "top left"]]
-    outside = torch.cat([top_left[..., 8:, :].flatten(-2), top_left[..., :8, 8:].flatten(-2)], -1)
-    assert torch.equal(outside, top_left[..., 15:, 15].expand_as(outside))
+def test_places_are_shifts_by_whole_pixels_that_nothing_leaves() -> None:
+    """A roll would bring back on the other side what left the picture."""
+    for shape, (row, position), size in itertools.product(
+        ATTRIBUTES["shape"], enumerate(ATTRIBUTES["position"]), range(3)
+    ):
+        first = world.render(Scene("cyan", shape, "beige", "top left"), 9 * size)
+        renders = world.templates()[world.index(Scene("cyan", shape, "beige", position)), 9 * size : 9 * size + 9]
+        for place, picture in enumerate(renders):
+            down, across = 6 * (row // 2) + place // 3, 6 * (row % 2) + place % 3
+            assert torch.equal(picture, first.roll((down, across), (1, 2))), (shape, position, size, place)
 
 
 def test_larger_pictures_show_the_same() -> None:
     scene = Scene("green", "square", "white", "bottom left")
     large = world.render(scene, 26, 32)
     assert large.shape == (3, 32, 32)
-    small = torch.nn.functional.avg_pool2d(large, 2)  # 7 wide around (4.5, 12.5): whole pixels at both sizes
+    small = torch.nn.functional.avg_pool2d(large, 2)  # 8 wide around (12, 6): whole pixels at both sizes
     assert torch.allclose(small, world.render(scene, 26, 16))
 
 
@@ -142,13 +159,13 @@ def test_another_seed_gives_another_split() -> None:
 def test_tasks_carry_caption_category_and_scene() -> None:
     (task,) = world.tasks([SCENES[7]], "unseen")
     assert (task.prompt, task.category, task.extra) == (CAPTIONS[7], "unseen", {"scene": 7})
-    assert task.id == "shapes/a-red-circle-at-the-bottom-right-on-a-grey-background"
+    assert task.id == "shapes/a-red-square-at-the-bottom-right-on-a-grey-background"
 
 
 def test_the_world_says_what_it_does_not_know() -> None:
-    with pytest.raises(ValueError, match="'a red cat' is no caption of this world; one is 'a red circle at the top"):
+    with pytest.raises(ValueError, match="'a red cat' is no caption of this world; one is 'a red square at the top"):
         world.parse("a red cat")
-    with pytest.raises(ValueError, match="shape 'cat' is none of circle, square, triangle"):
+    with pytest.raises(ValueError, match="shape 'cat' is none of square, bar, post"):
         Scene("red", "cat", "white", "top left")
     with pytest.raises(ValueError, match=r"jitter 27 is not in 0\.\.26"):
         world.render(SCENES[0], 27)
@@ -260,7 +277,7 @@ def test_gradient_reaches_the_pixels() -> None:
 
 
 def test_gradient_of_the_real_classifier_is_a_slope(classifier: AttributeClassifier) -> None:
-    """Between a circle and a square, where a step along a random way changes what is seen."""
+    """Between a square and a bar, where a step along a random way changes what is seen."""
     generator = torch.Generator().manual_seed(0)
     pictures = 0.9 * world.templates()[[[0, 16], [200, 216]], 5].mean(1) + 0.05
     way = torch.randn(pictures.shape, generator=generator) / 100
