@@ -46,12 +46,11 @@ def evaluate(setting: Setting, policy: Any) -> dict[str, Any]:
         values["kl"] = drift(setting, policy, rollouts[:: len(copies)])
         values["reward_ode"] = _deterministic_reward(setting, policy, tasks, first)
         outcomes[name], figures[name] = row, values
-        notes.append(f"{name}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()) + ".")
         spread = float(torch.tensor(row["score"]).std())
         if values["reward_ode"] - values["reward"] > SHORTFALL * spread:
             notes.append(
                 f"On {name} prompts, sampled pictures score {values['reward']:.3g} and deterministic ones "
-                f"{values['reward_ode']:.3g}: the sampler's noise hides what the model can do; use less (eta, more steps)."
+                f"{values['reward_ode']:.3g}: the sampler's noise hides what the model can do: use less."
             )
     return {"unit": "judge", "outcomes": outcomes, "figures": figures, "notes": notes}
 

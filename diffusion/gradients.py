@@ -97,7 +97,7 @@ class Truncation:
     high: int = 10
 
     def __call__(self, batch: Batch) -> Batch:
-        random = generator("truncation", int(batch.payload["seed"][0]))
+        random = generator("truncation", int(batch.payload["round"][0]))
         if self.how == "fixed":
             steps = self.low
         elif self.how == "uniform":
@@ -132,7 +132,7 @@ class OneStep:
         steps = batch.mask.shape[1]
         low = min(int(self.first * steps), steps - 1)
         high = max(low + 1, min(steps, round(self.last * steps)))
-        random = generator("one step", int(batch.payload["seed"][0]))
+        random = generator("one step", int(batch.payload["round"][0]))
         return _with(batch, "only_step", int(torch.randint(low, high, (), generator=random)))
 
 

@@ -49,7 +49,8 @@ class DenoisingPolicy(TorchPolicy):
         checkpointing: rebuild one step at a time for reward gradients; False holds the graph of all of them.
         autocast: bfloat16 on GPU, None on CPU.
 
-    A rollout's payload: path [T + 1, ...] from noise to latents, seed [] of all its random numbers.
+    A rollout's payload: path [T + 1, ...] from noise to latents, seed [] of all its random numbers, and round [], a
+    number that all rollouts of one call of ``act`` share.
     """
 
     capabilities = frozenset({"exact", "forward", "kl", "outputs"})
@@ -84,19 +85,29 @@ class DenoisingPolicy(TorchPolicy):
         *,
         key: tuple[int, ...] = (0,),
         sampler: Sampler | None = None,
+        window: int | None = None,
         **_: Any,
     ) -> list[Rollout]:
-        """n pictures per task; ``output`` is a float tensor [3, H, W] in 0..1. ``sampler`` replaces the policy's; to be
-        learned from, it has to be a window of that."""
+        """n pictures per task; ``output`` is a float tensor [3, H, W] in 0..1.
+
+        Args:
+            sampler: replaces the policy's; what it draws is for looking at, not for learning.
+            window: noise in this many neighbouring steps only, the first of them drawn by ``key``.
+        """
         chain = sampler or self.sampler
+        if window is not None:
+            places = max(1, int(chain.decides.sum()) - window + 1)
+            first = int(torch.randint(places, (), generator=generator("window", *key)))
+            chain = chain.windowed(first, first + window)
+        shared = torch.tensor(seed_of("round", *key))
         pairs = [(task, seed_of(*key, task.id, sample)) for task in tasks for sample in range(n)]
         found: list[Rollout] = []
         with self._mixed():  # as in learning, or the weights of now would seem to be others
             for part in _batched(pairs, self.at_once):
-                found += self._draw(part, chain)
+                found += self._draw(part, chain, shared)
         return found
 
-    def _draw(self, pairs: Sequence[tuple[Task, int]], chain: Sampler) -> list[Rollout]:
+    def _draw(self, pairs: Sequence[tuple[Task, int]], chain: Sampler, shared: Tensor) -> list[Rollout]:
         noise = torch.stack([self._noise(seed, chain.steps) for _, seed in pairs]).to(self.device)
         condition = self._condition([task.prompt for task, _ in pairs])
         x = noise[:, 0] * chain.levels.start
@@ -114,7 +125,7 @@ class DenoisingPolicy(TorchPolicy):
             Rollout(
                 task,
                 pictures[row],
-                {"path": paths[row], "seed": torch.tensor(seed)},
+                {"path": paths[row], "seed": torch.tensor(seed), "round": shared},
                 log_probs[row],
                 chain.decides.clone(),
                 torch.arange(chain.steps),
@@ -125,11 +136,11 @@ class DenoisingPolicy(TorchPolicy):
 
     def encode(self, tasks: Sequence[Task], outputs: Sequence[Any], key: tuple[int, ...] = (0,)) -> list[Rollout]:
         """Pictures [3, H, W] in 0..1 as rollouts for forward decisions: nobody knows the chain that led to them."""
-        found = []
+        found, shared = [], torch.tensor(seed_of("round", *key))
         with torch.no_grad():
             for i, (task, picture) in enumerate(zip(tasks, outputs, strict=True)):
                 latents = self.adapter.encode_images(picture[None].to(self.device)).cpu()
-                payload = {"path": latents, "seed": torch.tensor(seed_of("encode", *key, task.id, i))}
+                payload = {"path": latents, "seed": torch.tensor(seed_of("encode", *key, task.id, i)), "round": shared}
                 mask = torch.ones(1, dtype=torch.bool)
                 found.append(Rollout(task, picture, payload, None, mask, torch.zeros(1, dtype=torch.long)))
         return found
@@ -148,6 +159,7 @@ class DenoisingPolicy(TorchPolicy):
         payload: dict[str, Any] = {
             "rollouts": list(rollouts),
             "seed": torch.stack([r.payload["seed"] for r in rollouts]),
+            "round": torch.stack([r.payload["round"] for r in rollouts]),
         }
         if not forward:
             self._check_lengths(rollouts)
@@ -336,7 +348,7 @@ class DenoisingPolicy(TorchPolicy):
 
     def copy_from(self, other: Any, mix: float = 1.0) -> None:
         with torch.no_grad():
-            theirs = other._trained()
+            theirs = getattr(other, "policy", other)._trained()
             for name, mine in self._trained().items():
                 mine.copy_(theirs[name]) if mix == 1.0 else mine.lerp_(theirs[name], mix)
 

@@ -66,13 +66,15 @@ class DrawingConfig:
     """First of them."""
     evaluate_every: int = 0
     """Rounds between further evaluations."""
-    gate: bool = True
-    """A held-out judge decides what may stay, and when to stop."""
+    gate: Literal["best", "non_inferiority", "none"] = "non_inferiority"
+    """A held-out judge keeps what did not fall, or the best so far and stops when it stays away."""
     gate_every: int = 8
     gate_pictures: int = 4
     """Pictures per probe prompt."""
     gate_margin: float = 0.1
     """How far the judge may fall; for the small world the logarithm of the error to the true render."""
+    gate_patience: int = 2
+    """Looks without a new best before the best one's gate stops the run."""
     grid: int = 6
     """Prompts of each kind whose pictures are shown before and after."""
 
@@ -96,8 +98,8 @@ class Setting:
         """The policy that is evaluated and saved: the average, where there is one."""
         return self.policy if self.average is None else self.average.average
 
-    def stage(self, learner: Learner, *, steps: int = 0, actor: Any = None) -> Stage:
-        """Prompts -> pictures -> reward -> the given learner -> gate."""
+    def stage(self, learner: Learner, *, actor: Any = None, reward: Any = None, **sampling: Any) -> Stage:
+        """Prompts -> pictures -> reward -> the given learner -> gate. ``sampling`` goes to ``act``."""
         from ..trainers.curricula import Uniform
         from ..trainers.loop import Stage
         from .prompts import source_of
@@ -109,33 +111,70 @@ class Setting:
             learners["average"] = self.average
         source = source_of(self.prompts.seen, config.seed)
         return Stage(
-            steps=steps or config.iterations,
+            steps=config.iterations,
             actor=self.policy if actor is None else actor,
             curriculum=Uniform({"seen": source}, seed=config.seed),
-            reward=self.reward,
+            reward=reward or self.reward,
             learners=learners,
             tasks_per_step=config.prompts_per_step,
             group_size=config.group,
+            sampling=sampling,
             gate=self.gate(),
             gate_every=config.gate_every,
         )
 
-    def gate(self) -> Any:
-        """The best policy so far by the held-out judge; None without one."""
+    def real_pictures(self, count: int) -> list[Rollout]:
+        """Pictures to hold on to: true renders of seen captions in the small world, else what the start draws."""
+        import torch
+
+        from ..trainers.randomness import generator
+
+        random = generator("real pictures", self.config.seed)
+        chosen = torch.randint(len(self.prompts.seen), (count,), generator=random).tolist()
+        tasks = [self.prompts.seen[i] for i in chosen]
+        if self.world is None:
+            pictures = [r.output for r in self.start.act(tasks, 1, key=(self.config.seed, 1))]
+        else:
+            from ..envs import shapes
+
+            scenes = torch.tensor([task.extra["scene"] for task in tasks])
+            pictures = list(shapes.sample(scenes, random, self.policy.adapter.height))
+        return self.policy.encode(tasks, pictures, key=(self.config.seed,))
+
+    def recorded_pairs(self, path: str) -> list[Rollout]:
+        """The pictures of a pairs file; its prompts become those that are drawn for training."""
         from dataclasses import replace
 
-        from ..trainers.gates import NonInferiority
+        from .offline import read_pairs
 
-        if not self.config.gate or self.judge is None:
+        adapter = self.policy.adapter
+        pairs = read_pairs(path, (adapter.height, adapter.width))
+        tasks = [task for task, _, _ in pairs for _ in range(2)]
+        rollouts = self.policy.encode(tasks, [picture for _, *two in pairs for picture in two])
+        for i, rollout in enumerate(rollouts):
+            rollout.info["preferred"] = i % 2 == 0
+        self.prompts = replace(self.prompts, seen=tuple(replace(task, category="seen") for task, _, _ in pairs))
+        return rollouts
+
+    def gate(self) -> Any:
+        """What the held-out judge decides on the probes; None without a judge."""
+        from dataclasses import replace
+
+        from ..trainers.gates import BestSoFar, NonInferiority
+
+        if self.config.gate == "none" or self.judge is None:
             return None
         probes = [replace(t, id=f"{t.id}/{i}") for t in self.prompts.probes for i in range(self.config.gate_pictures)]
+        if self.config.gate == "best":
+            return BestSoFar(probes, self.judge, self.config.gate_patience, reward=self.reward, sampling={})
         return NonInferiority(probes, self.judge, margin=self.config.gate_margin, reward=self.reward, sampling={})
 
     def evaluate(self, actor: Any) -> Mapping[str, Any]:
         """Judge, reward and figures on seen and unseen prompts, at noise that training never draws."""
         from .evaluation import evaluate
 
-        return evaluate(self, self.shown if actor is self.policy else actor)
+        drawing = getattr(actor, "policy", actor)
+        return evaluate(self, self.shown if drawing is self.policy else drawing)
 
     def experiment(self, stages: Sequence[Stage]) -> Experiment:
         """Stages with this setting's evaluation, grids and model card around them."""

@@ -55,7 +55,9 @@ class Watch:
         return {"queries": self.queries, "first": self.first, "warned": self.warned}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.queries, self.first, self.warned = int(state["queries"]), state["first"], bool(state["warned"])
+        """What was asked stays asked: a rollback does not take queries back."""
+        self.queries = max(self.queries, int(state["queries"]))
+        self.first, self.warned = state["first"], bool(state["warned"])
 
 
 class MovingAverage:

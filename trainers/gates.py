@@ -76,18 +76,7 @@ class NonInferiority:
         return Verdict(decision, reason, tuple(harmed), evidence)
 
     def _look(self, actor: Actor) -> tuple[Scores, Scores]:
-        """The judge's and the training reward's scores per category, in probe order."""
-        rollouts = actor.act(list(self.probes), 1, key=(0,), **self.sampling)
-        judged: Scores = {}
-        proxy: Scores = {}
-        if self.reward is not None:
-            score(rollouts, self.reward)
-            for rollout in rollouts:
-                proxy.setdefault(rollout.task.category, []).append(_number(rollout.scores["total"]))
-        score(rollouts, self.judge)
-        for rollout in rollouts:
-            judged.setdefault(rollout.task.category, []).append(_number(rollout.scores["total"]))
-        return judged, proxy
+        return look(actor, self.probes, self.judge, self.reward, self.sampling)
 
     def state_dict(self) -> dict[str, Any]:
         return {"failures": self.failures}
@@ -96,6 +85,87 @@ class NonInferiority:
         """Scores of base and promoted are looked up anew: the probes and keys are frozen."""
         self.failures = int(state["failures"])
         self._known.clear()
+
+
+@dataclass
+class BestSoFar:
+    """Keep a candidate that the judge finds better than all before; stop when none was for a while.
+
+    Early stopping on held-out probes, for training that sooner or later goes too far, such as along a reward's own
+    gradient. In between the candidate is left alone ("wait"); the run ends with the best one.
+
+    Attributes:
+        probes, judge, reward, sampling: as of ``NonInferiority``.
+        patience: looks in a row without a new best before the stage stops.
+    """
+
+    probes: Sequence[Task]
+    judge: RewardFunction
+    patience: int = 2
+    reward: RewardFunction | None = None
+    sampling: Mapping[str, Any] = field(default_factory=lambda: {"greedy": True})
+    best: float | None = field(default=None, init=False)
+    failures: int = field(default=0, init=False)
+    _base: tuple[Scores, Scores] | None = field(default=None, init=False, repr=False)
+
+    def __call__(self, candidate: Actor, against: Mapping[str, Actor]) -> Verdict:
+        if self._base is None:
+            self._base = self._look(against["base"])
+        base, before = self._base
+        self.best = _overall(base) if self.best is None else self.best
+        judged, proxy = self._look(candidate)
+        evidence: dict[str, Any] = {}
+        for category, scores in judged.items():
+            evidence[category] = {"candidate": _mean(scores), "base": _mean(base[category])}
+            if proxy:
+                evidence[category]["reward_change_from_base"] = _mean(proxy[category]) - _mean(before[category])
+        now, best = _overall(judged), self.best
+        if now > best:
+            self.best, self.failures = now, 0
+            return Verdict(
+                "keep", f"the judge's {now:.4g} is better than {best:.4g}, the best so far", evidence=evidence
+            )
+        self.failures += 1
+        done = self.failures >= self.patience
+        reason = f"the judge's {now:.4g} is not better than {best:.4g}, the best so far"
+        return Verdict("wait", f"{reason}; stopped there" if done else reason, evidence=evidence, stop=done)
+
+    def _look(self, actor: Actor) -> tuple[Scores, Scores]:
+        return look(actor, self.probes, self.judge, self.reward, self.sampling)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "failures": self.failures}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The base's scores are looked up anew: the probes and keys are frozen."""
+        self.best = None if state["best"] is None else float(state["best"])
+        self.failures, self._base = int(state["failures"]), None
+
+
+def look(
+    actor: Actor,
+    probes: Sequence[Task],
+    judge: RewardFunction,
+    reward: RewardFunction | None,
+    sampling: Mapping[str, Any],
+) -> tuple[Scores, Scores]:
+    """The judge's and the training reward's scores per category, in probe order; the latter empty without a reward."""
+    rollouts = actor.act(list(probes), 1, key=(0,), **sampling)
+    judged: Scores = {}
+    proxy: Scores = {}
+    if reward is not None:
+        score(rollouts, reward)
+        for rollout in rollouts:
+            proxy.setdefault(rollout.task.category, []).append(_number(rollout.scores["total"]))
+    score(rollouts, judge)
+    for rollout in rollouts:
+        judged.setdefault(rollout.task.category, []).append(_number(rollout.scores["total"]))
+    return judged, proxy
+
+
+def _overall(scores: Scores) -> float:
+    """Mean over categories, each counting once."""
+    return _mean([_mean(values) for values in scores.values()])
 
 
 def _number(value: Any) -> float:

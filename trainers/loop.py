@@ -195,16 +195,20 @@ class _Run:
         if stage.gate is None or not due:
             return None
         verdict = stage.gate(stage.actor, {"base": self.base, "promoted": self.promoted_actor})
+        if verdict.stop:
+            self.step = stage.steps
         if verdict.decision == "keep":
             self.promoted_actor.copy_from(stage.actor)
-        else:
+        elif verdict.decision != "wait" or self.step == stage.steps:
             _restore(stage, self.promoted)
             if verdict.decision == "repair":
                 for part in (*stage.learners.values(), stage.curriculum):
                     getattr(part, "repair", lambda verdict: None)(verdict)
-        self.promoted = _snapshot(stage)
+        if verdict.decision != "wait":
+            self.promoted = _snapshot(stage)
         if is_main():
             record = {"decision": verdict.decision, "reason": verdict.reason, "harmed": list(verdict.harmed)}
+            record["stop"] = verdict.stop
             self.folder.append("gate", {"iteration": self.iteration, **record, "evidence": dict(verdict.evidence)})
             self._alarm(check_evidence(verdict.evidence, self.experiment.limits))
         return verdict

@@ -10,14 +10,18 @@ on this project's tuning split; lr 1e-3 there. Here a judge of another family st
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..setting import DrawingConfig
 
 if TYPE_CHECKING:
+    from ...trainers.learner import AnchorSet
     from ...trainers.loop import Experiment
     from ...trainers.run_folder import RunFolder
+    from ...types import Batch
+    from ..setting import Setting
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,10 @@ class Config(DrawingConfig):
     """A reward to reach instead of one to exceed."""
     checkpointing: bool = True
     """One step in memory at a time; without it all K."""
-    lr: float = 1e-3
+    lr: float = 2e-3
     max_grad_norm: float = 1.0
+    gate: Literal["best", "non_inferiority", "none"] = "best"
+    gate_every: int = 4
 
 
 def debug() -> Config:
@@ -57,7 +63,15 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     return assemble(config, setting, Truncation(config.truncation, config.last_steps, most), target=config.target)
 
 
-def assemble(config, setting, cut, *, target=None, ceiling=None, anchors=None):  # type: ignore[no-untyped-def]
+def assemble(
+    config: Any,
+    setting: Setting,
+    cut: Callable[[Batch], Batch],
+    *,
+    target: float | None = None,
+    ceiling: float | None = None,
+    anchors: AnchorSet | None = None,
+) -> Experiment:
     """An experiment that follows the reward's gradient, with the given way to cut the chain."""
     from ...trainers.learner import Optimisation, PolicyLearner
     from ..gradients import RewardGradient

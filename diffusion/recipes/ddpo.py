@@ -11,14 +11,17 @@ held near the start, as DPOK (arXiv:2305.16381, not checked) does; compare PRDP 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..setting import DrawingConfig
 
 if TYPE_CHECKING:
+    from ...trainers.learner import PolicyLearner
     from ...trainers.loop import Experiment
     from ...trainers.run_folder import RunFolder
+    from ..setting import Setting
 
 
 @dataclass(frozen=True)
@@ -41,25 +44,28 @@ def debug() -> Config:
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
-    from ...trainers.advantages import grpo
-    from ...trainers.learner import Optimisation, PolicyLearner
-    from ...trainers.objectives import KLPenalty, PPOClip, Term
     from ..setting import start
 
     setting = start(config)
-    size = 1
-    for side in setting.policy.adapter.latent_shape:
-        size *= side
-    # A mean over a step's dimensions and over steps is what PPOClip weighs; the sum of exact divergences over steps
-    # is divided alike, so that kl trades a picture's advantage against a picture's nats.
-    objective: Term = PPOClip(config.clip / size, config.clip / size)
+    return setting.experiment([setting.stage(learner_of(config, setting))])
+
+
+def learner_of(config: Any, setting: Setting) -> PolicyLearner:
+    """Clipped policy gradients of decisions, held near the start by ``config.kl``."""
+    from ...trainers.advantages import grpo
+    from ...trainers.learner import Optimisation, PolicyLearner
+    from ...trainers.objectives import KLPenalty, PPOClip
+
+    # A ratio is of the mean over a step's dimensions, and so is KLPenalty: kl trades a picture's advantage against
+    # its nats.
+    size = math.prod(setting.policy.adapter.latent_shape)
+    objective: Any = PPOClip(config.clip / size, config.clip / size)
     if config.kl:
         objective = objective + config.kl * KLPenalty("start", "exact")
-    learner = PolicyLearner(
+    return PolicyLearner(
         setting.policy,
         objective,
         Optimisation(config.lr, config.inner_steps, max_grad_norm=config.max_grad_norm, seed=config.seed),
         advantage=grpo(),
         references={"start": setting.start},
     )
-    return setting.experiment([setting.stage(learner)])

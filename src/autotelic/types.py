@@ -223,16 +223,19 @@ class Verdict:
     """A gate's answer.
 
     Attributes:
-        decision: keep the candidate, repair it, or roll every learner back.
+        decision: keep the candidate; wait, promoting nothing and undoing nothing; repair it; or roll every
+            learner back. Whoever still waits when the stage ends goes back to what was last kept.
         reason: one line for people.
         harmed: categories that fell; repair quarantines them.
         evidence: numbers for the report, per category where it has them.
+        stop: end the stage now.
     """
 
-    decision: Literal["keep", "repair", "rollback"]
+    decision: Literal["keep", "wait", "repair", "rollback"]
     reason: str = ""
     harmed: tuple[str, ...] = ()
     evidence: Mapping[str, Any] = field(default_factory=dict)
+    stop: bool = False
 
 
 @runtime_checkable

@@ -1,0 +1,94 @@
+"""Learning from pictures that were drawn or collected before: pairs of a file, or a record of the start's own."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from ..errors import UsageError
+from ..trainers.randomness import seed_of
+from ..types import Rollout, Task
+
+if TYPE_CHECKING:
+    from .policy import DenoisingPolicy
+
+
+class Recorded:
+    """An actor that hands out recorded pictures of the prompts it knows, each time with other random levels and noise.
+
+    Without ``recorded=True`` (as a gate or an evaluation calls it) it is the policy itself.
+    """
+
+    def __init__(self, policy: DenoisingPolicy, rollouts: Sequence[Rollout]) -> None:
+        self.policy = policy
+        self.by_prompt: dict[Any, list[Rollout]] = defaultdict(list)
+        for rollout in rollouts:
+            self.by_prompt[rollout.task.prompt].append(rollout)
+
+    def act(
+        self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...] = (0,), recorded: bool = False, **sampling: Any
+    ) -> list[Rollout]:
+        if not recorded:
+            return self.policy.act(tasks, n, key=key, **sampling)
+        found = []
+        for task in tasks:
+            for i, known in enumerate(self.by_prompt[task.prompt][:n]):
+                fresh = {"seed": torch.tensor(seed_of("replay", *key, task.id, i))}
+                found.append(replace(known, task=task, payload={**known.payload, **fresh}, scores={}, info=known.info))
+        return found
+
+    def fork(self, name: str) -> DenoisingPolicy:
+        return self.policy.fork(name)
+
+
+def preferred(rollouts: Sequence[Rollout], **columns: Any) -> list[float]:
+    """1.0 for the picture of a pair that people preferred, else 0.0."""
+    return [float(rollout.info["preferred"]) for rollout in rollouts]
+
+
+def read_pairs(path: str | Path, size: tuple[int, int]) -> list[tuple[Task, Tensor, Tensor]]:
+    """Lines {"prompt": text, "chosen": file, "rejected": file} as (task, chosen, rejected), pictures [3, H, W] in 0..1.
+
+    Files are found from the folder of the pairs file; pictures are scaled to ``size`` (height, width).
+
+    Raises:
+        UsageError: naming the line and what is wrong with it.
+    """
+    source = Path(path).expanduser()
+    try:
+        lines = source.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the pairs file {path}: {error}") from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+            prompt, files = row["prompt"], (row["chosen"], row["rejected"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(f'{where}: wants {{"prompt": text, "chosen": file, "rejected": file}}') from error
+        chosen, rejected = (_picture(source.parent / file, size, where) for file in files)
+        found.append((Task(f"pair/{number}", prompt), chosen, rejected))
+    if not found:
+        raise UsageError(f"{path} holds no pair")
+    return found
+
+
+def _picture(file: Path, size: tuple[int, int], where: str) -> Tensor:
+    try:
+        with Image.open(file) as image:
+            pixels = np.asarray(image.convert("RGB").resize((size[1], size[0]), Image.Resampling.LANCZOS))
+    except (OSError, UnidentifiedImageError) as error:
+        raise UsageError(f"{where}: cannot read the picture {file}") from error
+    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float() / 255
