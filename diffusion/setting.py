@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from ..rewards.shapes import NearestRender
+    from ..rewards.shapes import AttributeReward, NearestRender
     from ..trainers.loop import Experiment, Stage
     from ..trainers.run_folder import RunFolder
-    from ..types import Learner, RewardFunction
+    from ..types import Learner, RewardFunction, Rollout
     from .policy import DenoisingPolicy
     from .prompts import Prompts
 
@@ -286,7 +286,7 @@ def _world() -> NearestRender:
     return NearestRender(shapes.templates(), tuple(shapes.LABELS), total="fidelity")
 
 
-def _attributes(differentiable: bool) -> RewardFunction:
+def _attributes(differentiable: bool) -> AttributeReward:
     from ..envs import shapes
     from ..rewards.shapes import AttributeReward, attribute_classifier
 
