@@ -40,7 +40,7 @@ def evaluate(setting: Setting, policy: Any) -> dict[str, Any]:
         copies = range(first, first + setting.config.eval_episodes)
         rollouts = _draw(policy, tasks, copies)
         row, values = _outcome(setting, rollouts)
-        pictures = torch.stack([r.output for r in rollouts]).unflatten(0, (len(tasks), len(copies)))
+        pictures = torch.unflatten(torch.stack([r.output for r in rollouts]), 0, (len(tasks), len(copies)))
         if len(copies) > 1:
             values["diversity"] = per_prompt_diversity(pictures)
         values["kl"] = drift(setting, policy, rollouts[:: len(copies)])
@@ -107,7 +107,7 @@ def write_grids(setting: Setting, folder: RunFolder) -> None:
         chosen = [tasks[i * len(tasks) // setting.config.grid] for i in range(min(setting.config.grid, len(tasks)))]
         for side, policy in (("before", setting.start), ("after", setting.shown)):
             rollouts = _draw(policy, chosen, range(6))
-            pictures = torch.stack([r.output for r in rollouts]).unflatten(0, (len(chosen), 6))
+            pictures = torch.unflatten(torch.stack([r.output for r in rollouts]), 0, (len(chosen), 6))
             grid(pictures).save(place / f"{kind}-{side}.png")
         (place / f"{kind}.txt").write_text("\n".join(str(task.prompt) for task in chosen) + "\n")
 

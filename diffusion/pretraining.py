@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +82,7 @@ def pretrain(settings: Pretraining, *, quiet: bool = True) -> ShapesPipeline:
         told = [captions[i] for i in scenes.tolist()]
         loss = flow_matching_loss(pipeline, told, clean, random)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward([loss])
         nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
         schedule.step()
@@ -114,9 +114,10 @@ def flow_matching_loss(
 
 def untrained(settings: Pretraining) -> ShapesPipeline:
     """The pipeline before its first step."""
-    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+    import diffusers
     from transformers import CLIPTextConfig, CLIPTextModel
 
+    parts: Any = diffusers  # its classes are untyped
     tokenizer = _tokenizer()
     text = CLIPTextModel(
         CLIPTextConfig(
@@ -131,7 +132,7 @@ def untrained(settings: Pretraining) -> ShapesPipeline:
             eos_token_id=tokenizer.pad_token_id,
         )
     )
-    transformer: Any = SD3Transformer2DModel(
+    transformer = parts.SD3Transformer2DModel(
         sample_size=settings.size,
         patch_size=4,
         in_channels=3,
@@ -149,9 +150,9 @@ def untrained(settings: Pretraining) -> ShapesPipeline:
         if name == "proj_out" or ("norm" in name and name.endswith(".linear")):
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
-    nn.init.normal_(text.get_input_embeddings().weight)
-    pipeline = ShapesPipeline(tokenizer, text, transformer, FlowMatchEulerDiscreteScheduler())
-    pipeline.set_progress_bar_config(disable=True)
+    nn.init.normal_(cast(Tensor, text.get_input_embeddings().weight))
+    pipeline = ShapesPipeline(tokenizer, text, transformer, parts.FlowMatchEulerDiscreteScheduler())
+    cast(Any, pipeline).set_progress_bar_config(disable=True)
     return pipeline
 
 
@@ -167,7 +168,8 @@ def _tokenizer() -> Any:
     model = Tokenizer(WordLevel({"[pad]": 0, "[unk]": 1} | {w: i + 2 for i, w in enumerate(words)}, unk_token="[unk]"))
     model.normalizer = Replace(Regex(rf"\b({'|'.join(FILLERS)})\b"), "")
     model.pre_tokenizer = Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=model, pad_token="[pad]", unk_token="[unk]", model_max_length=16)
+    fast: Any = PreTrainedTokenizerFast
+    return fast(tokenizer_object=model, pad_token="[pad]", unk_token="[unk]", model_max_length=16)
 
 
 def _rate(step: int, steps: int) -> float:

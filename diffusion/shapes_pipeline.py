@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
-from diffusers.loaders import SanaLoraLoaderMixin
-from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from diffusers.loaders.lora_pipeline import SanaLoraLoaderMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from transformers import CLIPTextModel, PreTrainedTokenizerFast
@@ -22,7 +22,7 @@ STEPS = 6
 """Denoising steps of a picture."""
 
 
-class ShapesPipeline(DiffusionPipeline, SanaLoraLoaderMixin):  # type: ignore[misc]
+class ShapesPipeline(DiffusionPipeline, SanaLoraLoaderMixin):
     """Draws a caption in a few steps; no guidance, no VAE.
 
     Args:
@@ -31,7 +31,7 @@ class ShapesPipeline(DiffusionPipeline, SanaLoraLoaderMixin):  # type: ignore[mi
         transformer: predicts the flow in pixel space, values in -1..1.
     """
 
-    model_cpu_offload_seq = "text_encoder->transformer"
+    model_cpu_offload_seq: Any = "text_encoder->transformer"
 
     def __init__(
         self,
@@ -41,9 +41,8 @@ class ShapesPipeline(DiffusionPipeline, SanaLoraLoaderMixin):  # type: ignore[mi
         scheduler: FlowMatchEulerDiscreteScheduler,
     ) -> None:
         super().__init__()
-        self.register_modules(
-            tokenizer=tokenizer, text_encoder=text_encoder, transformer=transformer, scheduler=scheduler
-        )
+        parts = {"tokenizer": tokenizer, "text_encoder": text_encoder, "transformer": transformer}
+        cast(Any, self).register_modules(**parts, scheduler=scheduler)
 
     def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
         """[B, D] one vector per prompt: the sum of its tokens' states over the root of their number; 0 for no words."""
@@ -78,7 +77,7 @@ class ShapesPipeline(DiffusionPipeline, SanaLoraLoaderMixin):  # type: ignore[mi
             )[0]
             x = self.scheduler.step(flow, t, x, return_dict=False)[0]
         pictures = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
-        return ImagePipelineOutput(self.numpy_to_pil(pictures) if output_type == "pil" else pictures)
+        return ImagePipelineOutput(cast(Any, self).numpy_to_pil(pictures) if output_type == "pil" else pictures)
 
 
 class ShapesAdapter(PipelineAdapter):

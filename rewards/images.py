@@ -45,6 +45,5 @@ def _one(index: int, image: Any) -> Tensor:
         image = torch.from_numpy(np.array(image))
     if not isinstance(image, Tensor) or image.ndim != 3:
         raise ValueError(f"sample {index} is no image but {type(image).__name__}")
-    if image.dtype == torch.uint8:
-        image = image.float() / 255
-    return image if image.shape[0] == 3 else image.permute(2, 0, 1)
+    pixels: Tensor = image.float() / 255 if image.dtype == torch.uint8 else image
+    return pixels if pixels.shape[0] == 3 else pixels.permute(2, 0, 1)

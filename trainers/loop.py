@@ -207,9 +207,9 @@ class _Run:
         if verdict.decision != "wait":
             self.promoted = _snapshot(stage)
         if is_main():
-            record = {"decision": verdict.decision, "reason": verdict.reason, "harmed": list(verdict.harmed)}
-            record["stop"] = verdict.stop
-            self.folder.append("gate", {"iteration": self.iteration, **record, "evidence": dict(verdict.evidence)})
+            record: dict[str, Any] = {"iteration": self.iteration, **vars(verdict)}
+            record |= {"harmed": list(verdict.harmed), "evidence": dict(verdict.evidence)}
+            self.folder.append("gate", record)
             self._alarm(check_evidence(verdict.evidence, self.experiment.limits))
         return verdict
 

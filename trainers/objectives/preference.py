@@ -21,8 +21,8 @@ class DPO(Term):
     Direct preference optimisation (arXiv 2305.18290, eq. 7; not checked) with soft labels p = ``batch.labels``, the
     probability that the first of a pair is better; without labels the first always is. On forward decisions it is
     Diffusion-DPO (arXiv 2311.12908, not checked) with its time weighting absorbed in beta. At the level "decision"
-    every pair of decisions at the same place is a preference of its own, as in D3PO's denoising steps (arXiv 2311.13231, not
-    checked); a pair's loss is then the mean over the places where both decided.
+    every pair of decisions at the same place is a preference of its own, as in D3PO's denoising steps (arXiv
+    2311.13231, not checked); a pair's loss is then the mean over the places where both decided.
     """
 
     beta: float = 0.1
