@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from autotelic.trainers.alarms import AlarmLimits, check_evidence, check_metrics
-from autotelic.trainers.gates import NonInferiority
+from autotelic.trainers.gates import BestSoFar, NonInferiority
 from autotelic.types import Rollout, Task
 
 PROBES = [Task(f"{category}-{i}", i, category=category) for category in ("reach", "push") for i in range(4)]
@@ -112,6 +112,56 @@ def test_a_judge_must_score_every_probe() -> None:
 
     with pytest.raises(ValueError, match="judge must score every probe"):
         NonInferiority(PROBES, picky)(level(1.0, 1.0), {})
+
+
+# ------------------------------------------------------------------------------------- the best so far
+
+
+def answers(gate: BestSoFar, heights: Sequence[float], base: float = 0.5) -> list[str]:
+    """Decisions on candidates that score so much everywhere, "!" where the stage ends."""
+    against = {"base": level(base, base), "promoted": level(base, base)}
+    verdicts = [gate(level(height, height), against) for height in heights]
+    return [verdict.decision + "!" * verdict.stop for verdict in verdicts]
+
+
+def test_a_new_best_is_kept_and_patience_counts_looks_without_one() -> None:
+    assert answers(BestSoFar(PROBES, judge), [0.6, 0.5, 0.7, 0.6, 0.69]) == ["keep", "wait", "keep", "wait", "wait!"]
+    assert answers(BestSoFar(PROBES, judge, patience=1), [0.6, 0.6]) == ["keep", "wait!"], "as good is not better"
+    assert answers(BestSoFar(PROBES, judge, patience=3), [0.5, 0.4, 0.5]) == ["wait", "wait", "wait!"]
+
+
+def test_every_category_counts_once_however_many_probes_it_has() -> None:
+    """Base (0.9 + 0.3) / 2 = 0.6, candidate (0.5 + 0.6) / 2 = 0.55; over all four probes it would be 0.45 and 0.575."""
+    probes = [PROBES[0], *PROBES[4:7]]
+    verdict = BestSoFar(probes, judge)(level(0.5, 0.6), {"base": level(0.9, 0.3)})
+    assert (verdict.decision, verdict.stop) == ("wait", False)
+    assert verdict.reason == "the judge's 0.55 is not better than 0.6, the best so far"
+    assert BestSoFar(probes, judge)(level(0.9, 0.4), {"base": level(0.9, 0.3)}).decision == "keep"
+
+
+def test_the_best_gate_remembers_its_best_and_its_patience() -> None:
+    gate = BestSoFar(PROBES, judge)
+    assert answers(gate, [0.8, 0.7]) == ["keep", "wait"]
+    resumed = BestSoFar(PROBES, judge)
+    resumed.load_state_dict(gate.state_dict())
+    assert answers(resumed, [0.75]) == ["wait!"], "better than the base, not than the best"
+    fresh = BestSoFar(PROBES, judge)
+    fresh.load_state_dict(BestSoFar(PROBES, judge).state_dict())
+    assert answers(fresh, [0.75]) == ["keep"], "before its first look it knows no best"
+
+
+def test_the_best_gate_looks_at_the_base_once_and_tells_what_it_saw() -> None:
+    base = level(1.0, 0.6)
+    gate = BestSoFar(PROBES, judge, reward=flattery)
+    verdict = gate(level(0.7, 1.0), {"base": base})
+    assert verdict.decision == "keep", "0.85 on average, after 0.8"
+    row = {"candidate": 0.7, "base": 1.0, "reward_change_from_base": 0.3}
+    assert verdict.evidence["reach"] == pytest.approx(row)
+    assert verdict.evidence["push"]["reward_change_from_base"] == pytest.approx(-0.4)
+    assert [alarm.detail[:5] for alarm in check_evidence(verdict.evidence, AlarmLimits())] == ["reach"]
+    gate(level(0.7, 1.0), {"base": base})
+    assert base.asked == 1
+    assert "reward_change_from_base" not in BestSoFar(PROBES, judge)(base, {"base": base}).evidence["reach"]
 
 
 # ------------------------------------------------------------------------------------------------ alarms

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from autotelic.rewards.reward import Reward
 from autotelic.trainers.advantages import ReinforcePlusPlus, grpo
+from autotelic.trainers.gates import BestSoFar
 from autotelic.trainers.learner import Optimisation, PolicyLearner
 from autotelic.trainers.loop import Stage, train
 from autotelic.trainers.objectives import Entropy, KLPenalty, PPOClip, Reinforce, Term
@@ -197,6 +198,91 @@ def test_best_is_what_the_gate_last_let_through(tmp_path: Path) -> None:
     assert [folder.load_checkpoint(which)["iteration"] for which in ("best", "latest")] == [2, 3]
     best = folder.load_checkpoint("best")
     assert same(best["promoted_actor"], best["now"]["policy"]["policy"])
+
+
+# --------------------------------------------------------------------------------- waiting and stopping
+
+
+def test_who_waits_is_neither_promoted_nor_undone(tmp_path: Path) -> None:
+    """The first is kept, the second waits, and the run breaks off in the third iteration."""
+    kept, waiting = folder_at(tmp_path / "kept"), folder_at(tmp_path / "waiting")
+    for folder, decisions in ((kept, ["keep"]), (waiting, ["keep", "wait"])):
+        with pytest.raises(RewardError):
+            train(build(failing(honest, after=2), gate_every=1, gate=lambda *_, d=decisions, **__: always(*d)), folder)
+    once = folder_at(tmp_path / "once")
+    train(build(honest, iterations=1, gate_every=1, gate=lambda *_, **__: always("keep")), once)
+    latest, best = (waiting.load_checkpoint(which) for which in ("latest", "best"))
+    assert (latest["iteration"], best["iteration"]) == (2, 1)
+    assert same(latest["now"], kept.load_checkpoint()["now"]), "it learns on from where it was"
+    assert not same(latest["now"], best["now"])
+    for state in (latest, best):
+        assert same(state["promoted"], once.load_checkpoint()["now"])
+        assert same(state["promoted_actor"], state["promoted"]["policy"]["policy"])
+
+
+def test_who_still_waits_at_the_end_goes_back_to_what_was_kept(tmp_path: Path) -> None:
+    once, folder = folder_at(tmp_path / "once"), folder_at(tmp_path / "run")
+    train(build(honest, iterations=1, gate_every=1, gate=lambda *_, **__: always("keep")), once)
+    train(build(honest, iterations=3, gate_every=1, gate=lambda *_, **__: always("keep", "wait")), folder)
+    for which in ("latest", "best"):
+        state = folder.load_checkpoint(which)
+        assert state["iteration"] == 3 and same(state["now"], once.load_checkpoint()["now"])
+    assert folder.evaluations()["after"]["spelled"] == once.evaluations()["after"]["spelled"]
+
+
+def early(probes: Any, judge: Any, reward: Any = None, **_: Any) -> BestSoFar:
+    return BestSoFar(probes, judge, reward=reward)
+
+
+def test_a_stopped_run_ends_early_with_the_best_weights_and_says_so(tmp_path: Path) -> None:
+    folder = folder_at(tmp_path / "run")
+    train(build(honest, iterations=30, gate_every=1, gate=early), folder)
+    rows, state = folder.read("gate"), folder.load_checkpoint()
+    decisions = [row["decision"] for row in rows]
+    assert decisions[-3:] == ["keep", "wait", "wait"] and len(decisions) < 30
+    assert [row["stop"] for row in rows] == [False] * (len(rows) - 1) + [True]
+    assert [row["iteration"] for row in folder.metrics()] == list(range(1, len(rows) + 1))
+    assert (state["iteration"], state["step"]) == (len(rows), 30)
+    assert same(folder.load_checkpoint("best"), state)
+    best = folder_at(tmp_path / "best")
+    train(build(honest, iterations=len(rows) - 2, gate_every=1, gate=early), best)
+    assert same(state["now"], best.load_checkpoint()["now"])
+    assert folder.evaluations()["after"]["spelled"] == best.evaluations()["after"]["spelled"]
+
+
+def test_a_run_that_stops_early_resumes_to_the_same_end(tmp_path: Path) -> None:
+    """It breaks off at a waiting candidate, or after it stopped and before its last evaluation."""
+    whole = folder_at(tmp_path / "whole")
+    train(build(honest, iterations=30, gate_every=1, gate=early), whole)
+    end = len(whole.metrics())
+    waiting = folder_at(tmp_path / "waiting")
+    with pytest.raises(RewardError):  # every iteration asks it twice, the first once more for the base
+        train(build(failing(honest, 2 * end - 1), iterations=30, gate_every=1, gate=early), waiting)
+    assert waiting.read("gate")[-1]["decision"] == "wait"
+    stopped = folder_at(tmp_path / "stopped")
+    experiment = build(honest, iterations=30, gate_every=1, gate=early)
+    with pytest.raises(RewardError):
+        train(replace(experiment, evaluate=failing_evaluation(experiment.evaluate)), stopped)
+    assert len(stopped.metrics()) == end and "after" not in stopped.evaluations()
+    for folder in (waiting, stopped):
+        train(build(honest, iterations=30, gate_every=1, gate=early), folder, resume=True)
+        assert_same_run(folder, whole)
+
+
+def failing_evaluation(evaluate: Any) -> Any:
+    """The evaluation before, and an error afterwards."""
+    calls: list[Actor] = []
+
+    def once(actor: Actor) -> Any:
+        calls.append(actor)
+        if len(calls) > 1:
+            raise RewardError("the judge is gone")
+        return evaluate(actor)
+
+    return once
+
+
+# ---------------------------------------------------------------------------------------------- repair
 
 
 def test_repair_quarantines_what_was_harmed_and_holds_on_to_demonstrations(tmp_path: Path) -> None:

@@ -169,7 +169,8 @@ class _Run:
         every = self.experiment.evaluate_every
         if every and self.iteration % every == 0 and self.step < stage.steps:
             self._evaluate(f"iteration-{self.iteration:06d}")
-        self._save(best=stage.gate is None or verdict is not None)
+        waits = verdict is None or (verdict.decision == "wait" and self.step < stage.steps)
+        self._save(best=stage.gate is None or not waits)
         return metrics
 
     def _score(self, stage: Stage, rollouts: list[Rollout]) -> dict[str, float]:
