@@ -63,6 +63,15 @@ def default_pipeline(settings: Pretraining | None = None) -> Path:
     return folder
 
 
+def quiet() -> None:
+    """No progress bars of the libraries while parts of a pipeline are read and written."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+
+
 def pretrain(settings: Pretraining, *, quiet: bool = True) -> ShapesPipeline:
     """A pipeline that learned from true renders; the same for the same settings, with the same cores and threads."""
     from rich.progress import track

@@ -211,23 +211,28 @@ def start(config: DrawingConfig, *, differentiable: bool = False, forward_draws:
     """Load pipeline, rewards and prompts; a gradient method asks for a differentiable reward."""
     import torch
 
-    from ..trainers.distributed import device
+    from ..errors import UsageError
+    from ..trainers.distributed import device, is_main
     from .gradients import check_differentiable
     from .lora import add_lora
     from .pipelines import adapter_for, load
     from .policy import DenoisingPolicy
-    from .pretraining import default_pipeline
+    from .pretraining import default_pipeline, quiet
     from .prompts import file_prompts, shapes_prompts
     from .watch import MovingAverage
 
+    if config.group < 2 and not differentiable:
+        raise UsageError(f"this method compares the pictures of a prompt: --group 2 or more, not {config.group}")
     small = not config.pipeline
     if small:
-        torch.set_num_threads(1)  # larger ones gain nothing at this size
+        torch.set_num_threads(1)  # more gain nothing at this size
     dtypes = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     prompts = file_prompts(config.prompts, config.seed) if config.prompts else shapes_prompts(config.split)
     reward, judge, world = rewards(config, differentiable)
     if differentiable:
         check_differentiable(reward)
+    if small:
+        quiet()  # bars about a thousandth of a gigabyte
     source = str(default_pipeline()) if small else config.pipeline
     adapter = adapter_for(load(source, dtype=dtypes[config.dtype], device=device()), guidance=config.guidance)
     if config.lora_rank:
@@ -245,8 +250,25 @@ def start(config: DrawingConfig, *, differentiable: bool = False, forward_draws:
         forward_draws=forward_draws,
         autocast=torch.bfloat16 if device().type == "cuda" else None,
     )
+    if is_main():
+        print(f"memory: {_plan(config, policy, differentiable)}")
     average = MovingAverage(policy, config.ema) if config.ema else None
     return Setting(config, policy, policy.fork("start"), prompts, reward, judge, world, average)
+
+
+def _plan(config: DrawingConfig, policy: DenoisingPolicy, differentiable: bool) -> Any:
+    from .memory import memory_plan
+
+    pictures = config.prompts_per_step * config.group
+    steps = policy.sampler.steps
+    return memory_plan(
+        policy.adapter,
+        batch=min(config.at_once, pictures if differentiable else pictures * steps),
+        steps=steps,
+        grad_steps=steps if differentiable else 1,
+        guided=config.guidance != 1.0,
+        decoded=differentiable,
+    )
 
 
 def sampler(config: DrawingConfig, adapter: Any, **changes: Any) -> Any:
