@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Config(DrawingConfig):
     """Numbers without a source were chosen on the tuning split."""
 
-    iterations: int = 32
+    iterations: int = 48
     prompts_per_step: int = 32
     group: int = 1
     """The gradient compares a picture with nothing: one of each prompt."""
@@ -42,7 +42,7 @@ class Config(DrawingConfig):
     """A reward to reach instead of one to exceed."""
     checkpointing: bool = True
     """One step in memory at a time; without it all K."""
-    lr: float = 2e-3
+    lr: float = 1e-3
     max_grad_norm: float = 1.0
     gate: Literal["best", "non_inferiority", "none"] = "best"
     gate_every: int = 4

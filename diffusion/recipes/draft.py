@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Config(DrawingConfig):
     """Numbers without a source were chosen on the tuning split."""
 
-    iterations: int = 32
+    iterations: int = 48
     prompts_per_step: int = 32
     group: int = 1
     """The gradient compares a picture with nothing: one of each prompt."""
@@ -29,7 +29,7 @@ class Config(DrawingConfig):
     """K, the steps with gradient."""
     renoised: int = 0
     """Copies of each picture that are noised again: DRaFT-LV; 0 is DRaFT-K."""
-    lr: float = 2e-3
+    lr: float = 1e-3
     max_grad_norm: float = 1.0
     gate: Literal["best", "non_inferiority", "none"] = "best"
     gate_every: int = 4

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Config(DrawingConfig):
     """Numbers without a source were chosen on the tuning split."""
 
-    iterations: int = 32
+    iterations: int = 48
     prompts_per_step: int = 32
     group: int = 1
     """The gradient compares a picture with nothing: one of each prompt."""
@@ -35,7 +35,7 @@ class Config(DrawingConfig):
     """Weight of the denoising loss on real pictures."""
     anchors: int = 256
     """Real pictures."""
-    lr: float = 2e-3
+    lr: float = 1e-3
     max_grad_norm: float = 1.0
     gate: Literal["best", "non_inferiority", "none"] = "best"
     gate_every: int = 4
