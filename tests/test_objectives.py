@@ -381,6 +381,40 @@ def test_dpo_by_hand() -> None:
     assert near(gradient(DPO(0.5), now, soft), [[pull, pull], [-pull, 0]])
 
 
+def test_dpo_of_decisions_by_hand() -> None:
+    """Two pairs of unequal length, beta 0.5: margins 0.5 where the first both decide, then -0.2, 0.4."""
+    batch = make_batch([1, 0, 1, 0], lengths=[2, 1, 3, 2], start=torch.full((4, 3), -1.0, dtype=D))
+    batch = replace(batch, pairs=torch.tensor([[0, 1], [2, 3]]))
+    now = at([[0.5, 0.0, 5.0], [-0.5, 6.0, 5.0], [-0.8, -0.6, 8.0], [-0.4, -1.4, 6.0]])
+    objective = DPO(0.5, "start", level="decision")
+    loss, metrics = objective(now, batch)
+    second = (log(1 + exp(0.2)) + log(1 + exp(-0.4))) / 2
+    assert loss.item() == pytest.approx((log(1 + exp(-0.5)) + second) / 2)
+    assert metrics["objective/margin"] == pytest.approx((0.5 + 0.1) / 2) and metrics["objective/accuracy"] == 1
+    # d loss / d margin = -sigma(-margin), halved by the pairs and, in the second, by its two places.
+    a, c0, c1 = (-0.5 / (1 + exp(m)) / n for m, n in ((0.5, 2), (-0.2, 4), (0.4, 4)))
+    assert near(gradient(objective, now, batch), [[a, 0, 0], [-a, 0, 0], [c0, c1, 0], [-c0, -c1, 0]])
+    soft = replace(batch, labels=torch.tensor([0.25, 1.0]))
+    uncertain = 0.25 * log(1 + exp(-0.5)) + 0.75 * log(1 + exp(0.5))
+    assert objective(now, soft)[0].item() == pytest.approx((uncertain + second) / 2)
+    assert objective(now, soft)[1]["objective/accuracy"] == 0.5, "the first is likelier, and more often the worse one"
+
+
+def test_dpo_of_decisions_without_a_common_place_says_nothing() -> None:
+    batch = paired(reference=torch.zeros(2, 2, dtype=D))
+    batch = replace(batch, mask=torch.tensor([[False, True], [True, False]]))
+    now, objective = at([[1.5, 1.0], [0.5, 7.0]]), DPO(0.5, level="decision")
+    assert objective(now, batch)[0].item() == 0
+    assert gradient(objective, now, batch).abs().max() == 0
+
+
+def test_dpo_of_one_decision_is_the_same_at_both_levels() -> None:
+    batch = pairing.all_pairs(make_batch([1, 0, 0.5], reference=torch.full((3, 1), 0.3, dtype=D)))
+    now = at([[0.1], [0.7], [-0.4]])
+    both = [gradient(DPO(0.7, level=level), now, batch) for level in ("sequence", "decision")]
+    assert torch.equal(*both) and both[0].abs().min() > 0
+
+
 def test_missing_pairs_or_advantages_are_named() -> None:
     batch = make_batch([1, 0], reference=torch.zeros(2, 1))
     with pytest.raises(ValueError, match=r"batch\.pairs is empty"):
@@ -475,6 +509,7 @@ ALL: list[Term] = [
     PairwiseRegression(0.5),
     PairwiseRegression(0.5, clip=0.1),
     DPO(),
+    DPO(level="decision"),
     NFT(),
     NFT("std", aggregate="decision"),
     ForwardNFT(),
