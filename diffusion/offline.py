@@ -75,7 +75,9 @@ def read_pairs(path: str | Path, size: tuple[int, int]) -> list[tuple[Task, Tens
         where = f"{path}, line {number}"
         try:
             row = json.loads(line)
-            prompt, files = row["prompt"], (row["chosen"], row["rejected"])
+            prompt, *files = (row[name] for name in ("prompt", "chosen", "rejected"))
+            if not all(isinstance(text, str) for text in (prompt, *files)):
+                raise TypeError("no text")
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f'{where}: wants {{"prompt": text, "chosen": file, "rejected": file}}') from error
         chosen, rejected = (_picture(source.parent / file, size, where) for file in files)

@@ -68,8 +68,9 @@ def quiet() -> None:
     import diffusers
     import transformers
 
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
+    for library in (diffusers, transformers):
+        parts: Any = library.utils.logging
+        parts.disable_progress_bar()
 
 
 def pretrain(settings: Pretraining, *, quiet: bool = True) -> ShapesPipeline:

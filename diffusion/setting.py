@@ -6,13 +6,14 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 if TYPE_CHECKING:
     from ..rewards.shapes import AttributeReward, NearestRender
     from ..trainers.loop import Experiment, Stage
     from ..trainers.run_folder import RunFolder
     from ..types import Learner, RewardFunction, Rollout
+    from .pipelines import PipelineAdapter
     from .policy import DenoisingPolicy
     from .prompts import Prompts
 
@@ -58,6 +59,8 @@ class DrawingConfig:
     """Of the pipeline's weights; auto is fp32 on CPU and bf16 on GPU. Adapters are fp32."""
     at_once: int = 1024
     """Denoiser calls held in memory at once; about 8 for SD 1.5 on 24 GB."""
+    keep_graph: bool = True
+    """Keep the graph of drawing for the first gradient step where it fits into at_once: faster, the same gradient."""
     ema: float = 0.0
     """Decay of an average of the weights that is evaluated and saved instead of the last ones; 0 is none."""
     eval_episodes: int = 4
@@ -142,18 +145,34 @@ class Setting:
         return self.policy.encode(tasks, pictures, key=(self.config.seed,))
 
     def recorded_pairs(self, path: str) -> list[Rollout]:
-        """The pictures of a pairs file; its prompts become those that are drawn for training."""
+        """The pictures of a pairs file; its prompts are those of training from now on, and are no longer held out."""
         from dataclasses import replace
 
+        from ..envs import shapes
+        from ..errors import UsageError
         from .offline import read_pairs
+        from .prompts import Prompts
 
         adapter = self.policy.adapter
         pairs = read_pairs(path, (adapter.height, adapter.width))
+        for task, _, _ in pairs if self.world is not None else ():
+            if task.prompt not in shapes.LABELS:
+                raise UsageError(
+                    f'"{task.prompt}" in {path} is no caption of the small world: give prompts of the same kind '
+                    "with --prompts FILE, and a reward of theirs"
+                )
         tasks = [task for task, _, _ in pairs for _ in range(2)]
         rollouts = self.policy.encode(tasks, [picture for _, *two in pairs for picture in two])
         for i, rollout in enumerate(rollouts):
             rollout.info["preferred"] = i % 2 == 0
-        self.prompts = replace(self.prompts, seen=tuple(replace(task, category="seen") for task, _, _ in pairs))
+        learned = {task.prompt for task, _, _ in pairs}
+        unseen, probes = (
+            tuple(task for task in side if task.prompt not in learned)
+            for side in (self.prompts.unseen, self.prompts.probes)
+        )
+        if not (unseen and probes):
+            raise UsageError(f"{path} names every prompt that is held out: give others with --prompts FILE")
+        self.prompts = Prompts(tuple(replace(task, category="seen") for task, _, _ in pairs), unseen, probes)
         return rollouts
 
     def gate(self) -> Any:
@@ -235,6 +254,8 @@ def start(config: DrawingConfig, *, differentiable: bool = False, forward_draws:
         quiet()  # bars about a thousandth of a gigabyte
     source = str(default_pipeline()) if small else config.pipeline
     adapter = adapter_for(load(source, dtype=dtypes[config.dtype], device=device()), guidance=config.guidance)
+    if world is not None:
+        _check_size(adapter)
     if config.lora_rank:
         named = list(config.lora_targets)
         add_lora(
@@ -288,9 +309,10 @@ def rewards(config: DrawingConfig, differentiable: bool) -> tuple[Any, RewardFun
     from ..trainers.distributed import device
 
     world = None if config.prompts else _world()
-    own: dict[str, Callable[[], Any]] = {}
-    if world is not None:
-        own = {"attributes": lambda: _attributes(differentiable), "nearest_render": lambda: world}
+    own: dict[str, Callable[[], Any]] = {
+        "attributes": lambda: _attributes(differentiable) if world else _captions_only("attributes"),
+        "nearest_render": lambda: world or _captions_only("nearest_render"),
+    }
     place = str(device())
     reward = compose(config.rewards, place, own)
     judge: RewardFunction | None = world
@@ -299,6 +321,24 @@ def rewards(config: DrawingConfig, differentiable: bool) -> tuple[Any, RewardFun
     elif world is None:
         logger.warning("no held-out judge: name one with --judge, or nothing is gated")
     return reward, judge, world
+
+
+def _check_size(adapter: PipelineAdapter) -> None:
+    from ..envs import shapes
+    from ..errors import UsageError
+
+    side = shapes.templates().shape[-1]
+    if (adapter.height, adapter.width) != (side, side):
+        raise UsageError(
+            f"the small world's captions are judged at {side} x {side} pixels, and this pipeline draws "
+            f"{adapter.height} x {adapter.width}: give prompts of your own with --prompts FILE"
+        )
+
+
+def _captions_only(name: str) -> NoReturn:
+    from ..errors import UsageError
+
+    raise UsageError(f"the reward {name} knows the small world's captions alone: with --prompts, name others")
 
 
 def _world() -> NearestRender:
