@@ -71,6 +71,7 @@ class DenoisingPolicy(TorchPolicy):
         super().__init__(adapter.denoiser, piece=2**31, autocast=autocast)
         self.adapter, self.sampler, self.guidance = adapter, sampler, guidance
         self.at_once, self.forward_draws, self.checkpointing = at_once, forward_draws, checkpointing
+        self._drawn: tuple[dict[int, int], dict[int, Tensor]] | None = None  # seed -> row, step -> means with graph
         self._own: dict[str, Tensor] | None = None  # a fork's weights; None: the module's
         self._conditions: dict[str | None, Mapping[str, Tensor]] = {}
         self._number = next(_numbers)
@@ -86,6 +87,7 @@ class DenoisingPolicy(TorchPolicy):
         key: tuple[int, ...] = (0,),
         sampler: Sampler | None = None,
         window: int | None = None,
+        keep_graph: bool = False,
         **_: Any,
     ) -> list[Rollout]:
         """n pictures per task; ``output`` is a float tensor [3, H, W] in 0..1.
@@ -93,6 +95,8 @@ class DenoisingPolicy(TorchPolicy):
         Args:
             sampler: replaces the policy's; what it draws is for looking at, not for learning.
             window: noise in this many neighbouring steps only, the first of them drawn by ``key``.
+            keep_graph: keep the graph of what was drawn, where all of it fits, so that the first gradient step needs
+                no forward pass; the gradient is the same.
         """
         chain = sampler or self.sampler
         if window is not None:
@@ -102,23 +106,29 @@ class DenoisingPolicy(TorchPolicy):
         shared = torch.tensor(seed_of("round", *key))
         pairs = [(task, seed_of(*key, task.id, sample)) for task in tasks for sample in range(n)]
         found: list[Rollout] = []
+        self._drawn = None
+        keep = keep_graph and len(pairs) * int(chain.decides.sum()) <= self.at_once
         with self._mixed():  # as in learning, or the weights of now would seem to be others
             for part in _batched(pairs, self.at_once):
-                found += self._draw(part, chain, shared)
+                found += self._draw(part, chain, shared, keep)
         return found
 
-    def _draw(self, pairs: Sequence[tuple[Task, int]], chain: Sampler, shared: Tensor) -> list[Rollout]:
+    def _draw(self, pairs: Sequence[tuple[Task, int]], chain: Sampler, shared: Tensor, keep: bool) -> list[Rollout]:
         noise = torch.stack([self._noise(seed, chain.steps) for _, seed in pairs]).to(self.device)
         condition = self._condition([task.prompt for task, _ in pairs])
         x = noise[:, 0] * chain.levels.start
-        path, log_probs = [x], torch.zeros(len(pairs), chain.steps)
+        path, log_probs, means = [x], torch.zeros(len(pairs), chain.steps), {}
         for i in range(chain.steps):
-            step = torch.full((len(pairs),), i)
-            mean = chain.mean(step, x, self._predict(chain, step, x, condition))
-            x = mean + chain.std[i] * noise[:, i + 1]
-            if chain.std[i] > 0:
-                log_probs[:, i] = chain.log_prob(step, x, mean).float().cpu()
+            step, random = torch.full((len(pairs),), i), bool(chain.std[i] > 0)
+            with torch.set_grad_enabled(keep and random):
+                mean = chain.mean(step, x, self._predict(chain, step, x, condition))
+            x = mean.detach() + chain.std[i] * noise[:, i + 1]
+            if random:
+                log_probs[:, i] = chain.log_prob(step, x, mean.detach()).float().cpu()
+                means[i] = mean
             path.append(x)
+        if keep:
+            self._drawn = {seed: row for row, (_, seed) in enumerate(pairs)}, means
         pictures = self.adapter.decode(x).float().cpu()
         paths, version = torch.stack(path, 1).cpu(), self._version()
         return [
@@ -269,12 +279,26 @@ class DenoisingPolicy(TorchPolicy):
                 found[f"kl:{name}"] = ((now - then) ** 2).flatten(1).sum(1) / 2
             return found
         x, onto = data["path"][rows, steps], data["path"][rows, steps + 1]
-        mean = self.sampler.mean(steps, x, self._predict(self.sampler, steps, x, condition))
+        mean = self._kept_means(batch, rows, steps)
+        if mean is None:
+            mean = self.sampler.mean(steps, x, self._predict(self.sampler, steps, x, condition))
         found = {"log_probs": self.sampler.log_prob(steps, onto, mean)}
         for name in _policies(needs):
             other = self.sampler.mean(steps, x, self._reference(name, steps, x, condition))
             found[f"kl:{name}"] = self.sampler.kl(steps, mean, other)
         return found
+
+    def _kept_means(self, batch: Batch, rows: Tensor, steps: Tensor) -> Tensor | None:
+        """[N, ...] means with the graph that sampling kept, once; None where there is none or it is another's."""
+        if self._drawn is None or not torch.is_grad_enabled() or not self._sampled_now(batch):
+            return None
+        (place, means), self._drawn = self._drawn, None
+        seeds = [int(seed) for seed in batch.payload["seed"]]
+        if not all(seed in place for seed in seeds):
+            return None
+        drawn = torch.tensor([place[seeds[int(row)]] for row in rows])
+        order = torch.cat([(steps == i).nonzero()[:, 0] for i in means])
+        return torch.cat([mean[drawn[steps == i]] for i, mean in means.items()])[order.argsort()]
 
     def _reference(self, name: str, step: Tensor, x: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
         other: Any = self.references[name]
@@ -342,7 +366,7 @@ class DenoisingPolicy(TorchPolicy):
     def fork(self, name: str) -> Self:
         """A frozen copy that shares everything which is not trained."""
         other = object.__new__(type(self))
-        other.__dict__ |= self.__dict__ | {"references": {}, "_kept": None, "_number": next(_numbers)}
+        other.__dict__ |= self.__dict__ | {"references": {}, "_kept": None, "_drawn": None, "_number": next(_numbers)}
         other._own = {k: v.detach().clone() for k, v in self._trained().items()}
         return other
 

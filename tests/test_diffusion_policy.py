@@ -516,3 +516,35 @@ def test_a_prompt_is_encoded_once() -> None:
     policy.evaluate_actions(batch)
     policy.fork("fork").evaluate_actions(batch)
     assert asked == [[TASKS[0].prompt, TASKS[1].prompt]]
+
+
+@pytest.mark.parametrize(
+    "objective", [PPOClip(1e-3, 1e-3) + 0.1 * KLPenalty("start", "exact"), PairwiseRegression(1.0, "start")]
+)
+def test_the_graph_that_drawing_kept_gives_the_same_gradient_without_a_forward_pass(objective: Term) -> None:
+    policy = shapes_policy()
+    start = policy.fork("start")
+    shake(policy, 0.05)
+    policy.references = {"start": start}
+    found, rows = [], []
+    for keep in (False, True):
+        batch = all_pairs(policy.collate(scored(policy.act(TASKS, 3, key=(1,), keep_graph=keep))))
+        batch.advantages = grpo()(batch)
+        batch.log_probs["start"] = torch.zeros_like(batch.log_probs["behaviour"])
+        calls = Calls(policy.module)
+        backpropagate(policy, objective, batch)
+        found.append(gradients(policy))
+        rows.append(sum(calls.rows))
+    assert_same(found[1], found[0])
+    decided = int(batch.mask.sum())
+    assert rows[0] - rows[1] == decided, "one forward pass of every decision is saved"
+
+
+def test_a_kept_graph_is_not_used_after_the_weights_changed() -> None:
+    policy = shapes_policy()
+    batch = policy.collate(scored(policy.act(TASKS, 2, keep_graph=True)))
+    shake(policy, 0.05)
+    kept = policy.evaluate_actions(batch).log_probs
+    again = policy.evaluate_actions(batch).log_probs
+    torch.testing.assert_close(kept, again)
+    assert not torch.allclose(kept, batch.log_probs["behaviour"], atol=1e-3)

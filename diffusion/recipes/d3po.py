@@ -49,4 +49,4 @@ def build(config: Config, folder: RunFolder) -> Experiment:
         prepare=[best_worst],
         references={"start": setting.start},
     )
-    return setting.experiment([setting.stage(learner)])
+    return setting.experiment([setting.stage(learner, keep_graph=config.keep_graph)])

@@ -47,7 +47,7 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     from ..setting import start
 
     setting = start(config)
-    return setting.experiment([setting.stage(learner_of(config, setting))])
+    return setting.experiment([setting.stage(learner_of(config, setting), keep_graph=config.keep_graph)])
 
 
 def learner_of(config: Any, setting: Setting) -> PolicyLearner:

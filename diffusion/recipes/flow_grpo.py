@@ -52,5 +52,5 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     setting = start(config)
     policy = setting.policy
     policy.sampler = policy.sampler.windowed(0, policy.sampler.steps - 1)
-    sampling = {"window": config.window} if config.window else {}
-    return setting.experiment([setting.stage(learner_of(config, setting), **sampling)])
+    stage = setting.stage(learner_of(config, setting), window=config.window or None, keep_graph=config.keep_graph)
+    return setting.experiment([stage])

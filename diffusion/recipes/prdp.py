@@ -57,4 +57,4 @@ def build(config: Config, folder: RunFolder) -> Experiment:
         prepare=[all_pairs],
         references={"start": setting.start},
     )
-    return setting.experiment([setting.stage(learner)])
+    return setting.experiment([setting.stage(learner, keep_graph=config.keep_graph)])
