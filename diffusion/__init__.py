@@ -1,3 +1,3 @@
-"""Policies that draw. Empty for now: the core they will stand on is in ``autotelic.trainers``."""
+"""Policies that draw: the denoiser of any diffusers pipeline as a policy, reward gradients, and recipes."""
 
 from .. import __version__ as __version__
