@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,7 @@ def evaluate(setting: Setting, policy: Any) -> dict[str, Any]:
         values["kl"] = drift(setting, policy, rollouts[:: len(copies)])
         values["reward_ode"] = _deterministic_reward(setting, policy, tasks, first)
         outcomes[name], figures[name] = row, values
-        spread = float(torch.tensor(row["score"]).std())
+        spread = float(torch.tensor(row["score"]).std()) if len(rollouts) > 1 else math.inf
         if values["reward_ode"] - values["reward"] > SHORTFALL * spread:
             notes.append(
                 f"On {name} prompts, sampled pictures score {values['reward']:.3g} and deterministic ones "

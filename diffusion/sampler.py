@@ -163,8 +163,8 @@ def sampler_for(
         set_timesteps: for schedulers whose ``set_timesteps`` wants more than a number.
 
     Raises:
-        UsageError: the scheduler has no Gaussian step, or not of this kind, or clips its estimates; no step, or an eta
-            beyond 0..1.
+        UsageError: the scheduler has no Gaussian step, or not of this kind, or clips its estimates; a number of steps
+            that it cannot take, or an eta beyond 0..1.
     """
     if steps < 1:
         raise UsageError(f"a picture takes at least 1 denoising step, not {steps}")
@@ -177,7 +177,10 @@ def sampler_for(
             hint = "; its noise schedule suits sampler ddim" if hasattr(scheduler, "alphas_cumprod") else ""
             raise UsageError(f"{name} has no Gaussian step (those of {known} have){hint}")
         kind = OF_CLASS[name]
-    (set_timesteps or _set_timesteps)(scheduler, steps)
+    try:
+        (set_timesteps or _set_timesteps)(scheduler, steps)
+    except ValueError as error:  # PNDM wants four or more, and says so in terms of its arrays
+        raise UsageError(f"{name} cannot be prepared for {steps} steps ({error}): try another number") from error
     levels = _levels(scheduler, kind)
     if kind == "flow_sde":
         std, kept = _flow_noise(levels, noise_level)
