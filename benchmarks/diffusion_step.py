@@ -7,6 +7,9 @@ on the projections of all attention layers, from a Stable Diffusion pipeline of 
 (latents 4 x 16 x 16), which is written to a folder and read by both sides. The reward is the pictures' redness, next to
 nothing to compute. Nothing is learned that matters; the steps are real.
 
+DDPO and PRDP keep the graph of drawing, as their recipes do where rows times steps fit; *in pieces* they draw without
+a graph and recompute as many denoiser calls at once as there are pictures, which is what TRL's DDPO holds, too.
+
 One thread on one core. Every round runs all contestants once, in an order that turns; a ratio is taken within a round,
 and the figure is the median over rounds. Its interval is the lowest and the highest round, which holds the true
 median with probability 1 - 2^(1 - rounds). Figures are CPU seconds; wall seconds stand beside them.
@@ -64,7 +67,7 @@ class Setting:
     guidance: float = 5.0
     rank: int = 4
     piece: int = 8
-    """Pictures at once in the contestants that work piecewise."""
+    """Pictures at once in the AlignProp contestants that work piecewise."""
 
 
 # --- the pipeline -----------------------------------------------------------------------------------
@@ -166,7 +169,7 @@ class Bench:
         self.policy = policy = DenoisingPolicy(adapter, sampler, guidance=setting.guidance)
         self.tasks = [Task(prompt, prompt) for prompt in PROMPTS]
         self.reward, self.count = Redness(), 0
-        start = {"start": policy.fork("start")}
+        self.start = policy.fork("start")
         self.learners: dict[str, PolicyLearner] = {
             "alignprop": PolicyLearner(
                 policy, RewardGradient(self.reward), Optimisation(1e-3), prepare=[lambda batch: self.truncation(batch)]
@@ -178,22 +181,23 @@ class Bench:
                 Optimisation(3e-4),
                 kappa=40.0,
                 prepare=[all_pairs],
-                references=start,
+                references={"start": self.start},
             ),
         }
 
     def step(self, settings: Mapping[str, Any]) -> dict[str, float]:
-        """Settings: method, gradient_steps, checkpointing, piece. Returns the CPU seconds of the parts."""
+        """CPU seconds of a step's parts; settings: method, gradient_steps, checkpointing, keep_graph, at_once."""
         from autotelic.diffusion.gradients import Truncation
         from autotelic.trainers.scoring import score
 
         learner, inner = self.learners[settings["method"]], [0.0]
         self.truncation = Truncation("fixed", settings.get("gradient_steps", self.setting.steps))
         self.policy.checkpointing = settings.get("checkpointing", True)
-        self.policy.at_once = settings.get("piece", self.setting.batch)
+        self.policy.at_once = self.start.at_once = settings.get("at_once", self.setting.batch)
         self.count += 1
         started = time.process_time()
-        rollouts = self.policy.act(self.tasks, self.setting.batch // len(self.tasks), key=(self.count,))
+        keep, each = settings.get("keep_graph", False), self.setting.batch // len(self.tasks)
+        rollouts = self.policy.act(self.tasks, each, key=(self.count,), keep_graph=keep)
         score(rollouts, self.reward)
         sampled = time.process_time()
         with timed(learner, "_step", inner):
@@ -335,18 +339,26 @@ class Contestant:
     settings: Mapping[str, Any]
 
 
+def ours(setting: Setting) -> dict[str, dict[str, Any]]:
+    """The settings of our steps that are compared with each other."""
+    kept = {"keep_graph": True, "at_once": setting.batch * setting.steps}
+    return {
+        "alignprop": {"method": "alignprop"},
+        "alignprop, no checkpoints": {"method": "alignprop", "checkpointing": False},
+        "ddpo": {"method": "ddpo"} | kept,
+        "ddpo in pieces": {"method": "ddpo"},
+        "prdp": {"method": "prdp"} | kept,
+        "prdp in pieces": {"method": "prdp"},
+    }
+
+
 def contestants(setting: Setting, trl: bool) -> dict[str, Contestant]:
     piece, parts = setting.piece, setting.batch // setting.piece
-    found = {
-        "alignprop": Contestant("ours", {"method": "alignprop"}),
-        "alignprop, no checkpoints": Contestant("ours", {"method": "alignprop", "checkpointing": False}),
-        "ddpo": Contestant("ours", {"method": "ddpo"}),
-        "prdp": Contestant("ours", {"method": "prdp"}),
-    }
+    found = {name: Contestant("ours", settings) for name, settings in ours(setting).items()}
     if trl:
         found |= {
             "alignprop, last step": Contestant("ours", {"method": "alignprop", "gradient_steps": 1}),
-            f"alignprop, {piece} at once": Contestant("ours", {"method": "alignprop", "piece": piece}),
+            f"alignprop, {piece} at once": Contestant("ours", {"method": "alignprop", "at_once": piece}),
             "trl alignprop": Contestant("trl alignprop 1", {}),
             "trl alignprop, last step": Contestant("trl alignprop 1", {"gradient_steps": 1}),
             f"trl alignprop, {piece} at once": Contestant(f"trl alignprop {parts}", {}),
@@ -406,17 +418,24 @@ def time_figures(costs: dict[str, list[Any]], setting: Setting) -> dict[str, dic
     pairs = {
         "alignprop_time_ratio": ("alignprop", "alignprop, no checkpoints"),
         "prdp_over_ddpo_time": ("prdp", "ddpo"),
+        "prdp_pieces_over_ddpo_pieces_time": ("prdp in pieces", "ddpo in pieces"),
+        "ddpo_pieces_over_ddpo_time": ("ddpo in pieces", "ddpo"),
+        "prdp_pieces_over_prdp_time": ("prdp in pieces", "prdp"),
         "alignprop_vs_trl": ("trl alignprop", "alignprop"),
         "alignprop_last_step_vs_trl": ("trl alignprop, last step", "alignprop, last step"),
         "alignprop_piecewise_vs_trl": (f"trl {piecewise}", piecewise),
         "alignprop_piecewise_vs_trl_at_once": ("trl alignprop", piecewise),
         "ddpo_vs_trl": ("trl ddpo", "ddpo"),
+        "ddpo_pieces_vs_trl": ("trl ddpo", "ddpo in pieces"),
     }
     found: dict[str, dict[str, Any]] = {}
     for name, (above, below) in pairs.items():
         if above in costs and below in costs:
             found[name] = {unit: ratio(costs[above], costs[below], unit) for unit in ("cpu", "wall")}
     found["prdp_over_ddpo_inner_step_time"] = {"cpu": ratio(costs["prdp"], costs["ddpo"], "inner")}
+    found["prdp_pieces_over_ddpo_pieces_inner_step_time"] = {
+        "cpu": ratio(costs["prdp in pieces"], costs["ddpo in pieces"], "inner")
+    }
     found["alignprop_time_ratio"]["cpu of the update"] = ratio(
         costs["alignprop"], costs["alignprop, no checkpoints"], "update"
     )
@@ -427,21 +446,18 @@ def memory_figures(
     bench: Bench, setting: Setting, peaks: Mapping[str, list[float]]
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """The figures, and the bytes behind them."""
-    kinds: dict[str, dict[str, Any]] = {
-        "alignprop": {"method": "alignprop"},
-        "alignprop, no checkpoints": {"method": "alignprop", "checkpointing": False},
-        "ddpo": {"method": "ddpo"},
-        "prdp": {"method": "prdp"},
-    }
-    saved = {name: saved_bytes(bench, settings) for name, settings in kinds.items()}
+    saved = {name: saved_bytes(bench, settings) for name, settings in ours(setting).items()}
     whole, middle = saved["alignprop, no checkpoints"]["most"], {name: median(rows) for name, rows in peaks.items()}
     found = {
         "alignprop_memory_ratio": saved["alignprop"]["between"] / whole,
         "alignprop_recompute_peak_ratio": saved["alignprop"]["most"] / whole,
         "prdp_over_ddpo_memory": saved["prdp"]["most"] / saved["ddpo"]["most"],
+        "prdp_pieces_over_ddpo_pieces_memory": saved["prdp in pieces"]["most"] / saved["ddpo in pieces"]["most"],
+        "ddpo_pieces_over_ddpo_memory": saved["ddpo in pieces"]["most"] / saved["ddpo"]["most"],
     }
     if peaks:
         found["prdp_over_ddpo_resident"] = middle["prdp"] / middle["ddpo"]
+        found["prdp_pieces_over_ddpo_pieces_resident"] = middle["prdp in pieces"] / middle["ddpo in pieces"]
         found["alignprop_resident_ratio"] = middle["alignprop"] / middle["alignprop, no checkpoints"]
     if "trl alignprop" in peaks:
         piecewise = f"alignprop, {setting.piece} at once"
@@ -449,6 +465,7 @@ def memory_figures(
         found["alignprop_piecewise_memory_vs_trl"] = middle[piecewise] / middle[f"trl {piecewise}"]
         found["alignprop_piecewise_memory_vs_trl_at_once"] = middle[piecewise] / middle["trl alignprop"]
         found["ddpo_memory_vs_trl"] = middle["ddpo"] / middle["trl ddpo"]
+        found["ddpo_pieces_memory_vs_trl"] = middle["ddpo in pieces"] / middle["trl ddpo"]
     return found, {"saved_bytes": saved, "resident_mib": peaks}
 
 
@@ -490,7 +507,7 @@ def main() -> None:
             costs = race(runners, workers, options.rounds)
             for worker in workers.values():
                 worker.close()
-    times = time_figures(costs, setting)
+    times, words = time_figures(costs, setting), ["--quick"] if options.quick else [f"--rounds {options.rounds}"]
     figures = {name: round(value, 5) for name, value in memory.items()}
     figures |= {name: units["cpu"]["median"] for name, units in times.items()}
     result = {name: figures.get(name) for name in REQUIRED} | {
@@ -501,7 +518,7 @@ def main() -> None:
         "seconds": costs,
         "setting": vars(setting),
         "with_trl": trl,
-        "command": "python " + " ".join(["benchmarks/diffusion_step.py", *(["--quick"] if options.quick else [])]),
+        "command": " ".join(["python", "benchmarks/diffusion_step.py", *words]),
         "versions": versions(),
     }
     print(json.dumps({name: figures[name] for name in figures}, indent=1))
