@@ -176,6 +176,13 @@ def test_audit_by_hand() -> None:
     assert reach.finding.startswith("cannot be judged") and not reach.doubtful
 
 
+def test_an_outcome_that_is_no_rate_is_audited_at_its_median() -> None:
+    before = {"outcomes": {"sea": {"success": [0.1, 0.2, 0.3, 0.4, 0.5], "score": [1, 2, 3, 4, 5]}}}
+    after = {"outcomes": {"sea": {"success": [0.6, 0.7, 0.8, 0.9, 1.0], "score": [6, 7, 8, 9, 10]}}}
+    (row,) = audit(before, after)
+    assert row.auc == 1.0 and (row.successes, row.failures) == (5, 5)
+
+
 def test_the_model_card(folder: RunFolder) -> None:
     assert "not been evaluated" in folder.write_card().read_text()
     folder.describe(label_account="gate_labels: none")

@@ -125,7 +125,10 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> Comparison |
 
 
 def audit(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Audit]:
-    """The reward against the oracle, for every category whose episodes carry a score."""
+    """The reward against the outcome, for every category whose attempts carry a score.
+
+    An outcome that is no 0/1 counts as a success where it lies above the median of both evaluations.
+    """
     found = []
     for category, first in before["outcomes"].items():
         second = after["outcomes"].get(category, {})
@@ -135,8 +138,9 @@ def audit(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Audit]:
         score = np.array([*first["score"], *second["score"]], dtype=float)
         known = np.isfinite(score)
         success, score = success[known], score[known]
+        success = success > (0 if set(success) <= {0, 1} else np.median(success))
         separation = auc(score, success) if known.any() else float("nan")
-        wins = int((success > 0).sum())
+        wins = int(success.sum())
         change = _mean(second["score"]) - _mean(first["score"])
         gained = _mean(second["success"]) - _mean(first["success"])
         words = _finding(separation, wins, len(success) - wins, change, gained)
