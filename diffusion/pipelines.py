@@ -480,6 +480,12 @@ def adapter_for(pipeline: DiffusionPipeline, **options: Any) -> PipelineAdapter:
     )
 
 
+def check_dtype(dtype: torch.dtype | None, place: torch.device) -> None:
+    """Refuse float16 on the CPU, with a UsageError."""
+    if dtype == torch.float16 and place.type == "cpu":
+        raise UsageError("float16 does not train on the CPU: use float32, or bfloat16 to save memory")
+
+
 def load(
     name_or_path: str | Path,
     *,
@@ -506,8 +512,7 @@ def load(
     import diffusers
 
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if dtype == torch.float16 and place.type == "cpu":
-        raise UsageError("float16 does not train on the CPU: use float32, or bfloat16 to save memory")
+    check_dtype(dtype, place)
     chosen = dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32)
     source = Path(name_or_path).expanduser()
     local = source.exists() or source.is_absolute() or len(source.parts) > 2 or str(name_or_path).startswith((".", "~"))

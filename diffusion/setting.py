@@ -234,7 +234,7 @@ def start(config: DrawingConfig, *, differentiable: bool = False, forward_draws:
     from ..trainers.distributed import device, is_main
     from .gradients import check_differentiable
     from .lora import add_lora
-    from .pipelines import adapter_for, load
+    from .pipelines import adapter_for, check_dtype, load
     from .policy import DenoisingPolicy
     from .pretraining import default_pipeline, quiet
     from .prompts import file_prompts, shapes_prompts
@@ -246,6 +246,7 @@ def start(config: DrawingConfig, *, differentiable: bool = False, forward_draws:
     if small:
         torch.set_num_threads(1)  # more gain nothing at this size
     dtypes = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    check_dtype(dtypes[config.dtype], device())
     prompts = file_prompts(config.prompts, config.seed) if config.prompts else shapes_prompts(config.split)
     reward, judge, world = rewards(config, differentiable)
     if differentiable:
@@ -314,11 +315,9 @@ def rewards(config: DrawingConfig, differentiable: bool) -> tuple[Any, RewardFun
         "nearest_render": lambda: world or _captions_only("nearest_render"),
     }
     place = str(device())
+    judge: RewardFunction | None = image_reward(config.judge, place, own) if config.judge else world
     reward = compose(config.rewards, place, own)
-    judge: RewardFunction | None = world
-    if config.judge:
-        judge = image_reward(config.judge, place, own)
-    elif world is None:
+    if judge is None:
         logger.warning("no held-out judge: name one with --judge, or nothing is gated")
     return reward, judge, world
 

@@ -241,10 +241,16 @@ def refused(
     [
         ("prdp", ["--rewards", "sharpnes"], 'unknown reward "sharpnes"', "did you mean sharpness"),
         ("prdp", ["--rewards", "nowhere.py:f"], 'no reward at "nowhere.py:f"', ""),
-        ("prdp", ["--judge", "sharpnes"], 'unknown reward "sharpnes"', "did you mean sharpness"),
+        (
+            "prdp",
+            ["--judge", "sharpnes", "--rewards", "attributes"],
+            'unknown reward "sharpnes"',
+            "did you mean sharpness",
+        ),
         ("alignprop", ["--rewards", "jpeg"], "reward jpeg has no gradient", "diffusion/prdp, ddpo, nft, raft"),
         ("refl", ["--rewards", "sharpness", "colourfulness"], "no gradient", "diffusion/prdp, ddpo, nft, raft"),
         ("ddpo", ["--group", "1"], "--group 2 or more", "not 1"),
+        ("prdp", ["--dtype", "fp16"], "float16 does not train on the CPU", "use float32, or bfloat16"),
         ("prdp", ["--prompts", "nowhere.txt"], "cannot read the prompts file nowhere.txt", ""),
     ],
 )
@@ -286,7 +292,6 @@ def test_captions_rewards_do_not_go_with_prompts_of_ones_own(
     ("options", "what", "hint"),
     [
         (["--lora-targets", "to_q", "to_x"], 'unknown LoRA target "to_x"', "did you mean to_"),
-        (["--dtype", "fp16"], "float16 does not train on the CPU", "use float32, or bfloat16"),
         (["--sampler", "ddim"], "sampler ddim needs a scheduler with alphas_cumprod", "FlowMatchEuler"),
         (["--pipeline", "./nowhere"], "nowhere does not exist", "save_pretrained"),
     ],
