@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..rewards.images import as_uint8
 from ..rewards.shapes import per_prompt_diversity
+from ..trainers.randomness import generator
 from ..trainers.scoring import score
 from ..types import Rollout, Task
 
@@ -105,7 +106,8 @@ def write_grids(setting: Setting, folder: RunFolder) -> None:
     place = folder.samples / "images"
     place.mkdir(parents=True, exist_ok=True)
     for kind, tasks in (("seen", setting.prompts.seen), ("unseen", setting.prompts.unseen)):
-        chosen = [tasks[i * len(tasks) // setting.config.grid] for i in range(min(setting.config.grid, len(tasks)))]
+        order = torch.randperm(len(tasks), generator=generator("grid", kind)).tolist()
+        chosen = [tasks[i] for i in order[: setting.config.grid]]
         for side, policy in (("before", setting.start), ("after", setting.shown)):
             rollouts = _draw(policy, chosen, range(6))
             pictures = torch.unflatten(torch.stack([r.output for r in rollouts]), 0, (len(chosen), 6))
