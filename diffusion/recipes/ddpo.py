@@ -5,13 +5,12 @@ clipped likelihood ratio is weighted by the picture's advantage, the reward norm
 
 Checked against the code (kvablack/ddpo-pytorch): log-probabilities averaged over dimensions, clip 1e-4 of that mean,
 DDIM with eta 1, no KL term. Its learning rate is 3e-4 with LoRA on SD 1.5; the one below was chosen on this project's
-tuning split, with the clip in nats of the summed log-probability (0.077 there at 768 dimensions). With ``kl`` it is
-held near the start, as DPOK (arXiv:2305.16381, not checked) does; compare PRDP with that, not with kl = 0 alone.
+tuning split. With ``kl`` it is held near the start, as DPOK (arXiv:2305.16381, not checked) does; compare PRDP with
+that, not with kl = 0 alone.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +27,8 @@ if TYPE_CHECKING:
 class Config(DrawingConfig):
     """Numbers without a source were chosen on the tuning split."""
 
-    clip: float = 0.2
-    """Nats of the summed log-probability of a step that a ratio may leave 1 by."""
+    clip: float = 2.604e-4
+    """How far the ratio of a step's mean log-probability per scalar may leave 1."""
     kl: float = 0.0
     """Weight of the exact KL to the start, per picture, against advantages of order 1; 0.025 is PRDP's kappa of 40."""
     lr: float = 2e-3
@@ -58,8 +57,7 @@ def learner_of(config: Any, setting: Setting) -> PolicyLearner:
 
     # A ratio is of the mean over a step's dimensions, and so is KLPenalty: kl trades a picture's advantage against
     # its nats.
-    size = math.prod(setting.policy.adapter.latent_shape)
-    objective: Any = PPOClip(config.clip / size, config.clip / size)
+    objective: Any = PPOClip(config.clip, config.clip)
     if config.kl:
         objective = objective + config.kl * KLPenalty("start", "exact")
     return PolicyLearner(

@@ -5,8 +5,8 @@ same marginals, so that every step is a Gaussian decision; GRPO with a KL term d
 training. A window of noisy steps, drawn for each round, leaves the others deterministic (its "fast" variant).
 
 Checked against the code (yifan123/flow_grpo): the SDE and its noise level 0.7, advantages per prompt, the exact KL of
-steps. Its clip is 1e-4 of a log-probability averaged over dimensions; here it is stated in nats of their sum. Other
-numbers were chosen on this project's tuning split.
+steps, a clip of 1e-4 of a log-probability averaged over dimensions. Other numbers are
+diffusion/ddpo's, not tuned for it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Config(DrawingConfig):
     """a of the SDE (checked against the code)."""
     window: int = 0
     """Neighbouring steps with noise; 0 takes all but the last, whose noise would stay in the picture."""
-    clip: float = 0.2
-    """Nats of the summed log-probability of a step that a ratio may leave 1 by."""
+    clip: float = 2.604e-4
+    """As in diffusion/ddpo."""
     kl: float = 0.0
     """Weight of the exact KL to the start, as in diffusion/ddpo."""
     lr: float = 2e-3

@@ -11,6 +11,7 @@ were chosen on this project's own tuning split. The full denoiser is trained the
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,8 +29,9 @@ class Config(DrawingConfig):
     kappa: float = 40.0
     """beta = sigma_0 / kappa, sigma_0 the reward's spread within prompts at the start; 20 if the reward conflicts
     with the prompts."""
-    clip: float | None = 0.2
-    """Nats per step that the log-ratio may leave its old value; none switches the proximal update off."""
+    clip: float | None = 2.604e-4
+    """Nats per step and scalar of the latent that the log-ratio may leave its old value by; None switches the proximal
+    update off."""
     lr: float = 2e-3
     inner_steps: int = 1
     """Gradient steps per round."""
@@ -49,9 +51,11 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     from ..setting import start
 
     setting = start(config)
+    # Log-probabilities are sums over the latent, so the clip grows with it.
+    clip = None if config.clip is None else config.clip * math.prod(setting.policy.adapter.latent_shape)
     learner = PairwiseLearner(
         setting.policy,
-        PairwiseRegression(1.0, "start", clip=config.clip),
+        PairwiseRegression(1.0, "start", clip=clip),
         Optimisation(config.lr, config.inner_steps, max_grad_norm=config.max_grad_norm, seed=config.seed),
         kappa=config.kappa,
         prepare=[all_pairs],
