@@ -43,6 +43,12 @@ class DrawingConfig:
     """Prompts per round."""
     group: int = 8
     """Pictures per prompt and round."""
+    lr: float = 1e-3
+    """Learning rate of AdamW."""
+    inner_steps: int = 1
+    """Gradient steps per round."""
+    max_grad_norm: float = 1.0
+    """Clipping of the global gradient norm."""
     steps: int = 0
     """Denoising steps; 0 takes 6 for the small default and 50 for others."""
     sampler: Literal["auto", "ddim", "ddpm", "euler_ancestral", "flow_ancestral", "flow_sde"] = "auto"
@@ -82,6 +88,17 @@ class DrawingConfig:
     """Prompts of each kind whose pictures are shown before and after."""
 
 
+TINY: Mapping[str, Any] = {
+    "iterations": 2,
+    "prompts_per_step": 3,
+    "eval_episodes": 1,
+    "gate_every": 1,
+    "gate_pictures": 1,
+    "grid": 2,
+}
+"""What makes a recipe end in seconds."""
+
+
 @dataclass(eq=False)
 class Setting:
     """A started run."""
@@ -100,6 +117,17 @@ class Setting:
     def shown(self) -> Any:
         """The policy that is evaluated and saved: the average, where there is one."""
         return self.policy if self.average is None else self.average.average
+
+    def learner(self, objective: Any, *, kind: Any = None, **options: Any) -> Learner:
+        """A learner of the policy with the config's optimisation; the start is the reference that it may ask for."""
+        from ..trainers.learner import Optimisation, PolicyLearner
+
+        config = self.config
+        how = Optimisation(config.lr, config.inner_steps, max_grad_norm=config.max_grad_norm, seed=config.seed)
+        made: Learner = (kind or PolicyLearner)(
+            self.policy, objective, how, references={"start": self.start}, **options
+        )
+        return made
 
     def stage(self, learner: Learner, *, actor: Any = None, reward: Any = None, **sampling: Any) -> Stage:
         """Prompts -> pictures -> reward -> the given learner -> gate. ``sampling`` goes to ``act``."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..setting import DrawingConfig
+from ..setting import TINY, DrawingConfig
 
 if TYPE_CHECKING:
     from ...trainers.learner import AnchorSet
@@ -43,14 +43,13 @@ class Config(DrawingConfig):
     checkpointing: bool = True
     """One step in memory at a time; without it all K."""
     lr: float = 7e-4
-    max_grad_norm: float = 1.0
     gate: Literal["best", "non_inferiority", "none"] = "best"
     gate_every: int = 4
 
 
 def debug() -> Config:
     """Two rounds in seconds."""
-    return Config(iterations=2, prompts_per_step=3, eval_episodes=1, gate_every=1, gate_pictures=1, grid=2)
+    return Config(**TINY)
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
@@ -73,14 +72,7 @@ def assemble(
     anchors: AnchorSet | None = None,
 ) -> Experiment:
     """An experiment that follows the reward's gradient, with the given way to cut the chain."""
-    from ...trainers.learner import Optimisation, PolicyLearner
     from ..gradients import RewardGradient
 
-    learner = PolicyLearner(
-        setting.policy,
-        RewardGradient(setting.reward, target, ceiling),
-        Optimisation(config.lr, max_grad_norm=config.max_grad_norm, seed=config.seed),
-        prepare=[cut],
-        anchors=anchors,
-    )
+    learner = setting.learner(RewardGradient(setting.reward, target, ceiling), prepare=[cut], anchors=anchors)
     return setting.experiment([setting.stage(learner)])

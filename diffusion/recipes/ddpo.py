@@ -14,12 +14,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..setting import DrawingConfig
+from ..setting import TINY, DrawingConfig
 
 if TYPE_CHECKING:
-    from ...trainers.learner import PolicyLearner
     from ...trainers.loop import Experiment
     from ...trainers.run_folder import RunFolder
+    from ...types import Learner
     from ..setting import Setting
 
 
@@ -32,14 +32,11 @@ class Config(DrawingConfig):
     kl: float = 0.0
     """Weight of the exact KL to the start, per picture, against advantages of order 1; 0.025 is PRDP's kappa of 40."""
     lr: float = 2e-3
-    inner_steps: int = 1
-    """Gradient steps per round."""
-    max_grad_norm: float = 1.0
 
 
 def debug() -> Config:
     """Two rounds in seconds."""
-    return Config(iterations=2, prompts_per_step=2, group=3, eval_episodes=1, gate_every=1, gate_pictures=1, grid=2)
+    return Config(**TINY, group=3)
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
@@ -49,10 +46,9 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     return setting.experiment([setting.stage(learner_of(config, setting), keep_graph=config.keep_graph)])
 
 
-def learner_of(config: Any, setting: Setting) -> PolicyLearner:
+def learner_of(config: Any, setting: Setting) -> Learner:
     """Clipped policy gradients of decisions, held near the start by ``config.kl``."""
     from ...trainers.advantages import grpo
-    from ...trainers.learner import Optimisation, PolicyLearner
     from ...trainers.objectives import KLPenalty, PPOClip
 
     # A ratio is of the mean over a step's dimensions, and so is KLPenalty: kl trades a picture's advantage against
@@ -60,10 +56,4 @@ def learner_of(config: Any, setting: Setting) -> PolicyLearner:
     objective: Any = PPOClip(config.clip, config.clip)
     if config.kl:
         objective = objective + config.kl * KLPenalty("start", "exact")
-    return PolicyLearner(
-        setting.policy,
-        objective,
-        Optimisation(config.lr, config.inner_steps, max_grad_norm=config.max_grad_norm, seed=config.seed),
-        advantage=grpo(),
-        references={"start": setting.start},
-    )
+    return setting.learner(objective, advantage=grpo())

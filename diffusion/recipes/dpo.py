@@ -3,7 +3,7 @@
 Diffusion-DPO (Wallace et al., arXiv:2311.12908): direct preference optimisation on the forward process; both pictures
 of a pair are noised again and the policy's denoising error is compared with the start's. Offline: no picture is drawn
 in training. Not checked: the time weighting, absorbed in beta. Without a pairs file the start draws a record once, and
-the reward ranks it. Numbers below were chosen on this project's tuning split.
+the reward ranks it. Numbers are not tuned.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..setting import DrawingConfig
+from ..setting import TINY, DrawingConfig
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config(DrawingConfig):
-    """Numbers without a source were chosen on the tuning split."""
+    """Numbers without a source are not tuned."""
 
     pairs: str = ""
     """A file of lines {"prompt": text, "chosen": file, "rejected": file}; empty lets the start draw and the reward
@@ -29,19 +29,14 @@ class Config(DrawingConfig):
     """Nats of a squared error count this much."""
     forward_draws: int = 4
     """Levels at which a picture is noised again."""
-    lr: float = 1e-3
-    inner_steps: int = 1
-    """Gradient steps per round."""
-    max_grad_norm: float = 1.0
 
 
 def debug() -> Config:
     """Two rounds in seconds."""
-    return Config(iterations=2, prompts_per_step=2, group=3, eval_episodes=1, gate_every=1, gate_pictures=1, grid=2)
+    return Config(**TINY, group=3)
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
-    from ...trainers.learner import Optimisation, PolicyLearner
     from ...trainers.objectives import DPO
     from ...trainers.pairing import best_worst
     from ..offline import Recorded, preferred
@@ -52,12 +47,6 @@ def build(config: Config, folder: RunFolder) -> Experiment:
         recorded, reward = setting.recorded_pairs(config.pairs), preferred
     else:
         recorded, reward = setting.policy.act(setting.prompts.seen, config.group, key=(config.seed, 1)), None
-    learner = PolicyLearner(
-        setting.policy,
-        DPO(config.beta, "start", decisions="forward"),
-        Optimisation(config.lr, config.inner_steps, max_grad_norm=config.max_grad_norm, seed=config.seed),
-        prepare=[best_worst],
-        references={"start": setting.start},
-    )
+    learner = setting.learner(DPO(config.beta, "start", decisions="forward"), prepare=[best_worst])
     actor = Recorded(setting.policy, recorded)
     return setting.experiment([setting.stage(learner, actor=actor, reward=reward, recorded=True)])

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from ..setting import DrawingConfig
+from ..setting import TINY, DrawingConfig
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -29,15 +29,13 @@ class Config(DrawingConfig):
     """K, the steps with gradient."""
     renoised: int = 0
     """Copies of each picture that are noised again: DRaFT-LV; 0 is DRaFT-K."""
-    lr: float = 1e-3
-    max_grad_norm: float = 1.0
     gate: Literal["best", "non_inferiority", "none"] = "best"
     gate_every: int = 4
 
 
 def debug() -> Config:
     """Two rounds in seconds."""
-    return Config(iterations=2, prompts_per_step=3, eval_episodes=1, gate_every=1, gate_pictures=1, grid=2)
+    return Config(**TINY)
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from ..setting import DrawingConfig
+from ..setting import TINY, DrawingConfig
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config(DrawingConfig):
-    """Numbers without a source were chosen on the tuning split."""
+    """Numbers without a source are not tuned."""
 
     sampler: Literal["flow_sde", "flow_ancestral"] = "flow_sde"
     noise_level: float = 0.7
@@ -35,14 +35,11 @@ class Config(DrawingConfig):
     kl: float = 0.0
     """Weight of the exact KL to the start, as in diffusion/ddpo."""
     lr: float = 2e-3
-    inner_steps: int = 1
-    """Gradient steps per round."""
-    max_grad_norm: float = 1.0
 
 
 def debug() -> Config:
     """Two rounds in seconds."""
-    return Config(iterations=2, prompts_per_step=2, group=3, eval_episodes=1, gate_every=1, gate_pictures=1, grid=2)
+    return Config(**TINY, group=3)
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:

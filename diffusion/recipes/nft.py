@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..setting import DrawingConfig
+from ..setting import TINY, DrawingConfig
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -30,27 +30,18 @@ class Config(DrawingConfig):
     forward_draws: int = 2
     """Levels at which a picture is noised again."""
     inner_steps: int = 2
-    """Gradient steps per round."""
-    lr: float = 1e-3
-    max_grad_norm: float = 1.0
 
 
 def debug() -> Config:
     """Two rounds in seconds."""
-    return Config(iterations=2, prompts_per_step=2, group=3, eval_episodes=1, gate_every=1, gate_pictures=1, grid=2)
+    return Config(**TINY, group=3)
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
-    from ...trainers.learner import Optimisation, PolicyLearner
     from ...trainers.objectives import ForwardNFT
     from ...trainers.pairing import optimality
     from ..setting import start
 
     setting = start(config, forward_draws=config.forward_draws)
-    learner = PolicyLearner(
-        setting.policy,
-        ForwardNFT(config.beta),
-        Optimisation(config.lr, config.inner_steps, max_grad_norm=config.max_grad_norm, seed=config.seed),
-        prepare=[optimality],
-    )
+    learner = setting.learner(ForwardNFT(config.beta), prepare=[optimality])
     return setting.experiment([setting.stage(learner)])

@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..setting import DrawingConfig
+from ..setting import TINY, DrawingConfig
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -33,18 +33,14 @@ class Config(DrawingConfig):
     """Nats per step and scalar of the latent that the log-ratio may leave its old value by; None switches the proximal
     update off."""
     lr: float = 2e-3
-    inner_steps: int = 1
-    """Gradient steps per round."""
-    max_grad_norm: float = 1.0
 
 
 def debug() -> Config:
     """Two rounds in seconds."""
-    return Config(iterations=2, prompts_per_step=2, group=3, eval_episodes=1, gate_every=1, gate_pictures=1, grid=2)
+    return Config(**TINY, group=3)
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
-    from ...trainers.learner import Optimisation
     from ...trainers.objectives import PairwiseRegression
     from ...trainers.pairing import all_pairs
     from ..beta import PairwiseLearner
@@ -53,12 +49,10 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     setting = start(config)
     # Log-probabilities are sums over the latent, so the clip grows with it.
     clip = None if config.clip is None else config.clip * math.prod(setting.policy.adapter.latent_shape)
-    learner = PairwiseLearner(
-        setting.policy,
+    learner = setting.learner(
         PairwiseRegression(1.0, "start", clip=clip),
-        Optimisation(config.lr, config.inner_steps, max_grad_norm=config.max_grad_norm, seed=config.seed),
+        kind=PairwiseLearner,
         kappa=config.kappa,
         prepare=[all_pairs],
-        references={"start": setting.start},
     )
     return setting.experiment([setting.stage(learner, keep_graph=config.keep_graph)])

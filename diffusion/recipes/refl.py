@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from ..setting import DrawingConfig
+from ..setting import TINY, DrawingConfig
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config(DrawingConfig):
-    """Numbers without a source were chosen on the tuning split."""
+    """Numbers without a source are not tuned."""
 
     iterations: int = 48
     prompts_per_step: int = 32
@@ -35,15 +35,13 @@ class Config(DrawingConfig):
     """Weight of the denoising loss on real pictures."""
     anchors: int = 256
     """Real pictures."""
-    lr: float = 1e-3
-    max_grad_norm: float = 1.0
     gate: Literal["best", "non_inferiority", "none"] = "best"
     gate_every: int = 4
 
 
 def debug() -> Config:
     """Two rounds in seconds."""
-    return Config(iterations=2, prompts_per_step=3, eval_episodes=1, gate_every=1, gate_pictures=1, grid=2)
+    return Config(**TINY)
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
