@@ -55,8 +55,9 @@ class DrawingConfig:
     """Kind of Gaussian step; auto follows the pipeline's scheduler, and is flow_ancestral for flow matching."""
     eta: float = 1.0
     """Share of the ancestral noise."""
-    guidance: float = 1.0
-    """Scale of classifier-free guidance, in drawing and in learning."""
+    guidance: float | None = None
+    """Scale of classifier-free guidance, in drawing and in learning; None is 1 (no guidance), and the usual scale of a
+    guidance-distilled model, whose denoiser is told it."""
     lora_rank: int = 8
     """Rank of the adapters; 0 trains all weights of the denoiser."""
     lora_targets: tuple[str, ...] = ("all-linear",)
@@ -292,10 +293,11 @@ def start(config: DrawingConfig, *, differentiable: bool = False, forward_draws:
         )
     else:
         adapter.denoiser.requires_grad_(True)
+    guidance = (adapter.guidance if adapter.distilled else 1.0) if config.guidance is None else config.guidance
     policy = DenoisingPolicy(
         adapter,
         sampler(config, adapter),
-        guidance=config.guidance,
+        guidance=guidance,
         at_once=config.at_once,
         forward_draws=forward_draws,
         autocast=torch.bfloat16 if device().type == "cuda" else None,
@@ -316,7 +318,7 @@ def _plan(config: DrawingConfig, policy: DenoisingPolicy, differentiable: bool) 
         batch=min(config.at_once, pictures if differentiable else pictures * steps),
         steps=steps,
         grad_steps=steps if differentiable else 1,
-        guided=config.guidance != 1.0,
+        guided=policy.guidance != 1.0,
         decoded=differentiable,
     )
 
