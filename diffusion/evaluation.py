@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -137,8 +137,3 @@ def _number(rollout: Rollout) -> float:
 def _mean(values: Sequence[float]) -> float:
     kept = [v for v in values if v == v]
     return sum(kept) / len(kept) if kept else float("nan")
-
-
-def figures_table(evaluation: Mapping[str, Any]) -> dict[str, float]:
-    """{"seen/reward": ..., "unseen/kl": ...} for benchmarks."""
-    return {f"{kind}/{name}": value for kind, row in evaluation["figures"].items() for name, value in row.items()}

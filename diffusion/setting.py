@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ class DrawingConfig:
     """Kind of Gaussian step; auto follows the pipeline's scheduler, and is flow_ancestral for flow matching."""
     eta: float = 1.0
     """Share of the ancestral noise."""
+    noise_level: float = 0.7
+    """a of the flow SDE (Flow-GRPO, arXiv 2505.05470; checked against the code)."""
     guidance: float | None = None
     """Scale of classifier-free guidance, in drawing and in learning; None is 1 (no guidance), and the usual scale of a
     guidance-distilled model, whose denoiser is told it."""
@@ -112,7 +114,6 @@ class Setting:
     judge: RewardFunction | None
     world: NearestRender | None
     average: Any = None
-    learners: dict[str, Learner] = field(default_factory=dict)
 
     @property
     def shown(self) -> Any:
@@ -260,7 +261,7 @@ def start(config: DrawingConfig, *, differentiable: bool = False, forward_draws:
     import torch
 
     from ..errors import UsageError
-    from ..trainers.distributed import device, is_main
+    from ..trainers.distributed import barrier, device, is_main
     from .gradients import check_differentiable
     from .lora import add_lora
     from .pipelines import adapter_for, check_dtype, load
@@ -282,6 +283,9 @@ def start(config: DrawingConfig, *, differentiable: bool = False, forward_draws:
         check_differentiable(reward)
     if small:
         quiet()  # bars about a thousandth of a gigabyte
+        if is_main():
+            default_pipeline()
+        barrier()  # the others read what the main process made
     source = str(default_pipeline()) if small else config.pipeline
     adapter = adapter_for(load(source, dtype=dtypes[config.dtype], device=device()), guidance=config.guidance)
     if world is not None:
@@ -323,15 +327,15 @@ def _plan(config: DrawingConfig, policy: DenoisingPolicy, differentiable: bool) 
     )
 
 
-def sampler(config: DrawingConfig, adapter: Any, **changes: Any) -> Any:
+def sampler(config: DrawingConfig, adapter: Any) -> Any:
     """The chain that a config asks for."""
     from .sampler import sampler_for
 
     steps = config.steps or (50 if config.pipeline else 6)
     flow = "FlowMatch" in type(adapter.scheduler).__name__
     kind = "flow_ancestral" if config.sampler == "auto" and flow else config.sampler
-    options = {"eta": config.eta, "set_timesteps": adapter.set_timesteps} | changes
-    return sampler_for(adapter.scheduler, steps, kind, **options)
+    noise: Any = {"eta": config.eta, "noise_level": config.noise_level}
+    return sampler_for(adapter.scheduler, steps, kind, **noise, set_timesteps=adapter.set_timesteps)
 
 
 def rewards(config: DrawingConfig, differentiable: bool) -> tuple[Any, RewardFunction | None, Any]:

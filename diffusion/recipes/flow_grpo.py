@@ -26,8 +26,6 @@ class Config(DrawingConfig):
     """Numbers without a source are not tuned."""
 
     sampler: Literal["flow_sde", "flow_ancestral"] = "flow_sde"
-    noise_level: float = 0.7
-    """a of the SDE (checked against the code)."""
     window: int = 0
     """Neighbouring steps with noise; 0 takes all but the last, whose noise would stay in the picture."""
     clip: float = 2.604e-4
