@@ -253,7 +253,9 @@ class DenoisingPolicy(TorchPolicy):
         where = self._decisions(batch)
         names = ["log_probs", *(f"kl:{name}" for name in _policies(needs))]
         found: dict[str, list[Tensor]] = {name: [] for name in names}
-        for rows, steps in _chunks(where, self.at_once):
+        # Without a graph nothing is gained by calls of more rows than drawing makes: they are slower, and take more.
+        size = self.at_once if torch.is_grad_enabled() else min(self.at_once, len(batch))
+        for rows, steps in _chunks(where, size):
             for name, values in self._evaluate(batch, rows, steps, needs).items():
                 found[name].append(values)
         spread = {}

@@ -232,14 +232,14 @@ def test_checkpointing_holds_one_step() -> None:
 # --- columns -------------------------------------------------------------------------------------
 
 
-def seeds(count: int) -> list[Batch]:
+def rounds(count: int) -> list[Batch]:
     policy = shapes_policy(10)
     batch = policy.collate(policy.act(TASKS, 1))
-    return [replace(batch, payload=batch.payload | {"seed": torch.tensor([i, 0])}) for i in range(count)]
+    return [replace(batch, payload=batch.payload | {"round": torch.tensor([i, i])}) for i in range(count)]
 
 
 def test_cuts_are_drawn_once_per_update_within_their_range() -> None:
-    batches = seeds(200)
+    batches = rounds(200)
 
     def values(change: Callable[[Batch], Batch], name: str) -> list[int]:
         columns = [change(batch).columns[name] for batch in batches]
