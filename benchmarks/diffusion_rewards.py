@@ -40,6 +40,7 @@ ARMS: dict[str, list[str]] = {
     "prdp, K = 4, no clip": [*PRDP, *INNER, "--clip", "None"],
     "jpeg, ddpo": [*DDPO, *JPEG],
     "jpeg, prdp, kappa 20": [*PRDP, *JPEG, "--kappa", "20"],
+    "jpeg, prdp, kappa 4": [*PRDP, *JPEG, "--kappa", "4"],
     "jpeg, prdp, gate": ["diffusion/prdp", *JPEG, "--kappa", "20", "--gate-every", "4"],
     "nft": ["diffusion/nft", *FREE],
     "alignprop": ["diffusion/alignprop", *FREE, *LONG],
@@ -118,7 +119,7 @@ def first_reaching(all_looks: list[dict[str, Any]], reward: float, judge: float)
 def reached(found: dict[str, list[list[dict[str, Any]]]]) -> dict[str, Any]:
     """Queries and CPU seconds of reward-gradient methods at DDPO's final reward, per seed."""
     table: dict[str, Any] = {}
-    for arm in ("alignprop", "alignprop, margin", "draft", "nft", "prdp"):
+    for arm in ("alignprop", "alignprop, margin", "draft"):
         if arm not in found or "ddpo" not in found:
             continue
         table[arm] = []
