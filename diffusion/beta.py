@@ -22,7 +22,7 @@ class PairwiseLearner(PolicyLearner):
 
     Args:
         objective: its beta is replaced at the first update.
-        kappa: 20 to 40 are of use; below, the target drowns in the noise of the update.
+        kappa: 40 suits rewards that agree with the prompts; where they conflict, it has to be far smaller.
     """
 
     def __init__(self, policy: Any, objective: PairwiseRegression, *args: Any, kappa: float, **options: Any) -> None:

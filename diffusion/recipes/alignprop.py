@@ -6,6 +6,8 @@ last K sampling steps into adapters, with K drawn anew for every update, and one
 Checked against the code (mihirp1998/AlignProp): DDIM with eta 1, AdamW, gradient norm clipped at 1, K uniform or
 Gaussian, an optional target |r - target| against over-optimisation, early stop by hand. The numbers below were chosen
 on this project's tuning split; the learning rate there is 1e-3. Here a judge of another family stops the run.
+Expected on the small default: reward +0.40 at 0.87 of the start's distance to true pictures in 14 CPU seconds, stopped
+by the gate; +1.03 at 1.66 times that distance without it; see docs/results.md.
 """
 
 from __future__ import annotations

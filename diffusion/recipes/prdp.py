@@ -6,7 +6,8 @@ of this and the same with every step's log-ratio clipped near its old value. Its
 
 Checked against the paper: the loss (eq. 14), the proximal update, all pairs of a prompt, DDPM-like sampling with
 all steps, seen and unseen prompts. Not given in its main text: learning rate, clip and inner steps; the values below
-were chosen on this project's own tuning split. The full denoiser is trained there, adapters here.
+were chosen on this project's own tuning split. The full denoiser is trained there, adapters here. Expected on the small
+default: reward +0.79 on seen and +0.68 on unseen captions in 85 CPU seconds; see docs/results.md for the controls.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class Config(DrawingConfig):
     """Numbers without a source were chosen on the tuning split."""
 
     kappa: float = 40.0
-    """beta = sigma_0 / kappa, sigma_0 the reward's spread within prompts at the start; 20 if the reward conflicts
-    with the prompts."""
+    """beta = sigma_0 / kappa, sigma_0 the reward's spread within prompts at the start; far less if the reward conflicts
+    with the prompts (4 held in such a case, 20 did not)."""
     clip: float | None = 2.604e-4
     """Nats per step and scalar of the latent that the log-ratio may leave its old value by; None switches the proximal
     update off."""
