@@ -233,7 +233,7 @@ class Setting:
         def finish(folder: RunFolder) -> None:
             write_grids(self, folder)
             self.save(folder.path / "policy")
-            folder.write_card(citation=("PRDP: arXiv:2402.08714", "AlignProp: arXiv:2310.03739"))
+            folder.write_card()
 
         return Experiment(
             stages,
