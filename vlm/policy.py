@@ -1,0 +1,232 @@
+"""A policy over tokens: answers are sampled and learned from on a prefix that is read once per question."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..trainers.policy import TorchPolicy, collate, stack
+from ..trainers.randomness import generator
+from ..types import Batch, Decisions, Evaluation, Rollout, Task
+from .backbone import Backbone, Prompt
+from .speech import Speech
+
+
+class TokenPolicy(TorchPolicy):
+    """A language or vision-language model as a policy; a decision is a token.
+
+    Rollouts carry ``payload`` "tokens" [T], "length" [1] and "temperature" [1]; ``output`` is the decoded text
+    without special tokens. A completion that hit the limit says so in ``info["truncated"]``.
+
+    Args:
+        backbone: the model.
+        speech: turns tasks into prompts and tokens into text.
+        piece: completions evaluated at once.
+        horizon: most tokens of a completion whose task does not say.
+        at_once: completions sampled at once.
+        mask_truncated: completions that hit the limit are sampled and scored, but not learned from.
+    """
+
+    capabilities = frozenset({"exact", "entropy", "kl"})
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        speech: Speech,
+        *,
+        piece: int = 512,
+        horizon: int = 32,
+        at_once: int = 1024,
+        mask_truncated: bool = False,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(backbone.module, piece=piece, autocast=autocast)
+        self.backbone, self.speech = backbone, speech
+        self.horizon, self.at_once, self.mask_truncated = horizon, at_once, mask_truncated
+
+    # acting
+
+    def act(
+        self,
+        tasks: Sequence[Task],
+        n: int,
+        *,
+        key: tuple[int, ...] = (0,),
+        greedy: bool = False,
+        temperature: float = 1.0,
+    ) -> list[Rollout]:
+        """n completions per task, in task order; random numbers depend on (key, task id, sample) alone."""
+        if temperature <= 0:
+            raise ValueError(f"a temperature is above 0, not {temperature:g}: greedy=True takes the likeliest token")
+        was_training = self.module.training
+        self.module.eval()
+        rollouts: list[Rollout] = []
+        per_call = max(1, self.at_once // n)
+        try:
+            with torch.no_grad(), self._mixed():
+                for first in range(0, len(tasks), per_call):
+                    rollouts += self._complete(tasks[first : first + per_call], n, key, greedy, temperature)
+        finally:
+            self.module.train(was_training)
+        return rollouts
+
+    def _complete(
+        self, tasks: Sequence[Task], n: int, key: tuple[int, ...], greedy: bool, temperature: float
+    ) -> list[Rollout]:
+        limits = torch.tensor([task.horizon or self.horizon for task in tasks for _ in range(n)])
+        noise = None if greedy else _uniform(tasks, n, int(limits.max()), key)
+        prompts = self.speech.prompts(tasks)
+        tokens, log_probs, lengths = self.sample(prompts, n, limits, noise, temperature)
+        rollouts = []
+        for row, length in enumerate(lengths.tolist()):
+            task, ids = tasks[row // n], tokens[row, :length].clone()
+            truncated = int(ids[-1]) not in self.speech.ends
+            mask = torch.full((length,), not (truncated and self.mask_truncated))
+            rollouts.append(
+                Rollout(
+                    task=task,
+                    output=self.speech.text(ids),
+                    payload=_payload(ids, temperature),
+                    log_probs=log_probs[row, :length] * mask,
+                    mask=mask,
+                    segments=torch.zeros(length, dtype=torch.long),
+                    info={"truncated": truncated},
+                )
+            )
+        return rollouts
+
+    def sample(
+        self, prompts: Sequence[Prompt], n: int, limits: Tensor, noise: Tensor | None, temperature: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens and their log-probabilities [B, T], and lengths [B], of n completions per prompt.
+
+        Rows that ended leave the batch. ``noise`` [B, T] uniform, or None for greedy; ``limits`` [B].
+        """
+        size, longest = len(prompts) * n, int(limits.max())
+        tokens = torch.zeros(size, longest, dtype=torch.long)
+        log_probs = torch.zeros(size, longest)
+        lengths = limits.clone()
+        alive = torch.arange(size)
+        ends = torch.tensor(sorted(self.speech.ends))
+        hidden, state = self.backbone.read(prompts)
+        index = alive // n
+        hidden, state = hidden[index.to(hidden.device)], self.backbone.rows(state, index)
+        for step in range(longest):
+            logits = self.logits(hidden) / temperature
+            chosen, chosen_log_probs = _choose(logits, None if noise is None else noise[alive, step])
+            tokens[alive, step], log_probs[alive, step] = chosen, chosen_log_probs
+            going = ~torch.isin(chosen, ends) & (step + 1 < limits[alive])
+            lengths[alive[~going]] = step + 1
+            if not bool(going.any()):
+                break
+            if not bool(going.all()):
+                kept = going.nonzero()[:, 0]
+                alive, chosen, state = alive[kept], chosen[kept], self.backbone.rows(state, kept)
+            last = chosen[:, None].to(hidden.device)
+            outputs, state = self.backbone.read_on(state, last, torch.ones_like(last, dtype=torch.bool))
+            hidden = outputs[:, 0]
+        return tokens, log_probs, lengths
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., V] in float32, banned ids at minus infinity."""
+        logits = self.backbone.head(hidden).float()
+        banned = torch.tensor(self.backbone.banned, dtype=torch.long, device=logits.device)
+        return logits.index_fill(-1, banned, -torch.inf)
+
+    def _mixed(self) -> Any:
+        return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
+
+    # learning
+
+    def encode(self, tasks: Sequence[Task], outputs: Sequence[Any]) -> list[Rollout]:
+        """Texts as rollouts without log-probabilities, an end token after each."""
+        rollouts = []
+        for task, output in zip(tasks, outputs, strict=True):
+            ids = self.speech.tokens(str(output))
+            ones = torch.ones(len(ids), dtype=torch.bool)
+            segments = torch.zeros(len(ids), dtype=torch.long)
+            rollouts.append(Rollout(task, str(output), _payload(ids, 1.0), None, ones, segments))
+        return rollouts
+
+    def collate(self, rollouts: Sequence[Rollout], decisions: Decisions = "sampled") -> Batch:
+        """A batch whose payload also holds each row's ``prompt``, one object per task."""
+        if decisions == "forward":
+            raise ValueError("TokenPolicy has no forward decisions")
+        payload: dict[str, Any] = dict(stack([r.payload for r in rollouts]))
+        payload["prompt"] = self.speech.prompts([r.train_task or r.task for r in rollouts])
+        return collate(rollouts, [1] * len(rollouts), payload)
+
+    def forward_decisions(self, batch: Batch, needs: frozenset[str]) -> Evaluation:
+        tokens = batch.payload["tokens"]
+        held = torch.arange(tokens.shape[1], device=tokens.device) < batch.payload["length"]
+        hidden = self._hidden(batch.payload["prompt"], tokens, held)
+        rows, columns = batch.mask.nonzero(as_tuple=True)
+        logits = self.logits(hidden[rows, columns])
+        all_log_probs = (logits / batch.payload["temperature"][rows]).log_softmax(-1)
+        picked = all_log_probs.gather(-1, tokens[rows, columns, None])[:, 0]
+
+        def spread(values: Tensor) -> Tensor:
+            return values.new_zeros(batch.mask.shape).index_put((rows, columns), values)
+
+        entropy = None
+        if "entropy" in needs:
+            entropy = spread(-(all_log_probs.exp() * all_log_probs.clamp(min=-1e4)).sum(-1))
+        divergences = {}
+        for need in sorted(needs):
+            if need.startswith("kl:"):
+                theirs = self._reference_log_probs(need[3:], batch, held)
+                gap = (all_log_probs - theirs).masked_fill(all_log_probs.isneginf(), 0.0)
+                divergences[need[3:]] = spread((all_log_probs.exp() * gap).sum(-1))
+        return Evaluation(spread(picked), entropy, kl=divergences)
+
+    def _reference_log_probs(self, name: str, batch: Batch, held: Tensor) -> Tensor:
+        """[N, V] at the decided tokens, under a frozen policy."""
+        other: Any = self.references[name]
+        with torch.no_grad():
+            hidden = other._hidden(batch.payload["prompt"], batch.payload["tokens"], held)
+            logits: Tensor = other.logits(hidden[batch.mask])
+        rows = batch.mask.nonzero(as_tuple=True)[0]
+        return (logits / batch.payload["temperature"][rows]).log_softmax(-1)
+
+    def _hidden(self, prompts: Sequence[Prompt], tokens: Tensor, held: Tensor) -> Tensor:
+        """[B, T, D] hidden that predict each token. Each prompt is read once, whoever shares it."""
+        if not self.backbone.shares:
+            return self.backbone.read_whole(prompts, tokens, held)
+        order = {id(prompt): (row, prompt) for row, prompt in enumerate(reversed(prompts))}
+        unique = [prompt for _, prompt in sorted(order.values(), key=lambda pair: -pair[0])]
+        place = {id(prompt): row for row, prompt in enumerate(unique)}
+        index = torch.tensor([place[id(prompt)] for prompt in prompts], device=tokens.device)
+        first, state = self.backbone.read(unique)
+        first = first[index, None]
+        if tokens.shape[1] == 1:
+            return first
+        later, _ = self.backbone.read_on(self.backbone.rows(state, index), tokens[:, :-1], held[:, :-1])
+        return torch.cat([first, later], 1)
+
+
+def _payload(ids: Tensor, temperature: float) -> dict[str, Tensor]:
+    """``length`` counts the environment's tokens too, unlike the mask."""
+    return {"tokens": ids, "length": torch.tensor([len(ids)]), "temperature": torch.tensor([temperature])}
+
+
+def _uniform(tasks: Sequence[Task], n: int, longest: int, key: tuple[int, ...]) -> Tensor:
+    """[B, T] in 0..1, keyed by (key, task id, sample), so that other tasks do not matter."""
+    rows = []
+    for task in tasks:
+        rows += [torch.rand(longest, generator=generator(*key, task.id, sample)) for sample in range(n)]
+    return torch.stack(rows)
+
+
+def _choose(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Token [B] and its log-probability [B] on the CPU: the likeliest, or that at the noise's quantile."""
+    log_probs = logits.log_softmax(-1)
+    if noise is None:
+        chosen = log_probs.argmax(-1)
+    else:
+        cumulative = log_probs.double().exp().cumsum(-1)
+        quantile = noise.to(cumulative)[:, None] * cumulative[:, -1:]
+        chosen = torch.searchsorted(cumulative, quantile, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+    return chosen.cpu(), log_probs.gather(-1, chosen[:, None])[:, 0].cpu()
