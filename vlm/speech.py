@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self
+from weakref import ref
 
 from torch import Tensor
 
@@ -23,16 +24,17 @@ class Speech:
     def __init__(self, ends: Iterable[int], keep: int = 4096) -> None:
         self.ends = frozenset(ends)
         self.keep = keep
-        self._known: OrderedDict[tuple[str, str], Prompt] = OrderedDict()
+        self._known: OrderedDict[tuple[str, str], tuple[list[Callable[[], Any]], Prompt]] = OrderedDict()
 
     def prompts(self, tasks: Sequence[Task]) -> list[Prompt]:
-        """One prompt per task; equal tasks (same id, same text) get the same object."""
+        """One prompt per task; equal tasks (same id, same text, same image objects) get the same object."""
         found = []
         for task in tasks:
             key = (task.id, str(task.prompt))
-            prompt = self._known.get(key)
-            if prompt is None:
-                prompt = self._known[key] = self.prompt(task)
+            images, prompt = self._known.get(key, ([], None))
+            if prompt is None or not _same(images, task.images):
+                prompt = self.prompt(task)
+                self._known[key] = [_reference(image) for image in task.images], prompt
             self._known.move_to_end(key)
             found.append(prompt)
         while len(self._known) > max(self.keep, len(tasks)):
@@ -54,3 +56,18 @@ class Speech:
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Forks of a policy share it: a prompt must stay one object."""
         return self
+
+
+def _reference(image: Any) -> Callable[[], Any]:
+    """The image later, without keeping it alive where that can be had."""
+    try:
+        return ref(image)
+    except TypeError:  # paths are strings, which have no weak references
+        return lambda: image
+
+
+def _same(references: Sequence[Callable[[], Any]], images: Sequence[Any]) -> bool:
+    return len(references) == len(images) and all(
+        (known := reference()) is image or (isinstance(image, str) and known == image)
+        for reference, image in zip(references, images, strict=True)
+    )
