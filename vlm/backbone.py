@@ -68,7 +68,9 @@ class Backbone(Protocol):
         ...
 
     def rows(self, state: State, index: Tensor) -> State:
-        """The rows [B] long of a state, repeated or dropped as the index says; gradients flow through."""
+        """The rows [B] long of a state, repeated or dropped as the index says; gradients flow through.
+
+        The state given can still be read on from."""
         ...
 
     def read_whole(self, prompts: Sequence[Prompt], tokens: Tensor, mask: Tensor) -> Tensor:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ..trainers.policy import TorchPolicy, collate, stack
 from ..trainers.randomness import generator
 from ..types import Batch, Decisions, Evaluation, Rollout, Task
 from .backbone import Backbone, Prompt
+from .decoding import decode
 from .speech import Speech
+
+STACKED = ("tokens", "length", "temperature")
+"""What every rollout's payload holds; a conversation's may hold images too."""
 
 
 class TokenPolicy(TorchPolicy):
@@ -105,30 +110,10 @@ class TokenPolicy(TorchPolicy):
 
         Rows that ended leave the batch. ``noise`` [B, T] uniform, or None for greedy; ``limits`` [B].
         """
-        size, longest = len(prompts) * n, int(limits.max())
-        tokens = torch.zeros(size, longest, dtype=torch.long)
-        log_probs = torch.zeros(size, longest)
-        lengths = limits.clone()
-        alive = torch.arange(size)
-        ends = torch.tensor(sorted(self.speech.ends))
         hidden, state = self.backbone.read(prompts)
-        index = alive // n
+        index = torch.arange(len(prompts) * n) // n
         hidden, state = hidden[index.to(hidden.device)], self.backbone.rows(state, index)
-        for step in range(longest):
-            logits = self.logits(hidden) / temperature
-            chosen, chosen_log_probs = _choose(logits, None if noise is None else noise[alive, step])
-            tokens[alive, step], log_probs[alive, step] = chosen, chosen_log_probs
-            going = ~torch.isin(chosen, ends) & (step + 1 < limits[alive])
-            lengths[alive[~going]] = step + 1
-            if not bool(going.any()):
-                break
-            if not bool(going.all()):
-                kept = going.nonzero()[:, 0]
-                alive, chosen, state = alive[kept], chosen[kept], self.backbone.rows(state, kept)
-            last = chosen[:, None].to(hidden.device)
-            outputs, state = self.backbone.read_on(state, last, torch.ones_like(last, dtype=torch.bool))
-            hidden = outputs[:, 0]
-        return tokens, log_probs, lengths
+        return decode(self, hidden, state, limits, noise, temperature)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., V] in float32, banned ids at minus infinity."""
@@ -152,17 +137,18 @@ class TokenPolicy(TorchPolicy):
         return rollouts
 
     def collate(self, rollouts: Sequence[Rollout], decisions: Decisions = "sampled") -> Batch:
-        """A batch whose payload also holds each row's ``prompt``, one object per task."""
+        """A batch whose payload also holds each row's ``prompt``, one object per task, and its ``stretches``."""
         if decisions == "forward":
             raise ValueError("TokenPolicy has no forward decisions")
-        payload: dict[str, Any] = dict(stack([r.payload for r in rollouts]))
-        payload["prompt"] = self.speech.prompts([r.train_task or r.task for r in rollouts])
+        payload: dict[str, Any] = dict(stack([{name: r.payload[name] for name in STACKED} for r in rollouts]))
+        prompts = self.speech.prompts([r.train_task or r.task for r in rollouts])
+        payload["prompt"] = prompts
+        payload["stretches"] = [self.speech.stretches(p, r.payload) for p, r in zip(prompts, rollouts, strict=True)]
         return collate(rollouts, [1] * len(rollouts), payload)
 
     def forward_decisions(self, batch: Batch, needs: frozenset[str]) -> Evaluation:
         tokens = batch.payload["tokens"]
-        held = torch.arange(tokens.shape[1], device=tokens.device) < batch.payload["length"]
-        hidden = self._hidden(batch.payload["prompt"], tokens, held)
+        hidden = self._hidden(batch.payload)
         rows, columns = batch.mask.nonzero(as_tuple=True)
         logits = self.logits(hidden[rows, columns])
         all_log_probs = (logits / batch.payload["temperature"][rows]).log_softmax(-1)
@@ -177,22 +163,38 @@ class TokenPolicy(TorchPolicy):
         divergences = {}
         for need in sorted(needs):
             if need.startswith("kl:"):
-                theirs = self._reference_log_probs(need[3:], batch, held)
+                theirs = self._reference_log_probs(need[3:], batch)
                 gap = (all_log_probs - theirs).masked_fill(all_log_probs.isneginf(), 0.0)
                 divergences[need[3:]] = spread((all_log_probs.exp() * gap).sum(-1))
         return Evaluation(spread(picked), entropy, kl=divergences)
 
-    def _reference_log_probs(self, name: str, batch: Batch, held: Tensor) -> Tensor:
+    def _reference_log_probs(self, name: str, batch: Batch) -> Tensor:
         """[N, V] at the decided tokens, under a frozen policy."""
         other: Any = self.references[name]
         with torch.no_grad():
-            hidden = other._hidden(batch.payload["prompt"], batch.payload["tokens"], held)
-            logits: Tensor = other.logits(hidden[batch.mask])
+            hidden = other._hidden(batch.payload)
+            logits = other.logits(hidden[batch.mask])
         rows = batch.mask.nonzero(as_tuple=True)[0]
-        return (logits / batch.payload["temperature"][rows]).log_softmax(-1)
+        log_probs: Tensor = (logits / batch.payload["temperature"][rows]).log_softmax(-1)
+        return log_probs
 
-    def _hidden(self, prompts: Sequence[Prompt], tokens: Tensor, held: Tensor) -> Tensor:
-        """[B, T, D] hidden that predict each token. Each prompt is read once, whoever shares it."""
+    def _hidden(self, payload: Mapping[str, Any]) -> Tensor:
+        """[B, T, D] hidden that predict each token; zeros in the replies that show images."""
+        tokens = payload["tokens"]
+        parts = [(row, *stretch) for row, several in enumerate(payload["stretches"]) for stretch in several]
+        if len(parts) == len(tokens):
+            held = torch.arange(tokens.shape[1], device=tokens.device) < payload["length"]
+            return self._following(payload["prompt"], tokens, held)
+        lengths = torch.tensor([end - start for _, _, start, end in parts], device=tokens.device)
+        cut = pad_sequence([tokens[row, start:end] for row, _, start, end in parts], batch_first=True)
+        held = torch.arange(cut.shape[1], device=tokens.device) < lengths[:, None]
+        hidden = self._following([prompt for _, prompt, _, _ in parts], cut, held)
+        rows = torch.cat([torch.full((end - start,), row) for row, _, start, end in parts])
+        places = torch.cat([torch.arange(start, end) for _, _, start, end in parts])
+        return hidden.new_zeros(*tokens.shape, hidden.shape[-1]).index_put((rows, places), hidden[held])
+
+    def _following(self, prompts: Sequence[Prompt], tokens: Tensor, held: Tensor) -> Tensor:
+        """[B, T, D] hidden that predict each token after a prompt. Each prompt is read once, whoever shares it."""
         if not self.backbone.shares:
             return self.backbone.read_whole(prompts, tokens, held)
         order = {id(prompt): (row, prompt) for row, prompt in enumerate(reversed(prompts))}
@@ -218,15 +220,3 @@ def _uniform(tasks: Sequence[Task], n: int, longest: int, key: tuple[int, ...]) 
     for task in tasks:
         rows += [torch.rand(longest, generator=generator(*key, task.id, sample)) for sample in range(n)]
     return torch.stack(rows)
-
-
-def _choose(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Token [B] and its log-probability [B] on the CPU: the likeliest, or that at the noise's quantile."""
-    log_probs = logits.log_softmax(-1)
-    if noise is None:
-        chosen = log_probs.argmax(-1)
-    else:
-        cumulative = log_probs.double().exp().cumsum(-1)
-        quantile = noise.to(cumulative)[:, None] * cumulative[:, -1:]
-        chosen = torch.searchsorted(cumulative, quantile, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
-    return chosen.cpu(), log_probs.gather(-1, chosen[:, None])[:, 0].cpu()

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 from weakref import ref
 
+import torch
 from torch import Tensor
 
+from ..errors import UsageError
 from ..types import Task
 from .backbone import Prompt
+
+SHOWN = "shown"
+"""Payload entries of images shown after the first prompt: "shown.0.tokens", the places [2] where their reply begins and
+ends among the tokens, and "shown.0.NAME", the inputs NAME of the images; then "shown.1.tokens" and so on."""
+
+Stretch = tuple[Prompt, int, int]
+"""The prompt that tokens follow, and the places where they begin and end."""
 
 
 class Speech:
@@ -53,6 +62,35 @@ class Speech:
         """An answer without special tokens."""
         raise NotImplementedError
 
+    def reply(self, text: str, images: Sequence[Any] = ()) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the model reads between two turns of its own, and the inputs of the images shown there.
+
+        The ids go from behind the end of its turn to where it speaks again. A speech with a chat format or with eyes
+        writes its own (``between_turns`` helps); here it is the text and an end id.
+        """
+        if images:
+            raise UsageError(f"{type(self).__name__} cannot show images in a reply: let the environment answer in text")
+        return self.tokens(text), {}
+
+    def join(self, first: Mapping[str, Tensor], more: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Inputs of images and of those shown after them: stacked along the first axis."""
+        names = dict.fromkeys((*first, *more))
+        return {name: torch.cat([part[name] for part in (first, more) if name in part]) for name in names}
+
+    def stretches(self, prompt: Prompt, payload: Mapping[str, Tensor]) -> tuple[Stretch, ...]:
+        """How to read a rollout's tokens: in one piece, but replies that show images begin a new, longer prompt."""
+        found: list[Stretch] = []
+        start = 0
+        while f"{SHOWN}.{len(found)}.tokens" in payload:
+            mark = f"{SHOWN}.{len(found)}."
+            reply, after = payload[mark + "tokens"].tolist()
+            found.append((prompt, start, reply))
+            fresh = {name.removeprefix(mark): values for name, values in payload.items() if name.startswith(mark)}
+            fresh.pop("tokens")
+            ids = torch.cat([prompt.ids, payload["tokens"][start:after]])
+            prompt, start = Prompt(prompt.task_id, ids, self.join(prompt.inputs, fresh)), after
+        return (*found, (prompt, start, int(payload["length"])))
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Forks of a policy share it: a prompt must stay one object."""
         return self
@@ -71,3 +109,25 @@ def _same(references: Sequence[Callable[[], Any]], images: Sequence[Any]) -> boo
         (known := reference()) is image or (isinstance(image, str) and known == image)
         for reference, image in zip(references, images, strict=True)
     )
+
+
+def between_turns(render: Callable[[list[dict[str, Any]]], str], content: Any, end: str) -> str:
+    """What a chat template writes between the end of a model's turn and its next one, when ``content`` is said to it.
+
+    Args:
+        render: messages -> text with the opening of the model's next turn, such as
+            ``lambda m: processor.apply_chat_template(m, tokenize=False, add_generation_prompt=True)``.
+        content: of a user's message, in the form that the template takes.
+        end: the end token's text, which the model has said itself.
+
+    Raises:
+        UsageError: the template leaves out what the model said.
+    """
+    word = "\ue000"  # stands for the model's turn: a character of nobody's language
+    user = {"role": "user", "content": content}
+    answered = {"role": "assistant", "content": word if isinstance(content, str) else [{"type": "text", "text": word}]}
+    _, found, after = render([user, answered, user]).partition(word)
+    if not found:
+        raise UsageError("the chat template leaves out what the assistant said: it cannot hold a conversation")
+    closed = after.lstrip()
+    return closed.removeprefix(end) if closed.startswith(end) else after

@@ -1,0 +1,301 @@
+"""Conversations: the policy speaks, an environment answers, and the policy goes on from what it has read.
+
+A user, a tool, a critic or the same model in another role: whatever answers is a function of the task and the turns
+so far. What it says stands among the rollout's tokens, masked, so that objectives see the policy's words alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ..trainers.randomness import generator
+from ..types import Rollout, Task
+from .backbone import Prompt, State
+from .decoding import decode
+from .policy import TokenPolicy
+from .speech import SHOWN, Speech
+
+
+@dataclass(frozen=True, eq=False)
+class Reply:
+    """What an environment answers.
+
+    Attributes:
+        text, images: read by the policy before it speaks again.
+        done: the conversation ends here; the policy does not read the reply.
+        info: for rewards and reports.
+    """
+
+    text: str = ""
+    images: tuple[Any, ...] = ()
+    done: bool = False
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """What the policy said, and what it was answered: None where it was not, at a limit."""
+
+    text: str
+    reply: Reply | None = None
+
+
+Environment = Callable[[Task, Sequence[Turn]], Reply]
+"""The task and the turns so far -> the answer to the last of them, whose ``reply`` is still None."""
+
+
+class Transcript(str):
+    """A conversation as rewards see it: a string, the policy's last words, so that any reward for texts works.
+
+    Attributes:
+        turns: all of it.
+    """
+
+    turns: tuple[Turn, ...]
+
+    def __new__(cls, turns: Sequence[Turn]) -> Self:
+        transcript = super().__new__(cls, turns[-1].text if turns else "")
+        transcript.turns = tuple(turns)
+        return transcript
+
+    def __getnewargs__(self) -> tuple[tuple[Turn, ...]]:  # type: ignore[override]  # str's own gives its text
+        return (self.turns,)
+
+
+@dataclass(frozen=True)
+class Script:
+    """An environment that says the same to everyone: line k after turn k, and nothing after the last.
+
+    ``Script(("There may be a mistake above. Try again.",))`` makes two attempts of one (SCoRe).
+    """
+
+    lines: tuple[str, ...]
+
+    def __call__(self, task: Task, turns: Sequence[Turn]) -> Reply:
+        spoken = len(turns) - 1
+        return Reply(self.lines[spoken]) if spoken < len(self.lines) else Reply(done=True)
+
+
+class Conversation:
+    """An actor: a token policy in conversation with an environment.
+
+    A rollout's tokens are everything after the first prompt, the environment's masked; its segments are the turns;
+    its output is a ``Transcript``. With turns=1 it is what the policy alone would do, number for number.
+    Replies are read together with the turn that they answer, in one pass on what was read before. Only a reply with
+    images makes its row be read anew, as one prompt, and trained by reading it whole.
+
+    Args:
+        policy: its ``horizon``, or the task's, limits each turn; its ``mask_truncated`` applies to the whole.
+        environment: asked for every turn but the last.
+        turns: most turns.
+        longest: most tokens after the prompt; a conversation that would need more ends there.
+
+    A conversation cut short by a limit of tokens says so in ``info["truncated"]``, its number of turns is
+    ``info["turns"]``.
+    """
+
+    def __init__(self, policy: TokenPolicy, environment: Environment, *, turns: int = 4, longest: int = 4096) -> None:
+        if turns < 1:
+            raise ValueError(f"a conversation has 1 or more turns, not {turns}")
+        self.policy, self.environment = policy, environment
+        self.turns, self.longest = turns, longest
+
+    def act(
+        self,
+        tasks: Sequence[Task],
+        n: int,
+        *,
+        key: tuple[int, ...] = (0,),
+        greedy: bool = False,
+        temperature: float = 1.0,
+    ) -> list[Rollout]:
+        """n conversations per task, in task order; random numbers depend on (key, task id, sample, turn) alone."""
+        if temperature <= 0:
+            raise ValueError(f"a temperature is above 0, not {temperature:g}: greedy=True takes the likeliest token")
+        policy, rollouts = self.policy, list[Rollout]()
+        was_training = policy.module.training
+        policy.module.eval()
+        per_call = max(1, policy.at_once // n)
+        try:
+            mixed = torch.autocast(policy.device.type, policy.autocast, enabled=policy.autocast is not None)
+            with torch.no_grad(), mixed:
+                for first in range(0, len(tasks), per_call):
+                    asked = [(task, sample) for task in tasks[first : first + per_call] for sample in range(n)]
+                    rollouts += self._converse(asked, n, None if greedy else key, temperature)
+        finally:
+            policy.module.train(was_training)
+        return rollouts
+
+    def _converse(
+        self, asked: Sequence[tuple[Task, int]], n: int, key: tuple[int, ...] | None, temperature: float
+    ) -> list[Rollout]:
+        backbone, speech = self.policy.backbone, self.policy.speech
+        prompts = speech.prompts([task for task, _ in asked[::n]])
+        hidden, state = backbone.read(prompts)
+        logs = [_Log(task, sample, prompts[row // n]) for row, (task, sample) in enumerate(asked)]
+        work = [_Pool(logs, hidden, state, torch.arange(len(logs)) // n)]
+        while work:
+            pool = work.pop()
+            self._speak(pool, key, temperature)
+            going = [row for row, log in enumerate(pool.logs) if self._answered(log)]
+            seeing = [row for row in going if pool.logs[row].sees]
+            listening = [row for row in going if not pool.logs[row].sees]
+            if seeing:
+                hidden, state = backbone.read([pool.logs[row].whole(speech) for row in seeing])
+                work.append(_Pool([pool.logs[row] for row in seeing], hidden, state, torch.arange(len(seeing))))
+            if listening:
+                work.append(self._listen(pool, listening))
+        return [log.rollout(temperature, self.policy.mask_truncated) for log in logs]
+
+    def _speak(self, pool: _Pool, key: tuple[int, ...] | None, temperature: float) -> None:
+        """One turn of every row of a pool."""
+        policy = self.policy
+        room = [min(log.task.horizon or policy.horizon, self.longest - len(log)) for log in pool.logs]
+        noise = None if key is None else torch.stack([log.noise(key, max(room)) for log in pool.logs])
+        hidden, state = pool.hidden[pool.place.to(pool.hidden.device)], policy.backbone.rows(pool.state, pool.place)
+        said = decode(policy, hidden, state, torch.tensor(room), noise, temperature)
+        for log, tokens, log_probs, length in zip(pool.logs, *said, strict=True):
+            ids = tokens[:length].clone()
+            log.truncated = int(ids[-1]) not in policy.speech.ends
+            log.speak(ids, log_probs[:length].clone())
+            log.turns.append(Turn(policy.speech.text(ids)))
+
+    def _answered(self, log: _Log) -> bool:
+        """Ask the environment; False where the conversation is over."""
+        if log.truncated or len(log.turns) == self.turns:
+            return False
+        reply = self.environment(log.task, tuple(log.turns))
+        log.turns[-1] = replace(log.turns[-1], reply=reply)
+        if reply.done:
+            return False
+        ids, inputs = self.policy.speech.reply(reply.text, reply.images)
+        if len(log) + len(ids) >= self.longest:
+            log.truncated = True
+            return False
+        log.listen(ids, inputs)
+        return True
+
+    def _listen(self, pool: _Pool, rows: Sequence[int]) -> _Pool:
+        """Read a turn and its reply from where the turn began."""
+        backbone, logs = self.policy.backbone, [pool.logs[row] for row in rows]
+        new = [torch.cat(log.parts[-2:]) for log in logs]
+        lengths = torch.tensor([len(ids) for ids in new])
+        held = torch.arange(int(lengths.max())) < lengths[:, None]
+        device = pool.hidden.device
+        state = backbone.rows(pool.state, pool.place[list(rows)])
+        outputs, state = backbone.read_on(state, pad_sequence(new, batch_first=True).to(device), held.to(device))
+        everyone = torch.arange(len(logs))
+        return _Pool(logs, outputs[everyone, lengths - 1], state, everyone)
+
+    def encode(self, tasks: Sequence[Task], transcripts: Sequence[Sequence[Turn]]) -> list[Rollout]:
+        """Conversations as rollouts without log-probabilities; every turn but the last needs a reply.
+
+        Raises:
+            ValueError: a turn in the middle was not answered.
+        """
+        speech, rollouts = self.policy.speech, []
+        for task, turns in zip(tasks, transcripts, strict=True):
+            log = _Log(task, 0, speech.prompts([task])[0], list(turns))
+            for place, turn in enumerate(turns):
+                log.speak(speech.tokens(turn.text), None)
+                if place + 1 == len(turns):
+                    break
+                if turn.reply is None or turn.reply.done:
+                    raise ValueError(f"task {task.id}: turn {place + 1} of {len(turns)} has no reply")
+                ids, inputs = speech.reply(turn.reply.text, turn.reply.images)
+                log.listen(ids, inputs)
+            rollouts.append(replace(log.rollout(1.0, False), log_probs=None))
+        return rollouts
+
+    # what a gate and a checkpoint ask for: the policy's, in the same conversations
+
+    def fork(self, name: str) -> Conversation:
+        return Conversation(self.policy.fork(name), self.environment, turns=self.turns, longest=self.longest)
+
+    def copy_from(self, other: Self, mix: float = 1.0) -> None:
+        self.policy.copy_from(other.policy, mix)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.policy.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.policy.load_state_dict(state)
+
+
+@dataclass(eq=False)
+class _Log:
+    """One conversation so far. ``parts`` are its tokens, turns and replies in alternation."""
+
+    task: Task
+    sample: int
+    prompt: Prompt
+    turns: list[Turn] = field(default_factory=list)
+    parts: list[Tensor] = field(default_factory=list)
+    log_probs: list[Tensor] = field(default_factory=list)
+    shown: list[tuple[int, int, Mapping[str, Tensor]]] = field(default_factory=list)
+    truncated: bool = False
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def speak(self, ids: Tensor, log_probs: Tensor | None) -> None:
+        self.parts.append(ids)
+        self.log_probs.append(torch.zeros(len(ids)) if log_probs is None else log_probs)
+
+    def listen(self, ids: Tensor, inputs: Mapping[str, Tensor]) -> None:
+        if inputs:
+            self.shown.append((len(self), len(self) + len(ids), inputs))
+        self.parts.append(ids)
+        self.log_probs.append(torch.zeros(len(ids)))
+
+    @property
+    def sees(self) -> bool:
+        """Whether the newest tokens are a reply with images."""
+        return bool(self.shown) and self.shown[-1][1] == len(self)
+
+    def noise(self, key: tuple[int, ...], longest: int) -> Tensor:
+        """[T] in 0..1; that of the first turn is the policy's own."""
+        turn = (len(self.turns),) if self.turns else ()
+        return torch.rand(longest, generator=generator(*key, self.task.id, self.sample, *turn))
+
+    def payload(self, temperature: float) -> dict[str, Tensor]:
+        ids = torch.cat(self.parts)
+        found = {"tokens": ids, "length": torch.tensor([len(ids)]), "temperature": torch.tensor([temperature])}
+        for place, (reply, after, inputs) in enumerate(self.shown):
+            found[f"{SHOWN}.{place}.tokens"] = torch.tensor([reply, after])
+            found |= {f"{SHOWN}.{place}.{name}": values for name, values in inputs.items()}
+        return found
+
+    def whole(self, speech: Speech) -> Prompt:
+        """Everything said and shown so far as one prompt, when the newest reply shows images."""
+        return speech.stretches(self.prompt, self.payload(1.0))[-1][0]
+
+    def rollout(self, temperature: float, mask_truncated: bool) -> Rollout:
+        spoken = [torch.full((len(part),), place % 2 == 0) for place, part in enumerate(self.parts)]
+        mask = torch.cat(spoken) & (not (self.truncated and mask_truncated))
+        segments = [torch.full((len(part),), place // 2) for place, part in enumerate(self.parts)]
+        return Rollout(
+            task=self.task,
+            output=Transcript(self.turns),
+            payload=self.payload(temperature),
+            log_probs=torch.cat(self.log_probs) * mask,
+            mask=mask,
+            segments=torch.cat(segments),
+            info={"truncated": self.truncated, "turns": len(self.turns)},
+        )
+
+
+@dataclass(eq=False)
+class _Pool:
+    """Conversations that stand at the same turn on one state; ``place`` [B] is each one's row of it."""
+
+    logs: list[_Log]
+    hidden: Tensor
+    state: State
+    place: Tensor

@@ -1,0 +1,59 @@
+"""Decoding: one token after the other, from whatever a model has read; rows that ended leave."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .backbone import State
+
+if TYPE_CHECKING:
+    from .policy import TokenPolicy
+
+
+def decode(
+    policy: TokenPolicy, hidden: Tensor, state: State, limits: Tensor, noise: Tensor | None, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens and their log-probabilities [B, T], and lengths [B], of one answer per row of what was read.
+
+    Args:
+        hidden: [B, D] of each row's last token.
+        state: what was read; it is used up.
+        limits: [B] most tokens of an answer.
+        noise: [B, T] uniform in 0..1, or None for the likeliest tokens.
+    """
+    size, longest = len(limits), int(limits.max())
+    tokens = torch.zeros(size, longest, dtype=torch.long)
+    log_probs = torch.zeros(size, longest)
+    lengths = limits.clone()
+    alive = torch.arange(size)
+    ends = torch.tensor(sorted(policy.speech.ends))
+    for step in range(longest):
+        logits = policy.logits(hidden) / temperature
+        chosen, chosen_log_probs = choose(logits, None if noise is None else noise[alive, step])
+        tokens[alive, step], log_probs[alive, step] = chosen, chosen_log_probs
+        going = ~torch.isin(chosen, ends) & (step + 1 < limits[alive])
+        lengths[alive[~going]] = step + 1
+        if not bool(going.any()):
+            break
+        if not bool(going.all()):
+            kept = going.nonzero()[:, 0]
+            alive, chosen, state = alive[kept], chosen[kept], policy.backbone.rows(state, kept)
+        last = chosen[:, None].to(hidden.device)
+        outputs, state = policy.backbone.read_on(state, last, torch.ones_like(last, dtype=torch.bool))
+        hidden = outputs[:, 0]
+    return tokens, log_probs, lengths
+
+
+def choose(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Token [B] and its log-probability [B] on the CPU: the likeliest, or that at the noise's quantile."""
+    log_probs = logits.log_softmax(-1)
+    if noise is None:
+        chosen = log_probs.argmax(-1)
+    else:
+        cumulative = log_probs.double().exp().cumsum(-1)
+        quantile = noise.to(cumulative)[:, None] * cumulative[:, -1:]
+        chosen = torch.searchsorted(cumulative, quantile, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+    return chosen.cpu(), log_probs.gather(-1, chosen[:, None])[:, 0].cpu()
