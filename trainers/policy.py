@@ -170,7 +170,8 @@ def stack(payloads: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 def _score_rows(scores: Sequence[Score], rollouts: Sequence[Rollout]) -> Tensor:
     """[B, S]: a scalar sits on the rollout's last segment, None is NaN everywhere."""
     lasts = [int(r.segments[r.mask].max()) if bool(r.mask.any()) else 0 for r in rollouts]
-    rows = torch.full((len(scores), max(lasts) + 1), torch.nan)
+    longest = max(int(r.segments.max()) for r in rollouts)  # masked segments have scores too
+    rows = torch.full((len(scores), longest + 1), torch.nan)
     for row, (score, last) in enumerate(zip(scores, lasts, strict=True)):
         if score is None:
             continue
