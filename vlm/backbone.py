@@ -2,7 +2,7 @@
 
 The two calls are all that rollouts and training need. A prompt and its images are read once for all its completions
 (``read``), the result is repeated or thinned out (``rows``), and completions are read on from it (``read_on``), with
-or without a graph. A model that cannot share a prefix implements ``read_whole`` alone.
+or without a graph. Where a model cannot share a prefix, these calls read everything again.
 """
 
 from __future__ import annotations
@@ -52,12 +52,15 @@ class Backbone(Protocol):
     Attributes:
         module: the model, everything trainable.
         banned: ids that are never sampled and never counted: placeholders of images and videos, padding.
-        shares: whether prefixes can be shared; without it only ``read_whole`` is called.
     """
 
     module: nn.Module
     banned: tuple[int, ...]
-    shares: bool
+
+    @property
+    def shares(self) -> bool:
+        """Whether prefixes can be shared; without it learning calls ``read_whole`` alone."""
+        ...
 
     def read(self, prompts: Sequence[Prompt]) -> tuple[Tensor, State]:
         """Hidden [M, D] of each prompt's last token, and what was read."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -12,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..trainers.policy import TorchPolicy, collate, stack
 from ..trainers.randomness import generator
 from ..types import Batch, Decisions, Evaluation, Rollout, Task
-from .backbone import Backbone, Prompt
+from .backbone import Backbone, Prompt, State
 from .decoding import decode
 from .speech import Speech
 
@@ -51,6 +54,10 @@ class TokenPolicy(TorchPolicy):
         super().__init__(backbone.module, piece=piece, autocast=autocast)
         self.backbone, self.speech = backbone, speech
         self.horizon, self.at_once, self.mask_truncated = horizon, at_once, mask_truncated
+        weights = dict(backbone.module.named_parameters())
+        self._trained = frozenset(name for name, weight in weights.items() if weight.requires_grad)
+        self._whole = len(self._trained) in (0, len(weights))
+        self._prefix: Prefix | None = None
 
     # acting
 
@@ -62,29 +69,38 @@ class TokenPolicy(TorchPolicy):
         key: tuple[int, ...] = (0,),
         greedy: bool = False,
         temperature: float = 1.0,
+        keep_prefix: bool = False,
     ) -> list[Rollout]:
-        """n completions per task, in task order; random numbers depend on (key, task id, sample) alone."""
+        """n completions per task, in task order; random numbers depend on (key, task id, sample) alone.
+
+        Args:
+            keep_prefix: keep the graph of reading the prompts, where they are read at once, so that the first gradient
+                step on these rollouts, if it is one piece, does not read them again; the gradient is the same. Other
+                weights, other prompts and training mode read them again.
+        """
         if temperature <= 0:
             raise ValueError(f"a temperature is above 0, not {temperature:g}: greedy=True takes the likeliest token")
         was_training = self.module.training
         self.module.eval()
         rollouts: list[Rollout] = []
         per_call = max(1, self.at_once // n)
+        self._prefix = None
+        keep = keep_prefix and len(tasks) <= per_call and not was_training
         try:
             with torch.no_grad(), self._mixed():
                 for first in range(0, len(tasks), per_call):
-                    rollouts += self._complete(tasks[first : first + per_call], n, key, greedy, temperature)
+                    rollouts += self._complete(tasks[first : first + per_call], n, key, greedy, temperature, keep)
         finally:
             self.module.train(was_training)
         return rollouts
 
     def _complete(
-        self, tasks: Sequence[Task], n: int, key: tuple[int, ...], greedy: bool, temperature: float
+        self, tasks: Sequence[Task], n: int, key: tuple[int, ...], greedy: bool, temperature: float, keep: bool
     ) -> list[Rollout]:
         limits = torch.tensor([task.horizon or self.horizon for task in tasks for _ in range(n)])
         noise = None if greedy else _uniform(tasks, n, int(limits.max()), key)
         prompts = self.speech.prompts(tasks)
-        tokens, log_probs, lengths = self.sample(prompts, n, limits, noise, temperature)
+        tokens, log_probs, lengths = self.sample(prompts, n, limits, noise, temperature, keep)
         rollouts = []
         for row, length in enumerate(lengths.tolist()):
             task, ids = tasks[row // n], tokens[row, :length].clone()
@@ -104,16 +120,91 @@ class TokenPolicy(TorchPolicy):
         return rollouts
 
     def sample(
-        self, prompts: Sequence[Prompt], n: int, limits: Tensor, noise: Tensor | None, temperature: float
+        self,
+        prompts: Sequence[Prompt],
+        n: int,
+        limits: Tensor,
+        noise: Tensor | None,
+        temperature: float,
+        keep: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens and their log-probabilities [B, T], and lengths [B], of n completions per prompt.
 
-        Rows that ended leave the batch. ``noise`` [B, T] uniform, or None for greedy; ``limits`` [B].
+        Rows that ended leave the batch. ``noise`` [B, T] uniform, or None for greedy; ``limits`` [B]; ``keep`` keeps
+        the graph of reading the prompts.
         """
-        hidden, state = self.backbone.read(prompts)
+        with torch.set_grad_enabled(keep):
+            keep = keep and self.backbone.shares
+        with torch.set_grad_enabled(keep):
+            hidden, state = self.backbone.read(prompts)
+        if keep:
+            self._prefix = Prefix(list(prompts), hidden, state, self._version())
         index = torch.arange(len(prompts) * n) // n
         hidden, state = hidden[index.to(hidden.device)], self.backbone.rows(state, index)
         return decode(self, hidden, state, limits, noise, temperature)
+
+    # making, copying and saving
+
+    @classmethod
+    def of(cls, model: Any, processor: Any, **options: Any) -> Self:
+        """A policy of a transformers model that is loaded already and its processor, or tokenizer for text alone.
+
+        Options: see ``loading.assemble``; what it does not name goes to the policy itself.
+        """
+        from .loading import assemble
+
+        return assemble(cls, model, processor, **options)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> Self:
+        """A policy of an image-text-to-text or causal model in a local folder or on a hub.
+
+        Options: see ``loading.load``; what it does not name goes to ``of``.
+        """
+        from .loading import load
+
+        model, processor, rest = load(str(name_or_path), **options)
+        return cls.of(model, processor, **rest)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write adapters, or the model where it has none, and the processor, for ``from_pretrained``."""
+        from .loading import save
+
+        return save(self, Path(folder))
+
+    def fork(self, name: str) -> Self:
+        """A frozen copy, evaluated but not trained, which shares every weight that is not trained."""
+        held, self.references, self._kept, self._prefix = self.references, {}, None, None
+        memo: dict[int, Any] = {id(p): p for n, p in self.module.named_parameters() if n not in self._trained}
+        other = copy.deepcopy(self, memo)
+        self.references = held
+        for name, parameter in other.module.named_parameters():
+            if name in self._trained:
+                parameter.requires_grad_(False)
+        return other
+
+    def copy_from(self, other: Any, mix: float = 1.0) -> None:
+        theirs = other.state_dict()
+        with torch.no_grad():
+            for name, mine in self.state_dict().items():
+                if mine.is_floating_point() and mix != 1.0:
+                    mine.lerp_(theirs[name], mix)
+                else:
+                    mine.copy_(theirs[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The trained weights: adapters alone where there are any, everything where all of it is trained."""
+        state = dict(self.module.state_dict())
+        return state if self._whole else {name: state[name] for name in self._trained}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if lacking := sorted(self._trained - set(state)):
+            raise ValueError(f"these weights are of another policy: they lack {lacking[0]}")
+        found = self.module.load_state_dict(dict(state), strict=self._whole)
+        if found.unexpected_keys:
+            raise ValueError(f"these weights are of another policy: {found.unexpected_keys[0]} has no counterpart")
+
+    # what both acting and learning use
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., V] in float32, banned ids at minus infinity."""
@@ -197,16 +288,37 @@ class TokenPolicy(TorchPolicy):
         """[B, T, D] hidden that predict each token after a prompt. Each prompt is read once, whoever shares it."""
         if not self.backbone.shares:
             return self.backbone.read_whole(prompts, tokens, held)
-        order = {id(prompt): (row, prompt) for row, prompt in enumerate(reversed(prompts))}
-        unique = [prompt for _, prompt in sorted(order.values(), key=lambda pair: -pair[0])]
-        place = {id(prompt): row for row, prompt in enumerate(unique)}
-        index = torch.tensor([place[id(prompt)] for prompt in prompts], device=tokens.device)
-        first, state = self.backbone.read(unique)
-        first = first[index, None]
+        first, state, read = self._read(list(dict.fromkeys(prompts)))
+        place = {prompt: row for row, prompt in enumerate(read)}
+        index = torch.tensor([place[prompt] for prompt in prompts])
+        first = first[index.to(first.device), None]
         if tokens.shape[1] == 1:
             return first
         later, _ = self.backbone.read_on(self.backbone.rows(state, index), tokens[:, :-1], held[:, :-1])
         return torch.cat([first, later], 1)
+
+    def _read(self, prompts: list[Prompt]) -> tuple[Tensor, Any, list[Prompt]]:
+        """What reading gives, and of which prompts: from the graph that sampling kept, where it is of these weights."""
+        if self._prefix is not None and torch.is_grad_enabled():
+            kept, self._prefix = self._prefix, None  # a graph can be pulled through once
+            fresh = kept.version == self._version() and not self.module.training
+            if fresh and set(prompts) <= set(kept.prompts):
+                return kept.hidden, kept.state, kept.prompts
+        return *self.backbone.read(prompts), prompts
+
+    def _version(self) -> int:
+        """Grows with every change of the weights."""
+        return sum(weight._version for weight in self.module.parameters())
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """What sampling read, with its graph, and the weights' version then."""
+
+    prompts: list[Prompt]
+    hidden: Tensor
+    state: State
+    version: int
 
 
 def _payload(ids: Tensor, temperature: float) -> dict[str, Tensor]:

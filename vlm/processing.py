@@ -1,0 +1,291 @@
+"""Questions as a model of transformers reads them: chat template, image processor, and which ids nobody may say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..errors import UsageError
+from ..types import Task
+from .backbone import Prompt
+from .speech import Speech, between_turns
+
+_VISUAL = re.compile(r"image|img|vision|video|audio|<row_\d+_col_\d+>", re.IGNORECASE)
+_VISUAL_ID = re.compile(r"(image|img|vision|video|audio|row_col|boi|eoi)\w*(_token|_token_id|_token_index|_ids|_tag)$")
+
+
+def placeholder_ids(config: Any, processor: Any, ends: Iterable[int] = ()) -> tuple[int, ...]:
+    """Every id that stands for images, videos and their frames and rows, and padding that ends nothing.
+
+    They are looked for in the configuration, in what the processor names, and among the tokenizer's special tokens.
+    A model that says one breaks the next turn: "image features and image tokens do not match" is the most reported
+    crash of training vision-language models.
+    """
+    tokenizer = tokenizer_of(processor)
+    found: set[int] = set()
+    for owner in (config.to_dict(), _public(processor), _public(tokenizer)):
+        for name, value in owner.items():
+            if _VISUAL_ID.search(name):
+                found |= _ids(value, tokenizer)
+    for number, token in tokenizer.added_tokens_decoder.items():
+        if token.special and _VISUAL.search(token.content):
+            found.add(number)
+    if tokenizer.pad_token_id is not None:
+        found.add(tokenizer.pad_token_id)
+    return tuple(sorted(found - set(ends) - {tokenizer.unk_token_id}))
+
+
+def tokenizer_of(processor: Any) -> Any:
+    """A processor's tokenizer, or the tokenizer itself."""
+    return getattr(processor, "tokenizer", processor)
+
+
+def end_ids(model: Any, processor: Any) -> frozenset[int]:
+    """Ids that end an answer: the tokenizer's end, and those that the model's generation settings name."""
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    given = [tokenizer_of(processor).eos_token_id, *(named if isinstance(named, list) else [named])]
+    ends = frozenset(int(i) for i in given if i is not None)
+    if not ends:
+        raise UsageError(
+            f"neither the tokenizer nor the generation settings of {type(model).__name__} name an end of text: set "
+            "tokenizer.eos_token"
+        )
+    return ends
+
+
+class ProcessorSpeech(Speech):
+    """A processor of transformers, or a tokenizer for models of text alone; it is called once per question.
+
+    A task's prompt is a text, or chat messages ``[{"role": ..., "content": text or blocks}]``; its images are PIL
+    images, uint8 arrays or tensors [H, W, 3] or [3, H, W], floats in 0..1, or paths. They take the places of the
+    blocks ``{"type": "image"}``; without any, they stand before the text of the first message from the user.
+
+    Args:
+        ends: ids that end an answer; the tokenizer's own is put after demonstrations.
+        image_token: the id that the processor repeats for every feature of an image.
+        chat: put prompts through the chat template; without it a text is read as it is, placeholders included.
+        pixel_limit: most pixels of an image; larger ones are refused before they are processed.
+        keep: questions remembered.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        ends: Iterable[int],
+        *,
+        image_token: int | None = None,
+        chat: bool = True,
+        pixel_limit: int = 50_000_000,
+        keep: int = 4096,
+    ) -> None:
+        super().__init__(ends, keep)
+        self.processor, self.tokenizer = processor, tokenizer_of(processor)
+        self.image_token, self.chat, self.pixel_limit = image_token, chat, pixel_limit
+        self._sees = processor is not self.tokenizer
+
+    def prompt(self, task: Task) -> Prompt:
+        """The question's ids and what the processor made of its images.
+
+        Raises:
+            UsageError: images that cannot be read or are too large, another number of placeholders than images, a
+                chat template that is missing or drops images; the line names the task.
+        """
+        if not self.chat:
+            return self._read(task, self._plain(task), special=True)
+        try:
+            text = self._render(self._messages(task, len(task.images)))
+        except UsageError:
+            raise
+        except Exception as error:  # templates are programs of others
+            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UsageError(f"{task.id}: the chat template refuses the messages: {said}") from error
+        bos = self.tokenizer.bos_token
+        return self._read(task, text, special=self._sees and not (bos is not None and text.startswith(bos)))
+
+    def _read(self, task: Task, text: str, special: bool) -> Prompt:
+        """A rendered text and the task's images as ids and the tower's inputs."""
+        images = [as_pil(image, f"{task.id}: image {i + 1}", self.pixel_limit) for i, image in enumerate(task.images)]
+        if images and not self._sees:
+            raise UsageError(
+                f"{task.id} has {len(images)} images, but {type(self.tokenizer).__name__} reads text alone"
+            )
+        if not self._sees:
+            ids = self.tokenizer(text, add_special_tokens=special)["input_ids"]
+            return Prompt(task.id, torch.tensor(ids, dtype=torch.long))
+        self._check_placeholders(task, text, len(images))
+        try:
+            found = self.processor(text=[text], images=images or None, return_tensors="pt", add_special_tokens=special)
+        except Exception as error:  # processors fail in many ways; a person wants to know on which question
+            said = str(error).splitlines()[0] if str(error) else ""
+            raise UsageError(
+                f"{task.id}: {type(self.processor).__name__} cannot read the question: {type(error).__name__}: {said}"
+            ) from error
+        ids = found["input_ids"][0]
+        return Prompt(task.id, ids, self._inputs(task, found, ids) if images else {})
+
+    def _inputs(self, task: Task, found: Mapping[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
+        """What the tower wants, every tensor in the processor's own shape."""
+        if self.image_token is not None and not bool((ids == self.image_token).any()):
+            raise UsageError(
+                f"{task.id}: the processor's image token {self.image_token} is not in the prompt it made; processor "
+                "and model are of different kinds"
+            )
+        if "token_type_ids" in found:
+            raise UsageError(
+                f"{task.id}: {type(self.processor).__name__} marks images for attention in both directions "
+                "(token_type_ids), which a token policy does not know"
+            )
+        told_elsewhere = {"input_ids", "attention_mask", "mm_token_type_ids"}
+        return {name: tensor for name, tensor in found.items() if name not in told_elsewhere}
+
+    # --- the text --------------------------------------------------------------------------------
+
+    def _plain(self, task: Task) -> str:
+        if not isinstance(task.prompt, str):
+            raise UsageError(f"{task.id}: chat=False reads a text as it is, not messages")
+        return task.prompt
+
+    def _render(self, messages: list[dict[str, Any]]) -> str:
+        renderer = self.processor if getattr(self.processor, "chat_template", None) else self.tokenizer
+        if not getattr(renderer, "chat_template", None):
+            raise UsageError(
+                f"{type(self.processor).__name__} has no chat template: set its chat_template, or read prompts as "
+                "they are with chat=False"
+            )
+        text: str = renderer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return text
+
+    def _messages(self, task: Task, images: int) -> list[dict[str, Any]]:
+        given = [{"role": "user", "content": task.prompt}] if isinstance(task.prompt, str) else task.prompt
+        messages = []
+        for message in given if isinstance(given, Sequence) else [given]:
+            if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
+                raise UsageError(f'{task.id}: a prompt is a text or a list of {{"role": ..., "content": ...}}')
+            messages.append({**message, "content": _blocks(task, message["content"])})
+        asked = sum(block["type"] == "image" for message in messages for block in message["content"])
+        if images and not asked:
+            first = next((m for m in messages if m["role"] == "user"), messages[0])
+            first["content"] = [{"type": "image"}] * images + first["content"]
+        elif asked != images:
+            raise UsageError(f"{task.id}: {asked} image blocks in the messages, {images} images in the task")
+        if not self._sees:
+            return [{**m, "content": "".join(block["text"] for block in m["content"])} for m in messages]
+        return messages
+
+    def _check_placeholders(self, task: Task, text: str, images: int) -> None:
+        token = getattr(self.processor, "image_token", None)
+        if token is None:
+            return
+        count = text.count(str(token))
+        if images and self.chat and count == 0:
+            raise UsageError(
+                f"{task.id}: the chat template of {type(self.processor).__name__} leaves images out; it needs one "
+                f"that writes {token} for each"
+            )
+        if count != images:
+            raise UsageError(
+                f"{task.id}: {count} image placeholders ({token}) in the text, {images} images in the task"
+            )
+
+    # --- answers ---------------------------------------------------------------------------------
+
+    def tokens(self, text: str) -> Tensor:
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        end = self.tokenizer.eos_token_id
+        return torch.tensor([*ids, end if end in self.ends else min(self.ends)], dtype=torch.long)
+
+    def reply(self, text: str, images: Sequence[Any] = ()) -> tuple[Tensor, dict[str, Tensor]]:
+        """What a user's message is between two turns of the model, in the chat template's words."""
+        task = Task("reply", [{"role": "user", "content": text}], tuple(images))
+        content = self._messages(task, len(images))[0]["content"]
+        rendered = between_turns(self._render, content, str(self.tokenizer.eos_token))
+        found = self._read(task, rendered, special=False)
+        return found.ids, dict(found.inputs)
+
+    def text(self, ids: Tensor) -> str:
+        said: str = self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+        return said
+
+
+def as_pil(image: Any, name: str, pixel_limit: int) -> Image.Image:
+    """An RGB image from PIL, a path, or an array or tensor [H, W, 3] or [3, H, W], uint8 or float in 0..1.
+
+    Args:
+        name: what to call it in messages.
+
+    Raises:
+        UsageError: no image, one that cannot be decoded, or one with more pixels than ``pixel_limit``.
+    """
+    if isinstance(image, str | Path):
+        try:
+            image = Image.open(image)
+        except OSError as error:
+            raise UsageError(f"{name} cannot be decoded: {error}") from error
+    if isinstance(image, Image.Image):
+        _check_size(image.width, image.height, name, pixel_limit)
+        try:
+            return image.convert("RGB")
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UsageError(f"{name} cannot be decoded: {error}") from error
+    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
+    if not isinstance(array, np.ndarray) or array.ndim != 3 or 3 not in (array.shape[0], array.shape[-1]):
+        shape = f" of shape {tuple(array.shape)}" if isinstance(array, np.ndarray) else ""
+        raise UsageError(f"{name} is no image but {type(image).__name__}{shape}")
+    array = array if array.shape[-1] == 3 else array.transpose(1, 2, 0)
+    _check_size(array.shape[1], array.shape[0], name, pixel_limit)
+    if array.dtype != np.uint8:
+        if not np.issubdtype(array.dtype, np.floating) or not (np.min(array) >= -1e-3 and np.max(array) <= 1 + 1e-3):
+            raise UsageError(f"{name} has values of {array.dtype} outside uint8 and outside floats in 0..1")
+        array = (array.astype(np.float64).clip(0, 1) * 255).round().astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _check_size(width: int, height: int, name: str, pixel_limit: int) -> None:
+    if width * height > pixel_limit:
+        raise UsageError(f"{name} has {width} x {height} pixels, more than pixel_limit={pixel_limit}: make it smaller")
+    if width * height == 0:
+        raise UsageError(f"{name} has no pixels ({width} x {height})")
+
+
+def _blocks(task: Task, content: Any) -> list[dict[str, Any]]:
+    """A message's content as blocks of text and places of images."""
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    blocks = []
+    for block in content if isinstance(content, Sequence) else [content]:
+        kind = block.get("type") if isinstance(block, Mapping) else None
+        if kind == "text" and isinstance(block.get("text"), str):
+            blocks.append({"type": "text", "text": block["text"]})
+        elif kind == "image":
+            blocks.append({"type": "image"})
+        else:
+            raise UsageError(
+                f'{task.id}: a block is {{"type": "text", "text": ...}} or {{"type": "image"}} with the image in '
+                f"task.images, not {str(block)[:60]}"
+            )
+    return blocks
+
+
+def _public(owner: Any) -> dict[str, Any]:
+    """Attributes, and the special tokens that a tokenizer names (``context_image_token`` of InternVL, ...)."""
+    named = getattr(owner, "special_tokens_map", None) or {}
+    return {name: value for name, value in vars(owner).items() if not name.startswith("_")} | dict(named)
+
+
+def _ids(value: Any, tokenizer: Any) -> set[int]:
+    """Ids from an id, a token, or a list of either."""
+    if isinstance(value, bool) or value is None:
+        return set()
+    if isinstance(value, int):
+        return {value} if value >= 0 else set()
+    if isinstance(value, str):
+        number = tokenizer.convert_tokens_to_ids(value)
+        return {number} if isinstance(number, int) else set()
+    return set().union(*(_ids(item, tokenizer) for item in value)) if isinstance(value, list | tuple) else set()

@@ -1,0 +1,480 @@
+"""Any transformers model that continues text, with or without images, behind the few calls of a token policy.
+
+A prompt and its images are read once; its keys and values are repeated for its completions. This needs a model whose
+memory is keys and values of every token. The first use of a model tries it on six tokens: where reading in two parts
+does not give what reading at once gives (sliding windows, linear attention, unknown forwards), ``shares`` is False,
+the log says why, and every completion is read with its prompt, which is slower and as exact.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, Self
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UsageError
+from .backbone import Prompt, State
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """What the vision tower made of one prompt's images, in the order of their placeholders.
+
+    Attributes:
+        pooled: [N, D] what takes the place of the placeholders.
+        deep: [N, D] each, what is added behind the decoder's first layers (Qwen3-VL); empty elsewhere.
+    """
+
+    pooled: Tensor
+    deep: tuple[Tensor, ...] = ()
+
+    def bytes(self) -> int:
+        return sum(t.nbytes for t in (self.pooled, *self.deep))
+
+
+class FeatureCache:
+    """Features of frozen towers by prompt, the least recently used dropped first.
+
+    Forks share it, since they share the tower: a copy is the cache itself.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.held, self.hits = limit, 0, 0
+        self._known: OrderedDict[Prompt, tuple[int, Features]] = OrderedDict()
+
+    def get(self, prompt: Prompt, version: int) -> Features | None:
+        found = self._known.get(prompt)
+        if found is None or found[0] != version:
+            return None
+        self.hits += 1
+        self._known.move_to_end(prompt)
+        return found[1]
+
+    def put(self, prompt: Prompt, version: int, features: Features) -> None:
+        stale = self._known.pop(prompt, None)
+        self.held += features.bytes() - (stale[1].bytes() if stale else 0)
+        self._known[prompt] = version, features
+        while self.held > self.limit:
+            self.held -= self._known.popitem(last=False)[1][1].bytes()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+
+@dataclass(eq=False)
+class Memory(State):
+    """A State that knows whether any row is padded: without padding no mask has to be made."""
+
+    padded: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Said:
+    """The memory of a model that cannot share: what was said, to be read again. Tokens and mask [B, T]."""
+
+    prompts: list[Prompt]
+    tokens: Tensor
+    mask: Tensor
+
+    def rows(self, pick: Tensor) -> Said:
+        index = pick.cpu()
+        return Said([self.prompts[int(i)] for i in index], self.tokens[index], self.mask[index])
+
+
+class TransformersBackbone:
+    """A transformers model, image-text-to-text or causal, possibly with PEFT adapters.
+
+    Args:
+        model: with a head; positions are given explicitly, so state that a model stores (Qwen's rope deltas) is unused.
+        banned: ids that are never sampled; see ``processing.placeholder_ids``.
+        feature_bytes: limit of the features that are kept while the vision tower is frozen; 0 keeps none.
+        checkpointing: recompute layers in the backward pass. transformers cannot do this on a shared prefix, so
+            training then reads every completion with its prompt; sampling still shares.
+    """
+
+    def __init__(
+        self, model: nn.Module, banned: Iterable[int] = (), *, feature_bytes: int = 2**30, checkpointing: bool = False
+    ) -> None:
+        self.module = model
+        self.banned = tuple(sorted(set(banned)))
+        self.features = FeatureCache(feature_bytes)
+        self.checkpointing = checkpointing
+        self._positions: WeakKeyDictionary[Prompt, Tensor] = WeakKeyDictionary()
+        self._shares: bool | None = None
+        self._plain_head: bool | None = None
+        if checkpointing:
+            self.inner.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        other = object.__new__(type(self))
+        memo[id(self)] = other
+        fresh: dict[str, Any] = {"module": deepcopy(self.module, memo), "_positions": WeakKeyDictionary()}
+        other.__dict__ |= self.__dict__ | fresh
+        return other
+
+    # --- parts of the model ----------------------------------------------------------------------
+
+    @property
+    def inner(self) -> Any:
+        """The model itself, below PEFT's wrapper if it has one."""
+        model: Any = self.module
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    @property
+    def base(self) -> Any:
+        """Everything but the head."""
+        return self.inner.base_model
+
+    @property
+    def decoder(self) -> Any:
+        """What reads text: the base model, or its language model where there is vision beside it."""
+        return self.inner.get_decoder()
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.inner.get_input_embeddings().weight.device
+        return device
+
+    def vision_parameters(self) -> list[nn.Parameter]:
+        """Those of the base model outside the decoder: the tower and what projects its features."""
+        text = {id(parameter) for parameter in self.decoder.parameters()}
+        return [parameter for parameter in self.base.parameters() if id(parameter) not in text]
+
+    @property
+    def image_token(self) -> int | None:
+        found = getattr(self.inner.config, "image_token_id", None)
+        return getattr(self.inner.config, "image_token_index", None) if found is None else int(found)
+
+    # --- whether a prefix can be shared ----------------------------------------------------------
+
+    @property
+    def shares(self) -> bool:
+        if self._shares is None:
+            self._try_out()
+        return bool(self._shares) and not (self.checkpointing and torch.is_grad_enabled())
+
+    def _try_out(self) -> None:
+        """Read six tokens in one part and in two, once, and look whether the head is the linear layer it seems."""
+        vocabulary = self.inner.get_input_embeddings().weight.shape[0]
+        usable = [i for i in range(1, vocabulary) if i not in self.banned][:: max(1, vocabulary // 8)][:6]
+        ids = torch.tensor(usable * 6)[None, :6]
+        prompt, further = Prompt("trial", ids[0, :3]), ids[:, 3:].to(self.device)
+        was_training = self.module.training
+        self.module.eval()
+        try:
+            with torch.no_grad():
+                whole = self.base(input_ids=ids.to(self.device), use_cache=False).last_hidden_state
+                logits = self.inner(input_ids=ids.to(self.device), use_cache=False).logits
+                self._plain_head = _close(self._linear_head(whole), logits)
+                reason = (
+                    "its head is no linear layer" if not self._plain_head else self._why_not(prompt, further, whole)
+                )
+        finally:
+            self.module.train(was_training)
+        self._shares = reason is None
+        if reason is not None:
+            name = type(self.inner).__name__
+            log.warning("%s cannot share prompts (%s): every completion is read with its prompt", name, reason)
+
+    def _why_not(self, prompt: Prompt, further: Tensor, whole: Tensor) -> str | None:
+        from transformers.cache_utils import DynamicLayer
+
+        kinds = {type(layer) for layer in self._new_cache().layers} - {DynamicLayer}
+        if kinds:
+            return f"it remembers in {', '.join(sorted(kind.__name__ for kind in kinds))}"
+        twice, all_said = torch.tensor([0, 0]), torch.ones(2, 3, dtype=torch.bool, device=self.device)
+        try:
+            first, state = self._read_once([prompt])
+            later, _ = self._go_on(self.rows(state, twice), further[[0, 0]], all_said)
+        except Exception as error:  # an unknown forward may fail in any way; the slow path remains
+            return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        same = _close(first, whole[:, 2]) and _close(later[1], whole[0, 3:])
+        return None if same else "reading in two parts gives something else"
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def read(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Memory]:
+        """Hidden [M, D] of each prompt's last token, and what was read."""
+        if self.shares:
+            return self._read_once(prompts)
+        nothing = torch.zeros(len(prompts), 0, dtype=torch.long)
+        said = Said(list(prompts), nothing, nothing.bool())
+        return self._say(said, torch.zeros(len(prompts), 0, dtype=torch.long), nothing.bool())
+
+    def _say(self, said: Said, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Memory]:
+        """Everything read again, for a model that cannot share: hidden [B, D] at the prompt's end, or [B, C, D]."""
+        after = Said(said.prompts, torch.cat([said.tokens, tokens.cpu()], 1), torch.cat([said.mask, mask.cpu()], 1))
+        one = torch.zeros(len(said.prompts), 1, dtype=torch.long)
+        hidden = self.read_whole(after.prompts, torch.cat([after.tokens, one], 1), torch.cat([after.mask, one == 0], 1))
+        state = Memory(after, after.mask, after.mask.sum(1), padded=True)
+        return (hidden[:, -tokens.shape[1] :] if tokens.shape[1] else hidden[:, -1]), state
+
+    def _read_once(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Memory]:
+        ids, mask, positions = self._padded(prompts)
+        padded = not bool(mask.all())
+        output = self.base(
+            input_ids=ids.to(self.device),
+            attention_mask=mask.long().to(self.device) if padded else None,
+            position_ids=positions.to(self.device),
+            past_key_values=self._new_cache(),
+            use_cache=True,
+            **self._images(prompts),
+        )
+        following = positions.reshape(-1, *ids.shape).amax((0, 2)) + 1
+        state = Memory(output.past_key_values, mask.to(self.device), following.to(self.device), padded=padded)
+        return output.last_hidden_state[:, -1], state
+
+    def read_on(self, state: State, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Memory]:
+        """Hidden [B, C, D] at each of C further tokens; mask is False at padding, which stands on the right.
+
+        The given state stays as it is.
+        """
+        if isinstance(state.cache, Said):
+            return self._say(state.cache, tokens, mask)
+        return self._go_on(state, tokens, mask)
+
+    def _go_on(self, state: State, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Memory]:
+        known = state if isinstance(state, Memory) else Memory(**vars(state), padded=True)
+        seen = torch.cat([known.mask, mask], 1)
+        single = tokens.shape[1] == 1
+        steps = known.positions[:, None] if single else known.positions[:, None] + mask.cumsum(1) - 1
+        cache = _copied(known.cache, lambda tensor: tensor)
+        output = self.decoder(
+            input_ids=tokens,
+            attention_mask=seen.long() if known.padded else None,
+            position_ids=steps.clamp(min=0) if self._rope_axes is None else steps.expand(3, -1, -1),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        # Padding on the right is seen by nobody in this chunk, but by whoever reads on after it.
+        padded = known.padded or not (single or bool(mask.all()))
+        following = known.positions + (1 if single else mask.sum(1))
+        return output.last_hidden_state, Memory(cache, seen, following, padded=padded)
+
+    def rows(self, state: State, index: Tensor) -> Memory:
+        """The rows [B] long of a state, repeated or dropped as the index says; gradients flow through."""
+        pick = _picker(index, state.mask.shape[0], state.mask.device)
+        padded = getattr(state, "padded", True)
+        if isinstance(state.cache, Said):
+            return Memory(state.cache.rows(index), pick(state.mask), pick(state.positions), padded=True)
+        return Memory(_copied(state.cache, pick), pick(state.mask), pick(state.positions), padded=padded)
+
+    def read_whole(self, prompts: Sequence[Prompt], tokens: Tensor, mask: Tensor) -> Tensor:
+        """Hidden [B, C, D] that predict each of C tokens after their prompts; every row is read as a whole.
+
+        Images are encoded once per prompt. Where the head is not to be had apart from the model, the logits
+        [B, C, V] themselves.
+        """
+        if self._plain_head is None:
+            self._try_out()
+        ids, held, positions = self._padded(prompts)
+        start = ids.shape[1]
+        before, seen = tokens[:, :-1].cpu(), mask[:, :-1].cpu()
+        following = positions.reshape(-1, *ids.shape).amax((0, 2)) + 1
+        steps = following[:, None] + seen.cumsum(1) - 1
+        places = torch.cat([positions, steps.clamp(min=0).expand(*positions.shape[:-1], -1)], -1)
+        seen = torch.cat([held, seen], 1)
+        model = self.base if self._plain_head else self.inner
+        with self._recomputing():
+            output = model(
+                input_ids=torch.cat([ids, before], 1).to(self.device),
+                attention_mask=None if bool(seen.all()) else seen.long().to(self.device),
+                position_ids=places.to(self.device),
+                use_cache=False,
+                **self._images(prompts),
+            )
+        result: Tensor = output.last_hidden_state if self._plain_head else output.logits
+        return result[:, start - 1 :]
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V]."""
+        if self._plain_head is None:
+            self._try_out()
+        return self._linear_head(hidden) if self._plain_head else hidden
+
+    def _linear_head(self, hidden: Tensor) -> Tensor:
+        """The output layer and the three ways in which transformers' models bend its logits."""
+        layer, config = self.inner.get_output_embeddings(), self.inner.config.get_text_config()
+        logits: Tensor = layer(hidden.to(layer.weight.dtype) if not torch.is_autocast_enabled() else hidden)
+        if scaling := getattr(config, "logits_scaling", None):  # Granite
+            logits = logits / scaling
+        if scale := getattr(config, "logit_scale", None):  # Cohere
+            logits = logits * scale
+        if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
+            logits = torch.tanh(logits / cap) * cap
+        return logits
+
+    @contextmanager
+    def _recomputing(self) -> Iterator[None]:
+        """Layers recompute themselves in training mode only; nothing below them may notice, or dropout would start."""
+        layers = [m for m in self.inner.modules() if getattr(m, "gradient_checkpointing", False)]
+        before = [layer.training for layer in layers]
+        try:
+            for layer in layers:
+                layer.training = self.checkpointing and torch.is_grad_enabled()
+            yield
+        finally:
+            for layer, was in zip(layers, before, strict=True):
+                layer.training = was
+
+    # --- what a model wants to be told -----------------------------------------------------------
+
+    def _new_cache(self) -> Any:
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self.inner.config)
+
+    @property
+    def _rope_axes(self) -> Callable[..., Any] | None:
+        """Qwen's time, height and width of every token; None where a position is one number."""
+        found: Callable[..., Any] | None = getattr(self.base, "get_rope_index", None)
+        return found
+
+    def _padded(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids and mask [B, P], padded on the left, and positions [B, P] or [3, B, P]; all on the CPU."""
+        longest = max(len(prompt.ids) for prompt in prompts)
+        ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+        mask = torch.zeros(len(prompts), longest, dtype=torch.bool)
+        places = [self._places(prompt) for prompt in prompts]
+        positions = torch.zeros(*places[0].shape[:-1], len(prompts), longest, dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            first = longest - len(prompt.ids)
+            ids[row, first:], mask[row, first:] = prompt.ids, True
+            positions[..., row, first:] = places[row]
+        return ids, mask, positions
+
+    def _places(self, prompt: Prompt) -> Tensor:
+        """[P] or [3, P]"""
+        found = self._positions.get(prompt)
+        if found is None:
+            found = torch.arange(len(prompt.ids))
+            if self._rope_axes is not None:
+                found = found.expand(3, -1)
+                if "image_grid_thw" in prompt.inputs:
+                    kinds = self._places_of_images(prompt).int()
+                    grid = prompt.inputs["image_grid_thw"]
+                    found = self._rope_axes(
+                        input_ids=prompt.ids[None], mm_token_type_ids=kinds[None], image_grid_thw=grid
+                    )[0][:, 0]
+            self._positions[prompt] = found
+        return found
+
+    def _places_of_images(self, prompt: Prompt) -> Tensor:
+        """[P] True at placeholders."""
+        return torch.isin(prompt.ids, torch.tensor([] if self.image_token is None else [self.image_token]))
+
+    def _images(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        """Keyword arguments that bring the prompts' images into the base model."""
+        shown = [prompt for prompt in prompts if prompt.inputs]
+        if not shown:
+            return {}
+        if "mm_encoder_outputs" not in inspect.signature(self.base.forward).parameters:
+            return _joined(shown, self.device)
+        found = self._features(list(dict.fromkeys(shown)))
+        features = [found[prompt] for prompt in shown]
+        pooled = torch.cat([f.pooled for f in features])
+        output: Any = _Encoded(pooled if self._pools_to_tensor else (pooled,))
+        output.deepstack_features = [(torch.cat(level),) for level in zip(*(f.deep for f in features), strict=True)]
+        return {"mm_encoder_outputs": {"image": output}}
+
+    _pools_to_tensor = False  # whether get_image_features gave one tensor (InternVL) or one per image
+
+    def _features(self, prompts: Sequence[Prompt]) -> dict[Prompt, Features]:
+        tower = self.vision_parameters()
+        frozen = self.features.limit > 0 and not any(parameter.requires_grad for parameter in tower)
+        version = sum(parameter._version for parameter in tower)
+        found: dict[Prompt, Features] = {}
+        if frozen:
+            found = {p: f for p in prompts if (f := self.features.get(p, version)) is not None}
+        alike: dict[Any, list[Prompt]] = {}
+        for prompt in prompts:
+            if prompt not in found:
+                shapes = tuple((name, tuple(tensor.shape[1:])) for name, tensor in sorted(prompt.inputs.items()))
+                alike.setdefault(shapes, []).append(prompt)
+        for group in alike.values():
+            fresh = self._encode(group)
+            found |= fresh
+            if frozen:
+                for prompt, features in fresh.items():
+                    self.features.put(prompt, version, features)
+        return found
+
+    def _encode(self, prompts: Sequence[Prompt]) -> dict[Prompt, Features]:
+        """One call of the tower for prompts whose images have the same shape."""
+        output = self.base.get_image_features(**_joined(prompts, self.device), return_dict=True)
+        self._pools_to_tensor = isinstance(output.pooler_output, Tensor)
+        counts = [int(self._places_of_images(prompt).sum()) for prompt in prompts]
+        pooled = _rows(output.pooler_output)
+        if len(pooled) != sum(counts):
+            raise UsageError(
+                f"{', '.join(prompt.task_id for prompt in prompts)}: {sum(counts)} image placeholders in the prompt, "
+                f"{len(pooled)} features of the images: processor and model are of different kinds"
+            )
+        deep = [torch.split(_rows(level), counts) for level in getattr(output, "deepstack_features", None) or ()]
+        parts = torch.split(pooled, counts)
+        return {prompt: Features(parts[i], tuple(level[i] for level in deep)) for i, prompt in enumerate(prompts)}
+
+
+class _Encoded:
+    """What a base model looks at in the tower's output."""
+
+    deepstack_features: list[tuple[Tensor, ...]]
+
+    def __init__(self, pooler_output: Tensor | tuple[Tensor, ...]) -> None:
+        self.pooler_output = pooler_output
+
+
+def _rows(features: Tensor | Sequence[Tensor]) -> Tensor:
+    """[N, D] from one tensor, or from one per image."""
+    parts = [features] if isinstance(features, Tensor) else list(features)
+    return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
+
+
+def _joined(prompts: Sequence[Prompt], device: torch.device) -> dict[str, Tensor]:
+    names = dict.fromkeys(name for prompt in prompts for name in prompt.inputs)
+    return {name: torch.cat([prompt.inputs[name] for prompt in prompts]).to(device) for name in names}
+
+
+def _picker(index: Tensor, size: int, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """How rows are picked along the first axis: an equal number of copies of each needs no gathering."""
+    times = len(index) // size
+    if times * size == len(index) and bool((index.cpu() == torch.arange(size).repeat_interleave(times)).all()):
+        return lambda tensor: tensor if times == 1 else _repeated(tensor, times)
+    place = index.to(device)
+    return lambda tensor: tensor.index_select(0, place.to(tensor.device))
+
+
+def _repeated(tensor: Tensor, times: int) -> Tensor:
+    return tensor[:, None].expand(-1, times, *tensor.shape[1:]).reshape(-1, *tensor.shape[1:])
+
+
+def _copied(cache: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A cache of changed keys and values; the old one is not written to."""
+    from transformers import DynamicCache, cache_utils
+
+    kind: Any = cache_utils.DynamicLayer
+    copied = DynamicCache()
+    for old in cache.layers:
+        layer = kind()
+        layer.lazy_initialization(old.keys, old.values)
+        layer.keys, layer.values = change(old.keys), change(old.values)
+        copied.layers.append(layer)
+    return copied
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    """Equal but for rounding, of the kind that the numbers' precision makes."""
+    exact = one.dtype in (torch.float32, torch.float64)
+    scale = float(other.abs().max()) + 1e-9
+    return float((one.float() - other.float()).abs().max()) <= (1e-4 if exact else 5e-2) * scale
