@@ -13,22 +13,19 @@ text. It can still argue with the judge in words, so watch for answers that do.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from string import Formatter
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ..errors import UsageError, unknown
-from .images import as_uint8
+from .exhibits import Exhibit, Exhibitor, Question, is_text, text_of, texts_of
 from .weights import loading
 
-Question = tuple[Sequence[Image.Image], str]
 Asker = Callable[[Sequence[Question]], Sequence[float] | Tensor]
 """Questions, each with the pictures shown before it -> P(yes) of each, in 0..1."""
 
@@ -159,16 +156,8 @@ def tokens_of(tokenizer: Any, word: str) -> Tensor:
     return torch.tensor(sorted(ids))
 
 
-@dataclass(frozen=True)
-class _Exhibit:
-    """What is judged: pictures, and a text if the output was one."""
-
-    pictures: tuple[Image.Image, ...]
-    text: str | None = None
-
-
-class _Judge:
-    """What both judges share: who is asked, with which words, and how outputs become exhibits."""
+class _Judge(Exhibitor):
+    """What both judges share: who is asked, and with which words."""
 
     fields: tuple[str, ...] = ()
 
@@ -176,46 +165,9 @@ class _Judge:
         for _, name, _, _ in Formatter().parse(question or ""):
             if name is not None and name not in self.fields:
                 raise unknown("field of a judge's question", name, self.fields)
-        if frames < 1:
-            raise ValueError(f"a judge is shown {frames} frames of an episode; at least 1 is needed")
+        super().__init__(frames)
         self.question = question
         self.asker: Asker = VLMAsker(asker) if isinstance(asker, str) else asker
-        self.frames = frames
-
-    def exhibits(self, images: Sequence[Any] | Tensor | None, completions: Sequence[Any] | None) -> list[_Exhibit]:
-        """One per sample: a text with the task's images, or the pictures that were made."""
-        if images is None and completions is None:
-            raise ValueError("a judge needs images or completions")
-        some = completions if completions is not None else images
-        assert some is not None
-        out = []
-        for index in range(len(some)):
-            made = None if completions is None else completions[index]
-            given = None if images is None else images[index]
-            if made is None or _is_text(made):
-                text = None if made is None else _text(made)
-                out.append(_Exhibit(self.pictures(index, None if _is_text(given) else given), text))
-            else:
-                out.append(_Exhibit(self.pictures(index, made)))
-        return out
-
-    def pictures(self, index: int, shown: Any) -> tuple[Image.Image, ...]:
-        """Whatever shows something, as pictures; of an episode, evenly spaced frames with the last among them."""
-        if shown is None:
-            return ()
-        if hasattr(shown, "frames"):
-            if not shown.frames:
-                raise ValueError(f"sample {index} is an episode without frames: render it")
-            length = len(shown.frames)
-            count = min(self.frames, length)
-            shown = [shown.frames[math.ceil(length * (k + 1) / count) - 1] for k in range(count)]
-        several = isinstance(shown, (list, tuple)) or getattr(shown, "ndim", 3) == 4
-        found = []
-        for picture in shown if several else [shown]:
-            if not isinstance(picture, (Image.Image, np.ndarray, Tensor)):
-                raise ValueError(f"sample {index} holds a {type(picture).__name__}, not a picture")
-            found.append(Image.fromarray(as_uint8([picture])[0]))
-        return tuple(found)
 
     def ask(self, questions: Sequence[Question]) -> list[float]:
         """P(yes) of each.
@@ -265,10 +217,10 @@ class YesNoJudge(_Judge):
             ValueError: an output that is neither text nor picture; the line names the sample.
         """
         exhibits = self.exhibits(images, completions)
-        texts = _texts(prompts, len(exhibits))
+        texts = texts_of(prompts, len(exhibits))
         return self.ask([self._question(exhibit, text) for exhibit, text in zip(exhibits, texts, strict=True)])
 
-    def _question(self, exhibit: _Exhibit, prompt: str) -> Question:
+    def _question(self, exhibit: Exhibit, prompt: str) -> Question:
         default = RIGHT if exhibit.text is not None else DONE if len(exhibit.pictures) > 1 else SHOWS
         text = (self.question or default).format(prompt=prompt, completion=exhibit.text or "")
         return exhibit.pictures, text
@@ -279,8 +231,9 @@ class PairwiseJudge(_Judge):
 
     Each pair is asked about in both orders, and the score is the mean of P(yes) in the first and P(no) in the
     second: a judge who always prefers what comes first gives 0.5. The idea of one judge for many criteria, told in
-    the question, is OneReward's (arXiv 2508.21066; not checked); order and cap are this project's. OneReward takes
-    the gradient through the judge; this score has none.
+    the question, is OneReward's (arXiv 2508.21066; not checked); asking in both orders is this project's. So is the
+    lower cap; above, OneReward's loss max(0, l - P(yes)) is l - min(P(yes), l) with l = 1 - cap, this score's upper
+    end. OneReward takes the gradient through the judge; this score has none.
 
     Args:
         criterion: what is compared, such as "sharpness" or "agreement with the text".
@@ -335,7 +288,7 @@ class PairwiseJudge(_Judge):
             ValueError: the column to compare with is missing, or a text is to be compared with a picture.
         """
         exhibits = self.exhibits(images, completions)
-        texts = _texts(prompts, len(exhibits))
+        texts = texts_of(prompts, len(exhibits))
         if self.against == "group":
             return self._within(exhibits, texts, groups)
         if references is None:
@@ -348,7 +301,7 @@ class PairwiseJudge(_Judge):
             scores[i] = probability
         return scores
 
-    def compare(self, pairs: Sequence[tuple[_Exhibit, _Exhibit, str]]) -> list[float]:
+    def compare(self, pairs: Sequence[tuple[Exhibit, Exhibit, str]]) -> list[float]:
         """The probability that the first of each pair is better, whatever the judge thinks of places."""
         forward = [self._question(first, second, prompt) for first, second, prompt in pairs]
         swapped = [self._question(second, first, prompt) for first, second, prompt in pairs]
@@ -357,7 +310,7 @@ class PairwiseJudge(_Judge):
         return [min(max((yes + 1 - no) / 2, self.cap), 1 - self.cap) for yes, no in both]
 
     def _within(
-        self, exhibits: Sequence[_Exhibit], prompts: Sequence[str], groups: Sequence[str] | None
+        self, exhibits: Sequence[Exhibit], prompts: Sequence[str], groups: Sequence[str] | None
     ) -> list[float | None]:
         if groups is None:
             raise ValueError("a pairwise judge within groups needs the column groups")
@@ -376,16 +329,16 @@ class PairwiseJudge(_Judge):
             found[j].append(1 - probability)
         return [math.fsum(some) / len(some) if some else None for some in found]
 
-    def _opponent(self, index: int, exhibit: _Exhibit, reference: Any) -> _Exhibit:
-        if _is_text(reference) != (exhibit.text is not None):
+    def _opponent(self, index: int, exhibit: Exhibit, reference: Any) -> Exhibit:
+        if is_text(reference) != (exhibit.text is not None):
             kinds = ["a picture", "a text"]
-            said = f"{kinds[exhibit.text is not None]}, its reference {kinds[_is_text(reference)]}"
+            said = f"{kinds[exhibit.text is not None]}, its reference {kinds[is_text(reference)]}"
             raise ValueError(f"sample {index} is {said}: they cannot be compared")
-        if _is_text(reference):
-            return _Exhibit(exhibit.pictures, _text(reference))
-        return _Exhibit(self.pictures(index, reference))
+        if is_text(reference):
+            return Exhibit(exhibit.pictures, text_of(reference))
+        return Exhibit(self.pictures(index, reference))
 
-    def _question(self, first: _Exhibit, second: _Exhibit, prompt: str) -> Question:
+    def _question(self, first: Exhibit, second: Exhibit, prompt: str) -> Question:
         answers = first.text is not None
         default = BETTER_ANSWER if answers else BETTER_DONE if len(first.pictures) > 1 else BETTER
         text = (self.question or default).format(
@@ -397,26 +350,3 @@ class PairwiseJudge(_Judge):
         )
         # Two answers are about the same pictures.
         return (first.pictures if answers else (*first.pictures, *second.pictures)), text
-
-
-def _is_text(value: Any) -> bool:
-    chat = isinstance(value, (list, tuple)) and bool(value) and all(isinstance(part, Mapping) for part in value)
-    return isinstance(value, str) or chat
-
-
-def _texts(prompts: Sequence[Any], n: int) -> list[str]:
-    if len(prompts) != n:
-        raise ValueError(f"{n} outputs but {len(prompts)} prompts")
-    return [_text(prompt) for prompt in prompts]
-
-
-def _text(value: Any) -> str:
-    """A text as it is; of a chat, the words of its last message."""
-    if isinstance(value, str):
-        return value
-    if not _is_text(value):
-        raise ValueError(f"a {type(value).__name__} is neither a text nor a chat")
-    content = value[-1].get("content", "")
-    if isinstance(content, str):
-        return content
-    return " ".join(str(part["text"]) for part in content if "text" in part)

@@ -9,7 +9,7 @@ compose(["jpeg:0.3", "clip:1"])                several, each normalised within i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -61,7 +61,7 @@ def image_reward(spec: str, device: str = "cpu", own: Own | None = None) -> Rewa
     if spec in own:
         return Reward(own[spec](), spec)
     if ":" in spec:
-        return _elsewhere(spec)
+        return elsewhere(spec)
     if spec not in NAMES:
         hint = unknown("reward", spec, [*own, *NAMES])
         raise UsageError(f"{hint} (your own: package.module:function or path/to/file.py:function)")
@@ -80,25 +80,52 @@ def compose(specs: Sequence[str], device: str = "cpu", own: Own | None = None) -
     Raises:
         UsageError: no spec, the same one twice, a weight that is no number, or what :func:`image_reward` raises.
     """
+    return combine(specs, lambda spec: image_reward(spec, device, own), NAMES, NormalisedSum)
+
+
+def combine(
+    specs: Sequence[str],
+    read: Callable[[str], Reward],
+    names: Collection[str],
+    add: Callable[[Sequence[tuple[float, Reward]]], Reward],
+) -> Reward:
+    """One reward out of "SPEC" or "SPEC:WEIGHT": a single one times its weight, several added by ``add``.
+
+    Args:
+        read: makes the reward of a spec.
+        names: those that it knows, for messages.
+        add: makes one reward of several, each with its weight.
+
+    Raises:
+        UsageError: no spec, the same one twice, a weight that is no number, or what ``read`` raises.
+    """
     if not specs:
-        raise UsageError(f"no reward is named: there is {', '.join(NAMES)}")
-    terms = [(weight, image_reward(spec, device, own)) for spec, weight in map(_weighted, specs)]
+        raise UsageError(f"no reward is named: there is {', '.join(names)}")
+    terms = [(weight, read(spec)) for spec, weight in (_weighted(spec, names) for spec in specs)]
+    called = [term.name for _, term in terms]
+    if twice := [name for name in called if called.count(name) > 1]:
+        raise UsageError(f"two rewards are named {twice[0]}: give each its own name, so that both are recorded")
     if len(terms) > 1:
-        return NormalisedSum(terms)
+        return add(terms)
     ((weight, reward),) = terms
     return reward if weight == 1 else weight * reward
 
 
-def _weighted(spec: str) -> tuple[str, float]:
+def _weighted(spec: str, names: Collection[str]) -> tuple[str, float]:
     head, _, tail = spec.rpartition(":")
     if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", tail):
         return head, float(tail)
-    if head in NAMES:
+    if head in names:
         raise UsageError(f'the weight of the reward {head} is "{tail}", which is no number')
     return spec, 1.0
 
 
-def _elsewhere(spec: str) -> Reward:
+def elsewhere(spec: str) -> Reward:
+    """The reward at "package.module:function" or "path/to/file.py:function".
+
+    Raises:
+        UsageError: there is none; the line says why.
+    """
     try:
         found = named(spec)
     except Exception as error:

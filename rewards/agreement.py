@@ -1,0 +1,67 @@
+"""How much two rankings of the same things agree: the weight of a preference that judges itself, and an alarm of drift.
+
+CREAM (arXiv 2410.12735) softens a preference by how much this iteration's ranking agrees with the last one's. The
+formulas are by definition and were checked against a description of the released code, not against the paper: there
+the consistencies are matched to prompts by position, here by name, and "best" is the best response, not a position.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+
+def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float:
+    """Kendall's tau-b of two lists of scores of the same things, in -1..1; ties are taken out of the divisor.
+
+    (C - D) / √((C + D + T₁)(C + D + T₂)) over all pairs: concordant, discordant, tied in one list only. 0 where either
+    list does not order anything (fewer than two things, or all equal).
+
+    Raises:
+        ValueError: the lists differ in length, or hold a number that has no place in an order.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"two rankings of the same things have one length, not {len(first)} and {len(second)}")
+    if not all(map(math.isfinite, [*first, *second])):
+        raise ValueError("a ranking holds a score that is not finite")
+    difference, ordered_first, ordered_second = 0, 0, 0
+    for i in range(len(first)):
+        for j in range(i):
+            one, other = _sign(first[i] - first[j]), _sign(second[i] - second[j])
+            difference += one * other
+            ordered_first += abs(one)
+            ordered_second += abs(other)
+    scale = math.sqrt(ordered_first * ordered_second)
+    return difference / scale if scale else 0.0
+
+
+def consistency(first: Sequence[float], second: Sequence[float]) -> float:
+    """C = (tau + 1) / 2, in 0..1: 1 for the same order, 0 for the opposite one, ½ for no relation."""
+    return (kendall_tau(first, second) + 1) / 2
+
+
+def same_extremes(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Whether one thing is best and one is worst in both lists; among equals the earlier counts."""
+    if len(first) != len(second) or not first:
+        raise ValueError(f"two rankings of the same things, at least one: got {len(first)} and {len(second)}")
+    return all(
+        pick(range(len(first)), key=first.__getitem__) == pick(range(len(second)), key=second.__getitem__)
+        for pick in (max, min)
+    )
+
+
+def consistencies(now: Mapping[str, Sequence[float]], before: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """C of every prompt that is ranked now, by name; the mean of the others for prompts that were not ranked before.
+
+    Raises:
+        ValueError: no prompt is in both.
+    """
+    known = {name: consistency(scores, before[name]) for name, scores in now.items() if name in before}
+    if not known:
+        raise ValueError("no prompt is ranked in both rounds")
+    mean = math.fsum(known.values()) / len(known)
+    return {name: known.get(name, mean) for name in now}
+
+
+def _sign(value: float) -> int:
+    return (value > 0) - (value < 0)
