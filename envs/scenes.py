@@ -11,6 +11,7 @@ Drawn by this project; no data set stands behind it.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -294,7 +295,8 @@ def questions(
     """Questions of a type with their scenes, from the compositions that training sees or those it never does."""
     if kind not in DRAFTS:
         raise UsageError(f"no question type {kind!r}: there are {', '.join(TYPES)}")
-    draw, found = random.Random(f"{seed} {kind} {split} {unseen}"), []
+    draw = random.Random(f"{seed} {kind} {split} {unseen}")
+    found: list[tuple[Question, Scene]] = []
     while len(found) < count:
         question, scene = DRAFTS[kind](draw)
         if held_out(question, scene, split) == unseen and answer(question, scene) is not None:
@@ -326,7 +328,7 @@ def _stamps() -> NDArray[np.float32]:
 
 
 def render(scenes: Sequence[Scene], seed: str | None = None, noise: float = 12.0) -> Pixels:
-    """[N, 32, 32, 3] pictures. With a seed sizes, places and pixel noise (8-bit levels) vary; without one they do not."""
+    """[N, 32, 32, 3] pictures. With a seed sizes, places and pixel noise (8-bit levels) vary, else not."""
     kinds = np.asarray(scenes, np.int64).reshape(-1, CELLS)
     shape, colour = np.maximum(kinds - 1, 0) % 3, np.maximum(kinds - 1, 0) // 3
     if seed is None:
@@ -342,7 +344,8 @@ def render(scenes: Sequence[Scene], seed: str | None = None, noise: float = 12.0
     pictures = cells.reshape(-1, SIDE * PIXELS, SIDE * PIXELS, 3)
     if seed is not None:
         pictures = pictures + noise * draw.standard_normal(pictures.shape, np.float32)
-    return np.clip(np.rint(pictures), 0, 255).astype(np.uint8)
+    whole: Pixels = np.clip(np.rint(pictures), 0, 255).astype(np.uint8)
+    return whole
 
 
 def tasks(items: Sequence[tuple[Question, Scene]], name: str, *, labels: bool = True, known: bool = True) -> list[Task]:
@@ -437,10 +440,56 @@ def _words(view: View) -> dict[str, str]:
     return table
 
 
-def sorted_trace(question: Question, text: str) -> str:
+def in_order(question: Question, trace: str) -> str:
     """A trace whose cells are a set (count, either) in reading order; others as they are."""
-    if question.type not in ("count", "either") or " = " not in f" {text} ":
-        return text
-    cells, _, word = text.rpartition("=")
+    cells, equals, word = f" {trace}".rpartition(" = ")
+    if question.type not in ("count", "either") or not equals:
+        return trace
     ordered = sorted(cells.split(), key=lambda cell: int(cell[1:]) if cell[1:].isdigit() else CELLS)
-    return " ".join([*ordered, "=", word.strip()])
+    return " ".join([*ordered, "=", word])
+
+
+# looking again
+
+
+def parse_answer(text: str) -> Answer | None:
+    """Cells and word of "p5 p6 = blue_plus"; None where a text is no answer of this form."""
+    words = text.split()
+    names = [f"p{cell}" for cell in range(CELLS)]
+    if len(words) < 2 or words[-2] != "=" or any(word not in names for word in words[:-2]):
+        return None
+    return Answer(tuple(names.index(word) for word in words[:-2]), words[-1])
+
+
+def claims(question: Question, said: Answer, seen: Scene) -> list[bool]:
+    """Whether each cell that a trace points at shows what the trace takes it for, and last whether the answer follows.
+
+    Only cells that the trace points at are looked at (for the odd one, all must be). So a count that misses an object
+    passes; the largest count that passes is then the likeliest. ``seen`` is what somebody reads in the picture:
+    with the true scene, every right trace passes.
+    """
+    w, cells = question.words, said.cells
+    match question.type:
+        case "hop1" | "hop2":
+            found = [matches(seen[cell], w[-1]) if i == 0 else True for i, cell in enumerate(cells)]
+            for i, (one, other) in enumerate(itertools.pairwise(cells)):
+                found[i + 1] = i < len(w) - 1 and step(one, w[i]) == other
+            follows = len(cells) == len(w) and KINDS[seen[cells[-1]]] == said.word != KINDS[0]
+        case "count" | "either":
+            found = [
+                any(matches(seen[cell], word) for word in w) and cell not in cells[:i] for i, cell in enumerate(cells)
+            ]
+            follows = said.word == str(len(cells))
+        case "dist":
+            found = [i < 2 and matches(seen[cell], w[i]) for i, cell in enumerate(cells)]
+            follows = len(cells) == 2 and said.word == str(distance(*cells))
+        case "odd":
+            found = [odd_cells(seen) == [cell] for cell in cells]
+            follows = len(cells) == 1 and KINDS[seen[cells[0]]] == said.word
+        case "kth":
+            found = [seen[cell] > 0 and (i == 0 or cell > cells[i - 1]) for i, cell in enumerate(cells)]
+            wanted = ORDINALS.index(w[0]) + 1
+            follows = len(cells) == wanted and KINDS[seen[cells[-1]]] == said.word
+        case _:
+            raise ValueError(f"no trace is asked for by {question.type}")
+    return [*found, bool(follows)]

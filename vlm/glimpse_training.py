@@ -1,0 +1,218 @@
+"""How the small model comes to be: it learns to see, to name and find, and then to answer from a few demonstrations."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from ..envs import scenes
+from ..envs.scenes import CELLS, KINDS, Question, Scene, View
+from ..trainers.randomness import generator, seed_of
+from .glimpse import END, IMAGE, NUMBERS, GlimpseConfig, GlimpseModel, causal
+from .glimpse_backbone import GlimpseSpeech
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something to imitate.
+
+    Attributes:
+        prompt: the question, or what a role is asked.
+        picture: [32, 32, 3] in 0..255.
+        answer: what to say, trace included.
+        given: words said before it, which are read and not imitated.
+    """
+
+    prompt: str
+    picture: Any
+    answer: str
+    given: str = ""
+
+
+@dataclass(frozen=True)
+class Schooling:
+    """How long each lesson takes, in gradient steps, and how gently."""
+
+    seeing: int = 300
+    naming: int = 250
+    answering: int = 600
+    batch: int = 64
+    lr: float = 1.5e-3
+    weight_decay: float = 0.1
+    noise: float = 0.1
+    seed: int = 0
+
+
+def new_model(seed: int) -> GlimpseModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_of("glimpse", seed))
+        return GlimpseModel(GlimpseConfig())
+
+
+def learn_to_see(model: GlimpseModel, how: Schooling, *, count: int = 1800) -> float:
+    """What is in each cell, from pictures with the kinds as labels; returns the last batch's accuracy."""
+    draw = random.Random(f"see {how.seed}")
+    found = [
+        [draw.choice(range(1, len(KINDS))) if draw.random() < 0.5 else 0 for _ in range(CELLS)] for _ in range(count)
+    ]
+    pixels = torch.from_numpy(scenes.render([tuple(s) for s in found], f"see {how.seed}"))
+    labels = torch.tensor(found)
+    wanted = [model.see, model.seen, model.words]
+    model.config.frozen_vision = False
+    steps = _steps([p for part in wanted for p in part.parameters()], how, how.seeing, 3e-3)
+    hit = 0.0
+    for step in steps:
+        rows = torch.randint(count, (32,), generator=generator("see", how.seed, step))
+        log_probs = model.kinds(model.look(_noisy(pixels[rows], how, step)))
+        F.nll_loss(log_probs.flatten(0, 1), labels[rows].flatten()).backward()
+        hit = (log_probs.argmax(-1) == labels[rows]).float().mean().item()
+    model.config.frozen_vision = True
+    for part in (model.see, model.seen):
+        part.requires_grad_(False)
+    return hit
+
+
+def naming_items(count: int, seed: int) -> list[Item]:
+    """What is in a cell, and where a kind is, in random scenes."""
+    draw = random.Random(f"name {seed}")
+    drawn: list[tuple[Question, Scene]] = []
+    while len(drawn) < count:
+        many = draw.randint(2, 12)
+        scene = [0] * CELLS
+        for cell in draw.sample(range(CELLS), many):
+            scene[cell] = draw.randint(1, len(KINDS) - 1)
+        if draw.random() < 0.5:
+            question = Question("name", (f"p{draw.randrange(CELLS)}",))
+        else:
+            question = Question("find", (KINDS[draw.choice([k for k in scene if k])],))
+        if scenes.answer(question, tuple(scene)) is not None:
+            drawn.append((question, tuple(scene)))
+    pictures = scenes.render([scene for _, scene in drawn], f"name {seed}")
+    answers = (scenes.answer(*one) for one in drawn)
+    return [Item(str(q), picture, str(a)) for (q, _), picture, a in zip(drawn, pictures, answers, strict=True)]
+
+
+def learn_answers(
+    model: GlimpseModel,
+    items: Sequence[Item],
+    how: Schooling,
+    steps: int,
+    *,
+    views: bool = True,
+    also: Sequence[Item] = (),
+    share: float = 0.25,
+    watch: Callable[[int], None] | None = None,
+) -> float:
+    """Imitate answers, each time in another view; returns the last loss. ``also`` gets ``share`` of every batch."""
+    speech = GlimpseSpeech()
+    draw = random.Random(f"answers {how.seed}")
+    loss = torch.zeros(())
+    for step in _steps([p for p in model.parameters() if p.requires_grad], how, steps, how.lr):
+        extra = round(share * how.batch) if also else 0
+        chosen = draw.choices(items, k=how.batch - extra) + draw.choices(also or items, k=extra)
+        if views:
+            chosen = [in_view(item, draw) for item in chosen]
+        loss = imitation_loss(model, speech, chosen, lambda pixels, step=step: _noisy(pixels, how, step))
+        loss.backward()
+        if watch is not None:
+            watch(step)
+    return loss.item()
+
+
+def in_view(item: Item, draw: random.Random) -> Item:
+    """An item in a random view of its picture."""
+    text, check, said = item.prompt.partition(" check ")
+    first, again, _ = item.given.partition(f" {END}")
+    question = Question.parse(text)
+    view = View.draw(question, draw)
+    said, first, answer = (scenes.in_order(question, view.text(trace)) for trace in (said, first, item.answer))
+    given = f"{first} {END} again" if again else ""
+    return Item(f"{view.text(text)}{check}{said}", view.picture(item.picture), answer, given)
+
+
+def demonstrations(count: int, seed: int, split: int) -> list[Item]:
+    """Traced answers to questions of every type in turn, and what the roles make of them."""
+    found = []
+    for i, kind in enumerate(scenes.TYPES):
+        share = count // len(scenes.TYPES) + (i < count % len(scenes.TYPES))
+        found += scenes.questions(kind, share, f"demonstrations {seed}", split=split)
+    pictures = scenes.render([scene for _, scene in found], f"demonstrations {seed}")
+    return [
+        Item(str(q), picture, str(scenes.answer(q, scene))) for (q, scene), picture in zip(found, pictures, strict=True)
+    ]
+
+
+def corrupted(answer: str, draw: random.Random) -> str:
+    """An answer with one mistake: another word, another cell, a cell too many or too few."""
+    *cells, _, word = answer.split()
+    kind = draw.choice(("word", "cell", "more", "less")) if cells else "word"
+    if kind == "word":
+        family = [w for w in (KINDS[1:] if word in KINDS else NUMBERS[:8]) if w != word]
+        word = draw.choice(family)
+    elif kind == "less":
+        cells.pop(draw.randrange(len(cells)))
+    else:
+        other = f"p{draw.randrange(CELLS)}"
+        place = draw.randrange(len(cells))
+        cells[place : place + (kind == "cell")] = [other]
+    if word in NUMBERS and kind in ("more", "less") and draw.random() < 0.5:
+        word = str(min(max(int(word) + (1 if kind == "more" else -1), 0), 12))
+    return " ".join([*cells, "=", word])
+
+
+def role_items(demos: Sequence[Item], seed: int, *, copies: int = 8) -> list[Item]:
+    """The other roles, from the demonstrations alone: check an answer, and answer again after a first attempt."""
+    draw = random.Random(f"roles {seed}")
+    items = []
+    for item in demos:
+        for _ in range(copies):
+            wrong = corrupted(item.answer, draw)
+            said, verdict = (item.answer, "= yes") if draw.random() < 0.5 else (wrong, "= no")
+            items.append(Item(f"{item.prompt} check {said}", item.picture, verdict))
+            first = item.answer if draw.random() < 0.3 else wrong
+            items.append(Item(item.prompt, item.picture, item.answer, f"{first} {END} again"))
+    return items
+
+
+def imitation_loss(
+    model: GlimpseModel, speech: GlimpseSpeech, items: Sequence[Item], change: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Cross-entropy of the answers' tokens."""
+    prompts = [speech.words(f"{' '.join([IMAGE] * CELLS)} {item.prompt}") for item in items]
+    given = [speech.words(item.given) for item in items]
+    answers = [[*before, *speech.tokens(item.answer).tolist()] for before, item in zip(given, items, strict=True)]
+    ids, tokens = (pad_sequence([torch.tensor(x) for x in each], batch_first=True) for each in (prompts, answers))
+    mask, held = ids != 0, tokens != 0
+    learned = held & (torch.arange(tokens.shape[1]) >= torch.tensor([len(before) for before in given])[:, None])
+    pixels = change(torch.from_numpy(np.stack([item.picture for item in items])))
+    hidden, memory = model.read(ids, pixels, mask)
+    first = hidden[torch.arange(len(items)), mask.sum(-1) - 1, None]
+    places = torch.arange(tokens.shape[1] - 1).expand(len(items), -1)
+    later, _ = model.read_on(memory, tokens[:, :-1], causal(mask, held[:, :-1]), places)
+    logits = model.head(torch.cat([first, later], 1)[learned])
+    return F.cross_entropy(logits, tokens[learned])
+
+
+def _noisy(pixels: Tensor, how: Schooling, step: int) -> Tensor:
+    noise = torch.randn(pixels.shape, generator=generator("noise", how.seed, step))
+    return pixels.float() + 64.0 * how.noise * noise
+
+
+def _steps(parameters: Sequence[torch.nn.Parameter], how: Schooling, count: int, lr: float) -> Iterator[int]:
+    """Numbers of gradient steps; the gradient left by the caller is applied after each. Linear decay to a tenth."""
+    optimizer = torch.optim.AdamW(parameters, lr, weight_decay=how.weight_decay, fused=True)
+    for step in range(count):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / 20) * (1 - 0.9 * step / count)
+        optimizer.zero_grad(set_to_none=True)
+        yield step
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
