@@ -26,7 +26,7 @@ _TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _BRACES = re.compile(r"\\boxed\s*\{|\{|\}")
 _MARKS = (
     re.compile(r"####\s*"),
-    re.compile(r"\banswer(?:[ \t]+is\b[ \t]*:?|[ \t]*\*{0,2}[ \t]*:)\s*", re.IGNORECASE),
+    re.compile(r"\banswer(?:[ \t]+is\b[ \t]*:?|[ \t]*\*{0,2}[ \t]*:)[\s*]*", re.IGNORECASE),
     re.compile(r"(?<![=!<>:])=(?![=>])[ \t]*"),
 )
 _LATEX_WORDS = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}")

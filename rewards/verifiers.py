@@ -21,7 +21,7 @@ from .exhibits import is_text, text_of
 
 _NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)?(?:\.[0-9]+|(?<=[0-9]))(?:[eE][+-]?[0-9]+)?"
 _QUANTITY = re.compile(
-    rf"(?P<sign>(?<![\w)\]}}])[-+])?(?<![\w.^])(?:(?P<whole>[0-9]{1, 9})[ ])?(?P<top>{_NUMBER})"
+    rf"(?P<sign>(?<![\w)\]}}])[-+])?(?<![\w.^])(?:(?P<whole>[0-9]{{1,9}})[ ](?=[0-9]+[ ]?/[ ]?[0-9]))?(?P<top>{_NUMBER})"
     rf"(?:[ ]?/[ ]?(?P<bottom>{_NUMBER}))?(?P<percent>[ ]?\\?%)?"
 )
 _LATEX_FRACTION = re.compile(r"([0-9])?\s*\\[dt]?frac\s*\{\s*([^{}]*?)\s*\}\s*\{\s*([^{}]*?)\s*\}")
@@ -113,17 +113,9 @@ def numbers_of(text: str) -> list[tuple[Fraction, bool]]:
             continue
         value = top / bottom
         if match["whole"]:
-            if not match["bottom"]:  # two numbers side by side, not a mixed one
-                found.append((_signed(Fraction(match["whole"]), match["sign"]), False))
-                found.append((value, bool(match["percent"])))
-                continue
-            value += Fraction(match["whole"])
-        found.append((_signed(value, match["sign"]), bool(match["percent"])))
+            value += int(match["whole"])
+        found.append((-value if match["sign"] == "-" else value, bool(match["percent"])))
     return found
-
-
-def _signed(value: Fraction, sign: str | None) -> Fraction:
-    return -value if sign == "-" else value
 
 
 def _fraction(written: str) -> Fraction | None:
