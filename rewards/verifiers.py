@@ -21,10 +21,11 @@ from .exhibits import is_text, text_of
 
 _NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)?(?:\.[0-9]+|(?<=[0-9]))(?:[eE][+-]?[0-9]+)?"
 _QUANTITY = re.compile(
-    rf"(?P<sign>(?<![\w)\]}}])[-+])?(?<![\w.^])(?:(?P<whole>[0-9]{{1,9}})[ ](?=[0-9]+[ ]?/[ ]?[0-9]))?(?P<top>{_NUMBER})"
+    rf"(?P<sign>(?<![\w)\]}}])[-+])?(?<![\w.^])(?:(?P<whole>[0-9]{{1,9}})[ ](?=[0-9]+[ ]?/[ ]?[0-9]))?"
+    rf"(?P<top>{_NUMBER})"
     rf"(?:[ ]?/[ ]?(?P<bottom>{_NUMBER}))?(?P<percent>[ ]?\\?%)?"
 )
-_LATEX_FRACTION = re.compile(r"([0-9])?\s*\\[dt]?frac\s*\{\s*([^{}]*?)\s*\}\s*\{\s*([^{}]*?)\s*\}")
+_LATEX_FRACTION = re.compile(r"(?:([0-9])[ ]*)?\\[dt]?frac\s*\{\s*([^{}]*?)\s*\}\s*\{\s*([^{}]*?)\s*\}")
 _LONGEST, _LARGEST_EXPONENT = 300, 200  # beyond, a few letters would be a number that fills the memory
 
 
