@@ -1,0 +1,305 @@
+"""Rollouts from a server that speaks the OpenAI protocol (vLLM, SGLang), trained by a policy of this house.
+
+    actor = ServerActor(policy, "http://localhost:8000", "my-model", sync=push)
+    Stage(actor=actor, learners={"policy": PolicyLearner(policy, PPOClip(importance_cap=2.0), ...)}, ...)
+
+The server samples, the policy learns. What stands between the two is measured, not hoped for: the server's prompt
+is compared with the policy's where the server tells its ids, and completions whose tokens cannot be told are scored
+but masked, so that nobody learns from tokens that were never sampled.
+
+Log-probabilities are the server's. They differ from the policy's by rounding, by kernels and by the age of the
+server's weights. An objective with ``importance_cap`` recomputes them under the policy as the clip's centre and weighs
+by the ratio, at most so much. The server's weights are the user's affair: ``sync`` is called with the policy before
+every round; without it the server goes on with those it was started with and the ratio grows from step to step.
+
+Written against the public protocol and vLLM's ``return_token_ids``, tested with a small local server; not run against
+vLLM or SGLang themselves.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+from torch import Tensor
+
+from ..errors import UsageError
+from ..types import Rollout, Task
+from .policy import TokenPolicy
+from .processing import as_pil
+
+_PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
+"""HTTP statuses that another try may mend."""
+_KEPT = 200  # letters of what a server said, in messages
+
+
+class ServerError(RuntimeError):
+    """A server did not answer, or not as the protocol says; the line names the server and the task."""
+
+
+class _Retry(Exception):
+    """Another try may mend it."""
+
+
+@dataclass
+class ServerActor:
+    """An actor whose completions come from ``POST URL/v1/chat/completions``, one request per task.
+
+    Attributes:
+        policy: learns from the rollouts; its speech tells prompts and tokens, its ``horizon`` the most tokens.
+        url: of the server, with or without /v1.
+        model: what the server calls the model.
+        sync: brings the policy's weights to the server; called before every ``act``.
+        timeout: seconds without an answer after which a request is tried again.
+        attempts: tries per request; between them ``wait`` seconds, doubled each time.
+        workers: requests under way at once.
+        tempered: the server's log-probabilities are those after the temperature (vLLM with
+            --logprobs-mode processed_logprobs). Servers differ in this, so without it only temperature 1 is sampled.
+        extra: further fields of the request. By default no token is cut off, whatever the model's own settings say,
+            and vLLM is asked for token ids.
+        api_key: sent as a bearer token.
+    """
+
+    policy: TokenPolicy
+    url: str
+    model: str
+    sync: Callable[[TokenPolicy], Any] | None = None
+    timeout: float = 120.0
+    attempts: int = 4
+    wait: float = 1.0
+    workers: int = 16
+    tempered: bool = False
+    extra: Mapping[str, Any] = field(default_factory=lambda: {"top_p": 1.0, "top_k": -1, "return_token_ids": True})
+    api_key: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise UsageError(f'"{self.url}" is no address of a server: write http://HOST:PORT')
+        if self.attempts < 1 or self.workers < 1 or self.timeout <= 0:
+            raise UsageError("a server is asked with attempts and workers of 1 or more, and a timeout above 0 seconds")
+        self._address = f"{self.url.rstrip('/').removesuffix('/v1')}/v1/chat/completions"
+
+    def act(
+        self,
+        tasks: Sequence[Task],
+        n: int,
+        *,
+        key: tuple[int, ...] = (0,),
+        greedy: bool = False,
+        temperature: float = 1.0,
+    ) -> list[Rollout]:
+        """n completions per task, in task order. ``key`` and the task's id make the seed that the server is sent.
+
+        Raises:
+            ServerError: every try failed; the other tasks of the call are lost with it.
+            UsageError: a temperature whose log-probabilities the server does not tell (see ``tempered``).
+        """
+        if temperature <= 0:
+            raise ValueError(f"a temperature is above 0, not {temperature:g}: greedy=True takes the likeliest token")
+        if temperature != 1.0 and not greedy and not self.tempered:
+            raise UsageError(
+                f"temperature {temperature:g}: start the server so that log-probabilities are those after the "
+                "temperature and say tempered=True, or sample at 1"
+            )
+        if self.sync is not None:
+            self.sync(self.policy)
+        bodies = [self._body(task, n, key, greedy, temperature) for task in tasks]
+        with ThreadPoolExecutor(min(self.workers, max(1, len(tasks)))) as pool:
+            answers = list(pool.map(self._ask, tasks, bodies))
+        rollouts = []
+        for task, answer in zip(tasks, answers, strict=True):
+            self._check_prompt(task, answer)
+            for choice in answer["choices"]:
+                rollouts.append(self._rollout(task, choice, 1.0 if greedy else temperature))
+        return rollouts
+
+    def fork(self, name: str) -> TokenPolicy:
+        """A frozen copy of the policy, which speaks here and not on the server."""
+        return self.policy.fork(name)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The policy's weights."""
+        return self.policy.state_dict()
+
+    # asking
+
+    def _body(self, task: Task, n: int, key: tuple[int, ...], greedy: bool, temperature: float) -> dict[str, Any]:
+        seed = hashlib.blake2b(repr((key, task.id)).encode(), digest_size=4).digest()
+        return {
+            "model": self.model,
+            "messages": messages_of(task),
+            "n": n,
+            "max_tokens": task.horizon or self.policy.horizon,
+            "temperature": 0.0 if greedy else temperature,
+            "logprobs": True,
+            "seed": int.from_bytes(seed, "little") >> 1,
+            **self.extra,
+        }
+
+    def _ask(self, task: Task, body: Mapping[str, Any]) -> dict[str, Any]:
+        wait, said = self.wait, ""
+        for attempt in range(self.attempts):
+            if attempt:
+                time.sleep(wait)
+                wait *= 2
+            try:
+                return self._once(body)
+            except _Retry as error:
+                said = str(error)
+            except ServerError as error:
+                raise ServerError(f"{self.url}, task {task.id}: {error}") from error
+        raise ServerError(f"{self.url}, task {task.id}: {said} ({self.attempts} tries)")
+
+    def _once(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """One request; what it raises says only what went wrong."""
+        headers = {"Content-Type": "application/json"}
+        headers |= {} if self.api_key is None else {"Authorization": f"Bearer {self.api_key}"}
+        request = urllib.request.Request(self._address, json.dumps(body).encode(), headers)
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout) as response:
+                text = response.read()
+        except urllib.error.HTTPError as error:
+            line = f"HTTP {error.code}: {error.read(4 * _KEPT).decode(errors='replace').strip()[:_KEPT]}"
+            raise (_Retry if error.code in _PASSING else ServerError)(line) from error
+        except TimeoutError as error:
+            raise _Retry(f"no answer in {self.timeout:g} s") from error
+        except (OSError, HTTPException) as error:
+            reason = getattr(error, "reason", None) or error
+            slow = isinstance(reason, TimeoutError)
+            raise _Retry(f"no answer in {self.timeout:g} s" if slow else f"no connection ({reason})") from error
+        return _checked(text, body["n"])
+
+    # from answers to rollouts
+
+    def _check_prompt(self, task: Task, answer: Mapping[str, Any]) -> None:
+        theirs = answer.get("prompt_token_ids")
+        if not theirs:
+            return
+        ours = self.policy.speech.prompts([task])[0].ids.tolist()
+        if list(theirs) != ours and not task.images:  # servers count an image's placeholders in their own ways
+            raise ServerError(
+                f"{self.url}, task {task.id}: the server reads the question in {len(theirs)} tokens and the policy in "
+                f"{len(ours)} other ones: give both the same model folder, with its chat template"
+            )
+
+    def _rollout(self, task: Task, choice: Mapping[str, Any], temperature: float) -> Rollout:
+        text = choice["message"]["content"] or ""
+        entries = choice["logprobs"]["content"]
+        log_probs = [float(entry["logprob"]) for entry in entries]
+        ended = choice.get("finish_reason") == "stop"
+        ids = self._ids(choice, text, [str(entry.get("token", "")) for entry in entries])
+        speech, info = self.policy.speech, {"truncated": not ended}
+        if ids is None or set(ids) & set(self.policy.backbone.banned):
+            ids, log_probs = speech.tokens(text).tolist(), []
+            info["untold"] = True
+        elif ended and (not ids or ids[-1] not in speech.ends):
+            ids = [*ids, int(speech.tokens("")[-1])]  # the server keeps its end to itself
+        known = len(log_probs)
+        mask = torch.arange(len(ids)) < known
+        if self.policy.mask_truncated and not ended:
+            mask = torch.zeros_like(mask)
+        padded = torch.tensor([*log_probs, *[0.0] * (len(ids) - known)])
+        payload = {
+            "tokens": torch.tensor(ids, dtype=torch.long),
+            "length": torch.tensor([len(ids)]),
+            "temperature": torch.tensor([temperature]),
+        }
+        segments = torch.zeros(len(ids), dtype=torch.long)
+        return Rollout(task, text, payload, padded * mask, mask, segments, info=info)
+
+    def _ids(self, choice: Mapping[str, Any], text: str, said: Sequence[str]) -> list[int] | None:
+        """The sampled ids, one per log-probability: told by the server, or the text's own if they read the same."""
+        told = choice.get("token_ids")
+        if told is None and all(token.startswith("token_id:") for token in said):
+            told = [int(token.removeprefix("token_id:")) for token in said]
+        if told is not None:
+            return [int(i) for i in told] if len(told) == len(said) else None
+        ids: Tensor = self.policy.speech.tokens(text)
+        with_end = len(said) == len(ids) and choice.get("finish_reason") == "stop"
+        ids = ids if with_end else ids[:-1]
+        plain = range(len(said) - 1 if with_end else len(said))
+        if len(ids) != len(said) or any(not _reads(self.policy.speech.text(ids[i : i + 1]), said[i]) for i in plain):
+            return None
+        return [int(i) for i in ids]
+
+
+def _reads(own: str, said: str) -> bool:
+    """Whether a token reads alike on both sides; halves of letters, which no side can write alone, do."""
+    return own == said or "�" in own or said.startswith("bytes:")
+
+
+def messages_of(task: Task) -> list[dict[str, Any]]:
+    """A task's prompt as the protocol writes it, images as PNG in data URLs.
+
+    Images take the places of blocks {"type": "image"}; without any, they stand before the first user's text.
+
+    Raises:
+        UsageError: an image that cannot be read, or another number of image blocks than images.
+    """
+    urls = [_data_url(as_pil(image, f"{task.id}: image {k + 1}", 50_000_000)) for k, image in enumerate(task.images)]
+    given = [{"role": "user", "content": task.prompt}] if isinstance(task.prompt, str) else task.prompt
+    messages = [dict(message) for message in given]
+    shown = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    places = sum(_is_place(block) for m in messages if not isinstance(m["content"], str) for block in m["content"])
+    if places not in (0, len(urls)):
+        raise UsageError(f"{task.id}: {places} image blocks in the messages, {len(urls)} images in the task")
+    if places:
+        left = iter(shown)
+        for message in messages:
+            if not isinstance(message["content"], str):
+                message["content"] = [next(left) if _is_place(block) else block for block in message["content"]]
+    elif urls:
+        first = next((m for m in messages if m["role"] == "user"), messages[0])
+        content = first["content"]
+        first["content"] = shown + ([{"type": "text", "text": content}] if isinstance(content, str) else list(content))
+    return messages
+
+
+def _is_place(block: Any) -> bool:
+    return isinstance(block, Mapping) and block.get("type") == "image"
+
+
+def _data_url(image: Any) -> str:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _checked(text: bytes, n: int) -> dict[str, Any]:
+    """An answer as the protocol has it: n choices, each with a text and a log-probability per token."""
+    try:
+        answer = json.loads(text)
+    except ValueError as error:
+        start = text[:_KEPT].decode(errors="replace")
+        raise _Retry(f"the answer is no JSON: {start!r}") from error
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    if not isinstance(choices, list):
+        raise _Retry(f"the answer has no choices: {str(answer)[:_KEPT]}")
+    if len(choices) != n:
+        raise _Retry(f"{len(choices)} completions where {n} were asked for")
+    for choice in choices:
+        try:
+            entries = choice["logprobs"]["content"]
+            fine = all(float(entry["logprob"]) <= 1e-3 for entry in entries)
+            fine = fine and isinstance(choice["message"]["content"], str | None)
+        except (KeyError, TypeError, ValueError):
+            fine = False
+        if not fine:
+            raise ServerError(
+                "a completion comes without the log-probability of every token: the server must answer logprobs=true"
+            )
+    found: dict[str, Any] = answer
+    return found
