@@ -32,7 +32,9 @@ class Optimisation:
         max_grad_norm: clipping of the global gradient norm.
         weight_decay, eps: AdamW's. Its step is g / (|g| + eps), so rounding noise in a gradient g near zero
             moves weights; an eps of 1e-5, as many PPO implementations have it, keeps it from doing so.
+        decay: updates over which the learning rate falls linearly to a tenth; 0 keeps it.
         seed: keys the order of minibatches.
+        repair_lr: what a repair multiplies the learning rate by.
     """
 
     lr: float = 5e-4
@@ -41,7 +43,9 @@ class Optimisation:
     max_grad_norm: float = 1.0
     weight_decay: float = 0.0
     eps: float = 1e-8
+    decay: int = 0
     seed: int = 0
+    repair_lr: float = 1.0
 
 
 class PolicyLearner:
@@ -102,8 +106,16 @@ class PolicyLearner:
                 for name, value in self._step(part, (epoch, index)).items():
                     sums[name] += value
         count = self.optimisation.epochs * self.optimisation.minibatches
-        self.updates += 1
+        self._slow_down()
         return metrics | {name: value / count for name, value in sums.items()}
+
+    def _slow_down(self) -> None:
+        """Count the update, and take the next one at the learning rate that is due then."""
+        decay = self.optimisation.decay
+        before, after = (1.0 - 0.9 * min(1.0, n / decay) if decay else 1.0 for n in (self.updates, self.updates + 1))
+        for group in self.optimizer.param_groups:
+            group["lr"] *= after / before
+        self.updates += 1
 
     def _applicable(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """Rollouts with a score, less those whose score is the only one left in a group that is compared."""
@@ -181,7 +193,9 @@ class PolicyLearner:
         return metrics
 
     def repair(self, verdict: Verdict) -> dict[str, float]:
-        """After a rollback: hold on to the demonstrations of what was harmed."""
+        """After a rollback: take smaller steps, and hold on to the demonstrations of what was harmed."""
+        for group in self.optimizer.param_groups:
+            group["lr"] *= self.optimisation.repair_lr
         return {} if self.anchors is None else self.anchors.repair(verdict)
 
     def state_dict(self) -> dict[str, Any]:

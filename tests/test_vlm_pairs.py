@@ -1,0 +1,232 @@
+"""Pairs that a policy makes of its own answers: by hand, and on a policy of forty responses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from autotelic.rewards.agreement import same_extremes
+from autotelic.trainers.learner import Optimisation, PolicyLearner
+from autotelic.trainers.objectives.preference import DPO
+from autotelic.trainers.pairing import best_worst
+from autotelic.trainers.policy import TorchPolicy, collate
+from autotelic.trainers.randomness import generator
+from autotelic.trainers.scoring import score
+from autotelic.types import Batch, Evaluation, Rollout, Task
+from autotelic.vlm.pairs import Cream, PastAndFuture, consistent_pairs, kept_score, soft_labels
+
+RESPONSES = 40
+QUALITY = torch.linspace(-2.0, 2.0, RESPONSES)[torch.randperm(RESPONSES, generator=generator("quality"))]
+
+
+class Categorical(TorchPolicy):
+    """One of forty responses to whatever is asked."""
+
+    capabilities = frozenset({"exact"})
+
+    def __init__(self, logits: Tensor | None = None) -> None:
+        super().__init__(nn.Embedding(1, RESPONSES if logits is None else len(logits)))
+        with torch.no_grad():
+            self.module.weight[0] = torch.zeros(RESPONSES) if logits is None else logits
+
+    def act(self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...] = (0,), **_: Any) -> list[Rollout]:
+        log_probs = self.module.weight.detach()[0].log_softmax(-1)
+        found = []
+        for task in tasks:
+            picks = torch.multinomial(log_probs.exp(), n, replacement=True, generator=generator(*key, task.id))
+            found += [rollout(task, int(pick), float(log_probs[pick])) for pick in picks]
+        return found
+
+    def forward_decisions(self, batch: Batch, needs: frozenset[str]) -> Evaluation:
+        return Evaluation(self.module.weight[0].log_softmax(-1)[batch.payload["pick"]])
+
+
+def rollout(task: Task, pick: int, log_prob: float = 0.0) -> Rollout:
+    one = torch.ones(1, dtype=torch.bool)
+    return Rollout(task, pick, {"pick": torch.tensor([pick])}, torch.tensor([log_prob]), one, one.long() * 0)
+
+
+def answers(*picks: Sequence[int]) -> Batch:
+    """A group of answers for each list of picks."""
+    rollouts = [rollout(Task(f"t{i}", ""), pick) for i, group in enumerate(picks) for pick in group]
+    return collate(rollouts, [1] * len(rollouts))
+
+
+NOW = torch.tensor([3.0, 1.0, 2.0, 5.0, 6.0, 7.0, 8.0, 8.0])
+BEFORE = torch.tensor([2.0, 1.0, 3.0, 7.0, 6.0, 5.0, 1.0, 2.0])
+
+
+def test_labels_are_how_far_the_ranking_before_agrees() -> None:
+    """Three groups: one inversion of three pairs (tau 1/3, C 2/3); reversed (C 0); tied now, so C 1/2 and no pair."""
+    batch = answers([0, 1, 2], [3, 4, 5], [6, 7])
+    own = consistent_pairs(batch, NOW, BEFORE, per="group")
+    assert own.pairs is not None and own.labels is not None
+    assert own.pairs.tolist() == [[0, 1], [5, 3]]
+    assert own.labels.tolist() == pytest.approx([2 / 3, 0.0])
+    together = consistent_pairs(batch, NOW, BEFORE)
+    assert together.labels is not None and together.labels.tolist() == pytest.approx([7 / 18, 7 / 18])
+    clamped = consistent_pairs(batch, NOW, BEFORE, clamp=True)
+    assert clamped.labels is not None and clamped.labels.tolist() == [0.5, 0.5]
+    extremes = consistent_pairs(batch, NOW, BEFORE, per="group", agreement=same_extremes)
+    assert extremes.labels is not None and extremes.labels.tolist() == [0.0, 0.0]
+    first_out = consistent_pairs(batch, torch.cat([torch.tensor([torch.nan]), NOW[1:]]), BEFORE, per="group")
+    assert first_out.pairs is not None and first_out.pairs.tolist() == [[2, 1], [5, 3]]
+    nothing = consistent_pairs(answers([0], [1]), NOW[:2], BEFORE[:2])
+    assert nothing.pairs is not None and len(nothing.pairs) == 0 == len(
+        nothing.labels if nothing.labels is not None else "no"
+    )
+    with pytest.raises(ValueError, match='unknown scope of a consistency "groups"'):
+        consistent_pairs(batch, NOW, BEFORE, per="groups")  # type: ignore[arg-type]
+
+
+def test_the_loss_of_a_soft_label_by_hand() -> None:
+    """beta d = 0.5 (2 - (-1)) = 1.5; -(0.75 log s(1.5) + 0.25 log s(-1.5)) = 0.75 x 0.201413 + 0.25 x 1.701413."""
+    batch = answers([0, 1])
+    batch.pairs, batch.log_probs["reference"] = torch.tensor([[0, 1]]), torch.zeros(2, 1)
+    batch = soft_labels(batch, 0.75)
+    loss, _ = DPO(beta=0.5)(Evaluation(torch.tensor([[2.0], [-1.0]])), batch)
+    assert loss.item() == pytest.approx(0.75 * 0.201413 + 0.25 * 1.701413, abs=1e-5)
+    each = soft_labels(batch, torch.tensor([0.2])).labels
+    assert each is not None and each.tolist() == pytest.approx([0.2])
+    with pytest.raises(ValueError, match="a confidence is a probability"):
+        soft_labels(batch, 1.5)
+    with pytest.raises(ValueError, match=r"batch\.pairs is empty"):
+        soft_labels(answers([0, 1]), 0.5)
+
+
+def test_cream_ranks_by_the_policys_own_reward_then_and_now() -> None:
+    reference = Categorical(torch.zeros(RESPONSES))
+    policy, previous = (Categorical(torch.linspace(0, 1, RESPONSES)) for _ in range(2))
+    with torch.no_grad():
+        previous.module.weight[0, 2] = 3.0  # thought best of 0, 1, 2, 3 before; now 3 is
+    cream = Cream(policy, previous, reference, per="group")
+    made = cream(answers([0, 1, 2, 3], [7, 5, 9]))
+    assert made.pairs is not None and made.labels is not None
+    assert made.pairs.tolist() == [[3, 0], [6, 5]]
+    assert made.labels.tolist() == pytest.approx([(2 / 3 + 1) / 2, 1.0])  # one inversion of six pairs
+    assert cream.consistency == pytest.approx((5 / 6 + 1) / 2)
+    expected = torch.full((7, 1), -math.log(RESPONSES))
+    torch.testing.assert_close(made.log_probs["reference"], expected)
+    torch.testing.assert_close(previous.module.weight, policy.module.weight)
+    again = cream(answers([0, 1, 2, 3]))
+    assert again.labels is not None and again.labels.tolist() == [1.0]
+
+
+def test_a_judge_that_is_its_own_reference_ranks_by_likelihood() -> None:
+    base = Categorical(torch.linspace(1, 0, RESPONSES))
+    policy = Categorical(torch.linspace(0, 1, RESPONSES))
+    made = Cream(policy, base.fork("previous"), base)(answers([0, 10, 20]))
+    assert made.pairs is not None and made.pairs.tolist() == [[2, 0]]
+    assert made.labels is not None and made.labels.tolist() == [0.0]  # the base likes them the other way round
+
+
+def test_a_learner_on_softened_pairs_moves_towards_their_margin() -> None:
+    """DPO's margin of a pair with label C rests at log(C / (1 - C))."""
+    policy = Categorical(torch.tensor([0.0, 0.0, 0.0]))
+    batch_margin = []
+    learner = PolicyLearner(
+        policy,
+        DPO(beta=1.0),
+        Optimisation(lr=0.05, epochs=300),
+        prepare=[lambda batch: soft_labels(best_worst(batch), 0.8)],
+        references={"reference": policy.fork("reference")},
+    )
+    rollouts = [rollout(Task("t", ""), pick) for pick in (0, 1)]
+    for attempt, value in zip(rollouts, (1.0, 0.0), strict=True):
+        attempt.scores["total"] = value
+    learner.update(rollouts)
+    logits = policy.module.weight.detach()[0]
+    batch_margin.append(float(logits[0] - logits[1]))
+    assert batch_margin[0] == pytest.approx(math.log(4), abs=0.02)
+
+
+def noisy(rollouts: Sequence[Rollout], **columns: Any) -> list[float]:
+    """A judge with an error of 0.3, the same whenever it sees this answer to this task."""
+    noise = [torch.randn(1, generator=generator("judge", r.task.id, r.output)) for r in rollouts]
+    return [float(QUALITY[r.output] + 0.3 * e) for r, e in zip(rollouts, noise, strict=True)]
+
+
+TASKS = [Task(f"task-{i}", "") for i in range(60)]
+STEP = Optimisation(lr=0.2, epochs=4)
+
+
+def test_pairs_from_three_times_by_hand() -> None:
+    values = {0: 0.0, 1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0}
+
+    class Says(Categorical):
+        def __init__(self, picks: Sequence[int]) -> None:
+            super().__init__()
+            self.picks = picks
+
+        def act(self, tasks: Sequence[Task], n: int, **_: Any) -> list[Rollout]:
+            return [rollout(task, pick) for task in tasks for pick in self.picks]
+
+    def judge(rollouts: Sequence[Rollout], **_: Any) -> list[float]:
+        return [values[r.output] for r in rollouts]
+
+    def pair(mine: Sequence[int], past: Sequence[int]) -> list[tuple[int, str]]:
+        actor = PastAndFuture(Says(mine), Says(past), judge, STEP, guided=False)
+        return [(r.output, r.player) for r in actor.act(TASKS[:1], len(mine), pairs=True)]
+
+    assert pair([2, 3], [1, 4]) == [(3, "policy"), (1, "past")]
+    assert pair([2, 3], [2, 4]) == [(3, "policy"), (2, "policy")]  # the past is no worse
+    assert pair([2, 2], [3, 4]) == []  # nothing is better than anything
+    actor = PastAndFuture(Says([2, 3]), Says([1, 1]), judge, STEP)
+    actor._future = lambda chosen, rejected: Says([0, 4])  # type: ignore[method-assign]
+    made = actor.act(TASKS[:2], 2, pairs=True)
+    assert [(r.output, r.player) for r in made] == 2 * [(4, "future"), (1, "past")]
+    assert len({r.group for r in made}) == 2 and score(made, kept_score)["reward"] == 2.5
+    assert [r.output for r in actor.act(TASKS[:1], 2)] == [2, 3]
+
+
+def gaps(actor: Any, policy: Categorical, reward: Any, **sampling: Any) -> list[float]:
+    """The judge's mean gap of the pairs that each of six rounds of DPO learns from."""
+    objective = DPO(0.1, reference="proximal")
+    learner = PolicyLearner(policy, objective, STEP, prepare=[best_worst])
+    found = []
+    for round_ in range(6):
+        rollouts = actor.act(TASKS, 7, key=(0, round_), **sampling)
+        score(rollouts, reward)
+        batch = best_worst(policy.collate(rollouts))
+        assert batch.pairs is not None
+        returns = batch.returns[batch.pairs]
+        found.append(float((returns[:, 0] - returns[:, 1]).mean()))
+        learner.update(rollouts)
+    return found
+
+
+def test_pairs_drawn_apart_in_time_keep_their_gap() -> None:
+    """Catalogue of the paper's claim: a self-rewarding policy's own best and worst become alike; these do not."""
+    plain = Categorical()
+    alone = gaps(plain, plain, noisy)
+    kept = {}
+    for guided in (False, True):
+        policy = Categorical()
+        past = policy.fork("past")
+        actor = PastAndFuture(policy, past, noisy, STEP, guided=guided)
+        kept[guided] = gaps(actor, policy, kept_score, pairs=True)
+        assert torch.equal(past.module.weight, torch.zeros(1, RESPONSES))
+    assert alone[-1] < 0.6 * alone[0], alone
+    assert kept[False][-1] > kept[False][0] and kept[True][-1] > kept[True][0], kept
+    assert kept[True][0] >= kept[False][0] > alone[0], (alone, kept)
+
+
+def test_the_future_is_dropped_and_only_what_learns_is_trained() -> None:
+    policy = Categorical()
+    actor = PastAndFuture(policy, policy.fork("past"), noisy, STEP)
+    actor.act(TASKS[:8], 4, pairs=True)
+    assert torch.equal(policy.module.weight, torch.zeros(1, RESPONSES))
+    base = actor.fork("base")
+    with torch.no_grad():
+        policy.module.weight.add_(1.0)
+    assert not bool(base.policy.module.weight.any())
+    actor.copy_from(base)
+    assert not bool(policy.module.weight.any())
+    with pytest.raises(ValueError, match="task task-0: a judge of pairs scores every attempt"):
+        silent = PastAndFuture(policy, policy.fork("past"), lambda rollouts, **_: [None, *[1.0] * 3], STEP)
+        silent.act(TASKS[:1], 4, pairs=True)
