@@ -37,6 +37,7 @@ class Verifier:
     """
 
     needs: tuple[str, ...] = ("references",)
+    reads: tuple[str, ...] = ()  # further columns, where they are there
 
     def __init__(self, extract: Extract = answer_of) -> None:
         self.extract = extract
@@ -60,9 +61,6 @@ class Verifier:
             except ValueError as error:
                 raise ValueError(f"sample {index}: {error}") from error
         return scores
-
-    reads: tuple[str, ...] = ()
-    """Further columns that a verifier looks at, where they are there."""
 
     def compare(self, completion: str, reference: Any, row: Mapping[str, Any]) -> float:
         """The score of one completion."""

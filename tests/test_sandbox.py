@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from autotelic import sandbox_child
+from autotelic import sandbox, sandbox_child
 from autotelic.errors import UsageError
 from autotelic.sandbox import Limits, run_code
 
@@ -163,6 +163,30 @@ def test_without_namespaces_python_refuses_sockets_processes_and_signals() -> No
     done = subprocess.run([sys.executable, "-c", f"{source}\nforbid()\n{tried}"], capture_output=True, text=True)
     said = done.stdout.splitlines()
     assert len(said) == len(attempts) and all("is not allowed in the sandbox" in line for line in said), done.stdout
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that guarantees nothing."""
+    source = Path(str(sandbox_child.__file__)).read_text()
+    for guarantee in ("namespaces(libc)", 'files(libc, _JOB["folder"])'):
+        assert f"= {guarantee}\n" in source
+        source = source.replace(f"= {guarantee}\n", "= False\n")
+    (tmp_path / "child.py").write_text(source)
+    monkeypatch.setattr(sandbox, "_CHILD", tmp_path / "child.py")
+
+
+@pytest.mark.usefixtures("bare")
+def test_without_any_guarantee_programs_run_and_are_limited() -> None:
+    result = run_code("import numpy; print(int(numpy.ones(2).sum()))", tests=["assert True", "assert False"])
+    assert (result.kernel, result.stdout, result.passed) == (frozenset(), "2\n", (True, False))
+    assert run_code("while True: pass", limits=SHORT).timed_out
+    assert "MemoryError" in run_code("bytearray(10**10)").error or sys.platform == "darwin"
+    for attempt in (
+        "import socket; socket.create_connection(('127.0.0.1', 9))",
+        "import subprocess; subprocess.run(['ls'])",
+    ):
+        assert "is not allowed in the sandbox" in run_code(attempt).error
 
 
 def test_a_limit_has_to_be_positive() -> None:
