@@ -26,6 +26,8 @@ from .exhibits import text_of
 Vote = Callable[[str], Hashable | None]
 """A completion -> its vote, equal for equal answers; None where it gives none."""
 
+Undo = Callable[[Any], Hashable] | Mapping[Any, Hashable]
+
 Embedding = Callable[[Sequence[str]], Any]
 """N texts -> [N, D]; cosines are compared, so lengths do not matter."""
 
@@ -247,28 +249,28 @@ class ViewConsistency(_GroupReward):
     """Do the views of one question get the same answer? The share of the other views' samples that agree.
 
     Views are tasks with one ``parent`` (or one that has views and these): the same question about a turned, mirrored or
-    recoloured picture. The effect of that on answers is known, and is undone first: by the column ``back``, a mapping
-    from answers of the view to answers of the parent for each sample (what is not in it stays as it is).
+    recoloured picture. The effect of that on answers is known, and is undone first: by the column ``back``, for each
+    sample a function from answers of the view to answers of the parent, or a mapping (what is not in it stays).
 
     A sample is compared with the samples of every other view, and the score is the mean over those views; no answer
     scores 0.0, and None is for a question with one view. Views that share a mistake agree on it.
 
     Args:
-        vote: reads the answer of a completion; the keys of ``back`` are such answers.
+        vote: reads the answer of a completion, as ``back`` takes it.
     """
 
     def __call__(
         self,
         completions: Sequence[Any],
         tasks: Sequence[Any],
-        back: Sequence[Mapping[Any, Any] | None] | None = None,
+        back: Sequence[Undo | None] | None = None,
         **columns: Any,
     ) -> list[float | None]:
         """One score per sample."""
         votes = self.votes(completions)
         if back is not None:
             votes = [
-                vote if undo is None or vote is None else undo.get(vote, vote)
+                vote if undo is None or vote is None else undo(vote) if callable(undo) else undo.get(vote, vote)
                 for vote, undo in zip(votes, back, strict=True)
             ]
         scores: list[float | None] = [None] * len(votes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 from fractions import Fraction
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from autotelic.envs import scenes
 from autotelic.errors import UsageError
 from autotelic.rewards.agreement import consistencies, consistency, kendall_tau, same_extremes
 from autotelic.rewards.answers import answer_of
@@ -189,6 +191,21 @@ def test_views_are_compared_after_their_effect_is_undone() -> None:
     assert scores == [0.25, 0.25, 0.5, 0.0, 0.0, None]
     said[4] = NOTHING
     assert ViewConsistency()(completions=said, tasks=tasks) == [0.25, 0.25, 0.0, 0.5, 0.0, None]
+
+
+def test_right_answers_about_views_of_a_scene_agree() -> None:
+    draw = random.Random(0)
+    said, tasks, back = [], [], []
+    for number, (question, scene) in enumerate(scenes.questions("hop1", 10, "views")):
+        gold = scenes.answer(question, scene)
+        assert gold is not None
+        for view in range(3):
+            shown = scenes.View.draw(question, draw)
+            said.append(shown.text(str(gold)))
+            tasks.append(SimpleNamespace(id=f"{number}/{view}", parent=str(number)))
+            back.append(shown.back)
+    assert ViewConsistency()(completions=said, tasks=tasks, back=back) == [1.0] * 30
+    assert math.fsum(ViewConsistency()(completions=said, tasks=tasks)) < 20, "the views do change the answers"
 
 
 # Rankings -------------------------------------------------------------------------------------------------------

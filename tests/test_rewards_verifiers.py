@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from autotelic.envs import arithmetic, scenes
 from autotelic.errors import UsageError
 from autotelic.rewards.answers import NAMES, answer_of, answer_reward, compose_answers, normalise, require_columns
 from autotelic.rewards.code_tests import CodeTests, program_of
@@ -133,6 +134,18 @@ def test_the_reference_scores_one_wherever_it_is_written(write: Callable[[str], 
     for boxes in BOXES:
         for verifier in (BoxIoU(), BoxIoU(0.99)):
             assert rate(verifier, write(str(boxes)), boxes) == 1.0, boxes
+
+
+def test_the_reference_scores_one_in_our_own_worlds() -> None:
+    asked = [arithmetic.problems(kind, 50) for kind in arithmetic.KINDS]
+    counted = [task for some in asked for task in arithmetic.tasks(some)]
+    golds = [task.reference for task in counted]
+    assert Numeric()(completions=[f"That makes {gold}." for gold in golds], references=golds) == [1.0] * len(golds)
+    for kind in scenes.TYPES:
+        seen = scenes.tasks(scenes.questions(kind, 20, "gold"), "gold")
+        golds = [task.reference for task in seen]
+        for written in (golds, [task.extra["trace"] for task in seen]):
+            assert Exact()(completions=written, references=golds) == [1.0] * len(golds), kind
 
 
 def test_chats_are_read_and_samples_without_reference_are_left_out() -> None:
