@@ -202,7 +202,7 @@ class ServerActor:
         ended = choice.get("finish_reason") == "stop"
         ids = self._ids(choice, text, [str(entry.get("token", "")) for entry in entries])
         speech, info = self.policy.speech, {"truncated": not ended}
-        if ids is None or set(ids) & set(self.policy.backbone.banned):
+        if not ids or set(ids) & set(self.policy.backbone.banned):
             ids, log_probs = speech.tokens(text).tolist(), []
             info["untold"] = True
         elif ended and (not ids or ids[-1] not in speech.ends):
