@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import pickle
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ from autotelic.vlm.policy import TokenPolicy
 from autotelic.vlm.speech import Speech, between_turns
 from autotelic.vlm.tools import Crop, Python, ToolBox, ToolCall, ToolError, parse_tool_call
 from autotelic.vlm.transformers_backbone import TransformersBackbone
+
+from .tiny_vlms import VLMS, text, vlm
 
 WORDS = ["<pad>", "<end>", "<image>", "<user>", *"abcdefghijklmnopqrstuvwxyz"]
 IDS = {word: i for i, word in enumerate(WORDS)}
@@ -287,6 +290,52 @@ def test_a_chat_template_says_what_stands_between_turns() -> None:
     assert between_turns(chatml, "really?", "</s>").startswith("<|end|>\n")
     with pytest.raises(UsageError, match="leaves out what the assistant said"):
         between_turns(lambda messages: str(messages[-1]["content"]), "a", "<|end|>")
+
+
+def noise_picture(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (32, 32, 3), dtype=np.uint8))
+
+
+def looks_again(task: Task, turns: Sequence[Turn]) -> Reply:
+    """Shows one or two pictures after some turns, none after others."""
+    count = len(turns[-1].text) % 3
+    return Reply("what is left ?", images=tuple(noise_picture(len(turns) + i) for i in range(count)))
+
+
+@pytest.mark.parametrize("family", VLMS)
+def test_every_family_reads_images_in_replies_as_a_plain_pass_does(family: str) -> None:
+    model, processor = vlm(family)
+    policy = TokenPolicy.of(model, processor, horizon=4)
+    policy.speech.ends |= set(range(3, 20))  # words that end a turn, so that turns are many
+    tasks = [Task("a", "what is left ?", (noise_picture(8),)), Task("b", "how many ?", (noise_picture(9),) * 2)]
+    rollouts = Conversation(policy, looks_again, turns=3).act(tasks, 4, key=(2,))
+    seen = [sum(name.startswith("shown") and name.endswith("tokens") for name in r.payload) for r in rollouts]
+    assert max(seen) == 2 and min(seen) < 2, seen
+    now = policy.evaluate_actions(policy.collate(rollouts)).log_probs
+    for row, rollout in enumerate(rollouts):
+        assert rollout.log_probs is not None
+        size, payload = len(rollout.mask), rollout.payload
+        torch.testing.assert_close(now[row, :size], rollout.log_probs, atol=1e-5, rtol=0)
+        prompt, _, _ = policy.speech.stretches(policy.speech.prompts([rollout.task])[0], payload)[-1]
+        ids = torch.cat([policy.speech.prompts([rollout.task])[0].ids, payload["tokens"]])
+        told = {name: values for name, values in prompt.inputs.items()}
+        if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
+            told["mm_token_type_ids"] = (ids == model.config.image_token_id).int()[None]
+        logits = model(input_ids=ids[None], attention_mask=torch.ones_like(ids[None]), **told).logits[0].float()
+        logits[:, list(policy.backbone.banned)] = -torch.inf
+        expected = logits.log_softmax(-1)[-size - 1 : -1].gather(-1, payload["tokens"][:, None])[:, 0]
+        torch.testing.assert_close(now[row, :size], expected.masked_fill(~rollout.mask, 0.0), atol=2e-5, rtol=0)
+
+
+def test_turns_and_replies_are_what_the_chat_template_would_have_written() -> None:
+    model, reader = text("llama")
+    policy = TokenPolicy.of(model, reader)
+    task, turns = Task("a", "how many ?"), [Turn("two dog", Reply("no .")), Turn("three")]
+    (rollout,) = Conversation(policy, echo).encode([task], [turns])
+    messages = [("user", "how many ?"), ("assistant", "two dog"), ("user", "no ."), ("assistant", "three")]
+    written = reader.apply_chat_template([{"role": r, "content": c} for r, c in messages], tokenize=False)
+    ids = [*policy.speech.prompts([task])[0].ids.tolist(), *rollout.payload["tokens"].tolist()]
+    assert ids == reader(written, add_special_tokens=False)["input_ids"]
 
 
 def call(name: str, **arguments: Any) -> Turn:

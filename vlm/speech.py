@@ -9,6 +9,7 @@ from weakref import ref
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..errors import UsageError
 from ..types import Task
@@ -73,9 +74,21 @@ class Speech:
         return self.tokens(text), {}
 
     def join(self, first: Mapping[str, Tensor], more: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Inputs of images and of those shown after them: stacked along the first axis."""
-        names = dict.fromkeys((*first, *more))
-        return {name: torch.cat([part[name] for part in (first, more) if name in part]) for name in names}
+        """Inputs of images and of those shown after them.
+
+        They are stacked along the first axis, or along the second where an Idefics processor puts images there and
+        pads them to one size: its ``pixel_attention_mask`` is [1, N, H, W].
+        """
+        parts = [part for part in (first, more) if part]
+        if not all("pixel_attention_mask" in part and part["pixel_attention_mask"].ndim == 4 for part in parts):
+            names = dict.fromkeys(name for part in parts for name in part)
+            return {name: torch.cat([part[name] for part in parts if name in part]) for name in names}
+        height, width = (max(part["pixel_attention_mask"].shape[axis] for part in parts) for axis in (-2, -1))
+
+        def padded(values: Tensor) -> Tensor:
+            return pad(values, (0, width - values.shape[-1], 0, height - values.shape[-2]))
+
+        return {name: torch.cat([padded(part[name]) for part in parts], 1) for name in parts[0]} if parts else {}
 
     def stretches(self, prompt: Prompt, payload: Mapping[str, Tensor]) -> tuple[Stretch, ...]:
         """How to read a rollout's tokens: in one piece, but replies that show images begin a new, longer prompt."""
