@@ -136,11 +136,11 @@ def test_the_best_policy_goes_on_where_the_finetuned_one_went(to_finetuned: bool
     def loss() -> Tensor:
         optimiser.zero_grad()
         p = logits.softmax(-1)
-        value = -(p * (r - beta * (p / anchor).log())).sum()
+        value: Tensor = -(p * (r - beta * (p / anchor).log())).sum()
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
-    optimiser.step(loss)  # type: ignore[no-untyped-call]
+    optimiser.step(loss)
     wanted = finetuned * (finetuned / base) ** (1 / beta) if to_finetuned else finetuned
     torch.testing.assert_close(logits.detach().softmax(-1), wanted / wanted.sum(), atol=1e-6, rtol=0)
 

@@ -125,9 +125,9 @@ def test_the_reference_scores_one_wherever_it_is_written(write: Callable[[str], 
         assert rate(Choice(), write(f"({letter.lower()})"), letter) == 1.0
     options = ["red", "dark red", "A cat", "I", "2"]
     for index, option in enumerate(options):
-        for gold in (index, option, "ABCDE"[index]):
-            assert rate(Choice(), write(option), gold, options=options) == 1.0, (option, gold)
-            assert rate(Choice(), write("ABCDE"[index]), gold, options=options) == 1.0
+        for right in (index, option, "ABCDE"[index]):
+            assert rate(Choice(), write(option), right, options=options) == 1.0, (option, right)
+            assert rate(Choice(), write("ABCDE"[index]), right, options=options) == 1.0
     for some in SETS:
         text = some if isinstance(some, str) else ", ".join(map(str, some)) or "none"
         assert rate(SetMatch(), write(text), some) == rate(SetMatch(False), write(text), some) == 1.0, some
