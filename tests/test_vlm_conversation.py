@@ -406,6 +406,13 @@ def test_a_broken_tool_is_named() -> None:
         ToolBox({"odd": lambda images: 1 / 0})(QUESTION, [call("odd")])
 
 
+def test_code_runs_in_the_sandbox() -> None:
+    box = ToolBox({"python": Python()}, show=str)
+    assert box(QUESTION, [call("python", code="print(2 + 2)")]).text == "4"
+    failed = box(QUESTION, [call("python", code="print(1)\n1 / 0")]).text
+    assert failed.startswith("1\n") and "ZeroDivisionError" in failed
+
+
 def test_calls_are_found_in_a_turn() -> None:
     assert parse_tool_call("no call") is None
     first = parse_tool_call('a <tool_call>{"name": "f"}</tool_call> b <tool_call>{"name": "g"}</tool_call>')

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 
 from autotelic.rewards.reward import Reward
 from autotelic.trainers.advantages import GroupRelative
+from autotelic.trainers.learner import Optimisation, PolicyLearner
 from autotelic.trainers.objectives.policy_gradient import Reinforce
 from autotelic.trainers.objectives.regularisers import KLPenalty
 from autotelic.trainers.policy import collate
 from autotelic.trainers.scoring import score, share_a_source
 from autotelic.types import Evaluation, Rollout, Task
-from autotelic.vlm.conversation import Transcript, Turn
+from autotelic.vlm.conversation import Conversation, Script, Transcript, Turn
 from autotelic.vlm.credit import Correction, OnTurns, PerTurn, own_turn
+from autotelic.vlm.policy import TokenPolicy
+
+from .tiny_vlms import text
 
 
 def right(completions: Sequence[str], references: Sequence[str], **columns: Any) -> list[float]:
@@ -108,3 +112,37 @@ def test_a_term_on_a_turn_sees_its_words_alone() -> None:
     assert per_decision.item() == pytest.approx((0.18 + 0.32) / 6)  # of all six words
     total = Reinforce() + 0.5 * OnTurns(KLPenalty(), (0,))
     assert total.needs == {"advantages", "log_probs:reference"}
+
+
+def test_two_stages_teach_the_correction_first_and_the_attempt_second() -> None:
+    """A model of a few thousand weights names the colour that it was asked about, in one of two attempts."""
+
+    def named(completions: Sequence[str], references: Sequence[str], **_: Any) -> list[float]:
+        return [float(said.split()[:1] == [reference]) for said, reference in zip(completions, references, strict=True)]
+
+    policy = TokenPolicy.of(*text("llama"), horizon=1)
+    policy.speech.ends = frozenset(range(100))  # a turn is a word
+    tasks = [Task(word, f"what is {word} ?", reference=word) for word in ("red", "blue")]
+    conversation = Conversation(policy, Script(("no ?",)), turns=2)
+
+    def train(stage: Literal["first", "second"], objective: Any, updates: int) -> dict[str, float]:
+        reward = Correction(named, stage)
+        learner = PolicyLearner(
+            policy,
+            Reinforce() + objective,
+            Optimisation(lr=5e-3),
+            advantage=GroupRelative(per_segment=True),
+            references={"reference": policy.fork("reference")},
+        )
+        for update in range(updates):
+            rollouts = conversation.act(tasks, 16, key=(0, update))
+            score(rollouts, reward)
+            metrics = learner.update(rollouts)
+        return metrics | score(conversation.act(tasks, 64, key=(1,)), reward)
+
+    before = score(conversation.act(tasks, 64, key=(1,)), Correction(named))
+    first = train("first", 3.0 * OnTurns(KLPenalty(), (0,)), 18)
+    second = train("second", 0.01 * KLPenalty(), 18)
+    assert max(before["reward/first"], before["reward/second"]) < 0.1
+    assert first["reward/second"] > 0.4 and first["reward/first"] < 0.1, first
+    assert second["reward/first"] > 0.4 and second["reward/second"] > 0.4, second

@@ -19,6 +19,9 @@ from autotelic.trainers.randomness import generator
 from autotelic.trainers.scoring import score
 from autotelic.types import Batch, Evaluation, Rollout, Task
 from autotelic.vlm.pairs import Cream, PastAndFuture, consistent_pairs, kept_score, soft_labels
+from autotelic.vlm.policy import TokenPolicy
+
+from .tiny_vlms import text
 
 RESPONSES = 40
 QUALITY = torch.linspace(-2.0, 2.0, RESPONSES)[torch.randperm(RESPONSES, generator=generator("quality"))]
@@ -132,7 +135,7 @@ def test_a_learner_on_softened_pairs_moves_towards_their_margin() -> None:
     learner = PolicyLearner(
         policy,
         DPO(beta=1.0),
-        Optimisation(lr=0.05, epochs=300),
+        Optimisation(lr=0.1, epochs=120),
         prepare=[lambda batch: soft_labels(best_worst(batch), 0.8)],
         references={"reference": policy.fork("reference")},
     )
@@ -151,7 +154,7 @@ def noisy(rollouts: Sequence[Rollout], **columns: Any) -> list[float]:
     return [float(QUALITY[r.output] + 0.3 * e) for r, e in zip(rollouts, noise, strict=True)]
 
 
-TASKS = [Task(f"task-{i}", "") for i in range(60)]
+TASKS = [Task(f"task-{i}", "") for i in range(30)]
 STEP = Optimisation(lr=0.2, epochs=4)
 
 
@@ -230,3 +233,27 @@ def test_the_future_is_dropped_and_only_what_learns_is_trained() -> None:
     with pytest.raises(ValueError, match="task task-0: a judge of pairs scores every attempt"):
         silent = PastAndFuture(policy, policy.fork("past"), lambda rollouts, **_: [None, *[1.0] * 3], STEP)
         silent.act(TASKS[:1], 4, pairs=True)
+
+
+def test_token_policies_make_pairs_of_their_own() -> None:
+    policy = TokenPolicy.of(*text("llama"), horizon=4)
+    small = Optimisation(lr=0.003, epochs=4)
+    start = {name: value.clone() for name, value in policy.state_dict().items()}
+    actor = PastAndFuture(policy, policy.fork("past"), lambda outputs, **_: [float(len(o)) for o in outputs], small)
+    made = actor.act([Task("a", "how many ?"), Task("b", "what is red ?")], 4, key=(1,), pairs=True)
+    assert {r.player for r in made[::2]} <= {"policy", "future"} and {r.player for r in made[1::2]} <= {
+        "policy",
+        "past",
+    }
+    assert len(made) == 4 and all(len(a.output) > len(b.output) for a, b in zip(made[::2], made[1::2], strict=True))
+    assert all(torch.equal(value, start[name]) for name, value in policy.state_dict().items())
+    score(made, kept_score)
+    previous, reference = policy.fork("previous"), policy.fork("reference")
+    cream = Cream(policy, previous, reference)
+    learner = PolicyLearner(
+        policy, DPO(), small, prepare=[cream], references={"reference": reference, "previous": previous}
+    )
+    metrics = learner.update(made)
+    assert metrics["objective/loss"] < math.log(2) and cream.consistency == 1.0
+    assert any(not torch.equal(value, start[name]) for name, value in policy.state_dict().items())
+    assert all(torch.equal(value, start[name]) for name, value in previous.state_dict().items())

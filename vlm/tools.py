@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..rewards.images import as_float, as_uint8
+from ..sandbox import run_code
 from ..types import Task
 from .conversation import Reply, Turn
 
@@ -119,6 +120,12 @@ class ToolBox:
             raise UsageError(f'tool "{call.name}" broke down on task {task.id}: {said}') from error
 
 
+def printed(code: str) -> str:
+    """What a program prints in the sandbox, and the line with which it failed, if it did."""
+    result = run_code(code)
+    return "\n".join(part for part in (result.stdout.rstrip("\n"), result.error) if part)
+
+
 @dataclass(frozen=True)
 class Python:
     """A tool that runs the argument ``code``.
@@ -127,7 +134,7 @@ class Python:
         run: code -> what it printed, or how it failed; it has to be a sandbox, since the code is a policy's.
     """
 
-    run: Callable[[str], str]
+    run: Callable[[str], str] = printed
 
     def __call__(self, images: Sequence[Any], code: str) -> str:
         if not isinstance(code, str):
