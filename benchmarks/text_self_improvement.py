@@ -7,6 +7,8 @@ and differences of two-digit numbers. Arms:
 
   format   worked answers ("47 + 25 = 72") whose results are masked out of the loss: it learns how to write an answer,
            never what is right. What this reaches is no arithmetic.
+  prompt   no training: the start, asked in words that it answers better ("Calculate 47 + 25. Reply with just the
+           number.", the best of four tried on split 1).
   grpo     8 questions x 8 attempts per step, a verifier's reward, clipped ratios; a gate with 200 labelled probes keeps
            the best look.
   raft     the same attempts and rewards, imitating the best of each group.
@@ -25,6 +27,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +55,10 @@ from autotelic.vlm.smollm import smollm2
 
 TRAINED, OTHERS = ("sum", "difference"), ("comparison", "two_steps")
 ARMS = ("format", "grpo", "raft")
+REPHRASED = "Calculate {}. Reply with just the number."
 SETTINGS = {"steps": 30, "lr": 3e-4, "tasks": 8, "group": 8, "temperature": 0.8, "tokens": 16, "gate_every": 15}
-SETTINGS |= {"probes": 100, "items": 1000, "other_items": 100, "sampled": 50, "format_steps": 10, "format_items": 16}
+SETTINGS |= {"probes": 100, "items": 300, "other_items": 50, "sampled": 25}
+SETTINGS |= {"format_steps": 6, "format_items": 16, "format_lr": 1e-4}
 QUICK = {"steps": 1, "tasks": 2, "group": 4, "gate_every": 1, "probes": 2, "items": 4, "other_items": 2, "sampled": 1}
 QUICK |= {"format_steps": 1, "format_items": 4}
 COMMAND = "python benchmarks/text_self_improvement.py --json benchmarks/text_self_improvement.json"
@@ -78,10 +83,22 @@ def items(kinds: Sequence[str], count: int, split: int, part: arithmetic.Part) -
     return [t for k in kinds for t in arithmetic.tasks(arithmetic.problems(k, count, split=split, part=part))]
 
 
-def evaluate(actor: TokenPolicy, settings: Mapping[str, Any], split: int) -> dict[str, Any]:
+def rephrased(task: Task) -> Task:
+    """The same sum or difference in other words."""
+    return replace(task, prompt=REPHRASED.format(asked(task))) if task.category in TRAINED else task
+
+
+def asked(task: Task) -> str:
+    """ "47 + 25" of a task."""
+    return str(task.prompt).removeprefix("What is ").partition("?")[0]
+
+
+def evaluate(actor: TokenPolicy, settings: Mapping[str, Any], split: int, rephrase: bool = False) -> dict[str, Any]:
     """Right or wrong per held-out question, greedily; of some, 8 attempts at temperature 1."""
     judge, started = Numeric(), time.process_time()
+    word = rephrased if rephrase else (lambda task: task)
     tasks = items(TRAINED, settings["items"], split, "eval") + items(OTHERS, settings["other_items"], split, "eval")
+    tasks = [word(task) for task in tasks]
     outcomes: dict[str, Any] = {}
     greedy = actor.act(tasks, 1, greedy=True)
     score(greedy, judge)
@@ -91,7 +108,7 @@ def evaluate(actor: TokenPolicy, settings: Mapping[str, Any], split: int) -> dic
         row["truncated"] += int(rollout.info["truncated"])
         if len(row["samples"]) < 3:
             row["samples"].append([rollout.task.prompt, rollout.output])
-    sampled = actor.act(items(TRAINED, settings["sampled"], split, "eval"), 8, key=(0,))
+    sampled = actor.act([word(t) for t in items(TRAINED, settings["sampled"], split, "eval")], 8, key=(0,))
     score(sampled, judge)
     figures: dict[str, Any] = {}
     for kind in TRAINED:
@@ -107,9 +124,7 @@ class Worked:
         self.policy = learner
 
     def act(self, tasks: Sequence[Task], n: int, **sampling: Any) -> list[Rollout]:
-        asked = [str(task.prompt).removeprefix("What is ").partition("?")[0] for task in tasks]
-        texts = [f"{question} = {task.reference}" for question, task in zip(asked, tasks, strict=True)]
-        rollouts = self.policy.encode(tasks, texts)
+        rollouts = self.policy.encode(tasks, [f"{asked(task)} = {task.reference}" for task in tasks])
         for task, rollout in zip(tasks, rollouts, strict=True):
             rollout.mask[-1 - len(task.reference) : -1] = False  # a token per figure, then the end
         return rollouts
@@ -118,7 +133,7 @@ class Worked:
 def stage(arm: str, mine: TokenPolicy, settings: Mapping[str, Any], seed: int, split: int) -> Stage:
     """What an arm does, from the same start and with the same tasks."""
     sources = {kind: arithmetic.source(kind, seed, split=split) for kind in TRAINED}
-    optimisation = Optimisation(lr=settings["lr"], seed=seed)
+    optimisation = Optimisation(lr=settings["format_lr" if arm == "format" else "lr"], seed=seed)
     if arm == "format":
         few = {kind: [sources[kind](i) for i in range(settings["format_items"] // 2)] for kind in TRAINED}
         learner = PolicyLearner(mine, WeightedImitation("decision"), optimisation)
@@ -174,24 +189,27 @@ def run(arm: str, seed: int, split: int, place: Path, settings: Mapping[str, Any
     return made
 
 
-def judged(file: Path, adapters: Path | None, settings: Mapping[str, Any], split: int) -> dict[str, Any]:
+def judged(
+    file: Path, adapters: Path | None, settings: Mapping[str, Any], split: int, rephrase: bool = False
+) -> dict[str, Any]:
     """The evaluation of trained adapters, or of the start, kept in a file."""
     if file.exists():
         found: dict[str, Any] = json.loads(file.read_text())
         return found
     options: dict[str, Any] = {"dtype": torch.bfloat16, "attn_implementation": "eager"}
     named = smollm2() if adapters is None else adapters
-    result = evaluate(
-        TokenPolicy.from_pretrained(named, horizon=settings["tokens"], at_once=128, **options), settings, split
-    )
+    reader = TokenPolicy.from_pretrained(named, horizon=settings["tokens"], at_once=128, **options)
+    result = evaluate(reader, settings, split, rephrase)
     file.write_text(json.dumps(result))
     return result
 
 
-def row_of(folder: RunFolder, before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+def row_of(folder: RunFolder | None, before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     """Figures of one run: accuracies in per cent, changes in points, CPU seconds of the loop with its gate."""
-    row: dict[str, Any] = {"cpu": round(sum(m["time/cpu"] for m in folder.metrics()), 1)}
-    row["gate"] = [[g["iteration"], g["decision"], _overall(g["evidence"])] for g in folder.read("gate")]
+    row: dict[str, Any] = {"cpu": 0.0}
+    if folder is not None:
+        row["cpu"] = round(sum(m["time/cpu"] for m in folder.metrics()), 1)
+        row["gate"] = [[g["iteration"], g["decision"], _overall(g["evidence"])] for g in folder.read("gate")]
     row["samples"] = {kind: cell["samples"] for kind, cell in after["outcomes"].items()}
     pairs: dict[str, Any] = {}
     for kind in (*TRAINED, *OTHERS):
@@ -259,7 +277,6 @@ def main() -> None:
     arms, seeds = (["format", "grpo"], [0]) if options.quick else (options.arms, options.seeds)
     place = options.runs or Path(tempfile.mkdtemp(prefix="text-self-improvement-"))
     place.mkdir(parents=True, exist_ok=True)
-    found: dict[str, list[dict[str, Any]]] = {}
     made = {
         (arm, seed): run(arm, seed, options.split, place / f"{arm}-{seed}", settings) for seed in seeds for arm in arms
     }
@@ -268,6 +285,8 @@ def main() -> None:
     looked_at = (settings, options.split)
     name = f"figures-{settings['items']}.json"
     start = judged(place / f"start-{name}", None, *looked_at)
+    otherwise = judged(place / f"rephrased-{name}", None, *looked_at, True)
+    found: dict[str, list[dict[str, Any]]] = {"prompt": [row_of(None, start, otherwise)]}
     for (arm, _), folder in made.items():
         end = judged(folder.path / name, folder.path / "policy", *looked_at)
         found.setdefault(arm, []).append(row_of(folder, start, end))
