@@ -285,8 +285,9 @@ def main() -> None:
     looked_at = (settings, options.split)
     name = f"figures-{settings['items']}.json"
     start = judged(place / f"start-{name}", None, *looked_at)
-    otherwise = judged(place / f"rephrased-{name}", None, *looked_at, True)
-    found: dict[str, list[dict[str, Any]]] = {"prompt": [row_of(None, start, otherwise)]}
+    found: dict[str, list[dict[str, Any]]] = {}
+    if not options.quick:
+        found["prompt"] = [row_of(None, start, judged(place / f"rephrased-{name}", None, *looked_at, True))]
     for (arm, _), folder in made.items():
         end = judged(folder.path / name, folder.path / "policy", *looked_at)
         found.setdefault(arm, []).append(row_of(folder, start, end))

