@@ -405,6 +405,11 @@ class View:
         mirrored = pixels[:, ::-1] if self.mirrored else pixels
         return np.ascontiguousarray(np.rot90(mirrored, self.turns)[..., list(self.channels)])
 
+    def scene(self, scene: Scene) -> Scene:
+        """What this view's picture shows."""
+        kinds = {int(self.word(f"p{cell}")[1:]): KINDS.index(self.word(KINDS[kind])) for cell, kind in enumerate(scene)}
+        return tuple(kinds[cell] for cell in range(CELLS))
+
     def word(self, word: str) -> str:
         """A cell, direction, colour or kind as this view names it; other words stay."""
         return _words(self).get(word, word)
@@ -493,3 +498,43 @@ def claims(question: Question, said: Answer, seen: Scene) -> list[bool]:
         case _:
             raise ValueError(f"no trace is asked for by {question.type}")
     return [*found, bool(follows)]
+
+
+# captions and changes
+
+
+def caption(scene: Scene) -> str:
+    """Every object with its cell, in reading order: "p0 red_disc p7 blue_plus"."""
+    return " ".join(f"p{cell} {KINDS[kind]}" for cell, kind in enumerate(scene) if kind)
+
+
+def redraw(text: str) -> Scene | None:
+    """The scene that a caption describes, later words over earlier ones; None for what is no caption."""
+    words, scene = text.split(), [0] * CELLS
+    places = {f"p{cell}": cell for cell in range(CELLS)}
+    for place, kind in zip(words[::2], words[1::2], strict=False):
+        if place not in places or kind not in KINDS:
+            return None
+        scene[places[place]] = KINDS.index(kind)
+    return tuple(scene) if words and len(words) % 2 == 0 else None
+
+
+def change(scene: Scene, draw: random.Random) -> tuple[Scene, str]:
+    """The scene after a random change of one object, and what happened to it.
+
+    "p3 into red_plus", "p3 gone", "p3 new red_plus" or "p3 moved p5".
+    """
+    objects = [cell for cell, kind in enumerate(scene) if kind]
+    empty = [cell for cell, kind in enumerate(scene) if not kind]
+    kinds = range(1, len(KINDS))
+    what = draw.choice(("into", "gone", "new", "moved")) if empty and len(objects) > 1 else "into"
+    cell, after = draw.choice(empty if what == "new" else objects), list(scene)
+    if what == "gone":
+        after[cell], told = 0, f"p{cell} gone"
+    elif what == "moved":
+        place = draw.choice(empty)
+        after[cell], after[place], told = 0, scene[cell], f"p{cell} moved p{place}"
+    else:
+        after[cell] = draw.choice([kind for kind in kinds if kind != scene[cell]])
+        told = f"p{cell} {what} {KINDS[after[cell]]}"
+    return tuple(after), told

@@ -144,7 +144,7 @@ WORSE = Performer({"count": [1, 0, 0, 0], "chain": [1, 0, 0, 0]})
 
 def test_a_fall_is_an_alarm_beyond_z_standard_errors() -> None:
     against = {"base": START, "promoted": START}
-    assert Canary(PROBES, judge, z=2.05)(WORSE, against).decision == "keep"
+    assert Canary(PROBES, judge, z=2.05)(WORSE, against).decision == "wait"
     verdict = Canary(PROBES, judge, z=2.049)(WORSE, against)
     assert verdict.decision == "repair" and not verdict.stop and verdict.harmed == ()
     assert "0.375 under base (standard error 0.18) and 0.375 under promoted" in verdict.reason
@@ -156,7 +156,7 @@ def test_the_second_alarm_stops_the_stage_and_what_was_kept_becomes_the_measure(
     against = {"base": START, "promoted": START}
     assert gate(BETTER, against).decision == "keep"
     first = gate(START, {"base": START, "promoted": BETTER})
-    assert first.decision == "keep"  # under the promoted by 2/8, standard error 0.164: not beyond two
+    assert first.decision == "wait"  # under the promoted by 2/8, standard error 0.164: not beyond two
     again = Canary(PROBES, judge, z=1.5)
     again(BETTER, against)
     assert again(START, against).decision == "repair"  # but beyond one and a half

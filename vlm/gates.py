@@ -13,10 +13,12 @@ from ..types import Actor, RewardFunction, Task, Verdict
 
 @dataclass
 class Canary:
-    """Keep a candidate unless the judge's score has fallen by more than ``z`` standard errors, over all probes.
+    """Sound an alarm when the judge's score has fallen by more than ``z`` standard errors, over all probes.
 
     The fall is the mean of the paired differences on the same probes and keys, against the base and against the last
-    promoted policy. Where ``NonInferiority`` asks for proof that nothing was lost, which takes some 900 probes for a
+    promoted policy. Without an alarm a candidate is kept if it has not fallen under the base at all and not by a
+    standard error under the last promoted one; else the gate waits, so that what a stage returns never crept below its
+    start. Where ``NonInferiority`` asks for proof that nothing was lost, which takes some 900 probes for a
     margin of five points, this asks for proof that something was: 200 probes see a collapse, and hardly ever cry
     wolf (one look in 44 per comparison at z = 2, where nothing has changed). It does not find the better of two
     candidates a point apart.
@@ -52,14 +54,17 @@ class Canary:
                 self._known[name] = self._look(actor)
         judged, proxy = self._look(candidate)
         evidence = {category: self._row(category, judged, proxy) for category in judged}
-        fell = []
+        fell, level = [], True
         for name, (reference, _) in self._known.items():
             fall, error = paired_fall(reference, judged)
+            level = level and fall <= max(error if name == "promoted" else 0.0, 1e-12)
             if fall > max(self.z * error, 1e-12):
                 fell.append(f"{fall:.3g} under {name} (standard error {error:.2g})")
-        if not fell:
+        if not fell and level:
             self._known["promoted"] = (judged, proxy)
-            return Verdict("keep", f"no fall of {self.z:g} standard errors", evidence=evidence)
+            return Verdict("keep", "the judge's score is level or better", evidence=evidence)
+        if not fell:
+            return Verdict("wait", f"lower, but by less than {self.z:g} standard errors", evidence=evidence)
         self.failures += 1
         reason = f"the judge's score is {' and '.join(fell)}"
         if self.failures <= self.repairs:

@@ -95,7 +95,7 @@ class Words(nn.Module):
             if word in CELL_WORDS:
                 cell = int(word[1:])
                 parts[i, place[f"row{cell // SIDE}"]] = parts[i, place[f"column{cell % SIDE}"]] = 1.0
-        self.register_buffer("parts", parts, persistent=False)
+        self.register_buffer("parts", parts)
         self.weight = nn.Parameter(0.1 * torch.randn(len(names), size))
 
     def table(self) -> Tensor:
@@ -163,11 +163,11 @@ class GlimpseModel(PreTrainedModel):  # type: ignore[no-untyped-call]
             for word in (kind, *kind.split("_")):
                 fits[i, IDS[word]] = 1.0
         fits[0] = 0.0
-        self.register_buffer("fits", fits, persistent=False)
-        self.register_buffer("content", fits.any(0).long(), persistent=False)
+        self.register_buffer("fits", fits)
+        self.register_buffer("content", fits.any(0).long())
         cells = torch.full((len(WORDS),), -1)
         cells[[IDS[word] for word in CELL_WORDS]] = torch.arange(CELLS)
-        self.register_buffer("cells", cells, persistent=False)
+        self.register_buffer("cells", cells)
         self.post_init()  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -237,7 +237,8 @@ class GlimpseModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         """Words, and for those that name a cell a glimpse of it."""
         cell = self.cells[ids]
         looked = self.glimpse(patches).gather(1, cell.clamp(min=0)[..., None].expand(-1, -1, patches.shape[-1]))
-        return 5.0 * table[ids] + looked * (cell >= 0)[..., None]
+        embedded: Tensor = 5.0 * table[ids] + looked * (cell >= 0)[..., None]
+        return embedded
 
     def forward(
         self,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ..envs.scenes import CELLS, PIXELS, SIDE
@@ -16,27 +18,31 @@ from .backbone import Prompt, State
 from .glimpse import END, IDS, IMAGE, PAD, WORDS, GlimpseModel, Memory, causal
 from .speech import Speech
 
+if TYPE_CHECKING:
+    from .policy import TokenPolicy
+
 
 class GlimpseBackbone:
     """``Backbone`` of a GlimpseModel; ``state.positions`` counts completion tokens from 0."""
 
     shares = True
-    banned = (IDS[PAD], IDS[IMAGE])
+    module: nn.Module
 
-    def __init__(self, module: GlimpseModel) -> None:
-        self.module = module
+    def __init__(self, model: GlimpseModel) -> None:
+        self.module = self.model = model
+        self.banned: tuple[int, ...] = (IDS[PAD], IDS[IMAGE])
 
     def read(self, prompts: Sequence[Prompt]) -> tuple[Tensor, State]:
         ids, mask, pixels = self._batch(prompts)
-        hidden, memory = self.module.read(ids, pixels, mask)
+        hidden, memory = self.model.read(ids, pixels, mask)
         last = mask.sum(-1) - 1
         positions = torch.zeros(len(prompts), dtype=torch.long, device=ids.device)
         return hidden[torch.arange(len(prompts), device=ids.device), last], State(memory, mask, positions)
 
     def read_on(self, state: State, tokens: Tensor, mask: Tensor) -> tuple[Tensor, State]:
         steps = torch.arange(tokens.shape[1], device=tokens.device)
-        places = (state.positions[:, None] + steps).clamp(max=len(self.module.completion_places) - 1)
-        hidden, memory = self.module.read_on(state.cache, tokens, causal(state.mask, mask), places)
+        places = (state.positions[:, None] + steps).clamp(max=len(self.model.completion_places) - 1)
+        hidden, memory = self.model.read_on(state.cache, tokens, causal(state.mask, mask), places)
         after = state.positions + mask.sum(-1)
         return hidden, State(memory, torch.cat([state.mask, mask], 1), after)
 
@@ -52,10 +58,10 @@ class GlimpseBackbone:
         return torch.cat([hidden[:, None], later], 1)
 
     def head(self, hidden: Tensor) -> Tensor:
-        return self.module.head(hidden)
+        return self.model.head(hidden)
 
     def _batch(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor, Tensor]:
-        device = self.module.device
+        device = self.model.device
         ids = pad_sequence([prompt.ids for prompt in prompts], batch_first=True, padding_value=IDS[PAD])
         pixels = torch.stack([prompt.inputs["pixel_values"] for prompt in prompts])
         return ids.to(device), (ids != IDS[PAD]).to(device), pixels.to(device)
@@ -90,3 +96,14 @@ class GlimpseSpeech(Speech):
         if unknown:
             raise UsageError(f"{whose}: the small model does not know the word {unknown[0]!r}")
         return [IDS[word] for word in text.split()]
+
+
+def glimpse_policy(folder: str | Path, **options: Any) -> TokenPolicy:
+    """The policy of a saved small model; ``options`` are TokenPolicy's."""
+    from .policy import TokenPolicy
+
+    model = GlimpseModel.from_pretrained(folder)
+    model.eval()  # type: ignore[no-untyped-call]
+    for part in (model.see, model.seen):
+        part.requires_grad_(False)
+    return TokenPolicy(GlimpseBackbone(model), GlimpseSpeech(), **{"horizon": 14, **options})

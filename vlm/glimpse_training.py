@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -13,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from ..cache import cache_folder
 from ..envs import scenes
 from ..envs.scenes import CELLS, KINDS, Question, Scene, View
 from ..trainers.randomness import generator, seed_of
@@ -39,11 +44,13 @@ class Item:
 
 @dataclass(frozen=True)
 class Schooling:
-    """How long each lesson takes, in gradient steps, and how gently."""
+    """How long each lesson takes, in gradient steps; ``roles`` is the share of checking and trying again
+    in the last."""
 
     seeing: int = 300
     naming: int = 250
-    answering: int = 600
+    answering: int = 1000
+    roles: float = 0.25
     batch: int = 64
     lr: float = 1.5e-3
     weight_decay: float = 0.1
@@ -72,7 +79,7 @@ def learn_to_see(model: GlimpseModel, how: Schooling, *, count: int = 1800) -> f
     for step in steps:
         rows = torch.randint(count, (32,), generator=generator("see", how.seed, step))
         log_probs = model.kinds(model.look(_noisy(pixels[rows], how, step)))
-        F.nll_loss(log_probs.flatten(0, 1), labels[rows].flatten()).backward()
+        F.nll_loss(log_probs.flatten(0, 1), labels[rows].flatten()).backward()  # type: ignore[no-untyped-call]
         hit = (log_probs.argmax(-1) == labels[rows]).float().mean().item()
     model.config.frozen_vision = True
     for part in (model.see, model.seen):
@@ -120,15 +127,17 @@ def learn_answers(
         chosen = draw.choices(items, k=how.batch - extra) + draw.choices(also or items, k=extra)
         if views:
             chosen = [in_view(item, draw) for item in chosen]
-        loss = imitation_loss(model, speech, chosen, lambda pixels, step=step: _noisy(pixels, how, step))
-        loss.backward()
+        loss = imitation_loss(model, speech, chosen, partial(_noisy, how=how, step=step))
+        loss.backward()  # type: ignore[no-untyped-call]
         if watch is not None:
             watch(step)
     return loss.item()
 
 
 def in_view(item: Item, draw: random.Random) -> Item:
-    """An item in a random view of its picture."""
+    """An item in a random view of its picture; captions and changes come in views already."""
+    if item.prompt.startswith(("describe", "change")):
+        return item
     text, check, said = item.prompt.partition(" check ")
     first, again, _ = item.given.partition(f" {END}")
     question = Question.parse(text)
@@ -138,16 +147,16 @@ def in_view(item: Item, draw: random.Random) -> Item:
     return Item(f"{view.text(text)}{check}{said}", view.picture(item.picture), answer, given)
 
 
-def demonstrations(count: int, seed: int, split: int) -> list[Item]:
-    """Traced answers to questions of every type in turn, and what the roles make of them."""
+def demonstrated(count: int, seed: int, split: int) -> tuple[list[Item], list[Scene]]:
+    """Traced answers to questions of every type in turn, and the scenes that they are about."""
     found = []
     for i, kind in enumerate(scenes.TYPES):
         share = count // len(scenes.TYPES) + (i < count % len(scenes.TYPES))
         found += scenes.questions(kind, share, f"demonstrations {seed}", split=split)
-    pictures = scenes.render([scene for _, scene in found], f"demonstrations {seed}")
-    return [
-        Item(str(q), picture, str(scenes.answer(q, scene))) for (q, scene), picture in zip(found, pictures, strict=True)
-    ]
+    shown = [scene for _, scene in found]
+    pictures = scenes.render(shown, f"demonstrations {seed}")
+    answers = (str(scenes.answer(*one)) for one in found)
+    return [Item(str(q), picture, a) for (q, _), picture, a in zip(found, pictures, answers, strict=True)], shown
 
 
 def corrupted(answer: str, draw: random.Random) -> str:
@@ -168,17 +177,24 @@ def corrupted(answer: str, draw: random.Random) -> str:
     return " ".join([*cells, "=", word])
 
 
-def role_items(demos: Sequence[Item], seed: int, *, copies: int = 8) -> list[Item]:
-    """The other roles, from the demonstrations alone: check an answer, and answer again after a first attempt."""
+def role_items(demos: Sequence[Item], shown: Sequence[Scene], seed: int, *, copies: int = 8) -> list[Item]:
+    """The other roles, from the demonstrations alone: check an answer, answer again after a first attempt, describe a
+    picture, tell what was changed in it."""
     draw = random.Random(f"roles {seed}")
     items = []
-    for item in demos:
-        for _ in range(copies):
+    for item, scene in zip(demos, shown, strict=True):
+        for copy in range(copies):
             wrong = corrupted(item.answer, draw)
             said, verdict = (item.answer, "= yes") if draw.random() < 0.5 else (wrong, "= no")
             items.append(Item(f"{item.prompt} check {said}", item.picture, verdict))
             first = item.answer if draw.random() < 0.3 else wrong
             items.append(Item(item.prompt, item.picture, item.answer, f"{first} {END} again"))
+            view = View.draw(Question("name"), draw)
+            seen = view.scene(scene)
+            items.append(Item("describe", view.picture(item.picture), scenes.caption(seen)))
+            after, told = scenes.change(seen, draw)
+            picture = scenes.render([after], f"{seed} {item.prompt} {copy}")[0]
+            items.append(Item(f"change from {scenes.caption(seen)}", picture, f"= {told}"))
     return items
 
 
@@ -216,3 +232,39 @@ def _steps(parameters: Sequence[torch.nn.Parameter], how: Schooling, count: int,
         yield step
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
+
+
+# the default model
+
+VERSION = 1
+"""To be raised when the lessons, the world or the model change: cached models are then made anew."""
+
+
+def default_model(seed: int, split: int, count: int) -> Path:
+    """A folder with the small model as it starts: taught to see, name and find, and to answer from ``count``
+    demonstrations. Made in two CPU minutes at first use, then kept."""
+    place = cache_folder() / f"glimpse-{VERSION}-{seed}-{split}-{count}"
+    if (place / "config.json").is_file():
+        return place
+    print(f"making the small vision-language model (seed {seed}, {count} demonstrations): about two CPU minutes, once")
+    how = Schooling(seed=seed)
+    model = new_model(seed).train()
+    learn_to_see(model, how)
+    learn_answers(model, naming_items(4000, seed), how, how.naming)
+    if count:
+        demos, shown = demonstrated(count, seed, split)
+        learn_answers(model, demos, how, how.answering, also=role_items(demos, shown, seed), share=how.roles)
+    quiet()
+    with TemporaryDirectory(dir=place.parent) as temporary:
+        model.eval().save_pretrained(temporary)
+        with contextlib.suppress(OSError):  # another process was faster
+            Path(temporary).rename(place)
+            Path(temporary).mkdir()
+    return place
+
+
+def quiet() -> None:
+    """No progress bars of transformers about a megabyte."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]

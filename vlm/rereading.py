@@ -28,7 +28,7 @@ class OwnEyes:
 
     def __init__(self, model: GlimpseModel, keep: int = 4096) -> None:
         self.model, self.keep = model, keep
-        self._known: dict[int, tuple[Any, Scene]] = {}
+        self._known: dict[int, tuple[Any, Scene, list[float]]] = {}
 
     def __call__(self, pictures: Sequence[Any]) -> list[Scene]:
         new = {id(p): p for p in pictures if id(p) not in self._known}
@@ -38,9 +38,15 @@ class OwnEyes:
         if new:
             pixels = torch.from_numpy(np.stack(list(new.values()))).to(self.model.device)
             with torch.no_grad():
-                kinds = self.model.kinds(self.model.look(pixels)).argmax(-1).tolist()
-            self._known |= {key: (p, tuple(row)) for (key, p), row in zip(new.items(), kinds, strict=True)}
+                likely, kinds = self.model.kinds(self.model.look(pixels)).exp().max(-1)
+            for (key, picture), read, sure in zip(new.items(), kinds.tolist(), likely.tolist(), strict=True):
+                self._known[key] = (picture, tuple(read), sure)
         return [self._known[id(p)][1] for p in pictures]
+
+    def sure(self, picture: Any) -> list[float]:
+        """The probability of what is read, per cell."""
+        self([picture])
+        return self._known[id(picture)][2]
 
 
 def passing(prompts: Sequence[Any], completions: Sequence[Any], seen: Sequence[Scene]) -> list[Answer | None]:

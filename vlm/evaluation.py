@@ -1,0 +1,103 @@
+"""What is reported of a policy that speaks: accuracy, beside what guessing and sampling reach, and answers to read."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..rewards.verifiers import Exact
+from ..trainers.scoring import score
+from ..types import Rollout, Task
+from .conversation import Conversation
+
+if TYPE_CHECKING:
+    from ..trainers.run_folder import RunFolder
+    from .setting import Setting
+
+KEY = (2**31,)
+"""Evaluation's random numbers; a run's begin with its seed."""
+
+
+def evaluate(setting: Setting, actor: Any) -> dict[str, Any]:
+    """Outcomes per category of greedy answers, with ``figures``: blind, truncated, and mean@k and pass@k if sampled.
+
+    Of a conversation the first turn counts; its figures tell how many are right at its end.
+    """
+    asked = setting.questions.held_out
+    verify = Exact()
+    policy = actor.policy if isinstance(actor, Conversation) else actor
+    rollouts = policy.act(asked, 1, key=KEY, greedy=True)
+    score(rollouts, verify)
+    outcomes: dict[str, Any] = {}
+    figures: dict[str, dict[str, float]] = {}
+    for rollout in rollouts:
+        row = outcomes.setdefault(rollout.task.category, {"success": [], "seeds": []})
+        row["success"].append(int(_number(rollout) == 1.0))
+        row["seeds"].append(rollout.task.id)
+        named = figures.setdefault(rollout.task.category, {"truncated": 0.0})
+        named["truncated"] += float(rollout.info.get("truncated", False))
+    for category, named in figures.items():
+        named["truncated"] /= len(outcomes[category]["success"])
+        named["blind"] = setting.questions.blind.get(category, float("nan"))
+    if isinstance(actor, Conversation):
+        for category, share in _ends(actor, asked, verify).items():
+            figures[category]["at the end"] = share
+    k = setting.config.samples
+    if k:
+        for category, values in sampled(policy, asked, k, setting.config.sampled_questions, verify).items():
+            figures[category] |= {f"mean@{k}": values[0], f"pass@{k}": values[1]}
+    notes = ["blind: the best guess from the question alone."]
+    return {"unit": "accuracy", "outcomes": outcomes, "figures": figures, "notes": notes}
+
+
+def _ends(actor: Conversation, asked: Sequence[Task], verify: Any) -> dict[str, float]:
+    """Category -> accuracy of the last words of whole conversations."""
+    rollouts = actor.act(asked, 1, key=KEY, greedy=True)
+    score(rollouts, verify)
+    right: dict[str, list[float]] = defaultdict(list)
+    for rollout in rollouts:
+        right[rollout.task.category].append(_number(rollout) == 1.0)
+    return {category: sum(row) / len(row) for category, row in right.items()}
+
+
+def sampled(
+    policy: Any, tasks: Sequence[Task], k: int, per_category: int, verify: Any
+) -> dict[str, tuple[float, float]]:
+    """Category -> (mean@k, pass@k) of its first questions: the share of right answers, and of questions with one."""
+    by_category: dict[str, list[Task]] = defaultdict(list)
+    for task in tasks:
+        by_category[task.category].append(task)
+    chosen = [task for several in by_category.values() for task in several[:per_category]]
+    rollouts = policy.act(chosen, k, key=KEY)
+    score(rollouts, verify)
+    found: dict[str, list[int]] = defaultdict(list)
+    for first in range(0, len(rollouts), k):
+        some = rollouts[first : first + k]
+        found[some[0].task.category].append(sum(_number(r) == 1.0 for r in some))
+    return {
+        category: (sum(right) / (k * len(right)), sum(r > 0 for r in right) / len(right))
+        for category, right in found.items()
+    }
+
+
+def write_answers(setting: Setting, folder: RunFolder) -> None:
+    """samples/answers.txt: questions, right answers, and what start and present policy say; pictures beside it."""
+    asked = setting.questions.held_out
+    chosen = list(asked)[:: max(1, len(asked) // max(1, setting.config.shown))][: setting.config.shown]
+    before, after = (policy.act(chosen, 1, key=KEY, greedy=True) for policy in (setting.start, setting.policy))
+    folder.samples.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for task, old, new in zip(chosen, before, after, strict=True):
+        lines += [f"{task.id}: {_shown(task.prompt)}", f"  right:  {task.extra.get('trace', task.reference)}"]
+        lines += [f"  before: {old.output}", f"  after:  {new.output}", ""]
+    (folder.samples / "answers.txt").write_text("\n".join(lines))
+
+
+def _shown(prompt: Any) -> str:
+    return prompt if isinstance(prompt, str) else str(prompt)
+
+
+def _number(rollout: Rollout) -> float:
+    value: Any = rollout.scores["total"]
+    return float("nan") if value is None else float(value)

@@ -1,0 +1,1 @@
+"""Published systems for models that speak, one file each."""

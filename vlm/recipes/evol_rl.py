@@ -1,0 +1,47 @@
+"""The majority decides which answers are good, novelty how good: label-free learning that keeps its variety.
+
+EVOL-RL (arXiv:2509.15194; checked against the code): r = 0.5 + 0.5 novelty for the majority's answer, -1 + 0.5 novelty
+for the others, GRPO with clip 0.2 / 0.28, entropy 0.003, KL 0.001. There the answers are embedded by a language model;
+here by the frequencies of their letters. ``--no-novelty`` pays 1 and -1 instead, its own ablation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..setting import TINY
+from . import grpo
+
+if TYPE_CHECKING:
+    from ...trainers.loop import Experiment
+    from ...trainers.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Config(grpo.Config):
+    """Numbers with a source are the paper's."""
+
+    novelty: bool = True
+    """Pay novelty within the band that the majority's verdict sets."""
+    entropy: float = 0.003  # evol_rl.sh (checked against the code)
+    kl: float = 0.001  # evol_rl.sh (checked against the code)
+
+
+def debug() -> Config:
+    """Two rounds in seconds."""
+    return Config(**TINY)
+
+
+def build(config: Config, folder: RunFolder) -> Experiment:
+    from ...rewards.consensus import MajorityNovelty, MajorityVote
+    from ...rewards.reward import Reward
+    from ...trainers.advantages import grpo as normalised
+    from ...trainers.objectives import PPOClip
+    from ..setting import start
+
+    setting = start(config, labels=False)
+    reward: Any = MajorityNovelty() if config.novelty else MajorityVote()
+    objective = setting.regularised(PPOClip(clip_high=0.28))
+    learner = setting.learner(objective, advantage=normalised(config.std_floor))
+    return setting.experiment([setting.stage(learner, Reward(reward))])

@@ -1,0 +1,41 @@
+"""Rejection sampling beside GRPO: imitate the answers that were right.
+
+RAFT (arXiv:2304.06767): sample, keep what scores, fine-tune on it, repeat (the idea is checked against the paper's
+abstract, no number is). Same start, questions, reward and budget as vlm/grpo; no entropy bonus, as it has no need.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..setting import TINY, SpeakingConfig
+
+if TYPE_CHECKING:
+    from ...trainers.loop import Experiment
+    from ...trainers.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Config(SpeakingConfig):
+    """vlm/grpo's, and what counts as right."""
+
+    threshold: float = 0.5
+    """Answers that score more are imitated."""
+
+
+def debug() -> Config:
+    """Two rounds in seconds."""
+    return Config(**TINY)
+
+
+def build(config: Config, folder: RunFolder) -> Experiment:
+    from functools import partial
+
+    from ...trainers.objectives import WeightedImitation
+    from ...trainers.pairing import threshold
+    from ..setting import start
+
+    setting = start(config)
+    learner = setting.learner(WeightedImitation(), prepare=[partial(threshold, value=config.threshold)])
+    return setting.experiment([setting.stage(learner, setting.reward())])

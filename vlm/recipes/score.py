@@ -1,0 +1,69 @@
+"""Two attempts at every question, and the second is paid for being better than the first.
+
+SCoRe (arXiv:2409.12917; checked against a re-implementation's account of eq. 3-5, not against the paper). Stage one
+teaches the second attempt while a KL keeps the first where it is (beta2 0.1); stage two pays both, and the second
+alpha = 10 times the improvement. Each attempt is credited with its own reward alone: an attempt that shares in the
+bonus of the next learns to fail. ``--bonus 0`` is two-turn learning without the bonus, its own ablation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..setting import TINY, SpeakingConfig
+
+if TYPE_CHECKING:
+    from ...trainers.loop import Experiment
+    from ...trainers.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Config(SpeakingConfig):
+    """Numbers with a source are the paper's."""
+
+    again: str = ""
+    """What is said between the attempts; empty takes one word for the default model and a sentence for others."""
+    bonus: float = 10.0  # alpha (re-implementation)
+    """Weight of the improvement."""
+    kl_first: float = 0.1  # beta2 (re-implementation)
+    """KL weight on the first attempt in stage one."""
+    kl: float = 0.01  # beta1 (re-implementation)
+    stage_one: float = 0.3
+    """Share of the rounds that stage one takes."""
+    prompts_per_step: int = 16
+
+
+def debug() -> Config:
+    """Two rounds in seconds."""
+    return Config(**TINY, stage_one=0.5)
+
+
+SENTENCE = "There may be a mistake in the answer above. Answer the question again."
+
+
+def build(config: Config, folder: RunFolder) -> Experiment:
+    from ...rewards.reward import Reward
+    from ...trainers.advantages import GroupRelative
+    from ...trainers.objectives import KLPenalty, PPOClip
+    from ..conversation import Conversation, Script
+    from ..credit import Correction, OnTurns
+    from ..setting import start
+
+    setting = start(config)
+    again = config.again or (SENTENCE if config.model else "again")
+    actor: Any = Conversation(setting.policy, Script((again,)), turns=2)
+    reward = setting.reward()
+    advantage = GroupRelative(per_segment=True, std_floor=0.1)
+    held: Any = PPOClip() + config.kl_first * OnTurns(KLPenalty("start"), (0,))
+    first = round(config.stage_one * config.iterations)
+    plan = [("first", held, first), ("second", setting.regularised(PPOClip()), config.iterations - first)]
+    stages = []
+    for name, objective, steps in plan:
+        if steps:
+            paid = Reward(Correction(reward, name, config.bonus), f"correction {name}")  # type: ignore[arg-type]
+            learner = setting.learner(objective, advantage=advantage, decay=steps)
+            stages.append(
+                setting.stage(learner, paid, actor=actor, steps=steps, sampling={"temperature": config.temperature})
+            )
+    return setting.experiment(stages)

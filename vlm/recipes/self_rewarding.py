@@ -1,0 +1,84 @@
+"""The model ranks its own answers and learns its own preferences, with what keeps that from running away.
+
+Self-rewarding preference learning (DPO) in three variants:
+
+* plain: the best against the worst answer of each question by the judge;
+* cream: CREAM (arXiv:2410.12735; checked against the code): answers are ranked by the policy's own implicit reward,
+  and a preference is softened by how far the last round's model ranks the same way;
+* temporal: Temporal Self-Rewarding (arXiv:2508.06026; checked against notes on the paper): the rejected answer comes
+  from the start, the chosen one from a look one update ahead.
+
+The judge of plain and temporal is the second look (``--judge looking``) or the model's own yes or no (``asking``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..setting import TINY, SpeakingConfig
+
+if TYPE_CHECKING:
+    from ...trainers.loop import Experiment
+    from ...trainers.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Config(SpeakingConfig):
+    """Numbers without a source were chosen on the tuning split."""
+
+    variant: Literal["plain", "cream", "temporal"] = "plain"
+    judge: Literal["looking", "asking"] = "looking"
+    """Who scores the answers of plain and temporal."""
+    beta: float = 0.1
+    """DPO's (the usual value; not checked)."""
+    group: int = 8
+    """Answers per question; temporal draws as many again from the start, and from the future."""
+    prompts_per_step: int = 32
+    lr: float = 3e-4
+    soften: bool = True
+    """cream: weigh preferences by consistency; without it they are hard, its own ablation."""
+    future: bool = True
+    """temporal: choose from the future too; without it from the present alone, its own ablation."""
+    gate_labels: int = 0
+
+
+def debug() -> Config:
+    """Two rounds in seconds."""
+    return Config(**{**TINY, "gate_labels": 0})
+
+
+def build(config: Config, folder: RunFolder) -> Experiment:
+    from ...rewards.reward import Reward
+    from ...trainers.learner import Optimisation
+    from ...trainers.objectives import DPO
+    from ...trainers.pairing import best_worst
+    from ..critique import Asking
+    from ..pairs import Cream, PastAndFuture, kept_score
+    from ..rereading import Rereading
+    from ..setting import start
+
+    setting = start(config, labels=False)
+    judge: Any = Rereading(setting.eyes) if config.judge == "looking" else Asking(setting.start)
+    if config.variant == "temporal":
+        look = Optimisation(config.lr, max_grad_norm=config.max_grad_norm)
+        actor: Any = PastAndFuture(setting.policy, setting.start, judge, look, beta=config.beta, guided=config.future)
+        learner = setting.learner(DPO(config.beta, "proximal"), prepare=[best_worst])
+        sampling = {"pairs": True, "temperature": config.temperature}
+        return setting.experiment([setting.stage(learner, kept_score, actor=actor, sampling=sampling)])
+    if config.variant == "cream":
+        previous = setting.policy.fork("previous")
+        cream = Cream(setting.policy, previous, setting.start)
+        references = {"reference": setting.start, "previous": previous}
+        prepare: list[Any] = [cream] if config.soften else [cream, hard]
+        learner = setting.learner(DPO(config.beta), prepare=prepare, references=references)
+        return setting.experiment([setting.stage(learner, Reward(judge, "second look"))])
+    learner = setting.learner(DPO(config.beta, "start"), prepare=[best_worst])
+    return setting.experiment([setting.stage(learner, Reward(judge, config.judge))])
+
+
+def hard(batch: Any) -> Any:
+    """The same pairs with certain preferences."""
+    from dataclasses import replace
+
+    return replace(batch, labels=None)

@@ -1,0 +1,81 @@
+"""Continued imitation beside everything else: the control that any gain from one's own answers has to beat.
+
+Supervised fine-tuning (no paper). ``--target demonstrations`` goes on imitating what the start has imitated already;
+``--target answers`` imitates the labels of the training questions without any trace, which no run that claims to be
+label-free may do, and which is the stronger control wherever labels exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..setting import TINY, SpeakingConfig
+
+if TYPE_CHECKING:
+    from ...trainers.loop import Experiment
+    from ...trainers.run_folder import RunFolder
+    from ...types import Rollout, Task
+
+
+@dataclass(frozen=True)
+class Config(SpeakingConfig):
+    """A round is one gradient step."""
+
+    target: Literal["demonstrations", "answers"] = "demonstrations"
+    """What is imitated."""
+    lr: float = 1.5e-3
+    """That of the start's own imitation."""
+    batch: int = 64
+    """Demonstrations or answers per gradient step."""
+    iterations: int = 1000
+    """Gradient steps."""
+    gate_every: int = 100
+    replay: float = 0.0
+
+
+def debug() -> Config:
+    """Two rounds in seconds."""
+    return Config(**TINY, batch=8)
+
+
+def nothing(rollouts: Sequence[Any], **columns: Any) -> list[float]:
+    """Everything that is shown counts the same."""
+    return [1.0] * len(rollouts)
+
+
+def build(config: Config, folder: RunFolder) -> Experiment:
+    from ...errors import UsageError
+    from ...trainers.objectives import WeightedImitation
+    from ..setting import showing, start
+
+    labels = config.target == "answers"
+    setting = start(config, labels=labels)
+    if not labels and not setting.encoded:
+        raise UsageError("there are no demonstrations to imitate: give rows a demonstration, or --target answers")
+    actor: Any = Labels(setting.policy) if labels else showing(setting.policy, setting.encoded, config.batch)
+    learner = setting.learner(WeightedImitation())
+    asked = config.batch if labels else 1
+    stage = setting.stage(learner, nothing, actor=actor, tasks_per_step=asked, group_size=1)
+    return setting.experiment([stage])
+
+
+class Labels:
+    """An actor that gives the right answers of its tasks, without a trace."""
+
+    def __init__(self, policy: Any) -> None:
+        self.policy = policy
+
+    def act(self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...] = (0,), **sampling: Any) -> list[Rollout]:
+        if sampling.get("greedy"):  # a gate or an evaluation asks the policy itself
+            answers: list[Rollout] = self.policy.act(tasks, n, key=key, **sampling)
+            return answers
+        encoded: list[Rollout] = self.policy.encode(tasks, [f"= {task.reference}" for task in tasks])
+        return encoded
+
+    def fork(self, name: str) -> Any:
+        return self.policy.fork(name)
+
+    def copy_from(self, other: Any, mix: float = 1.0) -> None:
+        self.policy.copy_from(getattr(other, "policy", other), mix)

@@ -1,0 +1,42 @@
+"""Learn from the majority's answer as if it were right: test-time reinforcement learning, and how it goes wrong.
+
+TTRL (arXiv:2504.16084, not checked): sample answers to unlabelled questions, pay those that agree with the most
+frequent one, GRPO. Where the majority is right less often than not, its reward goes to one while accuracy falls; here
+it is the standing test of the gate, which is why it has neither replay nor an entropy bonus.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..setting import TINY
+from . import grpo
+
+if TYPE_CHECKING:
+    from ...trainers.loop import Experiment
+    from ...trainers.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Config(grpo.Config):
+    """vlm/grpo's, with nothing that holds on to the start."""
+
+    replay: float = 0.0
+    entropy: float = 0.0
+
+
+def debug() -> Config:
+    """Two rounds in seconds."""
+    return Config(**TINY)
+
+
+def build(config: Config, folder: RunFolder) -> Experiment:
+    from ...rewards.consensus import MajorityVote
+    from ...rewards.reward import Reward
+    from ..setting import start
+
+    setting = start(config, labels=False)
+    objective, advantage = grpo.loss_of(config)
+    learner = setting.learner(setting.regularised(objective), advantage=advantage)
+    return setting.experiment([setting.stage(learner, Reward(MajorityVote(), "majority"))])
