@@ -30,20 +30,21 @@ def decode(
     lengths = limits.clone()
     alive = torch.arange(size)
     ends = torch.tensor(sorted(policy.speech.ends))
-    for step in range(longest):
-        logits = policy.logits(hidden) / temperature
-        chosen, chosen_log_probs = choose(logits, None if noise is None else noise[alive, step])
-        tokens[alive, step], log_probs[alive, step] = chosen, chosen_log_probs
-        going = ~torch.isin(chosen, ends) & (step + 1 < limits[alive])
-        lengths[alive[~going]] = step + 1
-        if not bool(going.any()):
-            break
-        if not bool(going.all()):
-            kept = going.nonzero()[:, 0]
-            alive, chosen, state = alive[kept], chosen[kept], policy.backbone.rows(state, kept)
-        last = chosen[:, None].to(hidden.device)
-        outputs, state = policy.backbone.read_on(state, last, torch.ones_like(last, dtype=torch.bool))
-        hidden = outputs[:, 0]
+    with torch.inference_mode():  # the tensors made before stay ordinary ones
+        for step in range(longest):
+            logits = policy.logits(hidden) / temperature
+            chosen, chosen_log_probs = choose(logits, None if noise is None else noise[alive, step])
+            tokens[alive, step], log_probs[alive, step] = chosen, chosen_log_probs
+            going = ~torch.isin(chosen, ends) & (step + 1 < limits[alive])
+            lengths[alive[~going]] = step + 1
+            if not bool(going.any()):
+                break
+            if not bool(going.all()):
+                kept = going.nonzero()[:, 0]
+                alive, chosen, state = alive[kept], chosen[kept], policy.backbone.rows(state, kept)
+            last = chosen[:, None].to(hidden.device)
+            outputs, state = policy.backbone.read_on(state, last, torch.ones_like(last, dtype=torch.bool))
+            hidden = outputs[:, 0]
     return tokens, log_probs, lengths
 
 

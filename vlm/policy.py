@@ -291,11 +291,13 @@ class TokenPolicy(TorchPolicy):
         first, state, read = self._read(list(dict.fromkeys(prompts)))
         place = {prompt: row for row, prompt in enumerate(read)}
         index = torch.tensor([place[prompt] for prompt in prompts])
-        first = first[index.to(first.device), None]
         if tokens.shape[1] == 1:
-            return first
-        later, _ = self.backbone.read_on(self.backbone.rows(state, index), tokens[:, :-1], held[:, :-1])
-        return torch.cat([first, later], 1)
+            return first[index.to(first.device), None]
+        index, order = index.sort(stable=True)  # so that equal numbers of copies need no gathering
+        order = order.to(tokens.device)
+        later, _ = self.backbone.read_on(self.backbone.rows(state, index), tokens[order, :-1], held[order, :-1])
+        both = torch.cat([first[index.to(first.device), None], later], 1)
+        return both[order.argsort()]
 
     def _read(self, prompts: list[Prompt]) -> tuple[Tensor, Any, list[Prompt]]:
         """What reading gives, and of which prompts: from the graph that sampling kept, where it is of these weights."""

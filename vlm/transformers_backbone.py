@@ -15,14 +15,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from ..errors import UsageError
 from .backbone import Prompt, State
+from .memory import Fold, Memory, Said, again, picked, picker, unfolded
 
 log = logging.getLogger(__name__)
 
@@ -72,26 +76,6 @@ class FeatureCache:
         return self
 
 
-@dataclass(eq=False)
-class Memory(State):
-    """A State that knows whether any row is padded: without padding no mask has to be made."""
-
-    padded: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class Said:
-    """The memory of a model that cannot share: what was said, to be read again. Tokens and mask [B, T]."""
-
-    prompts: list[Prompt]
-    tokens: Tensor
-    mask: Tensor
-
-    def rows(self, pick: Tensor) -> Said:
-        index = pick.cpu()
-        return Said([self.prompts[int(i)] for i in index], self.tokens[index], self.mask[index])
-
-
 class TransformersBackbone:
     """A transformers model, image-text-to-text or causal, possibly with PEFT adapters.
 
@@ -119,27 +103,41 @@ class TransformersBackbone:
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         other = object.__new__(type(self))
         memo[id(self)] = other
-        fresh: dict[str, Any] = {"module": deepcopy(self.module, memo), "_positions": WeakKeyDictionary()}
-        other.__dict__ |= self.__dict__ | fresh
+        own = {"module": deepcopy(self.module, memo), "_positions": WeakKeyDictionary()}
+        parts = {name for name, kind in vars(type(self)).items() if isinstance(kind, cached_property)}
+        other.__dict__ |= {name: value for name, value in vars(self).items() if name not in parts} | own
         return other
 
     # --- parts of the model ----------------------------------------------------------------------
 
-    @property
+    @cached_property
     def inner(self) -> Any:
         """The model itself, below PEFT's wrapper if it has one."""
         model: Any = self.module
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
-    @property
+    @cached_property
     def base(self) -> Any:
         """Everything but the head."""
         return self.inner.base_model
 
-    @property
+    @cached_property
     def decoder(self) -> Any:
         """What reads text: the base model, or its language model where there is vision beside it."""
         return self.inner.get_decoder()
+
+    @cached_property
+    def output_layer(self) -> Any:
+        return self.inner.get_output_embeddings()
+
+    @cached_property
+    def bends(self) -> tuple[float | None, float | None, float | None]:
+        """How a model changes its logits: divisor (Granite), factor (Cohere) and soft cap (Gemma)."""
+        config = self.inner.config.get_text_config()
+        divisor, factor, cap = (
+            getattr(config, n, None) for n in ("logits_scaling", "logit_scale", "final_logit_softcapping")
+        )
+        return divisor, factor, cap
 
     @property
     def device(self) -> torch.device:
@@ -188,8 +186,6 @@ class TransformersBackbone:
             log.warning("%s cannot share prompts (%s): every completion is read with its prompt", name, reason)
 
     def _why_not(self, prompt: Prompt, further: Tensor, whole: Tensor) -> str | None:
-        from transformers.cache_utils import DynamicLayer
-
         kinds = {type(layer) for layer in self._new_cache().layers} - {DynamicLayer}
         if kinds:
             return f"it remembers in {', '.join(sorted(kind.__name__ for kind in kinds))}"
@@ -246,29 +242,57 @@ class TransformersBackbone:
 
     def _go_on(self, state: State, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Memory]:
         known = state if isinstance(state, Memory) else Memory(**vars(state), padded=True)
+        whole = bool(mask.all())
+        if known.fold is not None:
+            if whole and tokens.shape[1] == 1 and known.fold.pays() and not torch.is_grad_enabled():
+                return self._one_more(known, known.fold, tokens, mask)
+            known = unfolded(known)
+        steps = known.positions[:, None] + mask.cumsum(1) - 1
+        cache = again(known.cache)
         seen = torch.cat([known.mask, mask], 1)
-        single = tokens.shape[1] == 1
-        steps = known.positions[:, None] if single else known.positions[:, None] + mask.cumsum(1) - 1
-        cache = _copied(known.cache, lambda tensor: tensor)
         output = self.decoder(
             input_ids=tokens,
             attention_mask=seen.long() if known.padded else None,
-            position_ids=steps.clamp(min=0) if self._rope_axes is None else steps.expand(3, -1, -1),
+            position_ids=self._axes(steps.clamp(min=0)),
             past_key_values=cache,
             use_cache=True,
         )
         # Padding on the right is seen by nobody in this chunk, but by whoever reads on after it.
-        padded = known.padded or not (single or bool(mask.all()))
-        following = known.positions + (1 if single else mask.sum(1))
-        return output.last_hidden_state, Memory(cache, seen, following, padded=padded)
+        following = known.positions + mask.sum(1)
+        return output.last_hidden_state, Memory(cache, seen, following, padded=known.padded or not whole)
+
+    def _one_more(self, known: Memory, fold: Fold, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Memory]:
+        """One more token per row, all completions of a prompt in one row of the model."""
+        cache, further = again(known.cache), fold.further()
+        output = self.decoder(
+            input_ids=fold.folded(tokens),
+            attention_mask=further.seen,
+            position_ids=self._axes(fold.folded(known.positions)),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        after = Memory(cache, torch.cat([known.mask, mask], 1), known.positions + 1, padded=known.padded, fold=further)
+        return output.last_hidden_state.flatten(0, 1)[:, None], after
+
+    def _axes(self, positions: Tensor) -> Tensor:
+        return positions if self._rope_axes is None else positions.expand(3, -1, -1)
 
     def rows(self, state: State, index: Tensor) -> Memory:
-        """The rows [B] long of a state, repeated or dropped as the index says; gradients flow through."""
-        pick = _picker(index, state.mask.shape[0], state.mask.device)
-        padded = getattr(state, "padded", True)
-        if isinstance(state.cache, Said):
-            return Memory(state.cache.rows(index), pick(state.mask), pick(state.positions), padded=True)
-        return Memory(_copied(state.cache, pick), pick(state.mask), pick(state.positions), padded=padded)
+        """The rows [B] long of a state, repeated or dropped as the index says; gradients flow through.
+
+        Where no gradient is wanted and every row is repeated as often, the copies are not made: completions of a
+        prompt then stand in one row and look at its keys and values together, as long as that pays.
+        """
+        known = state if isinstance(state, Memory) else Memory(**vars(state), padded=True)
+        if isinstance(known.cache, Said):
+            pick = picker(index, known.mask.shape[0], known.mask.device)
+            return Memory(known.cache.rows(index), pick(known.mask), pick(known.positions), padded=True)
+        return picked(known, index, fold=self._folds and not torch.is_grad_enabled())
+
+    @cached_property
+    def _folds(self) -> bool:
+        """Whether attention takes a mask for every query: one call of PyTorch does."""
+        return getattr(self.inner.config.get_text_config(), "_attn_implementation", None) == "sdpa"
 
     def read_whole(self, prompts: Sequence[Prompt], tokens: Tensor, mask: Tensor) -> Tensor:
         """Hidden [B, C, D] that predict each of C tokens after their prompts; every row is read as a whole.
@@ -304,16 +328,17 @@ class TransformersBackbone:
         return self._linear_head(hidden) if self._plain_head else hidden
 
     def _linear_head(self, hidden: Tensor) -> Tensor:
-        """The output layer and the three ways in which transformers' models bend its logits."""
-        layer, config = self.inner.get_output_embeddings(), self.inner.config.get_text_config()
-        logits: Tensor = layer(hidden.to(layer.weight.dtype) if not torch.is_autocast_enabled() else hidden)
-        if scaling := getattr(config, "logits_scaling", None):  # Granite
-            logits = logits / scaling
-        if scale := getattr(config, "logit_scale", None):  # Cohere
-            logits = logits * scale
-        if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
-            logits = torch.tanh(logits / cap) * cap
-        return logits
+        """The output layer, and the three ways in which transformers' models bend its logits."""
+        layer = self.output_layer
+        if hidden.dtype != layer.weight.dtype and not torch.is_autocast_enabled(hidden.device.type):
+            hidden = hidden.to(layer.weight.dtype)
+        logits: Tensor = layer(hidden)
+        divisor, factor, cap = self.bends
+        if divisor is not None:
+            logits = logits / divisor
+        if factor is not None:
+            logits = logits * factor
+        return logits if cap is None else torch.tanh(logits / cap) * cap
 
     @contextmanager
     def _recomputing(self) -> Iterator[None]:
@@ -330,12 +355,10 @@ class TransformersBackbone:
 
     # --- what a model wants to be told -----------------------------------------------------------
 
-    def _new_cache(self) -> Any:
-        from transformers import DynamicCache
-
+    def _new_cache(self) -> DynamicCache:
         return DynamicCache(config=self.inner.config)
 
-    @property
+    @cached_property
     def _rope_axes(self) -> Callable[..., Any] | None:
         """Qwen's time, height and width of every token; None where a position is one number."""
         found: Callable[..., Any] | None = getattr(self.base, "get_rope_index", None)
@@ -444,33 +467,6 @@ def _rows(features: Tensor | Sequence[Tensor]) -> Tensor:
 def _joined(prompts: Sequence[Prompt], device: torch.device) -> dict[str, Tensor]:
     names = dict.fromkeys(name for prompt in prompts for name in prompt.inputs)
     return {name: torch.cat([prompt.inputs[name] for prompt in prompts]).to(device) for name in names}
-
-
-def _picker(index: Tensor, size: int, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """How rows are picked along the first axis: an equal number of copies of each needs no gathering."""
-    times = len(index) // size
-    if times * size == len(index) and bool((index.cpu() == torch.arange(size).repeat_interleave(times)).all()):
-        return lambda tensor: tensor if times == 1 else _repeated(tensor, times)
-    place = index.to(device)
-    return lambda tensor: tensor.index_select(0, place.to(tensor.device))
-
-
-def _repeated(tensor: Tensor, times: int) -> Tensor:
-    return tensor[:, None].expand(-1, times, *tensor.shape[1:]).reshape(-1, *tensor.shape[1:])
-
-
-def _copied(cache: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A cache of changed keys and values; the old one is not written to."""
-    from transformers import DynamicCache, cache_utils
-
-    kind: Any = cache_utils.DynamicLayer
-    copied = DynamicCache()
-    for old in cache.layers:
-        layer = kind()
-        layer.lazy_initialization(old.keys, old.values)
-        layer.keys, layer.values = change(old.keys), change(old.values)
-        copied.layers.append(layer)
-    return copied
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
