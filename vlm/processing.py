@@ -90,6 +90,10 @@ class ProcessorSpeech(Speech):
         self.image_token, self.chat, self.pixel_limit = image_token, chat, pixel_limit
         self._sees = processor is not self.tokenizer
 
+    def save(self, folder: Path) -> None:
+        """The processor beside the model's weights."""
+        self.processor.save_pretrained(folder)
+
     def prompt(self, task: Task) -> Prompt:
         """The question's ids and what the processor made of its images.
 
@@ -97,6 +101,7 @@ class ProcessorSpeech(Speech):
             UsageError: images that cannot be read or are too large, another number of placeholders than images, a
                 chat template that is missing or drops images; the line names the task.
         """
+        self._check_eyes(task)
         if not self.chat:
             return self._read(task, self._plain(task), special=True)
         try:
@@ -112,10 +117,6 @@ class ProcessorSpeech(Speech):
     def _read(self, task: Task, text: str, special: bool) -> Prompt:
         """A rendered text and the task's images as ids and the tower's inputs."""
         images = [as_pil(image, f"{task.id}: image {i + 1}", self.pixel_limit) for i, image in enumerate(task.images)]
-        if images and not self._sees:
-            raise UsageError(
-                f"{task.id} has {len(images)} images, but {type(self.tokenizer).__name__} reads text alone"
-            )
         if not self._sees:
             ids = self.tokenizer(text, add_special_tokens=special)["input_ids"]
             return Prompt(task.id, torch.tensor(ids, dtype=torch.long))
@@ -179,6 +180,12 @@ class ProcessorSpeech(Speech):
             return [{**m, "content": "".join(block["text"] for block in m["content"])} for m in messages]
         return messages
 
+    def _check_eyes(self, task: Task) -> None:
+        if task.images and not self._sees:
+            raise UsageError(
+                f"{task.id} has {len(task.images)} images, but {type(self.tokenizer).__name__} reads text alone"
+            )
+
     def _check_placeholders(self, task: Task, text: str, images: int) -> None:
         token = getattr(self.processor, "image_token", None)
         if token is None:
@@ -204,6 +211,7 @@ class ProcessorSpeech(Speech):
     def reply(self, text: str, images: Sequence[Any] = ()) -> tuple[Tensor, dict[str, Tensor]]:
         """What a user's message is between two turns of the model, in the chat template's words."""
         task = Task("reply", [{"role": "user", "content": text}], tuple(images))
+        self._check_eyes(task)
         content = self._messages(task, len(images))[0]["content"]
         rendered = between_turns(self._render, content, str(self.tokenizer.eos_token))
         found = self._read(task, rendered, special=False)

@@ -98,7 +98,7 @@ class TransformersBackbone:
         self._shares: bool | None = None
         self._plain_head: bool | None = None
         if checkpointing:
-            self.inner.gradient_checkpointing_enable({"use_reentrant": False})
+            self.inner.activation_checkpointing_enable({"use_reentrant": False})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         other = object.__new__(type(self))
