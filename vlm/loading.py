@@ -177,7 +177,6 @@ def _only_adapters(model: Any) -> None:
 def save(policy: TokenPolicy, folder: Path) -> Path:
     """Adapters where there are any, else the whole model, and what reads questions."""
     folder.mkdir(parents=True, exist_ok=True)
-    speech = cast(ProcessorSpeech, policy.speech)
     cast(Any, policy.module).save_pretrained(folder)
-    speech.processor.save_pretrained(folder)
+    policy.speech.save(folder)
     return folder

@@ -132,7 +132,7 @@ class Setting:
         from ..errors import UsageError
         from .rereading import OwnEyes
 
-        if not self.questions.small_world or self.config.model:
+        if not self.questions.small_world:
             raise UsageError("a second look at cells is known for the default model in its small world alone")
         return OwnEyes(self.start.module)  # type: ignore[arg-type]
 
@@ -170,18 +170,21 @@ class Setting:
             objective = objective - self.config.entropy * Entropy()
         return objective + self.config.kl * KLPenalty("start") if self.config.kl else objective
 
-    def stage(self, learner: Any, reward: Any, *, actor: Any = None, **changes: Any) -> Stage:
-        """Questions -> answers -> reward -> the given learner -> gate. ``changes`` are fields of Stage."""
+    def stage(self, learner: Any, reward: Any, *, actor: Any = None, proxy: Any = None, **changes: Any) -> Stage:
+        """Questions -> answers -> reward -> the given learner -> gate.
+
+        Args:
+            proxy: a reward of single answers that stands for the training reward in the gate's evidence.
+            changes: fields of Stage.
+        """
         from ..trainers.curricula import Uniform
         from ..trainers.loop import Stage
         from .watch import Watch
 
         config = self.config
-        named = {
-            "learners": {"policy": learner, "watch": Watch()},
-            "sampling": {"temperature": config.temperature, "keep_prefix": True},
-        }
-        gate = self.gate(reward) if config.gate else None
+        sampling: dict[str, Any] = {"temperature": config.temperature}
+        if actor is None:
+            sampling["keep_prefix"] = True
         fields: dict[str, Any] = {
             "steps": config.iterations,
             "actor": self.policy if actor is None else actor,
@@ -189,20 +192,20 @@ class Setting:
             "reward": reward,
             "tasks_per_step": config.prompts_per_step,
             "group_size": config.group,
-            "gate": gate,
+            "learners": {"policy": learner, "watch": Watch()},
+            "sampling": sampling,
+            "gate": self.gate(proxy) if config.gate else None,
             "gate_every": config.gate_every,
-            **named,
         }
         return Stage(**fields | changes)
 
-    def gate(self, reward: Any) -> Any:
+    def gate(self, proxy: Any = None) -> Any:
         """A canary of labelled questions, or agreement between views; never the training reward itself."""
         from ..rewards.consensus import ViewConsistency
         from ..rewards.verifiers import Exact
         from .gates import Canary
 
         judge: Any = Exact() if self.config.gate_labels else ViewConsistency()
-        proxy = None if getattr(reward, "group_aware", False) else reward
         return Canary(self.questions.probes, judge, reward=proxy)
 
     def evaluate(self, actor: Any) -> Mapping[str, Any]:
@@ -241,11 +244,22 @@ def start(config: SpeakingConfig, *, labels: bool = True) -> Setting:
 
     if config.group < 1 or config.prompts_per_step < 1:
         raise UsageError("a round needs a question and an answer: --prompts-per-step and --group of 1 or more")
-    if not config.model:
+    if is_small(config):
         torch.set_num_threads(1)  # more gain nothing at this size
     policy = load_policy(config)
     questions = ask(config, policy, labels)
     return Setting(config, policy, policy.fork("start"), questions, _encoded(config, policy, questions))
+
+
+def is_small(config: SpeakingConfig) -> bool:
+    """Whether the model is the small default, or a folder that a run with it wrote."""
+    import json
+    from pathlib import Path
+
+    description = Path(config.model) / "config.json"
+    if not config.model or not description.is_file():
+        return not config.model
+    return bool(json.loads(description.read_text()).get("model_type") == "glimpse")
 
 
 def load_policy(config: SpeakingConfig) -> TokenPolicy:
@@ -257,15 +271,15 @@ def load_policy(config: SpeakingConfig) -> TokenPolicy:
 
     options: dict[str, Any] = {"at_once": config.at_once, "mask_truncated": config.mask_truncated}
     options["piece"] = config.at_once
-    if not config.model:
+    if is_small(config):
         from .glimpse_backbone import glimpse_policy
         from .glimpse_training import default_model, quiet
 
         quiet()
-        if is_main():
+        if is_main() and not config.model:
             default_model(config.seed, config.split, config.demonstrations)
         barrier()  # the others read what the main process made
-        folder = default_model(config.seed, config.split, config.demonstrations)
+        folder = config.model or default_model(config.seed, config.split, config.demonstrations)
         policy = glimpse_policy(folder, horizon=config.horizon or 14, **options)
         policy.module.to(device())
         return policy
@@ -291,7 +305,7 @@ def ask(config: SpeakingConfig, policy: TokenPolicy, labels: bool) -> Questions:
     if config.data:
         return questions.from_file(config.data, evaluation=config.eval_data, gate_labels=labelled, labels=labels)
     sees = getattr(policy.backbone, "image_token", None) is not None
-    ask_about = questions.small_world if sees or not config.model else questions.sums
+    ask_about = questions.small_world if sees or is_small(config) else questions.sums
     asked: Questions = ask_about(
         config.seed,
         config.split,
@@ -300,7 +314,7 @@ def ask(config: SpeakingConfig, policy: TokenPolicy, labels: bool) -> Questions:
         held_out=config.eval_episodes,
         offset=config.eval_offset,
     )
-    return questions.explained(asked) if config.model and sees else asked
+    return questions.explained(asked) if sees else asked
 
 
 def _encoded(config: SpeakingConfig, policy: TokenPolicy, questions: Questions) -> list[Rollout]:
@@ -309,7 +323,7 @@ def _encoded(config: SpeakingConfig, policy: TokenPolicy, questions: Questions) 
 
     from ..types import Task
 
-    if not config.model and config.demonstrations:
+    if questions.small_world and config.demonstrations:
         from .glimpse_training import demonstrated, in_view
 
         draw = random.Random(f"replay {config.seed}")

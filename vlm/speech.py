@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 from weakref import ref
 
@@ -103,6 +104,9 @@ class Speech:
             ids = torch.cat([prompt.ids, payload["tokens"][start:after]])
             prompt, start = Prompt(prompt.task_id, ids, self.join(prompt.inputs, fresh)), after
         return (*found, (prompt, start, int(payload["length"])))
+
+    def save(self, folder: Path) -> None:
+        """Keep what is needed to read questions again beside a model's weights; here nothing is."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Forks of a policy share it: a prompt must stay one object."""

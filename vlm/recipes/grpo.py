@@ -41,19 +41,21 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     from ..setting import start
 
     setting = start(config)
+    reward = setting.reward()
     objective, advantage = loss_of(config)
     learner = setting.learner(setting.regularised(objective), advantage=advantage)
-    return setting.experiment([setting.stage(learner, setting.reward())])
+    return setting.experiment([setting.stage(learner, reward, proxy=reward)])
 
 
 def loss_of(config: Any) -> tuple[Any, Any]:
     """The objective and the advantage of a published variant."""
     from ...trainers.advantages import dr_grpo, grpo
     from ...trainers.objectives import PPOClip
+    from ..setting import is_small
 
     normalised = grpo(config.std_floor)
     if config.loss == "dr_grpo":
-        longest = config.horizon or (256 if config.model else 14)
+        longest = config.horizon or (14 if is_small(config) else 256)
         return PPOClip(aggregate=longest), dr_grpo()
     if config.loss == "dapo":
         return PPOClip(clip_high=0.28, aggregate="decision"), normalised

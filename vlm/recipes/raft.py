@@ -37,5 +37,6 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     from ..setting import start
 
     setting = start(config)
+    reward = setting.reward()
     learner = setting.learner(WeightedImitation(), prepare=[partial(threshold, value=config.threshold)])
-    return setting.experiment([setting.stage(learner, setting.reward())])
+    return setting.experiment([setting.stage(learner, reward, proxy=reward)])

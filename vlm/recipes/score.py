@@ -48,10 +48,10 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     from ...trainers.objectives import KLPenalty, PPOClip
     from ..conversation import Conversation, Script
     from ..credit import Correction, OnTurns
-    from ..setting import start
+    from ..setting import is_small, start
 
     setting = start(config)
-    again = config.again or (SENTENCE if config.model else "again")
+    again = config.again or ("again" if is_small(config) else SENTENCE)
     actor: Any = Conversation(setting.policy, Script((again,)), turns=2)
     reward = setting.reward()
     advantage = GroupRelative(per_segment=True, std_floor=0.1)

@@ -56,12 +56,12 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     from ...rewards.reward import Reward
     from ..conversation import Conversation
     from ..critique import AskingConsensus, StepCritique, Verifier
-    from ..rereading import RereadingConsensus
+    from ..rereading import Rereading, RereadingConsensus
     from ..setting import start
 
     setting = start(config, labels=False)
     reward: Any = RereadingConsensus(setting.eyes)
-    actor: Any = setting.policy
+    actor: Any = None
     if config.critic == "asking":
         reward = AskingConsensus(setting.start)
     elif config.process:
@@ -70,4 +70,6 @@ def build(config: Config, folder: RunFolder) -> Experiment:
         reward, actor = critique, Conversation(setting.policy, Verifier(critique), turns=2)
     objective, advantage = grpo.loss_of(config)
     learner = setting.learner(setting.regularised(objective), advantage=advantage)
-    return setting.experiment([setting.stage(learner, Reward(reward, "self-critique"), actor=actor)])
+    proxy = Reward(Rereading(setting.eyes), "second look")
+    stage = setting.stage(learner, Reward(reward, "self-critique"), actor=actor, proxy=proxy)
+    return setting.experiment([stage])
