@@ -29,13 +29,13 @@ def decode(
     log_probs = torch.zeros(size, longest)
     lengths = limits.clone()
     alive = torch.arange(size)
-    ends = torch.tensor(sorted(policy.speech.ends))
+    ends = policy.speech.ends
     with torch.inference_mode():  # the tensors made before stay ordinary ones
         for step in range(longest):
             logits = policy.logits(hidden) / temperature
             chosen, chosen_log_probs = choose(logits, None if noise is None else noise[alive, step])
             tokens[alive, step], log_probs[alive, step] = chosen, chosen_log_probs
-            going = ~torch.isin(chosen, ends) & (step + 1 < limits[alive])
+            going = torch.tensor([int(i) not in ends for i in chosen.tolist()]) & (step + 1 < limits[alive])
             lengths[alive[~going]] = step + 1
             if not bool(going.any()):
                 break
