@@ -76,6 +76,8 @@ class SpeakingConfig:
     """Answers that the gate may read; 0 judges by whether two views of a picture get the same answer."""
     gate_every: int = 25
     """Rounds between two looks."""
+    gate_z: float = 3.0
+    """Standard errors of a fall that sound the alarm; two views of a picture count as two, so 3 is about 2 there."""
     eval_episodes: int = 60
     """Held-out questions per type."""
     eval_offset: int = 0
@@ -206,7 +208,7 @@ class Setting:
         from .gates import Canary
 
         judge: Any = Exact() if self.config.gate_labels else ViewConsistency()
-        return Canary(self.questions.probes, judge, reward=proxy)
+        return Canary(self.questions.probes, judge, self.config.gate_z, reward=proxy)
 
     def evaluate(self, actor: Any) -> Mapping[str, Any]:
         """Accuracy on held-out questions, with figures; the only place that reads their answers."""
