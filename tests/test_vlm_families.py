@@ -198,6 +198,24 @@ def test_features_of_a_frozen_tower_are_kept() -> None:
     assert not any("visual" in name for name in policy.state_dict())
 
 
+def test_forks_of_a_trained_tower_keep_features_of_their_own() -> None:
+    policy, model, _ = made("qwen2_vl")
+    rollouts = policy.act(tasks_for("qwen2_vl"), 2)
+
+    def said(of: TokenPolicy) -> Tensor:
+        with torch.no_grad():
+            return of.evaluate_actions(of.collate(rollouts)).log_probs
+
+    before = policy.fork("before")
+    assert torch.equal(said(before), said(policy))
+    with torch.no_grad():
+        model.model.visual.patch_embed.proj.weight.mul_(0.5)
+    after = policy.fork("after")
+    assert torch.equal(said(after), said(policy)) and not torch.equal(said(after), said(before))
+    before.copy_from(after)
+    assert torch.equal(said(after), said(before))
+
+
 def test_no_more_features_are_kept_than_asked() -> None:
     policy, _, _ = made("llava", freeze_vision=True, feature_bytes=3000)
     policy.act([Task(str(i), "what is red ?", (PICTURES[0],)) for i in range(4)], 1)
@@ -433,3 +451,19 @@ def test_weights_of_another_policy_are_refused() -> None:
         policy.load_state_dict({name: t for name, t in state.items() if name != lacking})
     with pytest.raises(ValueError, match="has no counterpart"):
         policy.load_state_dict(state | {"other": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl", "smolvlm", "internvl"])
+def test_questions_with_and_without_images_stand_in_one_batch(family: str) -> None:
+    """Images of two sizes, where a family does not make them one size."""
+    policy, model, _ = made(family)
+    tasks = [
+        Task("wide", "what is red ?", (picture(5, 32)[:16],)),
+        Task("none", "how many ?"),
+        Task("square", "what is in the picture ?", (picture(6, 48), PICTURES[0])),
+    ]
+    rollouts = policy.act(tasks, 2, key=(1,))
+    log_probs = policy.evaluate_actions(policy.collate(rollouts)).log_probs
+    for row, rollout in enumerate(rollouts):
+        own = own_log_probs(policy, model, rollout).detach()
+        torch.testing.assert_close(log_probs[row, : len(own)], own, rtol=0, atol=1e-5)

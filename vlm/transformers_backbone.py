@@ -48,20 +48,16 @@ class Features:
 
 
 class FeatureCache:
-    """Features of frozen towers by prompt, the least recently used dropped first.
-
-    Forks share it, since they share the tower: a copy is the cache itself.
-    """
+    """Features of a frozen tower by prompt and the version of its weights, the least recently used dropped first."""
 
     def __init__(self, limit: int) -> None:
-        self.limit, self.held, self.hits = limit, 0, 0
+        self.limit, self.held = limit, 0
         self._known: OrderedDict[Prompt, tuple[int, Features]] = OrderedDict()
 
     def get(self, prompt: Prompt, version: int) -> Features | None:
         found = self._known.get(prompt)
         if found is None or found[0] != version:
             return None
-        self.hits += 1
         self._known.move_to_end(prompt)
         return found[1]
 
@@ -71,9 +67,6 @@ class FeatureCache:
         self._known[prompt] = version, features
         while self.held > self.limit:
             self.held -= self._known.popitem(last=False)[1][1].bytes()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self
 
 
 class TransformersBackbone:
@@ -107,6 +100,9 @@ class TransformersBackbone:
         own = {"module": deepcopy(self.module, memo), "_positions": WeakKeyDictionary()}
         parts = {name for name, kind in vars(type(self)).items() if isinstance(kind, cached_property)}
         other.__dict__ |= {name: value for name, value in vars(self).items() if name not in parts} | own
+        towers = zip(self.vision_parameters(), other.vision_parameters(), strict=True)
+        if not all(mine is theirs for mine, theirs in towers):  # versions of other weights say nothing
+            other.features = FeatureCache(self.features.limit)
         return other
 
     # --- parts of the model ----------------------------------------------------------------------
