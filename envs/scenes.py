@@ -469,9 +469,9 @@ def parse_answer(text: str) -> Answer | None:
 def claims(question: Question, said: Answer, seen: Scene) -> list[bool]:
     """Whether each cell that a trace points at shows what the trace takes it for, and last whether the answer follows.
 
-    Only cells that the trace points at are looked at (for the odd one, all must be). So a count that misses an object
-    passes; the largest count that passes is then the likeliest. ``seen`` is what somebody reads in the picture:
-    with the true scene, every right trace passes.
+    Only cells that the trace points at are looked at (for reading order those between them too, for the odd one all).
+    So a count that misses an object passes; the largest count that passes is then the likeliest. ``seen`` is what
+    somebody reads in the picture: with the true scene, every right trace passes.
     """
     w, cells = question.words, said.cells
     match question.type:
@@ -492,7 +492,9 @@ def claims(question: Question, said: Answer, seen: Scene) -> list[bool]:
             found = [odd_cells(seen) == [cell] for cell in cells]
             follows = len(cells) == 1 and KINDS[seen[cells[0]]] == said.word
         case "kth":
-            found = [seen[cell] > 0 and (i == 0 or cell > cells[i - 1]) for i, cell in enumerate(cells)]
+            before = [-1, *cells]
+            found = [seen[cell] > 0 and not any(seen[before[i] + 1 : cell]) for i, cell in enumerate(cells)]
+            found = [ok and cell > before[i] for i, (ok, cell) in enumerate(zip(found, cells, strict=True))]
             wanted = ORDINALS.index(w[0]) + 1
             follows = len(cells) == wanted and KINDS[seen[cells[-1]]] == said.word
         case _:
