@@ -235,24 +235,29 @@ class Worker:
         self.process.wait()
 
 
+def timed(bench: Bench, settings: Mapping[str, Any]) -> dict[str, float]:
+    """What a step cost; "peak" is in bytes."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    further = bench.step(settings)
+    cost = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
+    return cost | further | {"peak": memory("VmHWM")}
+
+
 def serve(bench: Bench) -> None:
     """Answer every line of stdin by what a step cost."""
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
-        cpu, wall = time.process_time(), time.perf_counter()
-        further = bench.step(json.loads(line))
-        cost = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
-        print(json.dumps(cost | further | {"peak": memory("VmHWM")}), flush=True)
+        print(json.dumps(timed(bench, json.loads(line))), flush=True)
 
 
 Step = Callable[[], dict[str, float]]
 
 
-def race(runners: Mapping[str, Step], rounds: int) -> dict[str, list[dict[str, float]]]:
-    """What every contestant's step cost, round by round, after two of each that are not counted."""
+def race(runners: Mapping[str, Step], rounds: int, warm: int) -> dict[str, list[dict[str, float]]]:
+    """What every contestant's step cost, round by round, after a few of each that are not counted."""
     costs: dict[str, list[dict[str, float]]] = {name: [] for name in runners}
     names = list(runners)
-    for _ in range(2):
+    for _ in range(warm):
         for step in runners.values():
             step()
     for turn in range(rounds):
@@ -264,7 +269,11 @@ def race(runners: Mapping[str, Step], rounds: int) -> dict[str, list[dict[str, f
 
 
 def compared(folder: Path, size: int, options: argparse.Namespace, trl: bool) -> dict[str, list[dict[str, float]]]:
-    """Costs of a size's contestants, each in a process of its own."""
+    """Costs of a size's contestants, each in a process of its own; with ``--quick`` all in this one."""
+    if options.quick:
+        bench = Bench(folder, size)
+        here = {"ours": lambda: timed(bench, {}), "ours, not sharing": lambda: timed(bench, {"share": False})}
+        return race(here, options.rounds, warm=1)
     ours = [sys.executable, __file__, "--worker", str(folder), "--size", str(size)]
     workers = {name: Worker(ours) for name in ("ours", "ours, not sharing")}
     runners: dict[str, Step] = {
@@ -275,7 +284,7 @@ def compared(folder: Path, size: int, options: argparse.Namespace, trl: bool) ->
         script = [str(options.trl_python), str(HERE / "peers" / "trl_vlm.py"), f"--model={folder}", f"--size={size}"]
         workers["trl"] = Worker([*script, f"--completions={COMPLETIONS}", f"--tokens={TOKENS}"])
         runners["trl"] = lambda: workers["trl"].step({})
-    costs = race(runners, options.rounds)
+    costs = race(runners, options.rounds, warm=2)
     for worker in workers.values():
         worker.close()
     return costs
@@ -308,7 +317,7 @@ def main() -> None:
     from autotelic.trainers.run_folder import versions
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="three rounds, without TRL")
+    parser.add_argument("--quick", action="store_true", help="two rounds, without TRL")
     parser.add_argument("--json", type=Path, help="write the result here")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--trl-python", type=Path, default=HERE / ".trl116" / "bin" / "python")
@@ -322,7 +331,7 @@ def main() -> None:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     os.environ["OMP_NUM_THREADS"] = "1"
     trl = not options.quick and options.trl_python.exists()
-    options.rounds = 3 if options.quick else options.rounds
+    options.rounds = 2 if options.quick else options.rounds
     if not trl:
         print(f"without TRL ({'--quick' if options.quick else f'no {options.trl_python}'})", file=sys.stderr)
     with tempfile.TemporaryDirectory() as name:
