@@ -292,15 +292,22 @@ def held_out(question: Question, scene: Scene, split: int) -> bool:
 def questions(
     kind: str, count: int, seed: str, *, split: int = 0, unseen: bool = False
 ) -> list[tuple[Question, Scene]]:
-    """Questions of a type with their scenes, from the compositions that training sees or those it never does."""
+    """Questions of a type with their scenes, from the compositions that training sees or those it never does.
+
+    Raises:
+        UsageError: no such type, or a split that holds out none of its few compositions, or all of them.
+    """
     if kind not in DRAFTS:
         raise UsageError(f"no question type {kind!r}: there are {', '.join(TYPES)}")
     draw = random.Random(f"{seed} {kind} {split} {unseen}")
     found: list[tuple[Question, Scene]] = []
+    missed = 0
     while len(found) < count:
         question, scene = DRAFTS[kind](draw)
         if held_out(question, scene, split) == unseen and answer(question, scene) is not None:
             found.append((question, scene))
+        elif (missed := missed + 1) > 1000 and not found:
+            raise UsageError(f"split {split} leaves no {kind} questions {'unseen' if unseen else 'seen'}: take another")
     return found
 
 
@@ -524,12 +531,13 @@ def redraw(text: str) -> Scene | None:
 def change(scene: Scene, draw: random.Random) -> tuple[Scene, str]:
     """The scene after a random change of one object, and what happened to it.
 
-    "p3 into red_plus", "p3 gone", "p3 new red_plus" or "p3 moved p5".
+    "p3 into red_plus", "p3 gone", "p3 new red_plus" or "p3 moved p5"; the last object never goes.
     """
     objects = [cell for cell, kind in enumerate(scene) if kind]
     empty = [cell for cell, kind in enumerate(scene) if not kind]
     kinds = range(1, len(KINDS))
     what = draw.choice(("into", "gone", "new", "moved")) if empty and len(objects) > 1 else "into"
+    what = what if objects else "new"
     cell, after = draw.choice(empty if what == "new" else objects), list(scene)
     if what == "gone":
         after[cell], told = 0, f"p{cell} gone"

@@ -12,10 +12,12 @@ import torch
 
 from ..envs import scenes
 from ..envs.scenes import Question
+from ..errors import UsageError
 from ..rewards.answers import vote_of
 from ..types import Score, Task
 from .conversation import Reply, Transcript, Turn
 from .glimpse import IDS
+from .glimpse_backbone import GlimpseSpeech
 from .policy import TokenPolicy
 from .rereading import OwnEyes, RereadingConsensus
 
@@ -110,6 +112,9 @@ class AskingConsensus:
 
     group_aware = True
 
+    def __post_init__(self) -> None:
+        _knows_check(self.judge)
+
     def __call__(
         self, tasks: Sequence[Task], completions: Sequence[Any], groups: Sequence[str], **columns: Any
     ) -> list[float]:
@@ -120,6 +125,11 @@ class AskingConsensus:
             sums[group][vote] += weight if vote is not None else 0.0
         best = {group: max(row, key=lambda vote: row[vote]) for group, row in sums.items()}
         return [float(vote is not None and vote == best[group]) for group, vote in zip(groups, votes, strict=True)]
+
+
+def _knows_check(judge: TokenPolicy) -> None:
+    if not isinstance(judge.speech, GlimpseSpeech):
+        raise UsageError('only the default model was taught to be asked "QUESTION check ANSWER"')
 
 
 def p_yes(judge: TokenPolicy, tasks: Sequence[Task], completions: Sequence[Any]) -> list[float]:
@@ -146,6 +156,9 @@ class Asking:
     """The model's own P(yes) to an answer, asked "QUESTION check ANSWER"."""
 
     judge: TokenPolicy
+
+    def __post_init__(self) -> None:
+        _knows_check(self.judge)
 
     def __call__(self, tasks: Sequence[Task], completions: Sequence[Any], **columns: Any) -> list[float]:
         return p_yes(self.judge, tasks, completions)

@@ -22,11 +22,12 @@ KEY = (2**31,)
 def evaluate(setting: Setting, actor: Any) -> dict[str, Any]:
     """Outcomes per category of greedy answers, with ``figures``: blind, truncated, and mean@k and pass@k if sampled.
 
-    Of a conversation the first turn counts; its figures tell how many are right at its end.
+    The policy itself answers, at temperature 1 where answers are sampled, whatever its actor does in training. Of a
+    conversation the first turn counts; its figures tell how many are right at its end.
     """
     asked = setting.questions.held_out
     verify = Exact()
-    policy = actor.policy if isinstance(actor, Conversation) else actor
+    policy = getattr(actor, "policy", actor)  # an actor that shows or tunes something is not what is evaluated
     rollouts = policy.act(asked, 1, key=KEY, greedy=True)
     score(rollouts, verify)
     outcomes: dict[str, Any] = {}

@@ -16,10 +16,13 @@ from ..errors import UsageError
 from ..types import Task
 from .backbone import Prompt, State
 from .glimpse import END, IDS, IMAGE, PAD, WORDS, GlimpseModel, Memory, causal
+from .processing import as_pil
 from .speech import Speech
 
 if TYPE_CHECKING:
     from .policy import TokenPolicy
+
+PIXEL_LIMIT = 50_000_000
 
 
 class GlimpseBackbone:
@@ -62,13 +65,19 @@ class GlimpseBackbone:
 
     def _batch(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor, Tensor]:
         device = self.model.device
+        most = len(self.model.prompt_places)
+        for prompt in prompts:
+            if len(prompt.ids) - CELLS > most:
+                asked = len(prompt.ids) - CELLS
+                raise UsageError(f"task {prompt.task_id} has {asked} words: the small model reads {most} at most")
         ids = pad_sequence([prompt.ids for prompt in prompts], batch_first=True, padding_value=IDS[PAD])
         pixels = torch.stack([prompt.inputs["pixel_values"] for prompt in prompts])
         return ids.to(device), (ids != IDS[PAD]).to(device), pixels.to(device)
 
 
 class GlimpseSpeech(Speech):
-    """Words of the small world, separated by spaces; one picture of 32 x 32 pixels per question."""
+    """Words of the small world, separated by spaces; one picture of 32 x 32 pixels per question: uint8 [32, 32, 3], or
+    whatever ``processing.as_pil`` opens."""
 
     def __init__(self, keep: int = 20_000) -> None:
         super().__init__([IDS[END]], keep)
@@ -77,7 +86,9 @@ class GlimpseSpeech(Speech):
         side = SIDE * PIXELS
         if len(task.images) != 1:
             raise UsageError(f"task {task.id} has {len(task.images)} images: the small model takes one")
-        picture = np.asarray(task.images[0])
+        picture = task.images[0]
+        if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8:
+            picture = np.asarray(as_pil(picture, f"task {task.id}: image 1", PIXEL_LIMIT))
         if picture.shape != (side, side, 3):
             raise UsageError(f"task {task.id}: the small model takes {side} x {side} RGB pictures, not {picture.shape}")
         ids = [IDS[IMAGE]] * CELLS + self.words(str(task.prompt), task.id)

@@ -249,11 +249,13 @@ def default_model(seed: int, split: int, count: int) -> Path:
     print(f"making the small vision-language model (seed {seed}, {count} demonstrations): about two CPU minutes, once")
     how = Schooling(seed=seed)
     model = new_model(seed).train()
-    learn_to_see(model, how)
-    learn_answers(model, naming_items(4000, seed), how, how.naming)
-    if count:
-        demos, shown = demonstrated(count, seed, split)
-        learn_answers(model, demos, how, how.answering, also=role_items(demos, shown, seed), share=how.roles)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_of("dropout", seed))
+        learn_to_see(model, how)
+        learn_answers(model, naming_items(4000, seed), how, how.naming)
+        if count:
+            demos, shown = demonstrated(count, seed, split)
+            learn_answers(model, demos, how, how.answering, also=role_items(demos, shown, seed), share=how.roles)
     quiet()
     with TemporaryDirectory(dir=place.parent) as temporary:
         model.eval().save_pretrained(temporary)

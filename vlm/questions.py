@@ -93,7 +93,8 @@ def small_world(
     each = -(-gate_labels // len(scenes.TYPES)) if gate_labels else probes
     canary = [t for k in scenes.TYPES for t in scenes.tasks(scenes.questions(k, each, "canary", split=split), "canary")]
     if gate_labels:
-        canary = [replace(task, category="canary") for task in canary[:: -(-len(canary) // gate_labels)]]
+        spread = [canary[i * len(canary) // gate_labels] for i in range(gate_labels)]
+        canary = [replace(task, category="canary") for task in spread]
     else:
         canary = [view for task in canary for view in two_views(replace(task, reference=None, extra={}))]
     known = [t for k in scenes.TYPES for t in scenes.tasks(scenes.questions(k, 300, "blind", split=split), "blind")]
@@ -159,7 +160,7 @@ def sums(
         drawn = (arithmetic.problems(kind, count, split=split, part=part) for kind in kinds)
         return [task for several in drawn for task in arithmetic.tasks(several)]
 
-    canary = asked(-(-(gate_labels or probes) // len(kinds)), "probe")
+    canary = asked(-(-(gate_labels or probes) // len(kinds)), "probe")[: gate_labels or probes]
     canary = [replace(t, category="canary") if gate_labels else replace(t, reference=None) for t in canary]
     sources = {kind: partial(train, kind=kind) for kind in kinds}
     evaluated = [task for i, task in enumerate(asked(offset + held_out, "eval")) if i % (offset + held_out) >= offset]
@@ -173,7 +174,8 @@ def sums(
 def from_file(path: str, *, evaluation: str = "", gate_labels: int = 0, labels: bool = True) -> Questions:
     """Questions from JSON lines: prompt (or question), image or images (paths), answer, category, demonstration.
 
-    Without an evaluation file every fifth question is held out, and every fifth of the rest goes to the gate.
+    Without an evaluation file every fifth question is held out, and every fifth of the rest goes to the gate. Without
+    ``labels`` no training question carries its answer or its demonstration; demonstrations are there to be imitated.
     """
     rows = read_rows(path)
     if evaluation:
@@ -187,14 +189,20 @@ def from_file(path: str, *, evaluation: str = "", gate_labels: int = 0, labels: 
     if unlabelled:
         raise UsageError(f'{evaluation or path}: {unlabelled[0]} has no "answer", and the evaluation needs one')
     if gate_labels:
-        probes = [replace(task, category="canary") for task in probes[:gate_labels] if task.reference is not None]
+        answered = [task for task in probes if task.reference is not None]
+        probes = [replace(task, category="canary") for task in answered[:gate_labels]]
     else:
-        probes = [replace(task, reference=None) for task in probes]
+        probes = [_unlabelled(task) for task in probes]
     shown = [(task, str(task.extra["demonstration"])) for task in train if task.extra.get("demonstration")]
     sources: dict[str, list[Task]] = defaultdict(list)
     for task in train:
-        sources[task.category].append(task if labels else replace(task, reference=None))
+        sources[task.category].append(task if labels else _unlabelled(task))
     return Questions(sources, held_out, probes, shown, blind_baseline(train, held_out))
+
+
+def _unlabelled(task: Task) -> Task:
+    extra = {name: value for name, value in task.extra.items() if name != "demonstration"}
+    return replace(task, reference=None, extra=extra)
 
 
 def read_rows(path: str) -> list[Task]:
@@ -206,11 +214,14 @@ def read_rows(path: str) -> list[Task]:
     file = Path(path)
     if not file.is_file():
         raise UsageError(f"there is no file {path}")
-    tasks = []
+    tasks: dict[str, Task] = {}
     for number, line in enumerate(file.read_text().splitlines(), 1):
         if line.strip():
-            tasks.append(_task(line, file, number))
-    return tasks
+            task = _task(line, file, number)
+            if task.id in tasks:
+                raise UsageError(f'{file.name} line {number} has the "id" of line {tasks[task.id].seed}: {task.id}')
+            tasks[task.id] = task
+    return list(tasks.values())
 
 
 def _task(line: str, file: Path, number: int) -> Task:
@@ -225,6 +236,8 @@ def _task(line: str, file: Path, number: int) -> Task:
     if not prompt:
         raise UsageError(f'{where} has neither "prompt" nor "question"')
     paths = row.pop("images", None) or ([row.pop("image")] if row.get("image") else [])
+    if not isinstance(paths, list) or not all(isinstance(name, str) for name in paths):
+        raise UsageError(f'{where} wants "image": a path, or "images": a list of paths')
     pictures = tuple(str(file.parent / name) for name in paths)
     missing = [name for name in pictures if not Path(name).is_file()]
     if missing:

@@ -49,28 +49,25 @@ class OwnEyes:
         return self._known[id(picture)][2]
 
 
-def passing(prompts: Sequence[Any], completions: Sequence[Any], seen: Sequence[Scene]) -> list[Answer | None]:
-    """The parsed answers all of whose claims hold; None for the others."""
-    found: list[Answer | None] = []
-    for prompt, said, scene in zip(prompts, completions, seen, strict=True):
-        answer = scenes.parse_answer(str(said))
-        holds = answer is not None and all(scenes.claims(Question.parse(str(prompt)), answer, scene))
-        found.append(answer if holds else None)
-    return found
+def consensus(question: Question, said: Sequence[Answer], seen: Scene) -> str | None:
+    """The answer that several attempts give once each has been looked at again; None where none of them stands.
 
-
-def consensus(question: Question, answers: Sequence[Answer]) -> str:
-    """The word that most passing answers give; of counts, which can only miss, the largest."""
+    Of counts it is the number of cells that any attempt pointed at and that do show what is counted: what one attempt
+    overlooks another points at. Else it is the word that most attempts give all of whose claims hold.
+    """
     if question.type in ("count", "either"):
-        return str(max(int(answer.word) for answer in answers))
-    return Counter(answer.word for answer in answers).most_common(1)[0][0]
+        pointed = sorted({cell for answer in said for cell in answer.cells})
+        held = scenes.claims(question, Answer(tuple(pointed), ""), seen)[:-1]
+        return str(sum(held)) if said else None
+    standing = [answer.word for answer in said if all(scenes.claims(question, answer, seen))]
+    return Counter(standing).most_common(1)[0][0] if standing else None
 
 
 @dataclass(frozen=True)
 class RereadingConsensus:
-    """1 for an answer that passes the second look and is the consensus of those that do, else 0.
+    """1 for an answer that agrees with the consensus after a second look (see ``consensus``), else 0.
 
-    A question with no passing answer does not apply: nothing is learned from it.
+    A question without a consensus does not apply: nothing is learned from it.
     """
 
     eyes: Reader
@@ -80,18 +77,17 @@ class RereadingConsensus:
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], images: Any, groups: Sequence[str], **columns: Any
     ) -> list[Score]:
-        found = passing(prompts, completions, self.eyes([image[0] for image in images]))
         rows: dict[str, list[int]] = defaultdict(list)
         for row, group in enumerate(groups):
             rows[group].append(row)
+        answers = [scenes.parse_answer(str(said)) for said in completions]
+        seen = self.eyes([image[0] for image in images])
         scores: list[Score] = [None] * len(groups)
         for members in rows.values():
-            passed = [answer for row in members if (answer := found[row]) is not None]
-            if not passed:
-                continue
-            word = consensus(Question.parse(str(prompts[members[0]])), passed)
-            for row in members:
-                answer = found[row]
+            said = [answer for row in members if (answer := answers[row]) is not None]
+            word = consensus(Question.parse(str(prompts[members[0]])), said, seen[members[0]])
+            for row in members if word is not None else ():
+                answer = answers[row]
                 scores[row] = float(answer is not None and answer.word == word)
         return scores
 

@@ -37,13 +37,13 @@ class SpeakingConfig:
     """Which compositions of the small world are held out; settings are chosen on another than results are told on."""
     demonstrations: int = 150
     """Traced answers that the default model has imitated."""
-    iterations: int = 400
+    iterations: int = 350
     """Rounds of answering and learning."""
     prompts_per_step: int = 24
     """Questions per round."""
     group: int = 16
     """Answers per question and round."""
-    lr: float = 6e-4
+    lr: float = 8e-4
     """Learning rate of AdamW; it falls linearly to a tenth."""
     weight_decay: float = 0.05
     max_grad_norm: float = 1.0
@@ -203,10 +203,16 @@ class Setting:
 
     def gate(self, proxy: Any = None) -> Any:
         """A canary of labelled questions, or agreement between views; never the training reward itself."""
+        from ..errors import UsageError
         from ..rewards.consensus import ViewConsistency
         from ..rewards.verifiers import Exact
         from .gates import Canary
 
+        if not self.config.gate_labels and not any(task.parent for task in self.questions.probes):
+            raise UsageError(
+                "a gate without labels compares two views of a picture, which are known in the small world alone: "
+                "give --gate-labels N, or --no-gate"
+            )
         judge: Any = Exact() if self.config.gate_labels else ViewConsistency()
         return Canary(self.questions.probes, judge, self.config.gate_z, reward=proxy)
 
@@ -226,7 +232,7 @@ class Setting:
             self.policy.save_pretrained(folder.path / "policy")
             folder.write_card()
 
-        labels = self.config.gate_labels if self.config.gate else 0
+        labels = sum(task.reference is not None for task in self.questions.probes) if self.config.gate else 0
         return Experiment(
             stages,
             self.evaluate,

@@ -222,10 +222,16 @@ class TransformersBackbone:
     def _say(self, said: Said, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Memory]:
         """Everything read again, for a model that cannot share: hidden [B, D] at the prompt's end, or [B, C, D]."""
         after = Said(said.prompts, torch.cat([said.tokens, tokens.cpu()], 1), torch.cat([said.mask, mask.cpu()], 1))
+        # Windows count places, so that no padding may stand between tokens.
+        order = after.mask.int().argsort(dim=1, descending=True, stable=True)
         one = torch.zeros(len(said.prompts), 1, dtype=torch.long)
-        hidden = self.read_whole(after.prompts, torch.cat([after.tokens, one], 1), torch.cat([after.mask, one == 0], 1))
+        moved, held = (torch.cat([values.gather(1, order), one.to(values)], 1) for values in (after.tokens, after.mask))
+        hidden = self.read_whole(after.prompts, moved, held)
         state = Memory(after, after.mask, after.mask.sum(1), padded=True)
-        return (hidden[:, -tokens.shape[1] :] if tokens.shape[1] else hidden[:, -1]), state
+        if not tokens.shape[1]:
+            return hidden[:, 0], state
+        back = 1 + order.argsort(1)[:, -tokens.shape[1] :].to(hidden.device)
+        return hidden.gather(1, back[..., None].expand(-1, -1, hidden.shape[-1])), state
 
     def _read_once(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Memory]:
         ids, mask, positions = self._padded(prompts)

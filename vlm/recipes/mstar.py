@@ -53,13 +53,24 @@ def build(config: Config, folder: RunFolder) -> Experiment:
 
     setting = start(config)
     reward = RightAndSound(Exact(), Rereading(setting.eyes) if config.process else None)
-    sources = {kind: (lambda i, s=source: s(-1 - i)) for kind, source in setting.questions.train.items()}
+    sources = {kind: Backwards(source) for kind, source in setting.questions.train.items()}
     validation = Uniform(sources, seed=config.seed).sample(config.validation)
     tuner = Temperature(setting.policy, validation, reward, config)
     learner = setting.learner(WeightedImitation(), prepare=[Top(config.keep)])
     learners = {"policy": learner, "temperature": tuner, "watch": Watch()}
     actor: Any = Tempered(setting.policy, tuner)
     return setting.experiment([setting.stage(learner, Reward(reward), actor=actor, learners=learners, sampling={})])
+
+
+@dataclass(frozen=True)
+class Backwards:
+    """A source's questions from the end, or from before the first."""
+
+    source: Any
+
+    def __call__(self, index: int) -> Task:
+        found: Task = self.source(-1 - index) if callable(self.source) else self.source[-1 - index % len(self.source)]
+        return found
 
 
 @dataclass
