@@ -91,6 +91,7 @@ def _content(folder: RunFolder) -> dict[str, Any]:
         "trade_off": _trade_off(metrics),
         "videos": _samples(folder, "videos"),
         "images": _samples(folder, "images"),
+        "answers": _answers(folder),
         "decisions": _decisions(decisions, evaluations),
         "meanings": {name: words for name, words in MEANINGS.items() if any(r["decision"] == name for r in decisions)},
         "agreement": _agreement(decisions, found, show),
@@ -309,6 +310,17 @@ def _samples(folder: RunFolder, kind: str) -> dict[str, Any]:
         "skipped": skipped,
         "missing": " ".join(missing),
     }
+
+
+def _answers(folder: RunFolder) -> list[dict[str, Any]]:
+    """The rows of samples/answers/answers.json, pictures embedded."""
+    place = folder.path / "samples" / "answers"
+    file = place / "answers.json"
+    rows: list[dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else []
+    for row in rows:
+        picture = place / str(row.get("picture", ""))
+        row["media"] = _media(picture, rows=1) if picture.is_file() else None
+    return rows
 
 
 def _name_and_side(path: Path) -> tuple[str, str]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from PIL import Image
 
 from ..rewards.verifiers import Exact
 from ..trainers.scoring import score
 from ..types import Rollout, Task
 from .conversation import Conversation
+from .processing import as_pil
 
 if TYPE_CHECKING:
     from ..trainers.run_folder import RunFolder
@@ -83,20 +87,31 @@ def sampled(
 
 
 def write_answers(setting: Setting, folder: RunFolder) -> None:
-    """samples/answers.txt: questions, right answers, and what start and present policy say; pictures beside it."""
-    asked = setting.questions.held_out
-    chosen = list(asked)[:: max(1, len(asked) // max(1, setting.config.shown))][: setting.config.shown]
-    before, after = (policy.act(chosen, 1, key=KEY, greedy=True) for policy in (setting.start, setting.policy))
-    folder.samples.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for task, old, new in zip(chosen, before, after, strict=True):
-        lines += [f"{task.id}: {_shown(task.prompt)}", f"  right:  {task.extra.get('trace', task.reference)}"]
-        lines += [f"  before: {old.output}", f"  after:  {new.output}", ""]
-    (folder.samples / "answers.txt").write_text("\n".join(lines))
+    """samples/answers: answers.json with questions, right answers, and what start and present policy say; pictures."""
+    asked = list(setting.questions.held_out)
+    chosen = asked[:: max(1, len(asked) // max(1, setting.config.shown))][: setting.config.shown]
+    sides = {"before": setting.start, "after": setting.policy}
+    said = {side: policy.act(chosen, 1, key=KEY, greedy=True) for side, policy in sides.items()}
+    for rollouts in said.values():
+        score(rollouts, Exact())
+    place = folder.samples / "answers"
+    place.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number, task in enumerate(chosen):
+        row: dict[str, Any] = {"question": _text(task.prompt), "right": str(task.extra.get("trace", task.reference))}
+        if task.images:
+            row["picture"] = f"{number}.png"
+            picture = as_pil(task.images[0], task.id, 50_000_000)
+            picture.resize((128, 128), Image.Resampling.NEAREST).save(place / row["picture"])
+        for side, rollouts in said.items():
+            row[side] = {"said": str(rollouts[number].output), "is right": _number(rollouts[number]) == 1.0}
+        rows.append(row)
+    (place / "answers.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def _shown(prompt: Any) -> str:
-    return prompt if isinstance(prompt, str) else str(prompt)
+def _text(prompt: Any) -> str:
+    """A question in one line."""
+    return prompt if isinstance(prompt, str) else " ".join(str(message.get("content", "")) for message in prompt)
 
 
 def _number(rollout: Rollout) -> float:
