@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 
@@ -58,8 +59,14 @@ class Backbone(Protocol):
     banned: tuple[int, ...]
 
     @property
+    def device(self) -> torch.device:
+        """Where tokens and masks are given, and where hidden states come back."""
+        ...
+
+    @property
     def shares(self) -> bool:
-        """Whether prefixes can be shared; without it learning calls ``read_whole`` alone."""
+        """Whether prefixes can be shared; without it learning calls ``read_whole`` alone, and sampling reads all that
+        was said again for every token, behind the same ``read`` and ``read_on``."""
         ...
 
     def read(self, prompts: Sequence[Prompt]) -> tuple[Tensor, State]:

@@ -143,7 +143,7 @@ def p_yes(judge: TokenPolicy, tasks: Sequence[Task], completions: Sequence[Any])
     found: list[float] = []
     for first in range(0, len(asked), judge.at_once):
         prompts = [judge.speech.prompt(task) for task in asked[first : first + judge.at_once]]
-        words = torch.tensor([[IDS["="], IDS["yes"]]]).expand(len(prompts), -1)
+        words = torch.tensor([[IDS["="], IDS["yes"]]], device=judge.device).expand(len(prompts), -1)
         with torch.no_grad():
             hidden = judge.backbone.read_whole(prompts, words, torch.ones_like(words, dtype=torch.bool))
             logits = judge.logits(hidden[:, 1])

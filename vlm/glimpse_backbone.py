@@ -35,6 +35,10 @@ class GlimpseBackbone:
         self.module = self.model = model
         self.banned: tuple[int, ...] = (IDS[PAD], IDS[IMAGE])
 
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
     def read(self, prompts: Sequence[Prompt]) -> tuple[Tensor, State]:
         ids, mask, pixels = self._batch(prompts)
         hidden, memory = self.model.read(ids, pixels, mask)

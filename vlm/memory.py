@@ -133,7 +133,7 @@ def picked(known: Memory, index: Tensor, fold: bool) -> Memory:
     pick = picker(index, size, device)
     mask, positions = pick(known.mask), pick(known.positions)
     if known.fold is not None:
-        cache = _unfold(known.cache, known.fold, index.to(device))
+        cache = _unfold(known.cache, known.fold, index)
     elif fold and (times := _times(index, size)) > 1:
         seen = known.mask[:, None, None].expand(-1, -1, times, -1)
         folded = Fold(times, known.mask.shape[1], 0, seen)
@@ -153,7 +153,8 @@ def _unfold(cache: Any, fold: Fold, index: Tensor) -> DynamicCache:
     def rows(tensor: Tensor) -> Tensor:
         shared, own = tensor[..., : fold.shared, :], tensor[..., fold.shared :, :]
         own = own.reshape(*own.shape[:-2], fold.steps, fold.times, own.shape[-1]).movedim(-2, 1).flatten(0, 1)
-        return torch.cat([shared.index_select(0, index // fold.times), own.index_select(0, index)], -2)
+        place = index.to(tensor.device)  # layers may be on several devices
+        return torch.cat([shared.index_select(0, place // fold.times), own.index_select(0, place)], -2)
 
     made = DynamicCache()
     made.layers = [Growing(rows(layer.keys), rows(layer.values)) for layer in cache.layers]

@@ -206,6 +206,10 @@ class TokenPolicy(TorchPolicy):
 
     # what both acting and learning use
 
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.device
+
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., V] in float32, banned ids at minus infinity."""
         logits = self.backbone.head(hidden).float()

@@ -138,6 +138,7 @@ class TransformersBackbone:
 
     @property
     def device(self) -> torch.device:
+        """Where tokens are read, and where hidden states come back to from a model spread over several devices."""
         device: torch.device = self.inner.get_input_embeddings().weight.device
         return device
 
@@ -168,7 +169,8 @@ class TransformersBackbone:
         was_training = self.module.training
         self.module.eval()
         try:
-            with torch.no_grad():
+            # Half precision would round more than weights in full precision explain.
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
                 whole = self.base(input_ids=ids.to(self.device), use_cache=False).last_hidden_state
                 logits = self.inner(input_ids=ids.to(self.device), use_cache=False).logits
                 self._plain_head = _close(self._linear_head(whole), logits)
@@ -246,7 +248,7 @@ class TransformersBackbone:
         )
         following = positions.reshape(-1, *ids.shape).amax((0, 2)) + 1
         state = Memory(output.past_key_values, mask.to(self.device), following.to(self.device), padded=padded)
-        return output.last_hidden_state[:, -1], state
+        return output.last_hidden_state[:, -1].to(self.device), state
 
     def read_on(self, state: State, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Memory]:
         """Hidden [B, C, D] at each of C further tokens; mask is False at padding, which stands on the right.
@@ -276,7 +278,8 @@ class TransformersBackbone:
         )
         # Padding on the right is seen by nobody in this chunk, but by whoever reads on after it.
         following = known.positions + mask.sum(1)
-        return output.last_hidden_state, Memory(cache, seen, following, padded=known.padded or not whole)
+        hidden = output.last_hidden_state.to(self.device)
+        return hidden, Memory(cache, seen, following, padded=known.padded or not whole)
 
     def _one_more(self, known: Memory, fold: Fold, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Memory]:
         """One more token per row, all completions of a prompt in one row of the model."""
@@ -288,7 +291,7 @@ class TransformersBackbone:
             told = {"attention_mask": further.seen, "position_ids": places, "past_key_values": cache}
             hidden = self.decoder(input_ids=ids, **told, use_cache=True).last_hidden_state
         after = Memory(cache, torch.cat([known.mask, mask], 1), known.positions + 1, padded=known.padded, fold=further)
-        return hidden.flatten(0, 1)[:, None], after
+        return hidden.flatten(0, 1)[:, None].to(self.device), after
 
     def _layer_by_layer(self, ids: Tensor, seen: Tensor, places: Tensor, cache: Any) -> Tensor:
         """What most decoders do, without what they ask about their configuration at every token."""
@@ -344,13 +347,13 @@ class TransformersBackbone:
                 **self._images(prompts),
             )
         result: Tensor = output.last_hidden_state if self._plain_head else output.logits
-        return result[:, start - 1 :]
+        return result[:, start - 1 :].to(self.device)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [..., V]."""
         if self._plain_head is None:
             self._try_out()
-        return self._linear_head(hidden) if self._plain_head else hidden
+        return self._linear_head(hidden).to(self.device) if self._plain_head else hidden
 
     def _linear_head(self, hidden: Tensor) -> Tensor:
         """The output layer, and the three ways in which transformers' models bend its logits."""
