@@ -92,7 +92,7 @@ class GlimpseSpeech(Speech):
             raise UsageError(f"task {task.id} has {len(task.images)} images: the small model takes one")
         picture = task.images[0]
         if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8:
-            picture = np.asarray(as_pil(picture, f"task {task.id}: image 1", PIXEL_LIMIT))
+            picture = np.array(as_pil(picture, f"task {task.id}: image 1", PIXEL_LIMIT))
         if picture.shape != (side, side, 3):
             raise UsageError(f"task {task.id}: the small model takes {side} x {side} RGB pictures, not {picture.shape}")
         ids = [IDS[IMAGE]] * CELLS + self.words(str(task.prompt), task.id)
