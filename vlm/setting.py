@@ -37,7 +37,7 @@ class SpeakingConfig:
     """Which compositions of the small world are held out; settings are chosen on another than results are told on."""
     demonstrations: int = 150
     """Traced answers that the default model has imitated."""
-    iterations: int = 350
+    iterations: int = 320
     """Rounds of answering and learning."""
     prompts_per_step: int = 24
     """Questions per round."""
