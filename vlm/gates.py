@@ -16,8 +16,9 @@ class Canary:
     """Sound an alarm when the judge's score has fallen by more than ``z`` standard errors, over all probes.
 
     The fall is the mean of the paired differences on the same probes and keys, against the base and against the last
-    promoted policy. Without an alarm a candidate is kept if it has not fallen under the base at all and not by a
-    standard error under the last promoted one; else the gate waits, so that what a stage returns never crept below its
+    promoted policy; views of one question count as one. Without an alarm a candidate is kept if it has not fallen under
+    the base at all and not by a standard error under the last promoted one; else the gate waits, so that what a stage
+    returns never crept below its
     start. Where ``NonInferiority`` asks for proof that nothing was lost, which takes some 900 probes for a
     margin of five points, this asks for proof that something was: 200 probes see a collapse, and hardly ever cry
     wolf (one look in 44 per comparison at z = 2, where nothing has changed). It does not find the better of two
@@ -48,6 +49,14 @@ class Canary:
         if len(self.probes) < 2:
             raise ValueError(f"a canary compares 2 or more probes, not {len(self.probes)}; 200 see a fall of 7 points")
 
+    @property
+    def _kin(self) -> dict[str, list[str]]:
+        """Per category, in probe order, the question that each probe is a view of."""
+        kin: dict[str, list[str]] = {}
+        for task in self.probes:
+            kin.setdefault(task.category, []).append(task.parent or task.id)
+        return kin
+
     def __call__(self, candidate: Actor, against: Mapping[str, Actor]) -> Verdict:
         for name, actor in against.items():
             if name not in self._known:
@@ -56,7 +65,7 @@ class Canary:
         evidence = {category: self._row(category, judged, proxy) for category in judged}
         fell, level = [], True
         for name, (reference, _) in self._known.items():
-            fall, error = paired_fall(reference, judged)
+            fall, error = paired_fall(reference, judged, self._kin)
             level = level and fall <= max(error if name == "promoted" else 0.0, 1e-12)
             if fall > max(self.z * error, 1e-12):
                 fell.append(f"{fall:.3g} under {name} (standard error {error:.2g})")
@@ -91,12 +100,22 @@ class Canary:
         self._known.clear()
 
 
-def paired_fall(reference: Scores, candidate: Scores) -> tuple[float, float]:
-    """The mean of (reference - candidate) over all probes, and its standard error."""
-    falls = [b - a for category in candidate for a, b in zip(candidate[category], reference[category], strict=True)]
-    mean = _mean(falls)
-    variance = math.fsum((fall - mean) ** 2 for fall in falls) / (len(falls) - 1)
-    return mean, math.sqrt(variance / len(falls))
+def paired_fall(
+    reference: Scores, candidate: Scores, kin: Mapping[str, Sequence[str]] | None = None
+) -> tuple[float, float]:
+    """The mean of (reference - candidate) over all probes, and its standard error.
+
+    ``kin`` names, per category and probe, what it is a view of: views of one question count as one observation.
+    """
+    falls: dict[object, list[float]] = {}
+    for category, scores in candidate.items():
+        names = range(len(scores)) if kin is None else kin[category]
+        for name, after, before in zip(names, scores, reference[category], strict=True):
+            falls.setdefault((category, name), []).append(before - after)
+    means = [_mean(several) for several in falls.values()]
+    mean = _mean(means)
+    variance = math.fsum((fall - mean) ** 2 for fall in means) / max(1, len(means) - 1)
+    return mean, math.sqrt(variance / len(means))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -77,7 +77,7 @@ class SpeakingConfig:
     gate_every: int = 25
     """Rounds between two looks."""
     gate_z: float = 3.0
-    """Standard errors of a fall that sound the alarm; two views of a picture count as two, so 3 is about 2 there."""
+    """Standard errors of a fall that sound the alarm."""
     eval_episodes: int = 60
     """Held-out questions per type."""
     eval_offset: int = 0
