@@ -19,7 +19,7 @@ from .conversation import Reply, Transcript, Turn
 from .glimpse import IDS
 from .glimpse_backbone import GlimpseSpeech
 from .policy import TokenPolicy
-from .rereading import OwnEyes, RereadingConsensus
+from .rereading import OwnEyes, RereadingConsensus, or_zeros
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class StepCritique:
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], images: Any, groups: Sequence[str], **columns: Any
     ) -> Mapping[str, Sequence[Score]]:
-        agreed = self.consensus(prompts=prompts, completions=completions, images=images, groups=groups)
+        agreed = self.consensus.agreement(prompts, completions, images, groups)
         steps, totals = list[Score](), list[Score]()
         for prompt, said, shown, right in zip(prompts, completions, images, agreed, strict=True):
             verdicts = self.verdicts(str(prompt), str(said), shown[0])
@@ -85,7 +85,7 @@ class StepCritique:
             process = value / len(verdicts) - repairs * self.cost
             steps.append(process)
             totals.append(None if right is None else self.outcome * float(right) + process)  # type: ignore[arg-type]
-        return {"steps": steps, "consensus": agreed, "total": totals}
+        return {"steps": steps, "consensus": or_zeros(agreed), "total": or_zeros(totals)}
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def consensus(question: Question, said: Sequence[Answer], seen: Scene) -> str | 
 class RereadingConsensus:
     """1 for an answer that agrees with the consensus after a second look (see ``consensus``), else 0.
 
-    A question without a consensus does not apply: nothing is learned from it.
+    A question without a consensus does not apply, and nothing is learned from it; where no question has one, all get 0.
     """
 
     eyes: Reader
@@ -77,6 +77,12 @@ class RereadingConsensus:
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], images: Any, groups: Sequence[str], **columns: Any
     ) -> list[Score]:
+        return or_zeros(self.agreement(prompts, completions, images, groups))
+
+    def agreement(
+        self, prompts: Sequence[Any], completions: Sequence[Any], images: Any, groups: Sequence[str]
+    ) -> list[Score]:
+        """The scores, None for all answers to a question without a consensus."""
         rows: dict[str, list[int]] = defaultdict(list)
         for row, group in enumerate(groups):
             rows[group].append(row)
@@ -90,6 +96,11 @@ class RereadingConsensus:
                 answer = answers[row]
                 scores[row] = float(answer is not None and answer.word == word)
         return scores
+
+
+def or_zeros(scores: Sequence[Score]) -> list[Score]:
+    """A round that learns nothing goes on: zeros where nothing applies, else the scores."""
+    return [0.0] * len(scores) if all(score is None for score in scores) else list(scores)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from .wrapped import Wrapped
+
 if TYPE_CHECKING:
     from ..trainers.learner import AnchorSet, PolicyLearner
     from ..trainers.loop import Experiment, Stage
@@ -349,7 +351,7 @@ def showing(actor: Actor, encoded: Sequence[Rollout], per_step: int) -> Actor:
 
 
 @dataclass
-class _Shown:
+class _Shown(Wrapped):
     policy: Any
     encoded: list[Rollout]
     per_step: int
@@ -364,9 +366,3 @@ class _Shown:
             return answers
         chosen = torch.randint(len(self.encoded), (self.per_step,), generator=generator("shown", *key))
         return [replace(self.encoded[i], group=f"shown/{i}/{place}") for place, i in enumerate(chosen.tolist())]
-
-    def fork(self, name: str) -> Any:
-        return self.policy.fork(name)
-
-    def copy_from(self, other: Any, mix: float = 1.0) -> None:
-        self.policy.copy_from(getattr(other, "policy", other), mix)

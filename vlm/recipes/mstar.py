@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..setting import TINY, SpeakingConfig
+from ..wrapped import Wrapped
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -138,7 +139,7 @@ class Temperature:
 
 
 @dataclass
-class Tempered:
+class Tempered(Wrapped):
     """The policy, sampling at the temperature that was last chosen."""
 
     policy: Any
@@ -149,9 +150,3 @@ class Tempered:
             sampling["temperature"] = self.tuner.value
         rollouts: list[Rollout] = self.policy.act(tasks, n, **sampling)
         return rollouts
-
-    def fork(self, name: str) -> Any:
-        return self.policy.fork(name)
-
-    def copy_from(self, other: Any, mix: float = 1.0) -> None:
-        self.policy.copy_from(getattr(other, "policy", other), mix)

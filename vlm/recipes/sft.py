@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..setting import TINY, SpeakingConfig
+from ..wrapped import Wrapped
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -61,7 +62,7 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     return setting.experiment([stage])
 
 
-class Labels:
+class Labels(Wrapped):
     """An actor that gives the right answers of its tasks, without a trace."""
 
     def __init__(self, policy: Any) -> None:
@@ -73,9 +74,3 @@ class Labels:
             return answers
         encoded: list[Rollout] = self.policy.encode(tasks, [f"= {task.reference}" for task in tasks])
         return encoded
-
-    def fork(self, name: str) -> Any:
-        return self.policy.fork(name)
-
-    def copy_from(self, other: Any, mix: float = 1.0) -> None:
-        self.policy.copy_from(getattr(other, "policy", other), mix)
