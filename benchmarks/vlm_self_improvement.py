@@ -32,7 +32,7 @@ from autotelic.trainers.statistics import mean_interval
 
 NO_GATE = ["--no-gate"]
 CRITIQUE, REWARDING = "vlm/self_critique", "vlm/self_rewarding"
-ROUNDS = {"longer": ["--iterations", "250"], "middle": ["--iterations", "180"], "shorter": ["--iterations", "120"]}
+ROUNDS = {"longer": ["--iterations", "200"], "middle": ["--iterations", "150"], "shorter": ["--iterations", "100"]}
 """Of the published systems beside the headline: about the same CPU seconds each."""
 EVOL = ["vlm/evol_rl", "--gate-labels", "0", *ROUNDS["longer"]]
 ARMS: dict[str, list[str]] = {
