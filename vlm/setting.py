@@ -94,6 +94,9 @@ class SpeakingConfig:
     """Answers before and after that the run keeps to be read."""
 
 
+VIEWS = 48
+"""Of every demonstration of the small world: as many as turning, mirroring and permuting channels give."""
+
 TINY: Mapping[str, Any] = {
     "iterations": 2,
     "prompts_per_step": 7,
@@ -274,6 +277,8 @@ def is_small(config: SpeakingConfig) -> bool:
 
 def load_policy(config: SpeakingConfig) -> TokenPolicy:
     """The policy that the config names, on the device of this process."""
+    from pathlib import Path
+
     import torch
 
     from ..trainers.distributed import barrier, device, is_main
@@ -302,9 +307,9 @@ def load_policy(config: SpeakingConfig) -> TokenPolicy:
     options |= {"horizon": config.horizon or 256, "seed": config.seed, "freeze_vision": config.freeze_vision}
     if device().type == "cuda":
         options["autocast"] = torch.bfloat16
-    return TokenPolicy.from_pretrained(
-        source, dtype=dtypes[config.dtype], device=device(), lora_rank=config.lora_rank or None, **options
-    )
+    if config.lora_rank and not (Path(source) / "adapter_config.json").is_file():  # saved adapters are trained further
+        options["lora_rank"] = config.lora_rank
+    return TokenPolicy.from_pretrained(source, dtype=dtypes[config.dtype], device=device(), **options)
 
 
 def ask(config: SpeakingConfig, policy: TokenPolicy, labels: bool) -> Questions:
@@ -328,7 +333,7 @@ def ask(config: SpeakingConfig, policy: TokenPolicy, labels: bool) -> Questions:
 
 
 def _encoded(config: SpeakingConfig, policy: TokenPolicy, questions: Questions) -> list[Rollout]:
-    """Demonstrations as rollouts; those of the small world in sixteen views each."""
+    """Demonstrations as rollouts; those of the small world in VIEWS views each."""
     import random
 
     from ..types import Task
@@ -338,7 +343,7 @@ def _encoded(config: SpeakingConfig, policy: TokenPolicy, questions: Questions) 
 
         draw = random.Random(f"replay {config.seed}")
         items, _ = demonstrated(config.demonstrations, config.seed, config.split)
-        shown = [item if view == 0 else in_view(item, draw) for view in range(16) for item in items]
+        shown = [item if view == 0 else in_view(item, draw) for view in range(VIEWS) for item in items]
         tasks = [Task(f"demonstration/{i}", item.prompt, (item.picture,)) for i, item in enumerate(shown)]
         return policy.encode(tasks, [item.answer for item in shown])
     pairs = questions.demonstrations
