@@ -61,7 +61,7 @@ SETTINGS |= {"probes": 100, "items": 300, "other_items": 50, "sampled": 25}
 SETTINGS |= {"format_steps": 6, "format_items": 16, "format_lr": 1e-4}
 QUICK = {"steps": 1, "tasks": 2, "group": 4, "gate_every": 1, "probes": 2, "items": 4, "other_items": 2, "sampled": 1}
 QUICK |= {"format_steps": 1, "format_items": 4}
-COMMAND = "python benchmarks/text_self_improvement.py --json benchmarks/text_self_improvement.json"
+COMMAND = "python benchmarks/text_self_improvement.py --arms format grpo --json benchmarks/text_self_improvement.json"
 
 
 def policy(settings: Mapping[str, Any], seed: int) -> TokenPolicy:
