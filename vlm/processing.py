@@ -17,6 +17,8 @@ from ..types import Task
 from .backbone import Prompt
 from .speech import Speech, between_turns
 
+PIXEL_LIMIT = 50_000_000
+"""Most pixels of an image."""
 _VISUAL = re.compile(r"image|img|vision|video|audio|<row_\d+_col_\d+>", re.IGNORECASE)
 _VISUAL_ID = re.compile(r"(image|img|vision|video|audio|row_col|boi|eoi)\w*(_token|_token_id|_token_index|_ids|_tag)$")
 
@@ -82,7 +84,7 @@ class ProcessorSpeech(Speech):
         *,
         image_token: int | None = None,
         chat: bool = True,
-        pixel_limit: int = 50_000_000,
+        pixel_limit: int = PIXEL_LIMIT,
         keep: int = 4096,
     ) -> None:
         super().__init__(ends, keep)
@@ -164,13 +166,9 @@ class ProcessorSpeech(Speech):
         return text
 
     def _messages(self, task: Task, images: int) -> list[dict[str, Any]]:
+        asked = image_places(task.prompt, task.id)
         given = [{"role": "user", "content": task.prompt}] if isinstance(task.prompt, str) else task.prompt
-        messages = []
-        for message in given if isinstance(given, Sequence) else [given]:
-            if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
-                raise UsageError(f'{task.id}: a prompt is a text or a list of {{"role": ..., "content": ...}}')
-            messages.append({**message, "content": _blocks(task, message["content"])})
-        asked = sum(block["type"] == "image" for message in messages for block in message["content"])
+        messages = [{**message, "content": _blocks(task.id, message["content"])} for message in given]
         if images and not asked:
             first = next((m for m in messages if m["role"] == "user"), messages[0])
             first["content"] = [{"type": "image"}] * images + first["content"]
@@ -232,10 +230,7 @@ def as_pil(image: Any, name: str, pixel_limit: int) -> Image.Image:
         UsageError: no image, one that cannot be decoded, or one with more pixels than ``pixel_limit``.
     """
     if isinstance(image, str | Path):
-        try:
-            image = Image.open(image)
-        except OSError as error:
-            raise UsageError(f"{name} cannot be decoded: {error}") from error
+        image = _opened(image, name)
     if isinstance(image, Image.Image):
         _check_size(image.width, image.height, name, pixel_limit)
         try:
@@ -255,6 +250,37 @@ def as_pil(image: Any, name: str, pixel_limit: int) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
+def check_image_file(path: str | Path, name: str, pixel_limit: int = PIXEL_LIMIT) -> None:
+    """Raise UsageError for a file that is no image or has too many pixels; nothing is decoded."""
+    with _opened(path, name) as image:
+        _check_size(image.width, image.height, name, pixel_limit)
+
+
+def _opened(path: str | Path, name: str) -> Image.Image:
+    try:
+        return Image.open(path)
+    except Image.DecompressionBombError as error:
+        raise UsageError(f"{name} has too many pixels: make it smaller ({error})") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UsageError(f"{name} cannot be decoded: {error}") from error
+
+
+def image_places(prompt: Any, name: str) -> int:
+    """How many blocks {"type": "image"} chat messages have; 0 for a text.
+
+    Raises:
+        UsageError: neither a text nor messages.
+    """
+    if isinstance(prompt, str):
+        return 0
+    found = 0
+    for message in prompt if isinstance(prompt, list | tuple) else [None]:
+        if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
+            raise UsageError(f'{name}: a prompt is a text or a list of {{"role": ..., "content": ...}}')
+        found += sum(block["type"] == "image" for block in _blocks(name, message["content"]))
+    return found
+
+
 def _check_size(width: int, height: int, name: str, pixel_limit: int) -> None:
     if width * height > pixel_limit:
         raise UsageError(f"{name} has {width} x {height} pixels, more than pixel_limit={pixel_limit}: make it smaller")
@@ -262,7 +288,7 @@ def _check_size(width: int, height: int, name: str, pixel_limit: int) -> None:
         raise UsageError(f"{name} has no pixels ({width} x {height})")
 
 
-def _blocks(task: Task, content: Any) -> list[dict[str, Any]]:
+def _blocks(name: str, content: Any) -> list[dict[str, Any]]:
     """A message's content as blocks of text and places of images."""
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
@@ -275,7 +301,7 @@ def _blocks(task: Task, content: Any) -> list[dict[str, Any]]:
             blocks.append({"type": "image"})
         else:
             raise UsageError(
-                f'{task.id}: a block is {{"type": "text", "text": ...}} or {{"type": "image"}} with the image in '
+                f'{name}: a block is {{"type": "text", "text": ...}} or {{"type": "image"}} with the image in '
                 f"task.images, not {str(block)[:60]}"
             )
     return blocks

@@ -17,6 +17,7 @@ from typing import Any
 from ..envs import arithmetic, scenes
 from ..errors import UsageError
 from ..types import Task
+from .processing import check_image_file, image_places
 
 Source = Callable[[int], Task] | Sequence[Task]
 BLOCK = 64
@@ -206,7 +207,7 @@ def _unlabelled(task: Task) -> Task:
 
 
 def read_rows(path: str) -> list[Task]:
-    """Tasks of a file of JSON lines, images opened when they are asked about.
+    """Tasks of a file of JSON lines. Of images only kind and size are looked at; they are decoded when asked about.
 
     Raises:
         UsageError: naming file and line of what is no question.
@@ -214,8 +215,12 @@ def read_rows(path: str) -> list[Task]:
     file = Path(path)
     if not file.is_file():
         raise UsageError(f"there is no file {path}")
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is no text in UTF-8 ({error}): save it as UTF-8") from error
     tasks: dict[str, Task] = {}
-    for number, line in enumerate(file.read_text().splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         if line.strip():
             task = _task(line, file, number)
             if task.id in tasks:
@@ -242,6 +247,11 @@ def _task(line: str, file: Path, number: int) -> Task:
     missing = [name for name in pictures if not Path(name).is_file()]
     if missing:
         raise UsageError(f"{where} names an image that is not there: {missing[0]}")
+    for place, picture in enumerate(pictures, 1):
+        check_image_file(picture, f"{where}: image {place}")
+    places = image_places(prompt, where)
+    if places not in (0, len(pictures)):
+        raise UsageError(f"{where}: {places} image blocks in the messages, {len(pictures)} images beside them")
     answer, category = row.pop("answer", row.pop("reference", None)), str(row.pop("category", "questions"))
     name = str(row.pop("id", f"{file.stem}/{number}"))
     return Task(name, prompt, pictures, None if answer is None else str(answer), category, number, extra=row)
