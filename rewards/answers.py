@@ -101,6 +101,7 @@ def vote_of(text: str) -> str | None:
 NAMES: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     "exact": (".verifiers", "Exact", {}),
     "numeric": (".verifiers", "Numeric", {}),
+    "digits": (".digits", "Digits", {}),
     "choice": (".verifiers", "Choice", {}),
     "set": (".verifiers", "SetMatch", {}),
     "set_exact": (".verifiers", "SetMatch", {"partial": False}),

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ..rewards.verifiers import Exact
 from ..trainers.scoring import score
 from ..types import Rollout, Task
 from .conversation import Conversation
@@ -30,7 +29,7 @@ def evaluate(setting: Setting, actor: Any) -> dict[str, Any]:
     conversation the first turn counts; its figures tell how many are right at its end.
     """
     asked = setting.questions.held_out
-    verify = Exact()
+    verify = setting.questions.verify
     policy = getattr(actor, "policy", actor)  # an actor that shows or tunes something is not what is evaluated
     rollouts = policy.act(asked, 1, key=KEY, greedy=True)
     score(rollouts, verify)
@@ -93,7 +92,7 @@ def write_answers(setting: Setting, folder: RunFolder) -> None:
     sides = {"before": setting.start, "after": setting.policy}
     said = {side: policy.act(chosen, 1, key=KEY, greedy=True) for side, policy in sides.items()}
     for rollouts in said.values():
-        score(rollouts, Exact())
+        score(rollouts, setting.questions.verify)
     place = folder.samples / "answers"
     place.mkdir(parents=True, exist_ok=True)
     rows = []

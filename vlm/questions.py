@@ -16,6 +16,7 @@ from typing import Any
 
 from ..envs import arithmetic, scenes
 from ..errors import UsageError
+from ..rewards.verifiers import Exact, Numeric
 from ..types import Task
 from .processing import check_image_file, image_places
 
@@ -35,6 +36,7 @@ class Questions:
         demonstrations: tasks and what to answer, for imitation.
         blind: category -> accuracy of the best guess from the question alone, on ``held_out``.
         small_world: whether views, second looks and redrawing are known.
+        verify: what is right, in evaluation and gate.
     """
 
     train: Mapping[str, Source]
@@ -43,6 +45,7 @@ class Questions:
     demonstrations: Sequence[tuple[Task, str]] = ()
     blind: Mapping[str, float] = field(default_factory=dict)
     small_world: bool = False
+    verify: Any = field(default_factory=Exact)
 
 
 def blind_baseline(known: Sequence[Task], asked: Sequence[Task]) -> dict[str, float]:
@@ -98,8 +101,14 @@ def small_world(
         canary = [replace(task, category="canary") for task in spread]
     else:
         canary = [view for task in canary for view in two_views(replace(task, reference=None, extra={}))]
-    known = [t for k in scenes.TYPES for t in scenes.tasks(scenes.questions(k, 300, "blind", split=split), "blind")]
+    drawn = [item for kind in scenes.TYPES for item in scenes.questions(kind, 300, "blind", split=split)]
+    known = [Task("", str(q), reference=_right(q, scene), category=q.type) for q, scene in drawn]  # no picture is seen
     return Questions(train, asked, canary, blind=blind_baseline(known, asked), small_world=True)
+
+
+def _right(question: scenes.Question, scene: scenes.Scene) -> str | None:
+    found = scenes.answer(question, scene)
+    return None if found is None else found.word
 
 
 def two_views(task: Task) -> list[Task]:
@@ -166,7 +175,7 @@ def sums(
     sources = {kind: partial(train, kind=kind) for kind in kinds}
     evaluated = [task for i, task in enumerate(asked(offset + held_out, "eval")) if i % (offset + held_out) >= offset]
     known = [arithmetic.source(kind, seed, split=split)(i) for kind in kinds for i in range(500)]
-    return Questions(sources, evaluated, canary, blind=blind_baseline(known, evaluated))
+    return Questions(sources, evaluated, canary, blind=blind_baseline(known, evaluated), verify=Numeric())
 
 
 # a file of one's own

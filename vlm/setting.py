@@ -46,7 +46,9 @@ class SpeakingConfig:
     group: int = 16
     """Answers per question and round."""
     lr: float = 8e-4
-    """Learning rate of AdamW; it falls linearly to a tenth."""
+    """Learning rate of AdamW."""
+    decay: bool = True
+    """Let the learning rate fall linearly to a tenth."""
     weight_decay: float = 0.05
     max_grad_norm: float = 1.0
     """Clipping of the global gradient norm."""
@@ -66,6 +68,8 @@ class SpeakingConfig:
     """Demonstrations per gradient step."""
     lora_rank: int = 16
     """Rank of the adapters of a model that is loaded; 0 trains all weights. The default model is trained whole."""
+    lora_alpha: float = 0.0
+    """The adapters' factor is alpha / rank; 0 takes the rank."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Of a loaded model's weights; auto is the checkpoint's own."""
     freeze_vision: bool = True
@@ -162,7 +166,7 @@ class Setting:
             config.lr,
             max_grad_norm=config.max_grad_norm,
             weight_decay=config.weight_decay,
-            decay=options.pop("decay", config.iterations),
+            decay=options.pop("decay", config.iterations) if config.decay else 0,
             seed=config.seed,
             repair_lr=0.5,
         )
@@ -210,7 +214,6 @@ class Setting:
         """A canary of labelled questions, or agreement between views; never the training reward itself."""
         from ..errors import UsageError
         from ..rewards.consensus import ViewConsistency
-        from ..rewards.verifiers import Exact
         from .gates import Canary
 
         if not self.config.gate_labels and not any(task.parent for task in self.questions.probes):
@@ -218,7 +221,7 @@ class Setting:
                 "a gate without labels compares two views of a picture, which are known in the small world alone: "
                 "give --gate-labels N, or --no-gate"
             )
-        judge: Any = Exact() if self.config.gate_labels else ViewConsistency()
+        judge = self.questions.verify if self.config.gate_labels else ViewConsistency()
         return Canary(self.questions.probes, judge, self.config.gate_z, reward=proxy)
 
     def evaluate(self, actor: Any) -> Mapping[str, Any]:
@@ -308,7 +311,9 @@ def load_policy(config: SpeakingConfig) -> TokenPolicy:
     if device().type == "cuda":
         options["autocast"] = torch.bfloat16
     if config.lora_rank and not (Path(source) / "adapter_config.json").is_file():  # saved adapters are trained further
-        options["lora_rank"] = config.lora_rank
+        options |= {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha or None}
+    if device().type == "cpu" and config.dtype == "bf16":
+        options["attn_implementation"] = "eager"  # the fused kernel is slower for one query at a time
     return TokenPolicy.from_pretrained(source, dtype=dtypes[config.dtype], device=device(), **options)
 
 
