@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from autotelic.cli import main
 from autotelic.errors import UsageError
 from autotelic.types import Rollout, Task
 from autotelic.vlm.conversation import Conversation, Script
@@ -160,3 +161,31 @@ def test_an_image_of_absurd_size_is_one_line(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(UsageError, match="t: image 1 has too many pixels"):
         as_pil(path, "t: image 1", 10**9)
+
+
+def test_a_picture_that_is_broken_inside_stops_a_run_that_goes_on_once_it_is_mended(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Only decoding shows it, in the middle of a run: one line, nothing lost. Answers at the limit are counted."""
+    model, processor = tiny.vlm("qwen2_vl")
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    picture.save(tmp_path / "broken.png")
+    whole = (tmp_path / "broken.png").read_bytes()
+    (tmp_path / "broken.png").write_bytes(whole[:300])
+    asked = rows_with(tmp_path, image="broken.png")
+    sizes = ["--horizon", "4", "--gate-labels", "2", "--lora-rank", "2", "--prompts-per-step", "6"]
+    rewards = ["--rewards", "exact", "truncated:0.5", "--mask-truncated"]
+    named = ["--model", str(tmp_path / "model"), "--data", str(asked), "--output-dir", str(tmp_path / "run")]
+    assert main(["run", "vlm/grpo", "--debug", *named, *sizes, *rewards]) == 2
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert "asked/8: image 1 cannot be decoded" in last
+    assert f"continue with: autotelic resume {tmp_path / 'run'}" in last
+    (tmp_path / "broken.png").write_bytes(whole)
+    assert main(["resume", str(tmp_path / "run")]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in rows] == [1, 2]
+    for row in rows:
+        assert 0 < row["answers/truncated"] == -row["reward/truncated"]
+    assert rows[-1]["answers/truncated_count"] >= rows[0]["answers/truncated_count"] > 0

@@ -216,8 +216,10 @@ def _train(experiment: Experiment, folder: RunFolder, *, resume: bool) -> int:
         except KeyboardInterrupt:
             print(f"\nautotelic: stopped; {again}", file=sys.stderr)
             return 130
-        except (UsageError, CheckpointError) as error:
+        except CheckpointError as error:
             raise UsageError(str(error)) from error
+        except UsageError as error:
+            raise UsageError(f"{error}; the run is kept, {again}" if folder.checkpoints() else str(error)) from error
         except Exception:
             traceback.print_exc()
             print(f"\nautotelic: the run is kept; {again}", file=sys.stderr)
