@@ -144,7 +144,10 @@ class Setting:
         from .rereading import OwnEyes
 
         if not self.questions.small_world:
-            raise UsageError("a second look at cells is known for the default model in its small world alone")
+            raise UsageError(
+                "a second look at cells is known for the default model in its small world alone; without labels any "
+                "model can learn by vlm/evol_rl or vlm/ttrl"
+            )
         return OwnEyes(self.start.module)  # type: ignore[arg-type]
 
     def replay(self) -> AnchorSet | None:
