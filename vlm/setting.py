@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from .wrapped import Wrapped
+from .wrapped import WithDropout, Wrapped
 
 if TYPE_CHECKING:
-    from ..trainers.learner import AnchorSet, PolicyLearner
+    from ..trainers.learner import AnchorSet
     from ..trainers.loop import Experiment, Stage
     from ..trainers.run_folder import RunFolder
     from ..types import Actor, Rollout
@@ -160,8 +160,12 @@ class Setting:
         config = self.config
         return AnchorSet(self.encoded, WeightedImitation(), weight=config.replay, size=config.replay_size)
 
-    def learner(self, objective: Any, *, policy: Any = None, **options: Any) -> PolicyLearner:
-        """A learner with the config's optimisation; the start is the reference "start" that it may ask for."""
+    def learner(self, objective: Any, *, dropout: bool = False, **options: Any) -> Any:
+        """A learner with the config's optimisation; the start is the reference "start" that it may ask for.
+
+        Args:
+            dropout: learn in training mode, for imitation; what is on-policy must see what was sampled.
+        """
         from ..trainers.learner import Optimisation, PolicyLearner
 
         config = self.config
@@ -174,7 +178,8 @@ class Setting:
             repair_lr=0.5,
         )
         options = {"references": {"start": self.start}, "anchors": self.replay(), **options}
-        return PolicyLearner(policy or self.policy, objective, how, **options)
+        learner = PolicyLearner(self.policy, objective, how, **options)
+        return WithDropout(self.policy, learner) if dropout else learner
 
     def regularised(self, objective: Any) -> Any:
         """The objective with the config's entropy bonus and KL to the start."""
@@ -265,8 +270,9 @@ def start(config: SpeakingConfig, *, labels: bool = True) -> Setting:
         raise UsageError("a round needs a question and an answer: --prompts-per-step and --group of 1 or more")
     if is_small(config):
         torch.set_num_threads(1)  # more gain nothing at this size
+    own = read_own(config, labels) if config.data else None  # bad lines are told before a large model is loaded
     policy = load_policy(config)
-    questions = ask(config, policy, labels)
+    questions = own or ask(config, policy, labels)
     return Setting(config, policy, policy.fork("start"), questions, _encoded(config, policy, questions))
 
 
@@ -320,13 +326,19 @@ def load_policy(config: SpeakingConfig) -> TokenPolicy:
     return TokenPolicy.from_pretrained(source, dtype=dtypes[config.dtype], device=device(), **options)
 
 
+def read_own(config: SpeakingConfig, labels: bool) -> Questions:
+    """The questions of the config's own files."""
+    from .questions import from_file
+
+    labelled = config.gate_labels if config.gate else 0
+    return from_file(config.data, evaluation=config.eval_data, gate_labels=labelled, labels=labels)
+
+
 def ask(config: SpeakingConfig, policy: TokenPolicy, labels: bool) -> Questions:
-    """The questions that the config names."""
+    """The small world's questions, or sums for a model that does not see."""
     from . import questions
 
     labelled = config.gate_labels if config.gate else 0
-    if config.data:
-        return questions.from_file(config.data, evaluation=config.eval_data, gate_labels=labelled, labels=labels)
     sees = getattr(policy.backbone, "image_token", None) is not None
     ask_about = questions.small_world if sees or is_small(config) else questions.sums
     asked: Questions = ask_about(
