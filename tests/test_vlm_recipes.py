@@ -91,7 +91,7 @@ def assert_complete(path: Path, kinds: Sequence[str] = scenes.TYPES) -> RunFolde
 
 def test_every_recipe_is_run_here() -> None:
     names = {name for name in all_recipes() if name.startswith("vlm/")}
-    assert names == {name.partition(" ")[0] for name in (*LABEL_FREE, *LABELLED)}
+    assert names == {"vlm/arithmetic", *(name.partition(" ")[0] for name in (*LABEL_FREE, *LABELLED))}
 
 
 @pytest.mark.parametrize("name", LABELLED)
@@ -312,6 +312,19 @@ def test_a_model_of_ones_own_learns_and_its_adapters_are_kept(
     assert not torch.equal(log_probs(untouched), log_probs(trained)), "it learned something"
     again = ("--model", str(tmp_path / "run" / "policy"), "--iterations", "1")
     assert run("vlm/raft", tmp_path / "again", *cheap, *data, *again) == 0, "and a run goes on from them"
+
+
+def test_sums_are_learned_by_a_model_of_text(folders: dict[str, str], tmp_path: Path) -> None:
+    """vlm/arithmetic takes SmolLM2, which is not here, and any other model of text."""
+    assert run("vlm/arithmetic", tmp_path / "run", "--model", folders["llama"], "--dtype", "fp32") == 0
+    folder = RunFolder.open(tmp_path / "run")
+    assert len(folder.metrics()) == 2 and len(folder.read("gate")) == 1
+    assert {kind: len(row["success"]) for kind, row in folder.evaluations()["after"]["outcomes"].items()} == {
+        "sum": 2,
+        "difference": 2,
+    }
+    adapters = json.loads((tmp_path / "run" / "policy" / "adapter_config.json").read_text())
+    assert (adapters["r"], adapters["lora_alpha"]) == (16, 32)
 
 
 def test_a_model_that_sees_is_told_of_the_small_world(folders: dict[str, str]) -> None:
