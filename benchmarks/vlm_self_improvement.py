@@ -35,6 +35,7 @@ CRITIQUE, REWARDING = "vlm/self_critique", "vlm/self_rewarding"
 ROUNDS = {"longer": ["--iterations", "200"], "middle": ["--iterations", "150"], "shorter": ["--iterations", "100"]}
 """Of the published systems beside the headline: about the same CPU seconds each."""
 EVOL = ["vlm/evol_rl", "--gate-labels", "0", *ROUNDS["longer"]]
+SMALLER = ["--prompts-per-step", "24", "--group", "16", "--lr", "8e-4"]
 ARMS: dict[str, list[str]] = {
     "sft": ["vlm/sft", *NO_GATE],
     "self_critique": [CRITIQUE],
@@ -43,14 +44,15 @@ ARMS: dict[str, list[str]] = {
     "answers": ["vlm/sft", "--target", "answers", *NO_GATE],
     "majority, gate": ["vlm/ttrl"],
     "majority": ["vlm/ttrl", *NO_GATE, *ROUNDS["longer"]],
-    "agent0": [CRITIQUE, "--process", *ROUNDS["longer"]],
+    "agent0": [CRITIQUE, "--learn", "process", *SMALLER, *ROUNDS["longer"]],
+    "agent0, outcome": [CRITIQUE, "--learn", "outcome", *SMALLER, *ROUNDS["longer"]],
     "mstar": ["vlm/mstar", *ROUNDS["longer"]],
     "evol_rl": EVOL,
     "score": ["vlm/score", *ROUNDS["middle"]],
     "temporal": [REWARDING, "--variant", "temporal", *ROUNDS["shorter"]],
     "cream": [REWARDING, "--variant", "cream", *ROUNDS["middle"]],
     "viper": ["vlm/viper", *ROUNDS["middle"]],
-    "asking": [CRITIQUE, "--critic", "asking", *ROUNDS["middle"]],
+    "asking": [CRITIQUE, "--learn", "outcome", "--critic", "asking", *SMALLER, *ROUNDS["middle"]],
     "self_rewarding": [REWARDING, *ROUNDS["middle"]],
     "evol_rl, no novelty": [*EVOL, "--no-novelty"],
     "score, no bonus": ["vlm/score", "--bonus", "0", *ROUNDS["middle"]],
@@ -60,7 +62,7 @@ ARMS: dict[str, list[str]] = {
 }
 LABELLED = ("grpo", "raft", "answers", "mstar", "score", "score, no bonus")
 EVALUATION = ["--eval-episodes", "300", "--samples", "16", "--sampled-questions", "60"]
-QUICK_ARMS = ("sft", "self_critique")
+QUICK_ARMS = ("grpo", "self_critique")
 QUICK = ["--iterations", "4", "--eval-episodes", "10", "--demonstrations", "0", "--gate-every", "4"]
 COMMAND = "python benchmarks/vlm_self_improvement.py --json benchmarks/vlm_self_improvement.json"
 

@@ -14,12 +14,13 @@ from ..envs import scenes
 from ..envs.scenes import Question
 from ..errors import UsageError
 from ..rewards.answers import vote_of
-from ..types import Score, Task
+from ..types import Rollout, Score, Task
 from .conversation import Reply, Transcript, Turn
 from .glimpse import IDS
 from .glimpse_backbone import GlimpseSpeech
 from .policy import TokenPolicy
-from .rereading import OwnEyes, RereadingConsensus, or_zeros
+from .rereading import OwnEyes, RereadingConsensus, or_zeros, standing
+from .wrapped import Wrapped
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,41 @@ class Verifier:
         if all(verdict.stands >= self.critique.tau for verdict in verdicts):
             return Reply(done=True)
         return Reply("again")
+
+
+class Standing(Wrapped):
+    """An actor whose answers are what stands of n attempts after a second look, to be imitated: one per question.
+
+    Of counts it is every cell that any attempt pointed at and that shows what is counted, a repair that no single
+    attempt may have made; else the most frequent answer all of whose claims hold. Questions of which nothing stands
+    give no rollout. ``info["agreed"]`` is the share of attempts with the same last word.
+    """
+
+    def __init__(self, policy: TokenPolicy, eyes: OwnEyes) -> None:
+        self.policy, self.eyes = policy, eyes
+
+    def act(self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...] = (0,), **sampling: Any) -> list[Rollout]:
+        attempts: list[Rollout] = self.policy.act(tasks, n, key=key, **sampling)
+        if sampling.get("greedy"):  # a gate or an evaluation asks the policy itself
+            return attempts
+        kept, said, shares = [], [], []
+        for place, (task, seen) in enumerate(zip(tasks, self.eyes([task.images[0] for task in tasks]), strict=True)):
+            texts = [str(rollout.output) for rollout in attempts[place * n : (place + 1) * n]]
+            answers = [answer for text in texts if (answer := scenes.parse_answer(text)) is not None]
+            found = standing(Question.parse(str(task.prompt)), answers, seen)
+            if found is not None:
+                kept.append(task)
+                said.append(str(found))
+                shares.append(sum(answer.word == found.word for answer in answers) / n)
+        rollouts: list[Rollout] = self.policy.encode(kept, said)
+        for rollout, share in zip(rollouts, shares, strict=True):
+            rollout.info["agreed"] = share
+        return rollouts
+
+
+def agreed(rollouts: Sequence[Rollout], **columns: Any) -> list[float]:
+    """How far a question's attempts agreed with what stands of them."""
+    return [float(rollout.info["agreed"]) for rollout in rollouts]
 
 
 @dataclass(frozen=True)

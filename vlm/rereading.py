@@ -49,23 +49,24 @@ class OwnEyes:
         return self._known[id(picture)][2]
 
 
-def consensus(question: Question, said: Sequence[Answer], seen: Scene) -> str | None:
-    """The answer that several attempts give once each has been looked at again; None where none of them stands.
+def standing(question: Question, said: Sequence[Answer], seen: Scene) -> Answer | None:
+    """What several attempts come to once each has been looked at again; None where none of them stands.
 
-    Of counts it is the number of cells that any attempt pointed at and that do show what is counted: what one attempt
-    overlooks another points at. Else it is the word that most attempts give all of whose claims hold.
+    Of counts it is every cell that any attempt pointed at and that does show what is counted: what one attempt
+    overlooks another points at. Else it is the most frequent answer all of whose claims hold.
     """
     if question.type in ("count", "either"):
-        pointed = sorted({cell for answer in said for cell in answer.cells})
-        held = scenes.claims(question, Answer(tuple(pointed), ""), seen)[:-1]
-        return str(sum(held)) if said else None
-    standing = [answer.word for answer in said if all(scenes.claims(question, answer, seen))]
-    return Counter(standing).most_common(1)[0][0] if standing else None
+        pointed = tuple(sorted({cell for answer in said for cell in answer.cells}))
+        held = scenes.claims(question, Answer(pointed, ""), seen)
+        cells = tuple(cell for cell, shows in zip(pointed, held, strict=False) if shows)
+        return Answer(cells, str(len(cells))) if said else None
+    holding = [answer for answer in said if all(scenes.claims(question, answer, seen))]
+    return Counter(holding).most_common(1)[0][0] if holding else None
 
 
 @dataclass(frozen=True)
 class RereadingConsensus:
-    """1 for an answer that agrees with the consensus after a second look (see ``consensus``), else 0.
+    """1 for an answer that agrees with the consensus after a second look (see ``standing``), else 0.
 
     A question without a consensus does not apply, and nothing is learned from it; where no question has one, all get 0.
     """
@@ -91,10 +92,10 @@ class RereadingConsensus:
         scores: list[Score] = [None] * len(groups)
         for members in rows.values():
             said = [answer for row in members if (answer := answers[row]) is not None]
-            word = consensus(Question.parse(str(prompts[members[0]])), said, seen[members[0]])
-            for row in members if word is not None else ():
+            found = standing(Question.parse(str(prompts[members[0]])), said, seen[members[0]])
+            for row in members if found is not None else ():
                 answer = answers[row]
-                scores[row] = float(answer is not None and answer.word == word)
+                scores[row] = float(answer is not None and found is not None and answer.word == found.word)
         return scores
 
 

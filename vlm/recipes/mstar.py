@@ -57,7 +57,7 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     sources = {kind: Backwards(source) for kind, source in setting.questions.train.items()}
     validation = Uniform(sources, seed=config.seed).sample(config.validation)
     tuner = Temperature(setting.policy, validation, reward, config)
-    learner = setting.learner(WeightedImitation(), prepare=[Top(config.keep)])
+    learner = setting.learner(WeightedImitation(), dropout=True, prepare=[Top(config.keep)])
     learners = {"policy": learner, "temperature": tuner, "watch": Watch()}
     actor: Any = Tempered(setting.policy, tuner)
     return setting.experiment([setting.stage(learner, Reward(reward), actor=actor, learners=learners, sampling={})])

@@ -38,5 +38,5 @@ def build(config: Config, folder: RunFolder) -> Experiment:
 
     setting = start(config)
     reward = setting.reward()
-    learner = setting.learner(WeightedImitation(), prepare=[partial(threshold, value=config.threshold)])
+    learner = setting.learner(WeightedImitation(), dropout=True, prepare=[partial(threshold, value=config.threshold)])
     return setting.experiment([setting.stage(learner, reward, proxy=reward)])

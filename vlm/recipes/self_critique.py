@@ -1,17 +1,21 @@
 """One model answers and criticises its own answers by looking again at what they point at; no label is read.
 
-Agent0-VL (arXiv:2511.19900): a solver and a verifier in the same weights. The solver points at cells and answers; the
-verifier looks at each cell again with its own eyes, frozen at the start, and gives every step t a score in -1..1 and a
-confidence. From released code that quotes eq. 2-5 (not checked against the paper):
+The solver points at cells and answers; the verifier looks at each cell again with its own eyes, frozen at the start,
+and says what stands. ``--learn`` chooses what is made of it:
 
-    g = alpha * outcome + sum_t gamma^(t-1) r_t,  r_t = score_t conf_t - g_t C,  g_t = sigmoid(kappa (tau - conf_t))
+* standing: what stands of a question's attempts, repaired where one attempt saw what another overlooked, is imitated;
+* outcome: GRPO (arXiv:2402.03300) on agreement with it;
+* process: Agent0-VL's reward (arXiv:2511.19900), recalled from released code that quotes eq. 2-5 (not checked against
+  the paper): every step t has a score in -1..1 and a confidence, and
 
-The outcome is agreement with the consensus of the answers that pass the second look, and by default it is all that is
-paid. ``--process`` pays the steps too, and who said something that does not stand is asked again, at the cost C of a
-repair. No divergence of the roles is subtracted: the verifier's role is a reading of cells, not text.
+    g = alpha * outcome + sum_t gamma^(t-1) r_t,  r_t = score_t conf_t - g_t C,  g_t = sigmoid(kappa (tau - conf_t)).
+
+  Who said something that does not stand is asked again, at the cost C of a repair. No divergence of the roles is
+  subtracted: the verifier's role is a reading of cells, not text.
 
 What follows from what is seen is a rule of the small world, not learned: call it label-free, rule-based and
-model-perceived. ``--critic asking`` uses a learned verdict instead: the model is asked "check" and says yes or no.
+model-perceived. ``--critic asking`` uses a learned verdict instead (with outcome): the model is asked "check" and says
+yes or no. The settings of "standing" were chosen on another split; figures are in docs/results.md.
 """
 
 from __future__ import annotations
@@ -31,10 +35,13 @@ if TYPE_CHECKING:
 class Config(grpo.Config):
     """Numbers of eq. 2-5 are the paper's (recalled, not checked)."""
 
+    learn: Literal["standing", "outcome", "process"] = "standing"
     critic: Literal["looking", "asking"] = "looking"
     """A second look at each cell, or the model's own yes or no to the whole answer."""
-    process: bool = False
-    """Pay steps too, by score and confidence, and ask again where an answer does not stand."""
+    iterations: int = 300
+    prompts_per_step: int = 64
+    group: int = 8
+    lr: float = 1e-3
     outcome: float = 1.0
     """alpha: weight of the outcome beside the steps."""
     gamma: float = 0.99
@@ -53,23 +60,40 @@ def debug() -> Config:
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
+    from ...errors import UsageError
     from ...rewards.reward import Reward
-    from ..conversation import Conversation
-    from ..critique import AskingConsensus, StepCritique, Verifier
-    from ..rereading import Rereading, RereadingConsensus
+    from ...trainers.objectives import WeightedImitation
+    from ..critique import Standing, agreed
+    from ..rereading import Rereading
     from ..setting import start
 
+    if config.critic == "asking" and config.learn != "outcome":
+        raise UsageError("a verdict of the whole answer has no steps: --critic asking goes with --learn outcome")
     setting = start(config, labels=False)
-    reward: Any = RereadingConsensus(setting.eyes)
-    actor: Any = None
-    if config.critic == "asking":
-        reward = AskingConsensus(setting.start)
-    elif config.process:
-        steps = {"gamma": config.gamma, "tau": config.confidence, "kappa": config.kappa, "cost": config.repair_cost}
-        critique = StepCritique(setting.eyes, reward, outcome=config.outcome, **steps)
-        reward, actor = critique, Conversation(setting.policy, Verifier(critique), turns=2)
-    objective, advantage = grpo.loss_of(config)
-    learner = setting.learner(setting.regularised(objective), advantage=advantage)
     proxy = Reward(Rereading(setting.eyes), "second look")
-    stage = setting.stage(learner, Reward(reward, "self-critique"), actor=actor, proxy=proxy)
+    if config.learn == "standing":
+        actor: Any = Standing(setting.policy, setting.eyes)
+        learner = setting.learner(WeightedImitation(), dropout=True)
+        stage = setting.stage(learner, Reward(agreed), actor=actor, proxy=proxy)
+    else:
+        reward, actor = critic(config, setting)
+        objective, advantage = grpo.loss_of(config)
+        learner = setting.learner(setting.regularised(objective), advantage=advantage)
+        stage = setting.stage(learner, Reward(reward, "self-critique"), actor=actor, proxy=proxy)
     return setting.experiment([stage])
+
+
+def critic(config: Config, setting: Any) -> tuple[Any, Any]:
+    """The reward of outcome or process, and the actor that it needs, None for the policy alone."""
+    from ..conversation import Conversation
+    from ..critique import AskingConsensus, StepCritique, Verifier
+    from ..rereading import RereadingConsensus
+
+    if config.critic == "asking":
+        return AskingConsensus(setting.start), None
+    outcome = RereadingConsensus(setting.eyes)
+    if config.learn == "outcome":
+        return outcome, None
+    steps = {"gamma": config.gamma, "tau": config.confidence, "kappa": config.kappa, "cost": config.repair_cost}
+    critique = StepCritique(setting.eyes, outcome, outcome=config.outcome, **steps)
+    return critique, Conversation(setting.policy, Verifier(critique), turns=2)

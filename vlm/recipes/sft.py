@@ -7,9 +7,9 @@ label-free may do, and which is the stronger control wherever labels exist.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..setting import TINY, SpeakingConfig
 from ..wrapped import Wrapped
@@ -56,44 +56,10 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     if not labels and not setting.encoded:
         raise UsageError("there are no demonstrations to imitate: give rows a demonstration, or --target answers")
     actor: Any = Labels(setting.policy) if labels else showing(setting.policy, setting.encoded, config.batch)
-    learner = WithDropout(setting.policy, setting.learner(WeightedImitation()))
+    learner = setting.learner(WeightedImitation(), dropout=True)
     asked = config.batch if labels else 1
     stage = setting.stage(learner, nothing, actor=actor, tasks_per_step=asked, group_size=1)
     return setting.experiment([stage])
-
-
-@dataclass(frozen=True)
-class WithDropout:
-    """A learner that imitates in training mode, as the start was taught: without it the control would be a weak one."""
-
-    policy: Any
-    learner: Any
-    sees_own_rollouts_only: ClassVar[bool] = True
-
-    def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
-        import torch
-
-        from ...trainers.randomness import seed_of
-
-        self.policy.module.train()
-        try:
-            with torch.random.fork_rng():
-                torch.manual_seed(seed_of("dropout", self.learner.optimisation.seed, self.learner.updates))
-                metrics: dict[str, float] = self.learner.update(rollouts)
-        finally:
-            self.policy.module.eval()
-        return metrics
-
-    def repair(self, verdict: Any) -> dict[str, float]:
-        metrics: dict[str, float] = self.learner.repair(verdict)
-        return metrics
-
-    def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = self.learner.state_dict()
-        return state
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.learner.load_state_dict(state)
 
 
 class Labels(Wrapped):
