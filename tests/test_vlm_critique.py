@@ -19,7 +19,7 @@ from autotelic.trainers.objectives import PPOClip
 from autotelic.types import Rollout, Task
 from autotelic.vlm import critique
 from autotelic.vlm.conversation import Conversation, Reply, Transcript, Turn
-from autotelic.vlm.critique import Asking, AskingConsensus, StepCritique, Verdict, Verifier, p_yes
+from autotelic.vlm.critique import Asking, AskingConsensus, Standing, StepCritique, Verdict, Verifier, agreed, p_yes
 from autotelic.vlm.glimpse import END, IDS
 from autotelic.vlm.glimpse_training import new_model
 from autotelic.vlm.recipes import grpo, mstar, viper
@@ -132,6 +132,30 @@ def test_the_share_of_claims_that_hold_by_hand() -> None:
         ("b", "how many yellow", "= 0"),
     )
     assert Rereading(Reader())(**table) == pytest.approx([1.0, 2 / 3, 1 / 3, 0.0, 1.0])
+
+
+def test_what_stands_of_several_attempts_is_imitated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A count that no single attempt made; the answer most agree on; and nothing where nothing stands."""
+    policy, eyes = untrained(), Reader()
+    tasks = asked("how many disc", "what is up of blue_plus", "what is right of red_disc")
+    said = [
+        *("p0 p4 = 2", "p15 = 1", "p0 p4 p5 = 3", "yes"),
+        *("p1 p0 = red_disc",) * 4,
+        *("p0 p1 = blue_plus", "p0 p4 = green_disc", "p4 p1 = blue_plus", "p0 p1 = blue_plus"),
+    ]
+
+    def act(asked_of: Sequence[Task], n: int, **sampling: Any) -> list[Rollout]:
+        return policy.encode([task for task in asked_of for _ in range(n)], said)
+
+    monkeypatch.setattr(policy, "act", act)
+    actor = Standing(policy, eyes)  # type: ignore[arg-type]
+    found = actor.act(tasks, 4, key=(1,))
+    assert [(rollout.task.id, rollout.output) for rollout in found] == [
+        ("q0", "p0 p4 p15 = 3"),
+        ("q2", "p0 p1 = blue_plus"),
+    ]
+    assert agreed(found) == [0.25, 0.75] and found[0].log_probs is None
+    assert [rollout.output for rollout in actor.act(tasks, 4, greedy=True)] == said, "a gate asks the policy itself"
 
 
 # --- steps, confidence and repair ------------------------------------------------------------------
