@@ -13,18 +13,21 @@ import torch
 
 from autotelic.envs import scenes
 from autotelic.envs.scenes import KINDS, Answer, Question, Scene
-from autotelic.errors import UsageError
+from autotelic.rewards.judge import tokens_of
 from autotelic.rewards.verifiers import Exact
 from autotelic.trainers.objectives import PPOClip
 from autotelic.types import Rollout, Task
-from autotelic.vlm import critique
+from autotelic.vlm import asking
+from autotelic.vlm.asking import Asking, AskingConsensus, p_yes
 from autotelic.vlm.conversation import Conversation, Reply, Transcript, Turn
-from autotelic.vlm.critique import Asking, AskingConsensus, Standing, StepCritique, Verdict, Verifier, agreed, p_yes
+from autotelic.vlm.critique import Standing, StepCritique, Verdict, Verifier, agreed
 from autotelic.vlm.glimpse import END, IDS
 from autotelic.vlm.glimpse_training import new_model
+from autotelic.vlm.policy import TokenPolicy
 from autotelic.vlm.recipes import grpo, mstar, viper
 from autotelic.vlm.rereading import OwnEyes, Rereading, RereadingConsensus, standing
 
+from . import tiny_vlms
 from .small_speaking import asked, untrained
 from .test_scenes import ROOM, scene_of
 
@@ -265,7 +268,7 @@ def test_the_models_own_yes_by_its_plain_forward_pass() -> None:
 
 def test_votes_count_as_much_as_they_are_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     believed = {"p0 = 1": 0.2, "p1 = 1": 0.2, "p0 p1 = 2": 0.5, "p4 = red_disc": 0.1, "": 0.9, "p3 = 4": 0.3}
-    monkeypatch.setattr(critique, "p_yes", lambda judge, tasks, said: [believed[text] for text in said])
+    monkeypatch.setattr(asking, "p_yes", lambda judge, tasks, said: [believed[text] for text in said])
     reward = AskingConsensus(untrained())
 
     def scores(*rows: tuple[str, str]) -> list[float]:
@@ -279,13 +282,20 @@ def test_votes_count_as_much_as_they_are_believed(monkeypatch: pytest.MonkeyPatc
     assert scores(("a", "")) == [0]
 
 
-def test_only_the_small_model_can_be_asked() -> None:
-    class Other:
-        speech = object()
-
-    for kind in (Asking, AskingConsensus):
-        with pytest.raises(UsageError, match="only the default model was taught"):
-            kind(Other())  # type: ignore[arg-type]
+def test_a_model_of_ones_own_is_asked_in_words(tmp_path: Path) -> None:
+    """P(yes) by hand from the model's own forward pass over the whole question."""
+    model, processor = tiny_vlms.text("llama")
+    judge = TokenPolicy.of(model, processor)
+    task = Task("a", "what is red")
+    (found,) = p_yes(judge, [task], ["blue"])
+    prompt = judge.speech.prompt(
+        Task("b", "Question: what is red\nAnswer: blue\nIs the answer right? Answer yes or no.")
+    )
+    with torch.no_grad():
+        logits = model(prompt.ids[None]).logits[0, -1]
+    ids = [tokens_of(processor, word) for word in ("yes", "no")]
+    yes, no = (logits[i].logsumexp(-1) for i in ids)
+    assert found == pytest.approx(float((yes - no).sigmoid()), abs=1e-5)
 
 
 # --- captions and operations (ViPER) ---------------------------------------------------------------

@@ -25,7 +25,7 @@ from autotelic.vlm.evaluation import evaluate
 from autotelic.vlm.glimpse_backbone import GlimpseSpeech
 from autotelic.vlm.glimpse_training import Item, Schooling
 from autotelic.vlm.policy import TokenPolicy
-from autotelic.vlm.recipes import grpo, mstar, sft
+from autotelic.vlm.recipes import grpo, mstar, self_critique, sft
 from autotelic.vlm.setting import SpeakingConfig, start
 
 from . import tiny_vlms as tiny
@@ -315,6 +315,22 @@ def test_a_model_of_ones_own_learns_and_its_adapters_are_kept(
     assert run("vlm/raft", tmp_path / "again", *cheap, *data, *again) == 0, "and a run goes on from them"
 
 
+@pytest.mark.parametrize("family", ["qwen2_vl", "llama"])
+def test_a_model_of_ones_own_criticises_itself(family: str, folders: dict[str, str], tmp_path: Path) -> None:
+    """Asked in words, no label read; the gate compares views that must not change an answer."""
+    rows = [{**row, "answer": row["answer"]} for row in rows_of(tmp_path, 20)]
+    data = ("--data", lines_of(tmp_path, rows)) if family == "qwen2_vl" else ()
+    cheap = ("--horizon", "4", "--lora-rank", "2", "--gate-every", "2")
+    assert run("vlm/self_critique", tmp_path / "run", "--model", folders[family], *cheap, *data) == 0
+    folder = RunFolder.open(tmp_path / "run")
+    assert [look["decision"] for look in folder.read("gate")] and "reward/self-critique" in folder.metrics()[0]
+    setting = start(config_from_json(self_critique.Config, folder.config), labels=False)
+    pairs = list(setting.questions.probes)
+    assert all(task.reference is None for task in pairs) and pairs[1].parent == pairs[0].id
+    train = next(iter(setting.questions.train.values()))
+    assert (train(0) if callable(train) else train[0]).reference is None
+
+
 def test_sums_are_learned_by_a_model_of_text(folders: dict[str, str], tmp_path: Path) -> None:
     """vlm/arithmetic takes SmolLM2, which is not here, and any other model of text."""
     assert run("vlm/arithmetic", tmp_path / "run", "--model", folders["llama"], "--dtype", "fp32") == 0
@@ -347,7 +363,7 @@ def test_the_gate_of_sums_reads_what_is_counted() -> None:
     assert [task.category for task in made.held_out] == ["sum"] * 4 + ["difference"] * 4
     longer = questions.sums(0, 0, labels=True, gate_labels=0, held_out=6)
     assert [t.prompt for t in made.held_out] == [t.prompt for i, t in enumerate(longer.held_out) if i % 6 >= 2]
-    assert {task.reference for task in longer.probes} == {None} and len(longer.probes) == 60
+    assert {task.reference for task in longer.probes} == {None} and len(longer.probes) == 2 * 60, "two views of each"
     for kind, source in made.train.items():
         assert callable(source) and source(3).reference is None
         known = longer.train[kind]
@@ -443,15 +459,9 @@ def test_too_few_questions_and_none_to_evaluate_are_told(tmp_path: Path) -> None
         ("vlm/grpo", ("--group", "0"), "--prompts-per-step and --group of 1 or more"),
         ("vlm/grpo", ("--rewards", "exakt"), "did you mean exact"),
         ("vlm/grpo", ("--gate-labels", "1"), "a canary compares 2 or more probes, not 1"),
-        ("vlm/grpo", ("--data", "FILE", "--gate-labels", "0"), "give --gate-labels N, or --no-gate"),
         ("vlm/sft", ("--data", "FILE", "--gate-labels", "2"), "there are no demonstrations to imitate"),
-        (
-            "vlm/self_critique",
-            ("--data", "FILE", "--gate-labels", "2"),
-            "a second look at cells is known for the default",
-        ),
+        ("vlm/viper", ("--data", "FILE", "--gate-labels", "2"), "a second look at cells is known for the default"),
         ("vlm/self_critique", ("--critic", "asking"), "--critic asking goes with --learn outcome"),
-        ("vlm/self_rewarding", ("--model", "llama", "--judge", "asking"), "only the default model was taught"),
         ("vlm/grpo", ("--model", "./nowhere"), "nowhere"),
     ],
 )

@@ -12,10 +12,13 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-WORDS = (
-    "what is red blue green circle square how many in the picture left right of user assistant yes no one two three "
-    "four five six seven eight nine zero a dog cat ? . :"
-).split()
+# fmt: off
+WORDS = [
+    "what", "is", "red", "blue", "green", "circle", "square", "how", "many", "in", "the", "picture", "left",
+    "right", "of", "user", "assistant", "yes", "no", "one", "two", "three", "four", "five", "six", "seven", "eight",
+    "nine", "zero", "a", "dog", "cat", "?", ".", ":",
+]
+# fmt: on
 SPECIAL = {
     "qwen2_vl": ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
     "smolvlm": ("<image>", "<fake_token_around_image>", "<global-img>", "<row_1_col_1>", "<end_of_utterance>"),

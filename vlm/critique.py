@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from ..envs import scenes
 from ..envs.scenes import Question
-from ..errors import UsageError
-from ..rewards.answers import vote_of
 from ..types import Rollout, Score, Task
 from .conversation import Reply, Transcript, Turn
-from .glimpse import IDS
-from .glimpse_backbone import GlimpseSpeech
 from .policy import TokenPolicy
 from .rereading import OwnEyes, RereadingConsensus, or_zeros, standing
 from .wrapped import Wrapped
@@ -135,66 +128,3 @@ class Standing(Wrapped):
 def agreed(rollouts: Sequence[Rollout], **columns: Any) -> list[float]:
     """How far a question's attempts agreed with what stands of them."""
     return [float(rollout.info["agreed"]) for rollout in rollouts]
-
-
-@dataclass(frozen=True)
-class AskingConsensus:
-    """The answer that gets most votes, each weighted by the model's own P(yes) to it; 1 for who gave it, else 0.
-
-    A learned verdict: the frozen start is asked "QUESTION check ANSWER".
-    """
-
-    judge: TokenPolicy
-
-    group_aware = True
-
-    def __post_init__(self) -> None:
-        _knows_check(self.judge)
-
-    def __call__(
-        self, tasks: Sequence[Task], completions: Sequence[Any], groups: Sequence[str], **columns: Any
-    ) -> list[float]:
-        weights = p_yes(self.judge, tasks, completions)
-        votes = [vote_of(str(said)) for said in completions]
-        sums: dict[str, dict[str | None, float]] = defaultdict(lambda: defaultdict(float))
-        for group, vote, weight in zip(groups, votes, weights, strict=True):
-            sums[group][vote] += weight if vote is not None else 0.0
-        best = {group: max(row, key=lambda vote: row[vote]) for group, row in sums.items()}
-        return [float(vote is not None and vote == best[group]) for group, vote in zip(groups, votes, strict=True)]
-
-
-def _knows_check(judge: TokenPolicy) -> None:
-    if not isinstance(judge.speech, GlimpseSpeech):
-        raise UsageError('only the default model was taught to be asked "QUESTION check ANSWER"')
-
-
-def p_yes(judge: TokenPolicy, tasks: Sequence[Task], completions: Sequence[Any]) -> list[float]:
-    """P(yes) / (P(yes) + P(no)) of "QUESTION check ANSWER", asked of a small model."""
-    from dataclasses import replace
-
-    asked = [
-        replace(task, id=f"{task.id}/check/{i}", prompt=f"{task.prompt} check {' '.join(str(said).split()[:16])}")
-        for i, (task, said) in enumerate(zip(tasks, completions, strict=True))
-    ]
-    found: list[float] = []
-    for first in range(0, len(asked), judge.at_once):
-        prompts = [judge.speech.prompt(task) for task in asked[first : first + judge.at_once]]
-        words = torch.tensor([[IDS["="], IDS["yes"]]], device=judge.device).expand(len(prompts), -1)
-        with torch.no_grad():
-            hidden = judge.backbone.read_whole(prompts, words, torch.ones_like(words, dtype=torch.bool))
-            logits = judge.logits(hidden[:, 1])
-        found += (logits[:, IDS["yes"]] - logits[:, IDS["no"]]).sigmoid().tolist()
-    return found
-
-
-@dataclass(frozen=True)
-class Asking:
-    """The model's own P(yes) to an answer, asked "QUESTION check ANSWER"."""
-
-    judge: TokenPolicy
-
-    def __post_init__(self) -> None:
-        _knows_check(self.judge)
-
-    def __call__(self, tasks: Sequence[Task], completions: Sequence[Any], **columns: Any) -> list[float]:
-        return p_yes(self.judge, tasks, completions)

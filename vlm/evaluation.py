@@ -12,7 +12,7 @@ from PIL import Image
 from ..trainers.scoring import score
 from ..types import Rollout, Task
 from .conversation import Conversation
-from .processing import as_pil
+from .processing import PIXEL_LIMIT, as_pil
 
 if TYPE_CHECKING:
     from ..trainers.run_folder import RunFolder
@@ -100,7 +100,7 @@ def write_answers(setting: Setting, folder: RunFolder) -> None:
         row: dict[str, Any] = {"question": _text(task.prompt), "right": str(task.extra.get("trace", task.reference))}
         if task.images:
             row["picture"] = f"{number}.png"
-            picture = as_pil(task.images[0], task.id, 50_000_000)
+            picture = as_pil(task.images[0], task.id, PIXEL_LIMIT)
             picture.resize((128, 128), Image.Resampling.NEAREST).save(place / row["picture"])
         for side, rollouts in said.items():
             row[side] = {"said": str(rollouts[number].output), "is right": _number(rollouts[number]) == 1.0}

@@ -171,11 +171,38 @@ def sums(
         return [task for several in drawn for task in arithmetic.tasks(several)]
 
     canary = asked(-(-(gate_labels or probes) // len(kinds)), "probe")[: gate_labels or probes]
-    canary = [replace(t, category="canary") if gate_labels else replace(t, reference=None) for t in canary]
+    canary = [replace(t, category="canary") for t in canary] if gate_labels else gentle_views(canary)
     sources = {kind: partial(train, kind=kind) for kind in kinds}
     evaluated = [task for i, task in enumerate(asked(offset + held_out, "eval")) if i % (offset + held_out) >= offset]
     known = [arithmetic.source(kind, seed, split=split)(i) for kind in kinds for i in range(500)]
     return Questions(sources, evaluated, canary, blind=blind_baseline(known, evaluated), verify=Numeric())
+
+
+def gentle_views(tasks: Sequence[Task]) -> list[Task]:
+    """Questions without references, each also in a view that must not change its answer: the pictures a little darker
+    and cut by a fortieth at every side, or a text introduced by a word. Chats without pictures are left out."""
+    found = []
+    for task in tasks:
+        plain = _unlabelled(task)
+        if task.images:
+            view = replace(plain, images=tuple(_dimmed(image, task.id) for image in task.images))
+        elif isinstance(task.prompt, str):
+            view = replace(plain, prompt=f"Question: {task.prompt}")
+        else:
+            continue
+        found += [plain, replace(view, id=f"{task.id}/view", parent=task.id)]
+    return found
+
+
+def _dimmed(image: Any, name: str) -> Any:
+    from PIL import ImageEnhance
+
+    from .processing import PIXEL_LIMIT, as_pil
+
+    picture = as_pil(image, name, PIXEL_LIMIT)
+    width, height = picture.size
+    inside = picture.crop((width // 40, height // 40, width - width // 40, height - height // 40))
+    return ImageEnhance.Brightness(inside.resize((width, height))).enhance(0.85)
 
 
 # a file of one's own
@@ -202,7 +229,7 @@ def from_file(path: str, *, evaluation: str = "", gate_labels: int = 0, labels: 
         answered = [task for task in probes if task.reference is not None]
         probes = [replace(task, category="canary") for task in answered[:gate_labels]]
     else:
-        probes = [_unlabelled(task) for task in probes]
+        probes = gentle_views(probes)
     shown = [(task, str(task.extra["demonstration"])) for task in train if task.extra.get("demonstration")]
     sources: dict[str, list[Task]] = defaultdict(list)
     for task in train:

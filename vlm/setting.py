@@ -79,7 +79,7 @@ class SpeakingConfig:
     gate: bool = True
     """Keep, repair or roll back by held-out questions."""
     gate_labels: int = 210
-    """Answers that the gate may read; 0 judges by whether two views of a picture get the same answer."""
+    """Answers that the gate may read; 0 judges by whether two views of a question get the same answer."""
     gate_every: int = 25
     """Rounds between two looks."""
     gate_z: float = 3.0
@@ -226,7 +226,7 @@ class Setting:
 
         if not self.config.gate_labels and not any(task.parent for task in self.questions.probes):
             raise UsageError(
-                "a gate without labels compares two views of a picture, which are known in the small world alone: "
+                "a gate without labels compares two views of a question, and chats without pictures have none: "
                 "give --gate-labels N, or --no-gate"
             )
         judge = self.questions.verify if self.config.gate_labels else ViewConsistency()

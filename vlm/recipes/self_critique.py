@@ -15,7 +15,8 @@ and says what stands. ``--learn`` chooses what is made of it:
 
 What follows from what is seen is a rule of the small world, not learned: call it label-free, rule-based and
 model-perceived. ``--critic asking`` uses a learned verdict instead (with outcome): the model is asked "check" and says
-yes or no. The settings of "standing" were chosen on another split; figures are in docs/results.md.
+yes or no. A second look at cells is known in the small world alone: with a model or data of one's own the critic is
+always asked. The settings of "standing" were chosen on another split; figures are in docs/results.md.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     from ...errors import UsageError
     from ...rewards.reward import Reward
     from ...trainers.objectives import WeightedImitation
+    from ..asking import Asking, AskingConsensus
     from ..critique import Standing, agreed
     from ..rereading import Rereading
     from ..setting import start
@@ -70,13 +72,14 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     if config.critic == "asking" and config.learn != "outcome":
         raise UsageError("a verdict of the whole answer has no steps: --critic asking goes with --learn outcome")
     setting = start(config, labels=False)
-    proxy = Reward(Rereading(setting.eyes), "second look")
-    if config.learn == "standing":
+    looks = setting.questions.small_world
+    proxy = Reward(Rereading(setting.eyes), "second look") if looks else Reward(Asking(setting.start), "asked")
+    if config.learn == "standing" and looks:
         actor: Any = Standing(setting.policy, setting.eyes)
         learner = setting.learner(WeightedImitation(), dropout=True)
         stage = setting.stage(learner, Reward(agreed), actor=actor, proxy=proxy)
     else:
-        reward, actor = critic(config, setting)
+        reward, actor = critic(config, setting) if looks else (AskingConsensus(setting.start), None)
         objective, advantage = grpo.loss_of(config)
         learner = setting.learner(setting.regularised(objective), advantage=advantage)
         stage = setting.stage(learner, Reward(reward, "self-critique"), actor=actor, proxy=proxy)
@@ -85,8 +88,9 @@ def build(config: Config, folder: RunFolder) -> Experiment:
 
 def critic(config: Config, setting: Any) -> tuple[Any, Any]:
     """The reward of outcome or process, and the actor that it needs, None for the policy alone."""
+    from ..asking import AskingConsensus
     from ..conversation import Conversation
-    from ..critique import AskingConsensus, StepCritique, Verifier
+    from ..critique import StepCritique, Verifier
     from ..rereading import RereadingConsensus
 
     if config.critic == "asking":

@@ -53,7 +53,7 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     from ...trainers.learner import Optimisation
     from ...trainers.objectives import DPO
     from ...trainers.pairing import best_worst
-    from ..critique import Asking
+    from ..asking import Asking
     from ..pairs import Cream, PastAndFuture, kept_score
     from ..rereading import Rereading
     from ..setting import start
