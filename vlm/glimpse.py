@@ -1,4 +1,4 @@
-"""A vision-language model of 160 thousand parameters that looks where it points.
+"""A vision-language model of 180 thousand parameters that looks where it points.
 
 Too small to learn from raw attention alone which patch a word means, it is given two things: a token that names a cell
 carries a glimpse of that cell's patch, and a match map says how well each patch fits each word of the question, by the
