@@ -49,6 +49,7 @@ def debug() -> Config:
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
+    from ...rewards.log_ratio import scorer
     from ...rewards.reward import Reward
     from ...trainers.learner import Optimisation
     from ...trainers.objectives import DPO
@@ -57,6 +58,7 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     from ..pairs import Cream, PastAndFuture, kept_score
     from ..rereading import Rereading
     from ..setting import start
+    from ..watch import Watch
 
     setting = start(config, labels=False)
     judge: Any = Rereading(setting.eyes) if config.judge == "looking" else Asking(setting.start)
@@ -72,7 +74,9 @@ def build(config: Config, folder: RunFolder) -> Experiment:
         references = {"reference": setting.start, "previous": previous}
         prepare: list[Any] = [cream] if config.soften else [cream, hard]
         learner = setting.learner(DPO(config.beta), prepare=prepare, references=references)
-        return setting.experiment([setting.stage(learner, Reward(judge, "second look"))])
+        watch = Watch(rankings=(scorer(setting.policy), scorer(previous)))
+        learners = {"policy": learner, "watch": watch}
+        return setting.experiment([setting.stage(learner, Reward(judge, config.judge), learners=learners)])
     learner = setting.learner(DPO(config.beta, "start"), prepare=[best_worst])
     return setting.experiment([setting.stage(learner, Reward(judge, config.judge))])
 
