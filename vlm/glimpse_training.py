@@ -247,7 +247,7 @@ def default_model(seed: int, split: int, count: int) -> Path:
     place = cache_folder() / f"glimpse-{VERSION}-{seed}-{split}-{count}"
     if (place / "config.json").is_file():
         return place
-    print(f"making the small vision-language model (seed {seed}, {count} demonstrations): about three CPU minutes, once")
+    print(f"making the small vision-language model (seed {seed}, {count} demonstrations), once: three CPU minutes")
     how = Schooling(seed=seed)
     model = new_model(seed).train()
     with torch.random.fork_rng():

@@ -24,7 +24,7 @@ class SpeakingConfig:
     """Fields that every recipe for models that speak has."""
 
     model: str = ""
-    """A folder or hub name; empty takes the small default, made in two CPU minutes at first use; smollm2 takes
+    """A folder or hub name; empty takes the small default, made in three CPU minutes at first use; smollm2 takes
     SmolLM2-135M-Instruct from its package."""
     data: str = ""
     """A file of JSON lines (prompt, image, answer, category, demonstration); empty takes the small world of scenes, or
