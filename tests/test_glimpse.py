@@ -382,7 +382,7 @@ def test_the_default_model_depends_on_its_seed_alone_and_is_kept(
         return all(torch.equal(one[name], other[name]) for name in one)
 
     first = weights("one")
-    assert "about two CPU minutes, once" in capsys.readouterr().out
+    assert "once: three CPU minutes" in capsys.readouterr().out
     monkeypatch.setattr(lessons, "learn_to_see", None)  # made anew, this would fail
     assert same(first, weights("one")) and capsys.readouterr().out == ""
     monkeypatch.undo()
