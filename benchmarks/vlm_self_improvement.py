@@ -8,9 +8,9 @@ seven types of multi-step questions. All are judged on 2,100 held-out questions,
 no training question has; sampled figures on 420 of them. "start" is the model before; "sft" goes on imitating the
 demonstrations; "answers" imitates the labels without traces, the control that a labelled loop has to face. Arms without
 "labels in training" read no answer in training; their gates read none either, but for the labelled canary of "majority,
-gate". Settings were chosen on split 1 with seeds from 100 on, and split 0 with seeds 3-5 was looked at for nothing else;
-seeds 0-2 were seen while the start was still taught too briefly (docs/results.md). Runs that stand finished in the
-folder are read, not repeated.
+gate". Settings were chosen on split 1 with seeds from 100 on, and split 0 with seeds 3-5 was looked at for nothing
+else; seeds 0-2 were seen while the start was still taught too briefly (docs/results.md). Runs that stand finished in
+the folder are read, not repeated.
 """
 
 from __future__ import annotations
