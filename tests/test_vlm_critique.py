@@ -401,17 +401,16 @@ def test_the_temperature_that_pays_is_chosen_every_few_rounds() -> None:
     assert unsound.reward_pass(1.3) == 0.0, "without a second look the first two count"
 
 
-def test_answers_are_sampled_at_the_chosen_temperature_and_a_gate_asks_greedily() -> None:
-    class Told:
-        def act(self, tasks: Any, n: int, **sampling: Any) -> Any:
-            return sampling
-
-    told: Any = Told()
-    tuner = mstar.Temperature(told, [], fickle_reward(), mstar.Config())
+def test_answers_are_sampled_at_the_chosen_temperature_and_imitated_at_one() -> None:
+    policy, tasks = untrained(), asked("how many red")
+    tuner = mstar.Temperature(policy, [], fickle_reward(), mstar.Config())
     tuner.value = 0.7
-    actor: Any = mstar.Tempered(told, tuner)
-    assert actor.act([], 2, key=(1,)) == {"key": (1,), "temperature": 0.7}
-    assert actor.act([], 1, greedy=True) == {"greedy": True}
+    actor: Any = mstar.Tempered(policy, tuner)
+    sampled, plain = actor.act(tasks, 2, key=(1,)), policy.act(tasks, 2, key=(1,), temperature=0.7)
+    assert [r.output for r in sampled] == [r.output for r in plain]
+    assert [float(r.payload["temperature"]) for r in (*sampled, *plain)] == pytest.approx([1, 1, 0.7, 0.7])
+    (greedy,) = actor.act(tasks, 1, greedy=True)
+    assert greedy.output == policy.act(tasks, 1, greedy=True)[0].output
 
 
 def test_validation_questions_come_from_the_other_end() -> None:

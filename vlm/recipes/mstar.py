@@ -140,13 +140,17 @@ class Temperature:
 
 @dataclass
 class Tempered(Wrapped):
-    """The policy, sampling at the temperature that was last chosen."""
+    """The policy, sampling at the temperature that was last chosen; what is imitated is imitated at temperature 1."""
 
     policy: Any
     tuner: Temperature
 
     def act(self, tasks: Sequence[Task], n: int, **sampling: Any) -> list[Rollout]:
-        if not sampling.get("greedy"):
-            sampling["temperature"] = self.tuner.value
-        rollouts: list[Rollout] = self.policy.act(tasks, n, **sampling)
+        if sampling.get("greedy"):
+            said: list[Rollout] = self.policy.act(tasks, n, **sampling)
+            return said
+        rollouts: list[Rollout] = self.policy.act(tasks, n, **{**sampling, "temperature": self.tuner.value})
+        for rollout in rollouts:
+            as_told = {name: tensor for name, tensor in rollout.payload.items() if name != "temperature"}
+            rollout.payload = {**as_told, "temperature": rollout.payload["temperature"] * 0 + 1}
         return rollouts
