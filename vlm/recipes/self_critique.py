@@ -16,7 +16,8 @@ and says what stands. ``--learn`` chooses what is made of it:
 What follows from what is seen is a rule of the small world, not learned: call it label-free, rule-based and
 model-perceived. ``--critic asking`` uses a learned verdict instead (with outcome): the model is asked "check" and says
 yes or no. A second look at cells is known in the small world alone: with a model or data of one's own the critic is
-always asked. The settings of "standing" were chosen on another split; figures are in docs/results.md.
+always asked. The settings of "standing" were chosen on another split; expected from 53 to 68 % of held-out
+questions in about 97 CPU seconds of loop (docs/results.md).
 """
 
 from __future__ import annotations
