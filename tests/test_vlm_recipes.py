@@ -246,16 +246,19 @@ def lines_of(folder: Path, rows: Sequence[Any], name: str = "data.jsonl") -> str
     return str(path)
 
 
-def test_a_majority_that_is_wrong_sounds_the_alarm_and_the_start_is_kept(tmp_path: Path) -> None:
+def test_a_majority_that_is_wrong_sounds_the_alarm_and_the_start_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The likeliest words are right, but most answers are wrong: 30 % say "= 1", 70 % "= 0" by seven ways."""
     rows = rows_of(tmp_path, 60)
     model = glimpse_training.new_model(0).train()
     pictures = [task.images[0] for task in asked(*["how many red"] * 60)]
     said = [*["= 1"] * 3, *(f"p{cell} = 0" for cell in range(7))]
     items = [Item("how many red", picture, answer) for picture in pictures for answer in said]
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), monkeypatch.context() as patch:
+        patch.setattr(glimpse_training, "in_view", lambda item, draw: item)
         torch.manual_seed(0)
-        glimpse_training.learn_answers(model, items, Schooling(batch=40), 60, views=False)
+        glimpse_training.learn_answers(model, items, Schooling(batch=40), 60)
     model.save_pretrained(tmp_path / "start")
     options = ["--model", str(tmp_path / "start"), "--data", lines_of(tmp_path, rows), "--iterations", "12"]
     options += ["--group", "16", "--gate-every", "2", "--gate-labels", "9"]
@@ -394,11 +397,11 @@ def test_a_file_of_questions_is_dealt_out(tmp_path: Path) -> None:
     assert trained["q 2"].id == "data/3" and made.blind == {"a": 0.0, "b": 0.0}
     free = questions.from_file(path, labels=False)
     hidden = [*free.probes, *(task for source in free.train.values() for task in source)]  # type: ignore[union-attr]
-    assert len(hidden) == 16 and all(t.reference is None and "demonstration" not in t.extra for t in hidden)
+    assert len(hidden) == 2 * 4 + 12 and all(t.reference is None and "demonstration" not in t.extra for t in hidden)
     assert len(free.demonstrations) == 12, "which are there to be imitated"
     other = lines_of(tmp_path, rows[:3], "other.jsonl")
     apart = questions.from_file(path, evaluation=other)
-    assert [task.id for task in apart.held_out] == ["other/1", "other/2", "other/3"] and len(apart.probes) == 4
+    assert [task.id for task in apart.held_out] == ["other/1", "other/2", "other/3"] and len(apart.probes) == 2 * 4
 
 
 def test_a_file_of_questions_is_learned_from(tmp_path: Path) -> None:
