@@ -16,13 +16,11 @@ from ..errors import UsageError
 from ..types import Task
 from .backbone import Prompt, State
 from .glimpse import END, IDS, IMAGE, PAD, WORDS, GlimpseModel, Memory, causal
-from .processing import as_pil
+from .processing import PIXEL_LIMIT, as_pil
 from .speech import Speech
 
 if TYPE_CHECKING:
     from .policy import TokenPolicy
-
-PIXEL_LIMIT = 50_000_000
 
 
 class GlimpseBackbone:

@@ -146,7 +146,7 @@ class Setting:
         if not self.questions.small_world:
             raise UsageError(
                 "a second look at cells is known for the default model in its small world alone; without labels any "
-                "model can learn by vlm/evol_rl or vlm/ttrl"
+                "model can learn by vlm/self_critique, vlm/evol_rl or vlm/ttrl"
             )
         return OwnEyes(self.start.module)  # type: ignore[arg-type]
 
