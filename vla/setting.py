@@ -48,6 +48,8 @@ class RobotConfig:
     """A folder or hub name to start from instead of cloning the demonstrations."""
     head: Literal["tokens", "gaussian"] = "gaussian"
     """Action tokens, or a Gaussian per step."""
+    rho: float = 0.9
+    """Correlation of the exploration noise between consecutive environment steps; 0 is independent noise."""
     clone_steps: int = 1000
     """Gradient steps of behaviour cloning."""
     horizon: int = 150
@@ -280,7 +282,7 @@ def _policy(config: RobotConfig, observation_size: int, action_size: int) -> Act
     from .policy import ActionModel, ActionPolicy
 
     if config.policy:
-        policy = ActionPolicy.from_pretrained(config.policy)
+        policy = ActionPolicy.from_pretrained(config.policy, rho=config.rho)
         has = (policy.model.observation_size, policy.model.action_size, policy.model.chunk)
         if has != (observation_size, action_size, CHUNK):
             wanted = (observation_size, action_size, CHUNK)
@@ -293,7 +295,7 @@ def _policy(config: RobotConfig, observation_size: int, action_size: int) -> Act
     with torch.random.fork_rng():
         torch.manual_seed(seed_of("model", config.seed))
         model = ActionModel(observation_size, action_size, chunk=CHUNK, head=config.head, **view)
-    return ActionPolicy(model)
+    return ActionPolicy(model, rho=config.rho)
 
 
 def _encode(policy: ActionPolicy, demonstrations: Mapping[str, Sequence[Demonstration]]) -> list[Rollout]:

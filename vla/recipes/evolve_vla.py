@@ -37,6 +37,8 @@ class Config(RobotConfig):
     """How answers over an episode become the estimate."""
     threshold: float = 0.9
     """An estimate above it ends the episode."""
+    termination: bool = True
+    """The estimate ends episodes; otherwise each goes on to its horizon."""
     completion: float = 0.3
     """Share of the reward that is paid for ending above the threshold alone."""
     goal_features: bool = True
@@ -108,6 +110,7 @@ def assemble(
     setting = start(config, folder)
     progress, judge = critics(config, setting, folder)
     accumulator = Accumulator(config.accumulate)
+    ends = config.threshold if config.termination else None
     hindsight = FinalProgress(config.threshold, config.completion, EpisodeProgress(progress, accumulator))
     learner = PolicyLearner(
         setting.policy,
@@ -129,7 +132,7 @@ def assemble(
     tasks = Uniform(setting.sources(), seed=config.seed, quarantine=config.quarantine)
     stage = Stage(
         steps=config.iterations,
-        actor=setting.actor(estimator=ProgressEstimator(progress, accumulator, threshold=config.threshold)),
+        actor=setting.actor(estimator=ProgressEstimator(progress, accumulator, threshold=ends)),
         curriculum=ProgressiveHorizon(tasks, horizons),
         reward=FinalProgress(config.threshold, config.completion),
         learners={"policy": learner},
