@@ -1,14 +1,18 @@
 """Progress as a reward: model x accumulator x role.
 
-A progress *model* says how far an observation is (absolute) or how far one is ahead of another
-(pairwise). An *accumulator* turns its answers over an episode into one estimate. The estimate then
-has a *role*: it ends episodes, it rewards, or it judges at the gate.
+A progress *model* says how far an observation is (absolute, stage), how far one is ahead of another
+(pairwise), or how an episode went as a whole (terminal). An *accumulator* turns its answers over an
+episode into one estimate. The estimate then has a *role*: it ends episodes, it rewards, or it judges
+at the gate.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -17,18 +21,80 @@ from numpy.typing import NDArray
 from ..types import Score
 
 Floats = NDArray[np.float32]
-Accumulation = Literal["milestones", "last", "best", "mean", "difference"]
+Kind = Literal["absolute", "pairwise", "terminal", "stage"]
+Sees = Literal["states", "frames"]
+Accumulation = Literal["milestones", "mix_f", "last", "best", "mean", "difference"]
 
 
 class ProgressModel(Protocol):
-    """Estimates [N] for observations [N, D]; ``kind`` says of what."""
+    """Estimates [N] for N observations; ``kind`` says of what.
+
+    Observations, initial ones and references are states float32 [N, D], or frames uint8 [N, H, W, 3] where an
+    attribute ``sees`` is "frames" (without it a model sees states).
+
+    * "absolute" answers 0..1 for an observation of an episode that began at ``initial``.
+    * "pairwise" answers -1..1: from ``references`` to ``observations``, the share of what was left.
+    * "stage" answers k + tau in 0..K: stage k, and the share tau of it. An attribute ``shares`` holds the K + 1
+      shares of the whole, from 0 to 1, at which stages begin and the last one ends.
+    * "terminal" is asked once an episode is over: ``observations`` is a list of N clips [T_i, ...]; 0..1.
+    """
 
     @property
-    def kind(self) -> Literal["absolute", "pairwise"]: ...
+    def kind(self) -> Kind: ...
 
     def __call__(
-        self, observations: Floats, initial: Floats, instructions: Sequence[str], references: Floats | None = None
+        self, observations: Any, initial: Any, instructions: Sequence[str], references: Any = None
     ) -> Floats: ...
+
+
+def sees(model: ProgressModel) -> Sees:
+    """Whether a model looks at states or at frames."""
+    found: Sees = getattr(model, "sees", "states")
+    return found
+
+
+def ask(
+    model: ProgressModel, observations: Any, initial: Any, instructions: Sequence[str], references: Any = None
+) -> Floats:
+    """A model's answers [N], checked: absolute, terminal and stage ones in 0..1, pairwise ones in -1..1.
+
+    Raises:
+        ValueError: they are too few or too many, not numbers, NaN or out of range, in one line.
+    """
+    answers = np.asarray(model(observations, initial, instructions, references))
+    if answers.shape != (len(instructions),):
+        raise ValueError(f"the progress model returned shape {answers.shape} for {len(instructions)} observations")
+    if answers.dtype.kind not in "fiub":
+        raise ValueError(f"the progress model returned {answers.dtype}, not numbers")
+    shares = _shares(model) if model.kind == "stage" else None
+    low, high = (-1.0 if model.kind == "pairwise" else 0.0), (1.0 if shares is None else len(shares) - 1.0)
+    outside = ~((answers >= low - 1e-4) & (answers <= high + 1e-4))  # NaN is outside too
+    if outside.any():
+        wrong = int(outside.argmax())
+        what = f"the progress model returned {answers[wrong]}, outside {low:g}..{high:g}"
+        raise ValueError(f"{what}, for {instructions[wrong]!r}")
+    if shares is not None:
+        return np.interp(answers, np.arange(len(shares)), shares).astype(np.float32)
+    return answers.astype(np.float32, copy=False)
+
+
+def _shares(model: ProgressModel) -> list[float]:
+    shares = [float(share) for share in getattr(model, "shares", ())]
+    rising = all(a <= b for a, b in pairwise(shares))
+    if len(shares) < 2 or not rising or abs(shares[0]) > 1e-6 or abs(shares[-1] - 1) > 1e-6:
+        raise ValueError(f"a stage model's shares rise from 0 to 1, not {shares}")
+    return shares
+
+
+def _check_seen(model: ProgressModel, observations: NDArray[Any]) -> None:
+    """Refuse states where frames are seen, and the other way round."""
+    frames = observations.ndim == 4 and observations.shape[-1] == 3 and observations.dtype == np.uint8
+    if sees(model) == "frames" and not frames:
+        what = f"{observations.dtype} {list(observations.shape)}"
+        raise ValueError(f"the progress model sees frames, uint8 [N, H, W, 3], and was given {what}")
+    if sees(model) == "states" and observations.ndim != 2:
+        what = f"{observations.dtype} {list(observations.shape)}"
+        raise ValueError(f"the progress model sees states, [N, D], and was given {what}")
 
 
 @dataclass(frozen=True)
@@ -39,10 +105,13 @@ class Accumulator:
         rule: "milestones" is EVOLVE-VLA's Eq. 1-2 (arXiv 2512.14666, checked against the paper): every
             ``milestone`` checks the observation becomes the new reference and v <- v + (1 - v) c. Between
             milestones the provisional value v + (1 - v) c counts, which the paper leaves open; values are
-            clamped to 0..1, which it does not say. "last" takes the newest answer; "best" the highest so far;
-            "mean" the mean so far; "difference" is the newest minus the first (potential difference).
-            With a pairwise model all but "milestones" compare with the first observation.
-        milestone: checks between milestones.
+            clamped to 0..1, which it does not say. "mix_f" is VLAC's rule of that name (checked against its
+            code): the same where c > 0; otherwise v <- v + v c where v <= 1/2, and above it
+            max(1/10, 1 - max(1 - v, 1/100) / (1 + c)), so that a loss late in the episode costs much.
+            "last" takes the newest answer; "best" the highest so far; "mean" the mean so far; "difference" is
+            the newest minus the first (potential difference). With a pairwise model all but "milestones" and
+            "mix_f" compare with the first observation.
+        milestone: checks between milestones; VLAC's own use of "mix_f" has 1.
     """
 
     rule: Accumulation = "milestones"
@@ -53,8 +122,8 @@ class ProgressEstimator:
     """Keeps an estimate for every episode of a batch, and says when one is over.
 
     Args:
-        model: absolute or pairwise. With "milestones" an absolute model answers for a pair by
-            (p_b - p_a) / (1 - p_a).
+        model: absolute, pairwise or stage. With "milestones" and "mix_f" an absolute model answers for a pair
+            by (p_b - p_a) / (1 - p_a).
         threshold: an estimate above it ends the episode; None never does.
         patience: checks in a row that must be above it, so that one wrong answer does not cut an
             episode short.
@@ -68,6 +137,8 @@ class ProgressEstimator:
         threshold: float | None = None,
         patience: int = 1,
     ) -> None:
+        if model.kind == "terminal":
+            raise ValueError("a terminal progress model judges episodes that are over: use it in EpisodeProgress")
         self.model, self.accumulator = model, accumulator or Accumulator()
         self.threshold, self.patience = threshold, patience
         self.calls = 0
@@ -77,15 +148,17 @@ class ProgressEstimator:
         """Forget all episodes; row i will be an episode with instruction i."""
         self._instructions = list(instructions)
         self._trace: list[list[float]] = [[] for _ in instructions]
-        self._first: dict[int, Floats] = {}
-        self._reference: dict[int, Floats] = {}
+        self._first: dict[int, NDArray[Any]] = {}
+        self._reference: dict[int, NDArray[Any]] = {}
         self._held = dict.fromkeys(range(len(instructions)), 0.0)
 
-    def update(self, rows: NDArray[np.int64], observations: Floats) -> NDArray[np.bool_]:
-        """Take in observations [n, D] of some rows; True [n] where the episode is over.
+    def update(self, rows: NDArray[np.int64], observations: NDArray[Any]) -> NDArray[np.bool_]:
+        """Take in what the model sees, [n, D] or [n, H, W, 3], of some rows; True [n] where the episode is over.
 
-        The first observation of a row is its initial one: it sets the reference and has no estimate.
+        The first observation of a row is its initial one: it sets the reference and has no estimate. The model
+        is called once for all rows.
         """
+        _check_seen(self.model, observations)
         over = np.zeros(len(rows), dtype=bool)
         old = [i for i, row in enumerate(rows.tolist()) if row in self._first]
         for i in sorted(set(range(len(rows))) - set(old)):
@@ -106,32 +179,25 @@ class ProgressEstimator:
         """The estimate after each observation of a row, the initial one left out."""
         return self._trace[row]
 
-    def _ask(self, rows: NDArray[np.int64], observations: Floats) -> Floats:
+    def _ask(self, rows: NDArray[np.int64], observations: NDArray[Any]) -> Floats:
         """Absolute answers in 0..1, or signed advances over each row's reference."""
         first = np.stack([self._first[int(row)] for row in rows])
         reference = np.stack([self._reference[int(row)] for row in rows])
         texts = [self._instructions[int(row)] for row in rows]
         self.calls += len(rows)
-        pairwise = self.model.kind == "pairwise"
-        answers = self.model(observations, first, texts, reference if pairwise else None)
-        if answers.shape != (len(rows),):
-            raise ValueError(f"the progress model returned shape {answers.shape} for {len(rows)} observations")
-        low = -1.0 if pairwise else 0.0
-        outside = ~((answers >= low - 1e-4) & (answers <= 1 + 1e-4))  # NaN is outside too
-        if outside.any():
-            first_wrong = int(outside.argmax())
-            what = f"the progress model returned {answers[first_wrong]}, outside {low:g}..1"
-            raise ValueError(f"{what}, for {texts[first_wrong]!r}")
-        return answers
+        return ask(self.model, observations, first, texts, reference if self.model.kind == "pairwise" else None)
 
-    def _accumulate(self, row: int, answer: float, observation: Floats) -> float:
+    def _accumulate(self, row: int, answer: float, observation: NDArray[Any]) -> float:
         rule, checks = self.accumulator.rule, len(self._trace[row]) + 1
-        if rule == "milestones":
-            advance = answer
-            if self.model.kind == "absolute":  # as a pair: the held value plays the part of p_a
-                held = self._held[row]
+        pairwise = self.model.kind == "pairwise"
+        if rule in ("milestones", "mix_f"):
+            held, advance = self._held[row], answer
+            if not pairwise:  # as a pair: the held value plays the part of p_a
                 advance = float(np.clip((answer - held) / max(1 - held, 0.05), -1, 1))
-            value = float(np.clip(self._held[row] + (1 - self._held[row]) * advance, 0.0, 1.0))
+            if rule == "mix_f" and advance <= 0:
+                value = _fall(held, advance)
+            else:
+                value = float(np.clip(held + (1 - held) * advance, 0.0, 1.0))
             if checks % self.accumulator.milestone == 0:
                 self._held[row], self._reference[row] = value, observation
             return value
@@ -141,11 +207,18 @@ class ProgressEstimator:
             value = self._held[row] / checks
         elif rule == "best":
             self._held[row] = value = max(self._held[row], answer)
-        elif rule == "difference" and self.model.kind == "absolute":
+        elif rule == "difference" and not pairwise:
             if checks == 1:
                 self._held[row] = answer
             value = answer - self._held[row]
         return float(np.clip(value, 0.0, 1.0))
+
+
+def _fall(held: float, advance: float) -> float:
+    """VLAC's mix_f for an advance in -1..0; at -1 the limit."""
+    if held <= 0.5:
+        return float(np.clip(held + held * advance, 0.0, 1.0))
+    return max(0.1, 1 - max(1 - held, 0.01) / max(1 + advance, 1e-6))
 
 
 class FinalProgress:
@@ -175,38 +248,134 @@ class FinalProgress:
 
 
 class MeanProgress:
-    """The mean of several absolute models: one that sees the approach, one that sees the end."""
+    """The mean of several absolute or stage models: one that sees the approach, one that sees the end.
+
+    Attributes:
+        sees: "states" or "frames", the same for all.
+    """
 
     kind: Literal["absolute"] = "absolute"
 
     def __init__(self, models: Sequence[ProgressModel]) -> None:
-        pairwise = [model for model in models if model.kind != "absolute"]
-        if pairwise or not models:
+        if not models or any(model.kind not in ("absolute", "stage") for model in models):
             raise ValueError("MeanProgress takes one or more absolute models")
+        if len({sees(model) for model in models}) > 1:
+            raise ValueError("MeanProgress takes models that all see states or all see frames")
         self.models = list(models)
+        self.sees: Sees = sees(models[0])
 
-    def __call__(
-        self, observations: Floats, initial: Floats, instructions: Sequence[str], references: Floats | None = None
-    ) -> Floats:
-        answers = [model(observations, initial, instructions) for model in self.models]
+    def __call__(self, observations: Any, initial: Any, instructions: Sequence[str], references: Any = None) -> Floats:
+        answers = [ask(model, observations, initial, instructions) for model in self.models]
         result: Floats = np.mean(answers, axis=0, dtype=np.float32)
         return result
+
+
+class Cached:
+    """Any progress model, asked once about the same things: frames are expensive to judge.
+
+    What is the same is decided by a hash of the bytes of observation, initial one and reference, and by the
+    instruction. What is new in a call goes to the model in one batch, repeats left out.
+
+    Args:
+        model: absolute, pairwise, stage or terminal.
+        limit: answers kept; the ones unused longest are forgotten.
+
+    Attributes:
+        asked, hits: rows that the model was asked about, and rows that it was not.
+        calls: of the model.
+    """
+
+    def __init__(self, model: ProgressModel, limit: int = 100_000) -> None:
+        if limit < 1:
+            raise ValueError(f"Cached: limit ({limit}) starts at 1")
+        self.model, self.limit = model, limit
+        self.kind: Kind = model.kind
+        self.sees: Sees = sees(model)
+        if model.kind == "stage":
+            self.shares = _shares(model)
+        self.asked = self.hits = self.calls = 0
+        self._answers: OrderedDict[bytes, float] = OrderedDict()
+
+    def __call__(self, observations: Any, initial: Any, instructions: Sequence[str], references: Any = None) -> Floats:
+        keys = [
+            _digest(text, observations[i], initial[i], None if references is None else references[i])
+            for i, text in enumerate(instructions)
+        ]
+        answers = {key: self._answers[key] for key in keys if key in self._answers}
+        fresh = list({key: i for i, key in reversed(list(enumerate(keys))) if key not in answers}.values())[::-1]
+        if fresh:
+            found = np.asarray(
+                self.model(
+                    _rows(observations, fresh),
+                    _rows(initial, fresh),
+                    [instructions[i] for i in fresh],
+                    None if references is None else _rows(references, fresh),
+                )
+            )
+            if found.shape != (len(fresh),):
+                raise ValueError(f"the progress model returned shape {found.shape} for {len(fresh)} observations")
+            answers |= {keys[i]: float(value) for i, value in zip(fresh, found, strict=True)}
+            self.calls += 1
+        self.asked, self.hits = self.asked + len(fresh), self.hits + len(keys) - len(fresh)
+        for key in keys:
+            self._answers[key] = answers[key]
+            self._answers.move_to_end(key)
+        while len(self._answers) > self.limit:
+            self._answers.popitem(last=False)
+        return np.array([answers[key] for key in keys], np.float32)
+
+
+def _rows(values: Any, rows: Sequence[int]) -> Any:
+    return [values[i] for i in rows] if isinstance(values, list) else values[np.asarray(rows)]
+
+
+def _digest(text: str, *arrays: NDArray[Any] | None) -> bytes:
+    digest = hashlib.blake2b(text.encode(), digest_size=16)
+    for array in arrays:
+        if array is not None:
+            digest.update(f"{array.dtype}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.digest()
 
 
 class EpisodeProgress:
     """Scores whole episodes afterwards by a model and an accumulator, whoever estimated during them.
 
-    Used where the judge is not the estimator that sat in the environment: at the gate and in the audit.
+    Used where the judge is not the estimator that sat in the environment: at the gate and in the audit. The model
+    is called once per check for all episodes; a terminal one once in all, and then the accumulator says nothing.
+
+    Episodes have ``observations`` [S + 1, D], and ``frames`` [S + 1, H, W, 3] for models that see them.
     """
 
     def __init__(self, model: ProgressModel, accumulator: Accumulator | None = None) -> None:
         self.model, self.accumulator = model, accumulator or Accumulator("last")
 
     def __call__(self, episodes: Sequence[Any], prompts: Sequence[Any], **columns: Any) -> list[float]:
+        """An estimate per episode, in 0..1.
+
+        Raises:
+            ValueError: frames are needed and were not kept, or the model's answers are none.
+        """
+        if not episodes:
+            return []
+        if self.model.kind == "terminal":
+            clips, texts = [self._clip(episode) for episode in episodes], [str(prompt) for prompt in prompts]
+            return ask(self.model, clips, np.stack([clip[0] for clip in clips]), texts).tolist()
+        return [trace[-1] for trace in self.traces(episodes, prompts)]
+
+    def traces(self, episodes: Sequence[Any], prompts: Sequence[Any]) -> list[list[float]]:
+        """The estimate after each observation of each episode, the initial one left out."""
         estimator = ProgressEstimator(self.model, self.accumulator)
         estimator.begin([str(prompt) for prompt in prompts])
-        longest = max(len(episode.observations) for episode in episodes)
-        for time in range(longest):
-            rows = np.array([i for i, e in enumerate(episodes) if time < len(e.observations)])
-            estimator.update(rows, np.stack([episodes[i].observations[time] for i in rows]).astype(np.float32))
-        return [estimator.values(row)[-1] for row in range(len(episodes))]
+        clips = [self._clip(episode) for episode in episodes]
+        for time in range(max(len(clip) for clip in clips)):
+            rows = np.array([i for i, clip in enumerate(clips) if time < len(clip)])
+            estimator.update(rows, np.stack([clips[i][time] for i in rows]))
+        return [estimator.values(row) for row in range(len(episodes))]
+
+    def _clip(self, episode: Any) -> NDArray[Any]:
+        if sees(self.model) == "states":
+            return np.asarray(episode.observations, np.float32)
+        if getattr(episode, "frames", None) is None:
+            raise ValueError("the progress model sees frames, and the episodes were recorded without: render them")
+        return np.asarray(episode.frames)

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from autotelic.rewards.progress import (
     Accumulation,
     Accumulator,
+    Cached,
     EpisodeProgress,
     FinalProgress,
+    Kind,
     MeanProgress,
     ProgressEstimator,
 )
@@ -25,7 +27,7 @@ Floats = NDArray[np.float32]
 class Reads:
     """A model that reads its answer off the observation: [answer, place]; it keeps which places were compared."""
 
-    def __init__(self, kind: Literal["absolute", "pairwise"]) -> None:
+    def __init__(self, kind: Kind) -> None:
         self.kind = kind
         self.compared: list[tuple[float, float]] = []
         self.told: list[str] = []
@@ -83,6 +85,34 @@ def test_milestones_with_an_absolute_model_follow_it_both_ways() -> None:
     assert trace("absolute", Accumulator("milestones", 2), *answers) == pytest.approx(answers, abs=1e-6)
     fallen = trace("absolute", Accumulator("milestones", 1), 0.9, 0.2, 0.2)
     assert fallen == pytest.approx([0.9, 0.9 - 0.1, 0.8 - 0.2], abs=1e-6), "an advance is at least -1"
+
+
+def test_mix_f_by_hand() -> None:
+    """VLAC's rule: a rise as with milestones; a fall by v c below a half, and by the inverse of a rise above it."""
+    answers = [0.4, -0.5, 0.0, 0.75, -0.2, -1.0, 1.0, 0.0]
+    by_hand = [0.4, 0.4 - 0.4 * 0.5, 0.2, 0.2 + 0.8 * 0.75, 1 - 0.2 / 0.8, 0.1, 1.0, 1 - 0.01]
+    assert trace("pairwise", Accumulator("mix_f", 1), *answers) == pytest.approx(by_hand)
+    held = trace("pairwise", Accumulator("mix_f", 2), 0.5, 0.6, -0.5, 0.5)
+    assert held == pytest.approx([0.5, 0.6, 1 - 0.4 / 0.5, 0.8]), "v is held between milestones"
+
+
+def test_stages_become_shares_of_the_whole() -> None:
+    """k + tau between the shares at which stage k begins and ends; then as an absolute model."""
+
+    class Stages(Reads):
+        shares = (0.0, 0.2, 0.8, 1.0)
+
+    estimator = ProgressEstimator(Stages("stage"), Accumulator("last"))
+    estimator.begin(["do it"])
+    for frame in frames(0.5, 1.5, 2.0, 3.0):
+        estimator.update(np.array([0]), frame[None])
+    assert estimator.values(0) == pytest.approx([0.1, 0.5, 0.8, 1.0])
+    with pytest.raises(ValueError, match=r"^the progress model returned 3.5, outside 0..3, for 'do it'$"):
+        estimator.update(np.array([0]), frames(3.5)[1:])
+    for wrong in ((), (0.0, 0.5), (0.0, 0.7, 0.3, 1.0)):
+        Stages.shares = wrong  # type: ignore[assignment]
+        with pytest.raises(ValueError, match="a stage model's shares rise from 0 to 1"):
+            estimator.update(np.array([0]), frames(0.5)[1:])
 
 
 @pytest.mark.parametrize(
@@ -199,7 +229,7 @@ def test_final_progress_in_hindsight_reads_the_episode() -> None:
     assert found == pytest.approx([0.375, 1.0])
 
 
-@pytest.mark.parametrize("rule", ["milestones", "last", "best", "mean", "difference"])
+@pytest.mark.parametrize("rule", ["milestones", "mix_f", "last", "best", "mean", "difference"])
 @pytest.mark.parametrize("kind", ["absolute", "pairwise"])
 def test_episode_progress_equals_the_estimator_run_live(
     rule: Accumulation, kind: Literal["absolute", "pairwise"]
@@ -222,3 +252,129 @@ def test_the_mean_of_models_by_hand() -> None:
     for models in ([], [Reads("absolute"), Reads("pairwise")]):
         with pytest.raises(ValueError, match="MeanProgress takes one or more absolute models"):
             MeanProgress(models)
+
+
+class Clips:
+    """A terminal model: the mean of the places of a clip, divided by 10."""
+
+    kind: Literal["terminal"] = "terminal"
+
+    def __init__(self) -> None:
+        self.lengths: list[list[int]] = []
+
+    def __call__(self, observations: Any, initial: Floats, instructions: Sequence[str], references: Any = None) -> Any:
+        assert references is None
+        assert initial.shape == (len(observations), 2)
+        self.lengths.append([len(clip) for clip in observations])
+        return [float(clip[:, 1].mean()) / 10 for clip in observations]
+
+
+def test_a_terminal_model_is_asked_once_for_all_episodes() -> None:
+    model = Clips()
+    episodes = [SimpleNamespace(observations=frames(*[0.0] * n)) for n in (2, 0, 4)]
+    assert EpisodeProgress(model)(episodes=episodes, prompts=["a", "b", "c"]) == pytest.approx([0.1, 0.0, 0.2])
+    assert model.lengths == [[3, 1, 5]]
+    with pytest.raises(ValueError, match=r"^a terminal progress model judges episodes that are over"):
+        ProgressEstimator(model)
+    far = [SimpleNamespace(observations=frames(*[0.0] * 30))]
+    with pytest.raises(ValueError, match=r"^the progress model returned 1.5, outside 0..1, for 'a'$"):
+        EpisodeProgress(model)(episodes=far, prompts=["a"])
+
+
+# frames
+
+
+class Brightness:
+    """How bright a frame is, or how much brighter than the reference."""
+
+    sees: Literal["frames"] = "frames"
+
+    def __init__(self, kind: Kind = "absolute") -> None:
+        self.kind = kind
+        self.batches: list[int] = []
+
+    def __call__(
+        self, observations: NDArray[np.uint8], initial: Any, instructions: Sequence[str], references: Any = None
+    ) -> Floats:
+        self.batches.append(len(observations))
+        bright = observations.mean((1, 2, 3)) / 255
+        return (bright if references is None else bright - references.mean((1, 2, 3)) / 255).astype(np.float32)
+
+
+def film(*brightness: int) -> NDArray[np.uint8]:
+    return np.stack([np.full((4, 4, 3), b, np.uint8) for b in brightness])
+
+
+@pytest.mark.parametrize("kind", ["absolute", "pairwise"])
+def test_frames_are_read_where_the_model_sees_them(kind: Kind) -> None:
+    films = [film(0, 51, 102), film(0, 204)]
+    episodes = [SimpleNamespace(observations=np.zeros((len(f), 7), np.float32), frames=list(f)) for f in films]
+    found = EpisodeProgress(Brightness(kind), Accumulator("last"))(episodes=episodes, prompts=["a", "b"])
+    assert found == pytest.approx([0.4, 0.8])
+    live = ProgressEstimator(Brightness(kind), Accumulator("last"), threshold=0.7)
+    live.begin(["a", "b"])
+    over = [live.update(np.array([0, 1]), np.stack([f[i] for f in films])).tolist() for i in range(2)]
+    assert over == [[False, False], [False, True]]
+    assert [live.values(row) for row in range(2)] == [pytest.approx([0.2]), pytest.approx([0.8])]
+
+
+def test_frames_that_are_missing_or_not_frames_are_refused_in_one_line() -> None:
+    blind = [SimpleNamespace(observations=np.zeros((2, 7), np.float32), frames=None)]
+    with pytest.raises(ValueError, match=r"^the progress model sees frames, and the episodes were recorded without"):
+        EpisodeProgress(Brightness())(episodes=blind, prompts=["a"])
+    estimator = ProgressEstimator(Brightness())
+    estimator.begin(["a"])
+    for wrong in (np.zeros((1, 7), np.float32), np.zeros((1, 4, 4, 3), np.float32), np.zeros((1, 4, 4, 4), np.uint8)):
+        with pytest.raises(ValueError, match=r"^the progress model sees frames, uint8 \[N, H, W, 3\], and was given"):
+            estimator.update(np.array([0]), wrong)
+    states = ProgressEstimator(Reads("absolute"))
+    states.begin(["a"])
+    with pytest.raises(ValueError, match=r"^the progress model sees states, \[N, D\], and was given uint8"):
+        states.update(np.array([0]), film(1))
+    with pytest.raises(ValueError, match="all see states or all see frames"):
+        MeanProgress([Reads("absolute"), Brightness()])
+
+
+# the cache
+
+
+def test_a_cached_model_is_asked_once_about_the_same_things() -> None:
+    inner = Brightness()
+    model = Cached(inner)
+    first = film(0, 0, 0, 0)
+    assert model(film(51, 102, 51, 204), first, ["a"] * 4).tolist() == pytest.approx([0.2, 0.4, 0.2, 0.8])
+    assert (inner.batches, model.asked, model.hits, model.calls) == ([3], 3, 1, 1)
+    assert model(film(204, 255), first[:2], ["a", "a"]).tolist() == pytest.approx([0.8, 1.0])
+    assert (inner.batches, model.asked, model.hits, model.calls) == ([3, 1], 4, 2, 2)
+    model(film(255), first[:1], ["a"])
+    assert inner.batches == [3, 1], "nothing new, no call"
+    model(film(255), first[:1], ["b"])
+    model(film(255), film(9), ["a"])
+    assert inner.batches == [3, 1, 1, 1], "another instruction or another beginning is another question"
+
+
+def test_a_cached_model_knows_references_clips_and_its_limit() -> None:
+    pairs = Brightness("pairwise")
+    model = Cached(pairs, limit=2)
+    assert model(film(102, 102), film(0, 0), ["a", "a"], film(0, 51)).tolist() == pytest.approx([0.4, 0.2])
+    assert model(film(102), film(0), ["a"], film(0)).tolist() == pytest.approx([0.4])
+    assert (model.asked, model.hits) == (2, 1)
+    model(film(153), film(0), ["a"], film(0))  # pushes out the pair asked longest ago, (51, 102)
+    model(film(102), film(0), ["a"], film(0))
+    assert (model.asked, model.hits) == (3, 2)
+    model(film(102), film(0), ["a"], film(51))
+    assert (model.asked, model.hits) == (4, 2)
+    clips = Cached(Clips())
+    episodes = [SimpleNamespace(observations=frames(0.0, 0.0)), SimpleNamespace(observations=frames(0.0, 0.0))]
+    for _ in range(2):
+        assert EpisodeProgress(clips)(episodes=episodes, prompts=["a", "a"]) == pytest.approx([0.1, 0.1])
+    assert (clips.asked, clips.hits) == (1, 3)
+
+
+@pytest.mark.parametrize("kind", ["absolute", "pairwise"])
+def test_a_cached_model_estimates_as_the_model_itself(kind: Kind) -> None:
+    random = np.random.default_rng(2)
+    episodes = [SimpleNamespace(observations=frames(*random.uniform(0, 1, n).round(1))) for n in (9, 4, 9)]
+    rule = Accumulator("milestones", 3)
+    plain = EpisodeProgress(Reads(kind), rule)(episodes=episodes, prompts=["a", "b", "a"])
+    assert EpisodeProgress(Cached(Reads(kind)), rule)(episodes=episodes, prompts=["a", "b", "a"]) == plain
