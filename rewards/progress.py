@@ -360,7 +360,7 @@ class EpisodeProgress:
             return []
         if self.model.kind == "terminal":
             clips, texts = [self._clip(episode) for episode in episodes], [str(prompt) for prompt in prompts]
-            return ask(self.model, clips, np.stack([clip[0] for clip in clips]), texts).tolist()
+            return [float(v) for v in ask(self.model, clips, np.stack([clip[0] for clip in clips]), texts)]
         return [trace[-1] for trace in self.traces(episodes, prompts)]
 
     def traces(self, episodes: Sequence[Any], prompts: Sequence[Any]) -> list[list[float]]:
