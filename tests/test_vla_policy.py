@@ -20,8 +20,9 @@ from autotelic.trainers.learner import Optimisation, PolicyLearner
 from autotelic.trainers.objectives import PPOClip
 from autotelic.types import Batch, Evaluation, Rollout, Task
 from autotelic.vla.actor import RobotActor
+from autotelic.vla.chunk_policy import Seen
 from autotelic.vla.cloning import Cloning, clone
-from autotelic.vla.policy import ActionModel, ActionPolicy, word_ids
+from autotelic.vla.policy import ActionModel, ActionPolicy, EpisodeNoise, word_ids
 
 from .point_mass import INSTRUCTION, NAME, distance, point_task, simulators
 
@@ -66,7 +67,7 @@ def test_the_exact_likelihood_is_a_dense_normals() -> None:
     """One dimension of an episode of T steps is N(mean, std^2 rho^|i-j|); steps share nothing between dimensions."""
     policy = make_policy("gaussian", "exact")
     for rollout in staggered(policy):
-        means = policy.model(rollout.payload["observations"], words(rollout)).flatten(0, 1).double()
+        means = policy.model(rollout.payload["states"], words(rollout)).flatten(0, 1).double()
         values = rollout.payload["actions"].flatten(0, 1).double()
         steps = torch.arange(len(values))
         correlation = policy.rho ** (steps[:, None] - steps).abs()
@@ -80,14 +81,14 @@ def test_the_exact_likelihood_is_a_dense_normals() -> None:
 def test_the_composite_likelihood_is_the_product_of_marginals() -> None:
     policy = make_policy("gaussian", "composite")
     rollout = staggered(policy)[2]
-    means = policy.model(rollout.payload["observations"], words(rollout)).detach()
+    means = policy.model(rollout.payload["states"], words(rollout)).detach()
     marginals = Normal(means, policy.model.log_std.exp().detach() * 1.3).log_prob(rollout.payload["actions"])
     assert rollout.log_probs is not None
     torch.testing.assert_close(rollout.log_probs, marginals.sum(-1).flatten(), atol=1e-5, rtol=0)
 
 
 def words(rollout: Rollout) -> Tensor:
-    return rollout.payload["words"].expand(len(rollout.payload["observations"]), -1)
+    return word_ids(str(rollout.task.prompt), 512).expand(len(rollout.payload["states"]), -1)
 
 
 def test_tokens_under_the_copula_keep_their_marginals() -> None:
@@ -97,7 +98,10 @@ def test_tokens_under_the_copula_keep_their_marginals() -> None:
     noise = torch.stack([policy.coherent_noise(3, random) for _ in range(8000)])
     seen, told = torch.tensor([[0.3, -0.4, 1.0, 0.2]]), word_ids(INSTRUCTION, 512)[None]
     wanted = (policy.model(seen, told)[0].detach() / 1.5).softmax(-1)
-    _, tokens, logs = policy.decide(seen.expand(8000, -1), told.expand(8000, -1), noise, None, 1.5)
+    shown = Seen([INSTRUCTION] * 8000, seen.expand(8000, -1))
+    choice = policy.choose(shown, [EpisodeNoise(part[None]) for part in noise], 1.5)
+    assert choice.log_probs is not None
+    tokens, logs = choice.stored["actions"], choice.log_probs
     frequencies = torch.nn.functional.one_hot(tokens, 5).float().mean(0)
     torch.testing.assert_close(frequencies, wanted, atol=0.02, rtol=0)  # four standard errors
     assert float(wanted.amax()) > 0.3, "the marginals are not uniform"
@@ -148,7 +152,7 @@ def test_divergence_and_entropy_against_torchs(head: str, likelihood: str) -> No
 
 def distributions(policy: ActionPolicy, rollout: Rollout) -> Any:
     """Each decision's distribution, given what was done before where the likelihood is exact."""
-    out = policy.model(rollout.payload["observations"], words(rollout))
+    out = policy.model(rollout.payload["states"], words(rollout))
     if policy.model.head == "tokens":
         return Categorical(logits=out / 1.3)
     means, values = out.flatten(0, 1), rollout.payload["actions"].flatten(0, 1)
@@ -168,7 +172,7 @@ def test_greedy_acting_is_deterministic() -> None:
         policy = make_policy(head)
         first, again = (episodes(policy, [point_task(3)], key=(key,), greedy=True)[0] for key in (1, 2))
         np.testing.assert_array_equal(first.output.actions, again.output.actions)
-        out = policy.model(first.payload["observations"], words(first)).detach()
+        out = policy.model(first.payload["states"], words(first)).detach()
         wanted = (2 * out.argmax(-1) + 1) / 9 - 1 if head == "tokens" else out
         np.testing.assert_allclose(first.output.actions, wanted, atol=1e-5)
 
@@ -186,10 +190,9 @@ def test_noise_depends_on_key_task_and_sample_alone() -> None:
         (few[1], many[7], other[1]),
     ):
         assert mine.task.id == same.task.id == different.task.id
-        torch.testing.assert_close(mine.payload["noise"], same.payload["noise"], atol=0, rtol=0)
         torch.testing.assert_close(mine.payload["actions"], same.payload["actions"], atol=1e-5, rtol=0)
-        assert not torch.equal(mine.payload["noise"], different.payload["noise"])
-    assert not torch.equal(few[2].payload["noise"], few[3].payload["noise"]), "samples differ"
+        assert not torch.allclose(mine.payload["actions"], different.payload["actions"], atol=1e-3)
+    assert not torch.allclose(few[2].payload["actions"], few[3].payload["actions"], atol=1e-3), "samples differ"
 
 
 def test_an_estimator_ends_episodes_and_leaves_its_values() -> None:
@@ -258,7 +261,7 @@ def test_demonstrations_become_overlapping_chunks(head: str) -> None:
     assert values.shape == (6, 4, 2) and rollout.log_probs is None
     for step, ahead in ((0, 0), (1, 2), (4, 1), (4, 3), (5, 3)):
         torch.testing.assert_close(values[step, ahead], actions[min(step + ahead, 5)], atol=0.051, rtol=0)
-    torch.testing.assert_close(rollout.payload["observations"], torch.as_tensor(demonstration.observations[:6]))
+    torch.testing.assert_close(rollout.payload["states"], torch.as_tensor(demonstration.observations[:6]))
     now = policy.evaluate_actions(policy.collate([rollout])).log_probs
     assert now.shape == (1, 6 * policy.per_chunk) and bool(now.isfinite().all())
 

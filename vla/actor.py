@@ -16,11 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..envs.pool import Episode, EpisodeRequest, Pool
-from ..trainers.randomness import generator
+from ..envs.simulator import View
+from ..errors import UsageError
+from ..trainers.randomness import seed_of
 from ..types import Rollout, Task
-from .policy import ActionPolicy, word_ids
+from .chunk_policy import ChunkPolicy, Seen
 
 Floats = NDArray[np.float32]
+Frames = NDArray[np.uint8]
 
 
 class Estimator(Protocol):
@@ -30,8 +33,11 @@ class Estimator(Protocol):
         """Forget all episodes; row i will be an episode with instruction i."""
         ...
 
-    def update(self, rows: NDArray[np.int64], observations: Floats) -> NDArray[np.bool_]:
-        """Take in new observations [n, D] of some rows; True [n] where the episode is over."""
+    def update(self, rows: NDArray[np.int64], observations: Floats | Frames) -> NDArray[np.bool_]:
+        """Take in new observations [n, D] of some rows; True [n] where the episode is over.
+
+        An estimator whose ``model.sees`` is "frames" is given frames [n, H, W, 3] uint8 instead.
+        """
         ...
 
     def values(self, row: int) -> list[float]:
@@ -45,19 +51,21 @@ class RobotActor:
     Args:
         horizon: environment steps of tasks that do not say.
         temperature: of sampling; log-probabilities are taken at the same temperature.
+        view: how frames are taken for an estimator that sees them; None is the policy's view, or the usual one.
     """
 
     def __init__(
         self,
-        policy: ActionPolicy,
+        policy: ChunkPolicy,
         pool: Pool,
         *,
         estimator: Estimator | None = None,
         horizon: int = 150,
         temperature: float = 1.0,
+        view: View | None = None,
     ) -> None:
         self.policy, self.pool, self.estimator = policy, pool, estimator
-        self.horizon, self.temperature = horizon, temperature
+        self.horizon, self.temperature, self.view = horizon, temperature, view
 
     def act(
         self,
@@ -68,7 +76,7 @@ class RobotActor:
         greedy: bool = False,
         stop: bool = True,
         oracle: bool = False,
-        render: int | None = None,
+        render: View | None = None,
     ) -> list[Rollout]:
         """n episodes per task, in task order.
 
@@ -76,33 +84,55 @@ class RobotActor:
             greedy: the most probable action instead of a sample.
             stop: the estimator may end episodes.
             oracle: read success (refused while sealed); ``output.success`` is None otherwise.
-            render: size in pixels of the frames to keep at chunk ends.
+            render: how to take the frames to keep at chunk ends.
+
+        Raises:
+            UsageError: the policy's chunks do not suit an environment; or one run is to take frames in two ways.
         """
         asked = [task for task in tasks for _ in range(n)]
-        noise = None if greedy else self._noise(asked, n, key)
-        session = _Session(self, asked, noise)
+        self._check(asked)
+        seeds = [seed_of(*key, task.id, row % n) for row, task in enumerate(asked)]
+        session = _Session(self, asked, seeds, greedy)
         requests = [
             EpisodeRequest(str(task.extra["environment"]), task.seed, task.horizon or self.horizon) for task in asked
         ]
         if self.estimator is not None:
             self.estimator.begin([str(task.prompt) for task in asked])
         watch = None if self.estimator is None else (session.watch if stop else session.look)
-        episodes = self.pool.run(requests, session.decide, stop=watch, oracle=oracle, render=render)
+        how = {"render": self._view(render), "see": self._sees_frames}
+        episodes = self.pool.run(requests, session.decide, stop=watch, oracle=oracle, **how)  # type: ignore[arg-type]
         return [session.rollout(row, episode) for row, episode in enumerate(episodes)]
 
-    def _noise(self, asked: Sequence[Task], n: int, key: tuple[int, ...]) -> Tensor:
-        """[B, S, C, A] coherent noise, keyed by (key, task id, sample); zeros after an episode's own horizon."""
-        chunk, rows = self.policy.model.chunk, []
-        for row, task in enumerate(asked):
-            chunks = -(-(task.horizon or self.horizon) // chunk)  # drawn alone, so that other tasks do not matter
-            rows.append(self.policy.coherent_noise(chunks * chunk, generator(*key, task.id, row % n)))
-        noise = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        return torch.unflatten(noise, 1, (-1, chunk))
+    @property
+    def estimator_sees_frames(self) -> bool:
+        model = getattr(self.estimator, "model", None)
+        return getattr(model, "sees", "states") == "frames"
+
+    @property
+    def _sees_frames(self) -> bool:
+        return self.policy.sees == "frames" or self.estimator_sees_frames
+
+    def _view(self, render: View | None) -> View | None:
+        """The one way in which this run takes frames."""
+        policy = self.policy.view if self.policy.sees == "frames" else None
+        estimator = (self.view or policy or render or View()) if self.estimator_sees_frames else None
+        views = dict.fromkeys(view for view in (policy, estimator, render) if view is not None)
+        if len(views) > 1:
+            raise UsageError(f"one run takes frames in one way, not as {' and as '.join(map(str, views))}")
+        return next(iter(views), None)
+
+    def _check(self, asked: Sequence[Task]) -> None:
+        policy = self.policy
+        for name in dict.fromkeys(str(task.extra["environment"]) for task in asked):
+            size = self.pool.sizes(name)[1]
+            if (policy.chunk, policy.action_size) != (self.pool.chunk, size):
+                has = f"chunks of {policy.chunk} actions of size {policy.action_size}"
+                raise UsageError(f"{policy.name} makes {has}; {name} takes chunks of {self.pool.chunk}, size {size}")
 
     # what a gate and a checkpoint ask for: the policy's, with the same simulators
 
     def fork(self, name: str) -> RobotActor:
-        settings: dict[str, Any] = {"horizon": self.horizon, "temperature": self.temperature}
+        settings: dict[str, Any] = {"horizon": self.horizon, "temperature": self.temperature, "view": self.view}
         return RobotActor(self.policy.fork(name), self.pool, estimator=self.estimator, **settings)
 
     def copy_from(self, other: Self, mix: float = 1.0) -> None:
@@ -118,48 +148,65 @@ class RobotActor:
 class _Session:
     """What one call of ``act`` remembers of its episodes."""
 
-    def __init__(self, actor: RobotActor, asked: Sequence[Task], noise: Tensor | None) -> None:
-        self.actor, self.asked, self.noise = actor, asked, noise
-        ids = [word_ids(str(task.prompt), actor.policy.model.buckets) for task in asked]
-        self.words = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
-        self.stored: list[list[Tensor]] = [[] for _ in asked]
+    def __init__(self, actor: RobotActor, asked: Sequence[Task], seeds: Sequence[int], greedy: bool) -> None:
+        self.actor, self.asked, self.seeds = actor, asked, seeds
+        self.randomness = None if greedy else [self._begin(task, seed) for task, seed in zip(asked, seeds, strict=True)]
+        self.stored: list[list[dict[str, Tensor]]] = [[] for _ in asked]
         self.log_probs: list[list[Tensor]] = [[] for _ in asked]
-        self.temperature = 1.0 if noise is None else actor.temperature
+        self.temperature = 1.0 if greedy else actor.temperature
 
-    def decide(self, rows: NDArray[np.int64], observations: Floats) -> Floats:
-        index = torch.from_numpy(rows)
+    def _begin(self, task: Task, seed: int) -> Any:
+        """An episode's random numbers, its own, so that other tasks do not matter."""
+        policy, horizon = self.actor.policy, task.horizon or self.actor.horizon
+        return policy.begin(torch.Generator().manual_seed(seed), -(-horizon // policy.chunk))
+
+    def decide(self, rows: NDArray[np.int64], observations: Floats, frames: Frames | None = None) -> Floats:
         fresh = np.array([not self.stored[row] for row in rows.tolist()])
-        if self.actor.estimator is not None and fresh.any():
-            self.actor.estimator.update(rows[fresh], observations[fresh])  # the initial observations
-        noise, before = None, None
-        if self.noise is not None:
-            done = torch.tensor([len(self.stored[row]) for row in rows.tolist()])
-            noise = self.noise[index, done]
-            before = torch.where(done[:, None] > 0, self.noise[index, done - 1, -1], torch.nan)
-        seen = torch.from_numpy(observations)
+        if self.actor.estimator is not None and fresh.any():  # the initial observations
+            self.watch(rows[fresh], observations[fresh], None if frames is None else frames[fresh])
         policy = self.actor.policy
-        actions, stored, logs = policy.decide(seen, self.words[index], noise, before, self.temperature)
-        for row, chunk, log in zip(rows.tolist(), stored, logs, strict=True):
-            self.stored[row].append(chunk)
-            self.log_probs[row].append(log)
-        result: Floats = actions.numpy()
+        randomness = None if self.randomness is None else [self.randomness[row] for row in rows.tolist()]
+        choice = policy.choose(self._seen(rows, observations, frames), randomness, self.temperature)
+        for place, row in enumerate(rows.tolist()):
+            self.stored[row].append({name: tensor[place] for name, tensor in choice.stored.items()})
+            if choice.log_probs is not None:
+                self.log_probs[row].append(choice.log_probs[place])
+        result: Floats = choice.actions.numpy()
         return result
 
-    def watch(self, rows: NDArray[np.int64], observations: Floats) -> NDArray[np.bool_]:
-        assert self.actor.estimator is not None
-        return self.actor.estimator.update(rows, observations)
+    def _seen(self, rows: NDArray[np.int64], observations: Floats, frames: Frames | None) -> Seen:
+        """What the policy is given of rows that need not be of one environment."""
+        policy, tasks = self.actor.policy, [self.asked[row] for row in rows.tolist()]
+        if policy.sees == "frames":
+            observations = np.stack([policy.felt(t, o[None])[0] for t, o in zip(tasks, observations, strict=True)])
+        shown = torch.from_numpy(frames) if policy.sees == "frames" and frames is not None else None
+        return Seen([str(task.prompt) for task in tasks], torch.from_numpy(observations), shown)
 
-    def look(self, rows: NDArray[np.int64], observations: Floats) -> NDArray[np.bool_]:
-        return np.zeros_like(self.watch(rows, observations))
+    def watch(self, rows: NDArray[np.int64], observations: Floats, frames: Frames | None = None) -> NDArray[np.bool_]:
+        assert self.actor.estimator is not None
+        shown = frames if self.actor.estimator_sees_frames else observations
+        assert shown is not None
+        return self.actor.estimator.update(rows, shown)
+
+    def look(self, rows: NDArray[np.int64], observations: Floats, frames: Frames | None = None) -> NDArray[np.bool_]:
+        return np.zeros_like(self.watch(rows, observations, frames))
 
     def rollout(self, row: int, episode: Episode) -> Rollout:
-        policy, task = self.actor.policy, self.asked[row]
-        chunks = len(episode.actions)
-        stored = torch.stack(self.stored[row][:chunks])
-        noise = torch.zeros(stored.shape) if self.noise is None else self.noise[row, :chunks]
-        observations = torch.from_numpy(episode.observations[:chunks])
-        payload = policy.payload(observations, stored, noise, str(task.prompt), self.temperature)
-        rollout = policy.rollout(task, episode, payload, torch.cat(self.log_probs[row][:chunks]))
+        task, chunks = self.asked[row], len(episode.actions)
+        chosen = self.stored[row][:chunks]
+        stored = {name: torch.stack([part[name] for part in chosen]) for name in chosen[0]}
+        frames = None if episode.frames is None else episode.frames[:chunks]
+        rows = np.full(chunks, row)
+        log_probs = torch.cat(self.log_probs[row][:chunks]) if self.log_probs[row] else None
+        rollout = self.actor.policy.rollout(
+            task,
+            episode,
+            self._seen(rows, episode.observations[:chunks], frames),
+            stored,
+            log_probs,
+            temperature=self.temperature,
+            seed=self.seeds[row],
+        )
         if self.actor.estimator is not None:
             rollout.scores["progress"] = self.actor.estimator.values(row)
         return rollout

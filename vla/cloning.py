@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..trainers.randomness import generator
 from ..types import Rollout
-from .policy import ActionModel, ActionPolicy
+from .policy import ActionModel, ActionPolicy, word_rows
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,9 @@ def clone(policy: ActionPolicy, rollouts: Sequence[Rollout], cloning: Cloning) -
     Sets the model's input normalisation first. Returns the last loss per decision.
     """
     model = policy.model
-    observations = torch.cat([r.payload["observations"] for r in rollouts])
+    observations = torch.cat([r.payload["states"] for r in rollouts])
     targets = torch.cat([r.payload["actions"] for r in rollouts])
-    longest = max(len(r.payload["words"]) for r in rollouts)
-    words = torch.cat([_repeat(r.payload["words"], longest, len(r.payload["actions"])) for r in rollouts])
+    words = word_rows([str(r.task.prompt) for r in rollouts for _ in r.payload["actions"]], model.buckets)
     categories = [r.task.category for r in rollouts]
     share = [1.0 / (categories.count(r.task.category) * len(r.payload["actions"])) for r in rollouts]
     weights = torch.cat([torch.full((len(r.payload["actions"]),), s) for r, s in zip(rollouts, share, strict=True)])
@@ -58,10 +57,6 @@ def clone(policy: ActionPolicy, rollouts: Sequence[Rollout], cloning: Cloning) -
         optimizer.step()
         schedule.step()
     return float(loss.detach())
-
-
-def _repeat(words: Tensor, longest: int, times: int) -> Tensor:
-    return torch.nn.functional.pad(words, (0, longest - len(words))).expand(times, longest)
 
 
 def _loss(model: ActionModel, observations: Tensor, words: Tensor, targets: Tensor, smoothing: float) -> Tensor:

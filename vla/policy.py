@@ -21,14 +21,14 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from ..trainers.policy import TorchPolicy
-from ..types import Batch, Evaluation, Rollout, Task
+from ..types import Evaluation
+from .chunk_policy import ChunkPolicy, Seen
 
 Head = Literal["tokens", "gaussian"]
 Likelihood = Literal["exact", "composite"]
@@ -102,11 +102,22 @@ class ActionModel(nn.Module, PyTorchModelHubMixin):
             seen[:, place : place + 3] -= observations[:, self.origin : self.origin + 3]
         return torch.cat([seen[:, : self.origin], seen[:, self.origin + 3 :]], -1)
 
+    def words_of(self, instructions: Sequence[str]) -> Tensor:
+        """[N, L] word ids, beside the weights."""
+        return word_rows(instructions, self.buckets).to(self.mean.device)
+
     def normalise_by(self, observations: Tensor, floor: float = 0.02) -> None:
         """Set the input normalisation from [N, D] observations; ``floor`` keeps constant inputs quiet."""
         seen = self.view(observations)
         self.mean.copy_(seen.mean(0))
         self.std.copy_(seen.std(0).clamp(min=floor))
+
+
+def word_rows(instructions: Sequence[str], buckets: int) -> Tensor:
+    """[N, L] hash buckets of the words of N instructions, padded with 0."""
+    known = {told: row for row, told in enumerate(dict.fromkeys(instructions))}
+    rows = torch.nn.utils.rnn.pad_sequence([word_ids(told, buckets) for told in known], batch_first=True)
+    return rows[[known[told] for told in instructions]]
 
 
 def word_ids(instruction: str, buckets: int) -> Tensor:
@@ -115,12 +126,24 @@ def word_ids(instruction: str, buckets: int) -> Tensor:
     return torch.tensor([1 + zlib.crc32(word.encode()) % (buckets - 1) for word in words])
 
 
-class ActionPolicy(TorchPolicy):
+class EpisodeNoise:
+    """The coherent noise [S, C, A] of one episode, chunk by chunk."""
+
+    def __init__(self, noise: Tensor) -> None:
+        self.noise, self.taken = noise, 0
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        """The next chunk's noise [C, A] and that of the step before it [A], NaN at the episode's start."""
+        now, self.taken = self.taken, self.taken + 1
+        before = self.noise[now - 1, -1] if now else torch.full_like(self.noise[0, 0], torch.nan)
+        return self.noise[now], before
+
+
+class ActionPolicy(ChunkPolicy):
     """``ActionModel`` as a policy of the core.
 
-    A payload holds, per chunk: "observations" [S, D], "actions" (tokens or values) [S, C, A], "noise"
-    [S, C, A]; and per rollout "words" [L] and "temperature" [1]. Decisions: T = S*C*A tokens, or
-    T = S*C Gaussian steps; segments are chunks.
+    It stores "actions" (tokens or values) [S, C, A], and "coherent" [S]: whether consecutive chunks are consecutive
+    in time. Decisions per chunk: C*A tokens, or C Gaussian steps.
 
     Args:
         rho: correlation of the exploration noise between consecutive environment steps.
@@ -130,9 +153,17 @@ class ActionPolicy(TorchPolicy):
     def __init__(
         self, model: ActionModel, *, rho: float = 0.9, likelihood: Likelihood = "composite", piece: int = 256
     ) -> None:
-        super().__init__(model, piece=piece)
         if likelihood == "exact" and model.head == "tokens":
             raise ValueError("tokens with coherent noise have no exact likelihood: use likelihood='composite'")
+        tokens = model.head == "tokens"
+        super().__init__(
+            model,
+            chunk=model.chunk,
+            action_size=model.action_size,
+            decisions=model.chunk * (model.action_size if tokens else 1),
+            dims=1 if tokens else model.action_size,
+            piece=piece,
+        )
         self.model = model
         self.rho, self.likelihood = rho, likelihood
         self.capabilities = frozenset({likelihood, "entropy", "kl"})
@@ -142,58 +173,45 @@ class ActionPolicy(TorchPolicy):
         """The correlation that the likelihood takes account of."""
         return self.rho if self.likelihood == "exact" else 0.0
 
-    @property
-    def per_chunk(self) -> int:
-        """Decisions per chunk."""
-        return self.model.chunk * (self.model.action_size if self.model.head == "tokens" else 1)
-
-    def decision_dims(self, rollout: Rollout) -> int:
-        return 1 if self.model.head == "tokens" else self.model.action_size
-
     # acting
 
-    @torch.no_grad()
+    def begin(self, random: torch.Generator, chunks: int) -> EpisodeNoise:
+        noise = self.coherent_noise(chunks * self.chunk, random)
+        return EpisodeNoise(torch.unflatten(noise, 0, (chunks, self.chunk)))
+
     def decide(
-        self,
-        observations: Tensor,
-        words: Tensor,
-        noise: Tensor | None = None,
-        before: Tensor | None = None,
-        temperature: float = 1.0,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One chunk for each of N observations.
-
-        Args:
-            noise: [N, C, A] standard normal, coherent in time; None acts greedily.
-            before: [N, A] noise of the last step of the previous chunk; NaN at an episode's start.
-
-        Returns:
-            actions [N, C, A] in [-1, 1]; what the payload stores of them (tokens or values); their
-            log-probabilities [N, decisions per chunk], zero when greedy.
-        """
-        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-            out = self.module(observations.to(self.device), words.to(self.device)).float().cpu()
-        silent = torch.zeros(len(out), self.per_chunk)
+        self, seen: Seen, randomness: Sequence[Any] | None, temperature: float
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+        out = self._out(seen).float().cpu()
+        coherent = torch.ones(len(out), dtype=torch.bool)
+        noise = before = None
+        if randomness is not None:
+            noise, before = (torch.stack(parts) for parts in zip(*map(next, randomness), strict=True))
         if self.model.head == "gaussian":
+            if noise is None or before is None:
+                return out.clamp(-1, 1), {"actions": out, "coherent": coherent}, None
             std = self.model.log_std.exp().cpu() * temperature
-            if noise is None:
-                return out.clamp(-1, 1), out, silent
             values = out + std * noise
-            return values.clamp(-1, 1), values, self._density(noise, before, std)
+            return values.clamp(-1, 1), {"actions": values, "coherent": coherent}, self._density(noise, before, std)
         if noise is None:
             tokens = out.argmax(-1)
-            return self.centres(tokens), tokens, silent
+            return self.centres(tokens), {"actions": tokens, "coherent": coherent}, None
         logs = (out / temperature).log_softmax(-1)
         quantile = torch.special.ndtr(noise)[..., None]
         tokens = torch.searchsorted(logs.exp().cumsum(-1), quantile).squeeze(-1).clamp(max=self.model.bins - 1)
-        return self.centres(tokens), tokens, logs.gather(-1, tokens[..., None]).flatten(1)
+        found = logs.gather(-1, tokens[..., None]).flatten(1)
+        return self.centres(tokens), {"actions": tokens, "coherent": coherent}, found
 
-    def _density(self, noise: Tensor, before: Tensor | None, std: Tensor) -> Tensor:
-        """[N, C] log-density of each step's action given the step before it."""
-        last = torch.full_like(noise[:, 0], torch.nan) if before is None else before
-        previous = torch.cat([last.nan_to_num()[:, None], noise[:, :-1]], 1)
+    def _out(self, seen: Seen) -> Tensor:
+        """[N, C, A, bins] logits, or [N, C, A] means."""
+        out: Tensor = self.module(seen.states, self.model.words_of(seen.instructions))
+        return out
+
+    def _density(self, noise: Tensor, before: Tensor, std: Tensor) -> Tensor:
+        """[N, C] log-density of each step's action given the step before it; ``before`` [N, A] is NaN at the start."""
+        previous = torch.cat([before.nan_to_num()[:, None], noise[:, :-1]], 1)
         rho = torch.full_like(noise, self.conditional_rho)
-        rho[:, 0] = torch.where(last.isnan(), 0.0, self.conditional_rho)
+        rho[:, 0] = torch.where(before.isnan(), 0.0, self.conditional_rho)
         return (_conditional(noise, previous, rho) - std.log()).sum(-1)
 
     def centres(self, tokens: Tensor) -> Tensor:
@@ -215,100 +233,49 @@ class ActionPolicy(TorchPolicy):
 
     # learning
 
-    def forward_decisions(self, batch: Batch, needs: frozenset[str]) -> Evaluation:
-        payload = batch.payload
-        size, chunks = payload["observations"].shape[:2]
-        valid = batch.mask.view(size, chunks, self.per_chunk).any(-1)
-        words = payload["words"][:, None].expand(-1, chunks, -1)[valid]
-        inputs = (payload["observations"][valid], words)
-        temperature = payload["temperature"][:, None, None].expand(-1, chunks, 1, 1)[valid]
-        out = self.module(*inputs)
-        others = {n.partition(":")[2]: None for n in needs if n.startswith("kl:")}
+    def imitate(self, seen: Seen, actions: Tensor) -> dict[str, Tensor]:
+        stored = self.tokens_of(actions) if self.model.head == "tokens" else actions
+        return {"actions": stored, "coherent": torch.zeros(len(actions), dtype=torch.bool)}  # chunks overlap
+
+    def score(self, seen: Seen, stored: Mapping[str, Tensor]) -> Evaluation:
+        return self.compare(seen, stored, {})
+
+    def compare(self, seen: Seen, stored: Mapping[str, Tensor], others: Mapping[str, Any]) -> Evaluation:
+        out = self._out(seen)
+        temperature = stored["temperature"][:, None, None]
         with torch.no_grad():
-            theirs = {name: self.references[name].module(*inputs) for name in others}
+            theirs = {name: other._out(seen) for name, other in others.items()}
         if self.model.head == "tokens":
-            parts = _categorical(out, payload["actions"][valid], temperature, theirs)
-        else:
-            stds = {name: cast(ActionModel, self.references[name].module).log_std.exp() for name in others}
-            parts = self._gaussian(out, batch, valid, temperature, {n: (theirs[n], stds[n]) for n in others})
-        rows = {name: _scatter(part, valid).reshape(size, -1) * batch.mask for name, part in parts.items()}
-        kl = {name: rows.pop(f"kl:{name}") for name in others}
-        return Evaluation(rows["log_probs"], rows["entropy"] if "entropy" in needs else None, kl=kl)
+            return _categorical(out, stored["actions"], temperature, theirs)
+        stds = {name: other.model.log_std.exp() for name, other in others.items()}
+        return self._gaussian(out, seen, stored, {name: (theirs[name], stds[name]) for name in others})
 
     def _gaussian(
-        self,
-        mean: Tensor,
-        batch: Batch,
-        valid: Tensor,
-        temperature: Tensor,
-        others: Mapping[str, tuple[Tensor, Tensor]],
-    ) -> dict[str, Tensor]:
+        self, mean: Tensor, seen: Seen, stored: Mapping[str, Tensor], others: Mapping[str, tuple[Tensor, Tensor]]
+    ) -> Evaluation:
         """Exact conditionals of AR(1) noise: n_t = (a_t - mean_t) / std, n_t | n_{t-1} ~ N(rho n_{t-1}, 1 - rho^2).
 
         A divergence is between the conditionals too, so over an episode its mean is the divergence of the episodes.
         """
+        assert seen.places is not None
+        temperature = stored["temperature"][:, None, None]
         std = self.model.log_std.exp() * temperature
-        values = batch.payload["actions"][valid]
+        values = stored["actions"]
         noise = (values - mean) / std
-        before = _previous_step(noise, valid)
-        rho = torch.full_like(_scatter(noise[..., :1], valid), self.conditional_rho)
-        rho[:, 0, 0] = 0.0
-        if not bool(batch.payload["coherent"].all()):  # demonstrations: overlapping chunks, independent steps
-            rho = rho * batch.payload["coherent"][:, :, None, None]
-        rho = rho[valid]
+        before = _previous_step(noise, seen.places)
+        rho = torch.full_like(noise[..., :1], self.conditional_rho)
+        rho[seen.places[:, 1] == 0, 0] = 0.0
+        rho = rho * stored["coherent"][:, None, None]  # demonstrations: overlapping chunks, independent steps
         logs = _conditional(noise, before, rho) - std.log()
         spread = std * (1 - rho**2).sqrt()
         entropy = (spread.log() + 0.5 * math.log(2 * math.pi * math.e)).expand_as(logs)
-        parts = {"log_probs": logs.sum(-1), "entropy": entropy.sum(-1)}
+        kl = {}
         for name, (centre, other) in others.items():
             other = other * temperature
-            theirs = centre + rho * other * _previous_step((values - centre) / other, valid)
+            theirs = centre + rho * other * _previous_step((values - centre) / other, seen.places)
             gap = (mean + rho * std * before - theirs) ** 2 / (1 - rho**2)
-            parts[f"kl:{name}"] = (other.log() - std.log() + (gap + std**2) / (2 * other**2) - 0.5).sum(-1)
-        return parts
-
-    def encode(self, tasks: Sequence[Task], outputs: Sequence[Any]) -> list[Rollout]:
-        """Demonstrations (``observations`` [N+1, D], ``actions`` [N, A]) as rollouts.
-
-        Every step starts a chunk, so chunks overlap; the last ones repeat the final action.
-        """
-        return [self._encode(task, demo) for task, demo in zip(tasks, outputs, strict=True)]
-
-    def _encode(self, task: Task, demonstration: Any) -> Rollout:
-        actions = torch.as_tensor(demonstration.actions, dtype=torch.float32)
-        steps = len(actions)
-        index = (torch.arange(steps)[:, None] + torch.arange(self.model.chunk)).clamp(max=steps - 1)
-        chunks = actions[index]  # [N, C, A]
-        observations = torch.as_tensor(demonstration.observations[:steps], dtype=torch.float32)
-        stored = self.tokens_of(chunks) if self.model.head == "tokens" else chunks
-        payload = self.payload(observations, stored, torch.zeros_like(chunks), str(task.prompt), 1.0, coherent=False)
-        return self.rollout(task, demonstration, payload, None)
-
-    def payload(
-        self,
-        observations: Tensor,
-        actions: Tensor,
-        noise: Tensor,
-        instruction: str,
-        temperature: float,
-        *,
-        coherent: bool = True,
-    ) -> dict[str, Tensor]:
-        return {
-            "observations": observations,
-            "actions": actions,
-            "noise": noise,
-            "words": word_ids(instruction, self.model.buckets),
-            "temperature": torch.tensor([temperature]),
-            "coherent": torch.tensor([coherent]),
-        }
-
-    def rollout(self, task: Task, output: Any, payload: dict[str, Tensor], log_probs: Tensor | None) -> Rollout:
-        """A rollout of S chunks; all their decisions count."""
-        chunks = len(payload["observations"])
-        mask = torch.ones(chunks * self.per_chunk, dtype=torch.bool)
-        segments = torch.arange(chunks).repeat_interleave(self.per_chunk)
-        return Rollout(task, output, payload, log_probs, mask, segments, group=task.id)
+            kl[name] = (other.log() - std.log() + (gap + std**2) / (2 * other**2) - 0.5).sum(-1)
+        return Evaluation(logs.sum(-1), entropy.sum(-1), kl=kl)
 
     def save_pretrained(self, folder: str) -> None:
         """Weights and config in a folder that ``from_pretrained`` reads."""
@@ -326,27 +293,22 @@ def _conditional(noise: Tensor, before: Tensor, rho: Tensor) -> Tensor:
     return -0.5 * ((noise - rho * before) / spread) ** 2 - spread.log() - 0.5 * math.log(2 * math.pi)
 
 
-def _categorical(
-    logits: Tensor, tokens: Tensor, temperature: Tensor, others: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def _categorical(logits: Tensor, tokens: Tensor, temperature: Tensor, others: Mapping[str, Tensor]) -> Evaluation:
     """Marginal log-probabilities, entropies and divergences of tokens, [N, C*A] each."""
     logs = (logits / temperature[..., None]).log_softmax(-1)
-    parts = {"log_probs": logs.gather(-1, tokens[..., None])[..., 0], "entropy": -(logs.exp() * logs).sum(-1)}
+    kl = {}
     for name, other in others.items():
         theirs = (other / temperature[..., None]).log_softmax(-1)
-        parts[f"kl:{name}"] = (logs.exp() * (logs - theirs)).sum(-1)
-    return {name: part.flatten(1) for name, part in parts.items()}
+        kl[name] = (logs.exp() * (logs - theirs)).sum(-1).flatten(1)
+    entropy = -(logs.exp() * logs).sum(-1)
+    return Evaluation(logs.gather(-1, tokens[..., None])[..., 0].flatten(1), entropy.flatten(1), kl=kl)
 
 
-def _previous_step(noise: Tensor, valid: Tensor) -> Tensor:
-    """Noise [N, C, A] of the valid chunks, one environment step earlier; zeros at an episode's start."""
-    steps = _scatter(noise, valid).flatten(1, 2)  # [B, S*C, A] in time order
+def _previous_step(noise: Tensor, places: Tensor) -> Tensor:
+    """Noise [N, C, A] of chunks at (episode, chunk) places [N, 2], one environment step earlier; zeros at a start."""
+    size, chunks = (int(n) + 1 for n in places.amax(0))
+    grid = noise.new_zeros(size, chunks, *noise.shape[1:])
+    grid[places[:, 0], places[:, 1]] = noise
+    steps = grid.flatten(1, 2)  # [B, S*C, A] in time order
     before = torch.cat([torch.zeros_like(steps[:, :1]), steps[:, :-1]], 1)
-    return torch.unflatten(before, 1, (-1, noise.shape[1]))[valid]
-
-
-def _scatter(values: Tensor, valid: Tensor) -> Tensor:
-    """[N, ...] values of the valid places back into [B, S, ...], zeros elsewhere."""
-    full = values.new_zeros(*valid.shape, *values.shape[1:])
-    full[valid] = values
-    return full
+    return torch.unflatten(before, 1, (-1, noise.shape[1]))[places[:, 0], places[:, 1]]

@@ -1,0 +1,325 @@
+"""A robot policy in three methods: decide, score, imitate.
+
+Every few environment steps a policy is shown what the robot sees and answers with a chunk of actions. A chunk is a
+segment; a decision is the finest part of it with a known probability (a token, a step's Gaussian, a denoising step).
+``ChunkPolicy`` makes of the three methods everything that actors, objectives, gates and checkpoints ask for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import UsageError
+from ..trainers.policy import TorchPolicy, collate, stack
+from ..trainers.randomness import seed_of
+from ..types import Batch, Decisions, Evaluation, Rollout, Task
+
+if TYPE_CHECKING:
+    from ..envs.simulator import View
+
+OWN = frozenset({"states", "frames", "temperature", "instructions", "seed"})
+"""Entries of a payload that are not the policy's."""
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What N decisions are taken on.
+
+    Attributes:
+        instructions: N sentences.
+        states: [N, D] float; for a policy that sees frames, what the robot feels of itself alone.
+        frames: [N, H, W, 3] uint8, or None.
+        places: [N, 2] long, the episode and the chunk within it; None while acting.
+    """
+
+    instructions: Sequence[str]
+    states: Tensor
+    frames: Tensor | None = None
+    places: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """A chunk for each of N episodes.
+
+    Attributes:
+        actions: [N, C, A] in [-1, 1].
+        stored: what ``score`` needs to find them again, tensors [N, ...].
+        log_probs: [N, K]; None where the policy has none.
+    """
+
+    actions: Tensor
+    stored: Mapping[str, Tensor]
+    log_probs: Tensor | None
+
+
+class ChunkPolicy(TorchPolicy):
+    """The base of robot policies. A policy of one's own writes ``decide``, ``score`` and ``imitate``.
+
+    Args:
+        module: everything trainable.
+        chunk: C actions per decision; action_size: A.
+        decisions: K per chunk; dims: scalars of one.
+        sees: "states", or "frames": then it is given frames, taken as ``view`` says, and of the state only what the
+            robot feels of itself.
+        piece: rollouts evaluated at once.
+
+    A rollout's payload: "states" [S, D], "frames" [S, H, W, 3] uint8 where they are seen, whatever the policy stores
+    [S, ...], "temperature" [1] and "seed" [1].
+
+    Attributes that a subclass may set:
+        capabilities: what it can do, see ``types.Policy``. "forward" asks for ``redraw`` and ``forward_draws``, "kl"
+            for ``compare``.
+        forward_draws: forward decisions per chunk.
+        demonstrations: the decisions that ``imitate`` makes: "forward" if nobody knows how an expert's actions would
+            have been sampled.
+        keeps_frames: frames stay in the payload; False where what is stored makes up for them.
+    """
+
+    forward_draws: int = 0
+    demonstrations: Decisions = "sampled"
+    keeps_frames: bool = True
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        chunk: int,
+        action_size: int,
+        decisions: int,
+        dims: int = 1,
+        sees: Literal["states", "frames"] = "states",
+        view: View | None = None,
+        piece: int = 256,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(module, piece=piece, autocast=autocast)
+        self.chunk, self.action_size, self.per_chunk, self.dims = chunk, action_size, decisions, dims
+        self.sees, self.view = sees, view
+        if sees == "frames" and view is None:
+            raise UsageError(f"{self.name} sees frames: give it a view that says how they are taken")
+
+    # the three methods of a policy
+
+    def decide(
+        self, seen: Seen, randomness: Sequence[Any] | None, temperature: float
+    ) -> tuple[Tensor, Mapping[str, Tensor], Tensor | None]:
+        """A chunk for each of N episodes.
+
+        Args:
+            randomness: N sources of random numbers, each an episode's own (``torch.Generator``, or whatever
+                ``begin`` returned); None acts greedily.
+            temperature: of sampling; learning finds it again as ``stored["temperature"]`` [N].
+
+        Returns:
+            actions [N, C, A] in [-1, 1]; tensors [N, ...] to be stored; log-probabilities [N, K], or None to have
+            ``score`` asked for them.
+        """
+        raise NotImplementedError
+
+    def score(self, seen: Seen, stored: Mapping[str, Tensor]) -> Evaluation:
+        """Log-probabilities [N, K] (and entropies, if any) of what was stored, with graph."""
+        raise NotImplementedError
+
+    def imitate(self, seen: Seen, actions: Tensor) -> Mapping[str, Tensor]:
+        """What ``decide`` would have stored, had it chosen these actions [N, C, A]."""
+        raise NotImplementedError(f"{self.name} cannot imitate")
+
+    # what some policies add
+
+    def begin(self, random: torch.Generator, chunks: int) -> Any:
+        """What the decisions of one episode of up to S chunks draw their random numbers from."""
+        return random
+
+    def compare(self, seen: Seen, stored: Mapping[str, Tensor], others: Mapping[str, Any]) -> Evaluation:
+        """``score``, with the exact divergence [N, K] to other policies of the same kind."""
+        if others:
+            raise ValueError(f"{self.name} knows no exact divergence, which {', '.join(others)} is compared by")
+        return self.score(seen, stored)
+
+    def redraw(self, stored: Mapping[str, Tensor], random: torch.Generator) -> Mapping[str, Tensor]:
+        """What ``score`` needs for forward decisions on S chunks: tensors [S, ...], drawn once for all policies."""
+        raise NotImplementedError(f"{self.name} has no forward decisions")
+
+    # what follows from them
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    def decision_dims(self, rollout: Rollout) -> int:
+        return self.dims
+
+    @torch.no_grad()
+    def choose(self, seen: Seen, randomness: Sequence[Any] | None, temperature: float = 1.0) -> Choice:
+        """``decide``, checked, its tensors on the CPU.
+
+        Raises:
+            ValueError: something of the wrong shape or type, in one line that names the policy.
+        """
+        seen = replace(seen, states=seen.states.to(self.device), frames=_to(seen.frames, self.device))
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            actions, stored, log_probs = self.decide(seen, randomness, temperature)
+            self._check(len(seen), actions, stored)
+            if randomness is None:
+                log_probs = torch.zeros(len(seen), self.per_chunk)
+            elif log_probs is None and self.capabilities & {"exact", "composite"}:
+                told = {"temperature": torch.full((len(seen),), temperature, device=self.device)}
+                log_probs = self.score(seen, {**stored, **told}).log_probs
+        if log_probs is not None:
+            self._check_size("log_probs", log_probs, (len(seen), self.per_chunk))
+            log_probs = log_probs.float().cpu()
+        if not bool(actions.isfinite().all()) or (log_probs is not None and not bool(log_probs.isfinite().all())):
+            raise ValueError(f"{self.name}: actions or log_probs hold NaN or infinity")
+        return Choice(actions.float().cpu(), {name: tensor.cpu() for name, tensor in stored.items()}, log_probs)
+
+    def rollout(
+        self,
+        task: Task,
+        output: Any,
+        seen: Seen,
+        stored: Mapping[str, Tensor],
+        log_probs: Tensor | None,
+        *,
+        temperature: float = 1.0,
+        seed: int = 0,
+    ) -> Rollout:
+        """A rollout of S chunks, on which this was seen and stored; all their decisions count.
+
+        ``seed`` keys its forward decisions.
+        """
+        payload = {"states": seen.states, **stored, "temperature": torch.tensor([temperature])}
+        payload["seed"] = torch.tensor([seed])
+        if seen.frames is not None and self.keeps_frames:
+            payload["frames"] = seen.frames
+        mask = torch.ones(len(seen) * self.per_chunk, dtype=torch.bool)
+        segments = torch.arange(len(seen)).repeat_interleave(self.per_chunk)
+        return Rollout(task, output, payload, log_probs, mask, segments, group=task.id)
+
+    def encode(self, tasks: Sequence[Task], outputs: Sequence[Any]) -> list[Rollout]:
+        """Demonstrations (``observations`` [N+1, D], ``actions`` [N, A], ``frames`` where they are seen) as rollouts.
+
+        Every step starts a chunk, so chunks overlap; the last ones repeat the final action.
+        """
+        return [self._encode(task, demonstration) for task, demonstration in zip(tasks, outputs, strict=True)]
+
+    @torch.no_grad()
+    def _encode(self, task: Task, demonstration: Any) -> Rollout:
+        actions = torch.as_tensor(demonstration.actions, dtype=torch.float32)
+        steps = len(actions)
+        if actions.shape[1:] != (self.action_size,):
+            raise ValueError(
+                f"{self.name} makes actions of size {self.action_size}, the demonstration of {task.id} has "
+                f"shape {list(actions.shape)}"
+            )
+        index = (torch.arange(steps)[:, None] + torch.arange(self.chunk)).clamp(max=steps - 1)
+        observations = self.felt(task, np.asarray(demonstration.observations[:steps], np.float32))
+        frames = getattr(demonstration, "frames", None) if self.sees == "frames" else None
+        if self.sees == "frames" and frames is None:
+            raise ValueError(f"{self.name} sees frames, and the demonstration of {task.id} has none")
+        shown = None if frames is None else torch.from_numpy(np.asarray(frames[:steps], np.uint8))
+        seen = Seen([str(task.prompt)] * steps, torch.as_tensor(observations), shown)
+        here = replace(seen, states=seen.states.to(self.device), frames=_to(shown, self.device))
+        stored = self.imitate(here, actions[index].to(self.device))
+        self._check_stored(steps, stored)
+        kept = {name: tensor.cpu() for name, tensor in stored.items()}
+        return self.rollout(task, demonstration, seen, kept, None, seed=seed_of("encode", task.id))
+
+    def felt(self, task: Task, observations: np.ndarray[Any, np.dtype[np.float32]]) -> Any:
+        """What this policy is given of observations [N, D] in a task's environment."""
+        if self.sees == "states":
+            return observations
+        from ..envs.simulator import proprioception_of
+
+        return observations[:, proprioception_of(str(task.extra["environment"]))]
+
+    # learning
+
+    def collate(self, rollouts: Sequence[Rollout], decisions: Decisions = "sampled") -> Batch:
+        """The decisions that were sampled, or forward decisions on the actions that came out."""
+        if not rollouts:
+            raise ValueError("there are no rollouts to collate")
+        if self.demonstrations == "forward" and all(r.log_probs is None for r in rollouts):
+            decisions = "forward"
+        if decisions == "forward":
+            rollouts = [self._redrawn(rollout) for rollout in rollouts]
+        elif self.demonstrations == "forward" and any(r.log_probs is None for r in rollouts):
+            raise ValueError(f"{self.name}: demonstrations have forward decisions only, collate them apart")
+        payload: dict[str, Any] = dict(stack([rollout.payload for rollout in rollouts]))
+        payload["instructions"] = [str((r.train_task or r.task).prompt) for r in rollouts]
+        batch = collate(rollouts, [self.decision_dims(rollout) for rollout in rollouts], payload)
+        return replace(batch, log_probs={}) if decisions == "forward" else batch
+
+    def _redrawn(self, rollout: Rollout) -> Rollout:
+        """The rollout with forward decisions; the same whenever it is collated."""
+        if "forward" not in self.capabilities:
+            raise ValueError(f"{self.name} has no forward decisions")
+        payload = rollout.payload
+        stored = {name: tensor for name, tensor in payload.items() if name not in OWN}
+        drawn = self.redraw(stored, torch.Generator().manual_seed(int(payload["seed"])))
+        kept = {name: payload[name] for name in OWN if name in payload}
+        chunks = len(payload["states"])
+        mask = torch.ones(chunks * self.forward_draws, dtype=torch.bool)
+        segments = torch.arange(chunks).repeat_interleave(self.forward_draws)
+        return replace(rollout, payload={**kept, **drawn}, mask=mask, segments=segments, log_probs=None)
+
+    def forward_decisions(self, batch: Batch, needs: frozenset[str]) -> Evaluation:
+        payload = batch.payload
+        size, chunks = payload["states"].shape[:2]
+        valid = batch.mask.view(size, chunks, -1).any(-1)
+        others = {n.partition(":")[2]: None for n in needs if n.startswith("kl:")}
+        now = self.compare(*self.rows(payload, valid), {name: self.references[name] for name in others})
+        self._check_size("score's log_probs", now.log_probs, (int(valid.sum()), batch.mask.shape[1] // chunks))
+        now = now.map(lambda _, part: _scattered(part, valid).reshape(size, -1) * batch.mask)
+        return replace(now, entropy=now.entropy if "entropy" in needs else None)
+
+    @staticmethod
+    def rows(payload: Mapping[str, Any], valid: Tensor) -> tuple[Seen, dict[str, Tensor]]:
+        """What was seen and stored in the chunks [B, S] of a batch's payload that are valid."""
+        chunks, places = valid.shape[1], valid.nonzero()
+        told = [payload["instructions"][row] for row in places[:, 0].tolist()]
+        frames = payload["frames"][valid] if "frames" in payload else None
+        stored = {name: tensor[valid] for name, tensor in payload.items() if name not in OWN}
+        stored["temperature"] = payload["temperature"].expand(-1, chunks)[valid]
+        return Seen(told, payload["states"][valid], frames, places), stored
+
+    # what was returned
+
+    def _check(self, count: int, actions: Tensor, stored: Mapping[str, Tensor]) -> None:
+        self._check_size("actions", actions, (count, self.chunk, self.action_size))
+        self._check_stored(count, stored)
+
+    def _check_stored(self, count: int, stored: Mapping[str, Tensor]) -> None:
+        for name, tensor in stored.items():
+            if name in OWN:
+                raise ValueError(f"{self.name} stores {name!r}, a name that is taken: choose another")
+            if not isinstance(tensor, Tensor) or tensor.shape[:1] != (count,):
+                what = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+                raise ValueError(f"{self.name} stores {name!r} as {what}; expected a tensor [{count}, ...]")
+
+    def _check_size(self, what: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{self.name}: {what} are {type(tensor).__name__}; expected a tensor")
+        if tuple(tensor.shape) != shape or not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ValueError(f"{self.name}: {what} are {kind} {list(tensor.shape)}; expected float {list(shape)}")
+
+
+def _to(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if tensor is None else tensor.to(device)
+
+
+def _scattered(values: Tensor, valid: Tensor) -> Tensor:
+    """[N, K] values of the valid places back into [B, S, K], zeros elsewhere."""
+    full = values.new_zeros(*valid.shape, *values.shape[1:])
+    full[valid] = values
+    return full
