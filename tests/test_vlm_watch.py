@@ -166,6 +166,19 @@ def test_the_second_alarm_stops_the_stage_and_what_was_kept_becomes_the_measure(
     assert (last.decision, last.stop) == ("rollback", True) and "alarm 2, stopped there" in last.reason
 
 
+def test_after_an_alarm_level_is_not_enough() -> None:
+    outcomes = {kind: list(scores) for kind, scores in START.scores.items()}
+    outcomes["count"].reverse()  # as many right, but others: a difference of 0 with a standard error
+    level = Performer(outcomes)
+    assert level.scores["count"] != START.scores["count"]
+    against = {"base": START, "promoted": START}
+    assert Canary(PROBES, judge)(level, against).decision == "keep"
+    gate = Canary(PROBES, judge, z=2.0)
+    assert gate(WORSE, against).decision == "repair"
+    assert gate(level, against).decision == "wait"
+    assert gate(BETTER, against).decision == "keep"  # by 0.25, standard error 0.164
+
+
 def test_an_equal_fall_everywhere_has_no_error_and_is_seen() -> None:
     level = [Performer({"count": [value] * 4, "chain": [value] * 4}) for value in (0.5, 0.4)]
     assert Canary(PROBES, judge)(level[1], {"base": level[0]}).decision == "repair"
