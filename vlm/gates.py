@@ -18,11 +18,12 @@ class Canary:
     The fall is the mean of the paired differences on the same probes and keys, against the base and against the last
     promoted policy; views of one question count as one. Without an alarm a candidate is kept if it has not fallen under
     the base at all and not by a standard error under the last promoted one; else the gate waits, so that what a stage
-    returns never crept below its start. After an alarm level is not enough: a candidate is kept if it is a standard error
-    above the base, since a policy that was seen to fall may be level on 200 probes and a few points lower elsewhere. Where ``NonInferiority`` asks for proof that nothing was lost, which takes some 900 probes for a
-    margin of five points, this asks for proof that something was: 200 probes see a collapse, and hardly ever cry
-    wolf (one look in 44 per comparison at z = 2, where nothing has changed). It does not find the better of two
-    candidates a point apart.
+    returns never crept below its start. After an alarm level is not enough, and a candidate is kept if it is a standard
+    error above the base: what was seen to fall may be level on 200 probes and a few points lower elsewhere.
+
+    Where ``NonInferiority`` asks for proof that nothing was lost, which takes some 900 probes for a margin of five
+    points, this asks for proof that something was: 200 probes see a collapse, and hardly ever cry wolf (one look in 44
+    per comparison at z = 2, where nothing has changed). It does not find the better of two candidates a point apart.
 
     The first alarm is answered by repair (let ``Optimisation.repair_lr`` halve the learning rate), each up to
     ``repairs``; the next one rolls back and ends the stage.
