@@ -3,14 +3,15 @@
 A demonstration tells what progress looks like along one path, and nothing about leaving it. So
 critics also learn from *synthetic negatives* made of the same demonstrations: a hand pushed off its
 way, an object that lags behind or never moves, a goal that lies elsewhere, time run backwards, and
-another task's instruction. An image or state critic trained on successes alone reads high whatever
-happens.
+another task's instruction. Where it is not known which numbers are the hand's, the whole state is
+pushed, and any of its numbers lag behind. An image or state critic trained on successes alone reads
+high whatever happens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .features import RelationFeatures
+from .features import Features, StateFeatures
 
 Floats = NDArray[np.float32]
 Kind = Literal["absolute", "pairwise"]
@@ -31,6 +32,8 @@ class CriticTraining:
     steps, batch, lr, hidden: of each member's training by AdamW.
     perturbed, lagging, elsewhere, mismatched: share of the batch that is each kind of negative.
     push: largest displacement in metres of a perturbed hand or goal (log-uniform from 5 mm).
+    jolt: where no layout is known, the largest displacement of a whole state, in spreads of the demonstrations
+        (log-uniform from a fortieth of it).
     settled: share of the demonstration's settling steps after which progress is complete.
     """
 
@@ -44,13 +47,17 @@ class CriticTraining:
     elsewhere: float = 0.1
     mismatched: float = 0.1
     push: float = 0.2
+    jolt: float = 2.0
     settled: float = 0.5
     seed: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class Path:
-    """One demonstration as a critic sees it: [N+1, D] observations, progress [N+1] in 0..1, metres of hand travel."""
+    """One demonstration as a critic sees it: [N+1, D] observations, progress [N+1] in 0..1, the way travelled.
+
+    The way is the hand's in metres; where no hand is known, the state's in spreads of the demonstrations.
+    """
 
     observations: Tensor
     progress: Tensor
@@ -65,10 +72,10 @@ class ProgressCritic:
         kind: "absolute" reads one observation, 0..1; "pairwise" reads how far the second of two
             observations is ahead of the first, as a share of what was left to do: -1..1, the unit of
             VLAC's critic divided by 100.
-        features: the relations it looks at.
+        features: what it looks at; ``StateFeatures()`` works for any environment.
     """
 
-    def __init__(self, kind: Kind, features: RelationFeatures, training: CriticTraining | None = None) -> None:
+    def __init__(self, kind: Kind, features: Features, training: CriticTraining | None = None) -> None:
         self.kind = kind
         self.features = features
         self.training = training or CriticTraining()
@@ -79,6 +86,9 @@ class ProgressCritic:
 
     def fit(self, demonstrations: Sequence[Any]) -> float:
         """Learn from demonstrations (``observations`` [N+1, D], ``instruction``, ``settle``); returns the last loss."""
+        if not demonstrations:
+            raise ValueError("a critic learns from one demonstration or more")
+        self.features = self.features.fitted(demonstrations)
         self.instructions = {text: i for i, text in enumerate(dict.fromkeys(d.instruction for d in demonstrations))}
         paths = [self._path(d) for d in demonstrations]
         loss = 0.0
@@ -90,9 +100,15 @@ class ProgressCritic:
         observations = torch.as_tensor(demonstration.observations, dtype=torch.float32)
         done = len(observations) - 1 - (1 - self.training.settled) * demonstration.settle
         progress = (torch.arange(len(observations)) / max(done, 1.0)).clamp(max=1.0)
-        hand = observations[:, self.features.layout["hand"]]
+        layout = self.features.layout
+        hand = observations[:, layout["hand"]] if "hand" in layout else self._scaled(observations)
         travel = float(hand.diff(dim=0).norm(dim=-1).sum())
         return Path(observations, progress, max(travel, 0.05), self.instructions[demonstration.instruction])
+
+    def _scaled(self, observations: Tensor) -> Tensor:
+        """Observations in the demonstrations' spreads, where features know them."""
+        spread = getattr(self.features, "spread", ())
+        return observations / torch.tensor(spread) if spread else observations
 
     def _fit_member(self, paths: Sequence[Path], seed: int) -> float:
         random = torch.Generator().manual_seed(seed)
@@ -104,7 +120,7 @@ class ProgressCritic:
         optimizer = torch.optim.AdamW(network.parameters(), lr=self.training.lr, weight_decay=1e-4)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.training.steps)
         loss = torch.zeros(())
-        table = _Table(paths, self.features.layout)
+        table = _Table(paths, self.features.layout, getattr(self.features, "spread", ()))
         for _ in range(self.training.steps):
             sample = table.draw(self.training, random)
             if self.kind == "absolute":
@@ -158,12 +174,17 @@ class ProgressCritic:
         return result
 
     def state_dict(self) -> dict[str, Any]:
+        scales = self.features
         return {
             "instructions": dict(self.instructions),
             "members": [dict(member.state_dict()) for member in self.members],
-        }
+        } | ({"scales": [*scales.centre, *scales.spread]} if isinstance(scales, StateFeatures) else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if isinstance(self.features, StateFeatures):
+            scales = [float(number) for number in state["scales"]]
+            half = len(scales) // 2
+            self.features = replace(self.features, centre=tuple(scales[:half]), spread=tuple(scales[half:]))
         self.instructions = {str(k): int(v) for k, v in state["instructions"].items()}
         self.members = []
         for weights in state["members"]:
@@ -195,8 +216,9 @@ class _Sample:
 class _Table:
     """All frames of all demonstrations, drawn with negatives; every demonstration counts the same."""
 
-    def __init__(self, paths: Sequence[Path], layout: Mapping[str, slice]) -> None:
+    def __init__(self, paths: Sequence[Path], layout: Mapping[str, slice], spread: Sequence[float]) -> None:
         self.paths, self.layout = paths, layout
+        self.spread = torch.tensor(spread)
         self.lengths = torch.tensor([len(p.observations) for p in paths])
         self.starts = self.lengths.cumsum(0) - self.lengths
         self.observations = torch.cat([p.observations for p in paths])
@@ -213,8 +235,13 @@ class _Table:
         instruction = self.instruction[path].clone()
         bounds = torch.tensor([how.perturbed, how.lagging, how.elsewhere, how.mismatched]).cumsum(0)
         chance = torch.rand(how.batch, generator=random)
-        self._push(now, progress, path, chance < bounds[0], "hand", how.push, random)
-        self._lag(now, progress, path, time, (chance >= bounds[0]) & (chance < bounds[1]), random)
+        lagging = (chance >= bounds[0]) & (chance < bounds[1])
+        if self.layout:
+            self._push(now, progress, path, chance < bounds[0], "hand", how.push, random)
+            self._lag(now, progress, path, time, lagging, random)
+        else:
+            self._jolt(now, progress, path, chance < bounds[0], how.jolt, random)
+            self._lag_anywhere(now, progress, path, time, lagging, random)
         moved = (chance >= bounds[1]) & (chance < bounds[2])
         self._push(now, progress, path, moved, "goal", how.push, random)
         if int(self.instruction.max()) > 0:
@@ -246,6 +273,29 @@ class _Table:
         now[:, self.layout[what]] += offset
         progress -= offset.norm(dim=-1) / self.travel[path]
         progress.clamp_(min=0.0)
+
+    def _jolt(
+        self, now: Tensor, progress: Tensor, path: Tensor, rows: Tensor, size: float, random: torch.Generator
+    ) -> None:
+        """Displace a whole state; progress falls by the way back, as a share of the state's whole way."""
+        direction = torch.randn(now.shape, generator=random)
+        length = size * 40 ** -torch.rand(len(path), 1, generator=random)
+        offset = direction / direction.norm(dim=-1, keepdim=True) * length * rows[:, None]
+        now += offset * self.spread
+        progress -= offset.norm(dim=-1) / self.travel[path]
+        progress.clamp_(min=0.0)
+
+    def _lag_anywhere(
+        self, now: Tensor, progress: Tensor, path: Tensor, time: Tensor, rows: Tensor, random: torch.Generator
+    ) -> None:
+        """Half of the numbers as in an earlier frame; where they changed since, no more progress than then."""
+        earlier = (torch.rand(len(path), generator=random) * (time + 1)).long()
+        then = self.observations[self.starts[path] + earlier]
+        late = (torch.rand(now.shape, generator=random) < 0.5) & rows[:, None]
+        gap = ((now - then).abs() / self.spread * late).amax(-1)
+        now[:] = torch.where(late, then, now)
+        behind = rows & (gap > 0.1)
+        progress[behind] = torch.minimum(progress, self.progress[self.starts[path] + earlier])[behind]
 
     def _lag(
         self, now: Tensor, progress: Tensor, path: Tensor, time: Tensor, rows: Tensor, random: torch.Generator

@@ -17,11 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .features import RelationFeatures
+from .features import Features
 
 Floats = NDArray[np.float32]
-OF_THE_WORLD = ("object-moved", "object-turned", "second-moved", "object-goal")
-OF_THE_HAND = ("hand-goal", "hand-moved")
 AGREE = 0.2
 
 
@@ -45,8 +43,12 @@ class EndConditions:
     values agree within a fifth of that change. Relations of the hand count only where nothing else did
     so. If none agrees that well, the one that agrees best is taken, and ``vague`` names the instruction.
 
+    Works on any environment by ``StateFeatures()``, whose relations are single numbers of the observation, and
+    how far two of them are apart where no single one agrees.
+
     Args:
-        features: relations that may be used; metres for positions, quaternion components for turns.
+        features: relations that may be used; metres for positions, quaternion components for turns (of
+            ``StateFeatures``: in spreads of the demonstrations).
         moved: smallest change that counts.
         tolerance: how near counts as met, at least.
         sharpness: share of the way that costs a factor of e.
@@ -55,7 +57,7 @@ class EndConditions:
     kind: Literal["absolute"] = "absolute"
 
     def __init__(
-        self, features: RelationFeatures, *, moved: float = 0.02, tolerance: float = 0.01, sharpness: float = 0.1
+        self, features: Features, *, moved: float = 0.02, tolerance: float = 0.01, sharpness: float = 0.1
     ) -> None:
         self.features, self.moved, self.tolerance, self.sharpness = features, moved, tolerance, sharpness
         self.conditions: dict[str, list[Condition]] = {}
@@ -63,20 +65,24 @@ class EndConditions:
 
     def fit(self, demonstrations: Sequence[Any]) -> None:
         """Read the conditions of every instruction from its demonstrations (``observations``, ``settle``)."""
+        self.features = self.features.fitted(demonstrations)
         for text in dict.fromkeys(d.instruction for d in demonstrations):
             mine = [d for d in demonstrations if d.instruction == text]
-            world, hand = self._of(OF_THE_WORLD, mine), self._of(OF_THE_HAND, mine)
-            clear = [c for vagueness, c in world if vagueness <= AGREE]
-            clear = clear or [c for vagueness, c in hand if vagueness <= AGREE]
+            candidates: list[tuple[float, Condition]] = []
+            clear: list[Condition] = []
+            for relations in self.features.end_relations():
+                found = self._of(relations, mine)
+                candidates += found
+                clear = clear or [c for vagueness, c in found if vagueness <= AGREE]
             if not clear:
                 self.vague.append(text)
-                clear = [min([*world, *hand], key=lambda pair: pair[0])[1]]
+                clear = [min(candidates, key=lambda pair: pair[0])[1]]
             self.conditions[text] = clear
 
     def _of(self, relations: Sequence[str], demonstrations: Sequence[Any]) -> list[tuple[float, Condition]]:
         """Candidate conditions and how vague each is: the spread of end values over the change."""
         found = []
-        for name in (r for r in relations if r in self.features.names):
+        for name in relations:
             tracks = [self._track(name, d) for d in demonstrations]
             ends = torch.stack([t[-1] for t in tracks])
             target = ends.mean(0)

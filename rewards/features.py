@@ -1,14 +1,16 @@
-"""Relations between hand, objects and goal that progress critics look at.
+"""What progress critics look at in a state.
 
-State critics see relations rather than raw positions, because few demonstrations cover few places.
-Which relations they use is a named choice, reported with every result: "goal" relations make a task
-with a marked goal much easier to judge.
+Where it is known what the numbers of an observation are, critics see relations between hand, objects and
+goal rather than raw positions, because few demonstrations cover few places. Which relations they use is a
+named choice, reported with every result: "goal" relations make a task with a marked goal much easier to
+judge. Where nothing is known, they see the numbers and how they changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -25,6 +27,35 @@ RELATIONS = (
     "hand-goal",
 )
 GOAL_FREE = tuple(name for name in RELATIONS if "goal" not in name)
+
+
+OF_THE_WORLD = ("object-moved", "object-turned", "second-moved", "object-goal")
+OF_THE_HAND = ("hand-goal", "hand-moved")
+
+
+class Features(Protocol):
+    """What critics and end conditions ask of a way to look at states."""
+
+    @property
+    def layout(self) -> Mapping[str, slice]:
+        """Where things stand in an observation; empty where that is not known."""
+        ...
+
+    def __call__(self, observations: Tensor, initial: Tensor) -> Tensor:
+        """[N, D] observations and the first ones of their episodes -> [N, F]."""
+        ...
+
+    def relation(self, name: str, now: Tensor, initial: Tensor) -> Tensor:
+        """One relation as vectors [N, d]."""
+        ...
+
+    def end_relations(self) -> tuple[tuple[str, ...], ...]:
+        """Relations by which an end may be told; a later tuple counts only where no earlier one does."""
+        ...
+
+    def fitted(self, demonstrations: Sequence[Any]) -> Self:
+        """The same, with scales taken from demonstrations (``observations`` [N+1, D]) if it has any."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -71,3 +102,67 @@ class RelationFeatures:
         if second == "moved":
             return now[:, self.layout[first]] - initial[:, self.layout[first]]
         return now[:, self.layout[first]] - now[:, self.layout[second]]
+
+    def end_relations(self) -> tuple[tuple[str, ...], ...]:
+        return tuple(tuple(name for name in group if name in self.names) for group in (OF_THE_WORLD, OF_THE_HAND))
+
+    def fitted(self, demonstrations: Sequence[Any]) -> Self:
+        return self
+
+
+@dataclass(frozen=True)
+class StateFeatures:
+    """Any observation: its numbers and their change since the start, in units of the demonstrations' spread.
+
+    Nothing needs to be known about what the numbers are. :meth:`fitted` sets ``centre`` and ``spread`` [D]; a
+    number that the demonstrations hold constant is measured by the mean spread. Values are cut at ``limit`` spreads.
+    """
+
+    centre: tuple[float, ...] = ()
+    spread: tuple[float, ...] = ()
+    limit: float = 5.0
+
+    @property
+    def layout(self) -> Mapping[str, slice]:
+        return {}
+
+    def fitted(self, demonstrations: Sequence[Any]) -> Self:
+        seen = torch.cat([torch.as_tensor(d.observations, dtype=torch.float32) for d in demonstrations])
+        spread = seen.std(0) if len(seen) > 1 else torch.zeros(seen.shape[-1])
+        typical = spread[spread > 1e-6].mean() if bool((spread > 1e-6).any()) else torch.ones(())
+        spread = torch.where(spread > 1e-6, spread, typical)
+        return replace(self, centre=tuple(seen.mean(0).tolist()), spread=tuple(spread.tolist()))
+
+    def __call__(self, observations: Tensor, initial: Tensor) -> Tensor:
+        self._check(observations)
+        spread = torch.tensor(self.spread)
+        parts = ((observations - torch.tensor(self.centre)) / spread, (observations - initial) / spread)
+        return torch.cat(parts, -1).clamp(-self.limit, self.limit)
+
+    def relation(self, name: str, now: Tensor, initial: Tensor) -> Tensor:
+        """[N, 1]: "state-3" is the fourth number, "moved-3" its change, "apart-3-5" how far it is from the sixth.
+
+        In spreads, "apart" in the larger of the two.
+        """
+        self._check(now)
+        kind, *where = name.split("-")
+        first = int(where[0])
+        spread = max(self.spread[int(i)] for i in where)
+        value = now[:, first]
+        if kind == "state":
+            value = value - self.centre[first]
+        else:
+            value = value - (initial[:, first] if kind == "moved" else now[:, int(where[1])])
+        return value[:, None] / spread
+
+    def end_relations(self) -> tuple[tuple[str, ...], ...]:
+        size = range(len(self.spread))
+        alone = tuple(f"{kind}-{i}" for kind in ("state", "moved") for i in size)
+        return alone, tuple(f"apart-{i}-{j}" for i in size for j in size if i < j)
+
+    def _check(self, observations: Tensor) -> None:
+        if not self.spread:
+            raise ValueError("StateFeatures take their scales from demonstrations: call fitted first")
+        if observations.shape[-1] != len(self.spread):
+            had = f"observations of {len(self.spread)} numbers were shown"
+            raise ValueError(f"{had}, and one of {observations.shape[-1]} is to be judged")

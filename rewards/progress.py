@@ -221,6 +221,40 @@ def _fall(held: float, advance: float) -> float:
     return max(0.1, 1 - max(1 - held, 0.01) / max(1 + advance, 1e-6))
 
 
+def shown_threshold(
+    model: ProgressModel, demonstrations: Sequence[Any], accumulator: Accumulator | None = None, every: int = 5
+) -> float:
+    """An estimate above which a task counts as done, taken from demonstrations: no outcome of a policy is read.
+
+    It is the least estimate that any demonstration has where it first succeeded, ``settle`` steps before its
+    end: whoever keeps demonstrations that succeed knows when they did. An estimate that says 1 there leaves
+    nothing above it; the threshold then lies just below.
+
+    Args:
+        demonstrations: with ``observations`` [N+1, D] or, for models that see them, ``frames``; ``instruction``, ``settle``.
+        every: steps between the observations that are estimated, as between chunk ends.
+    """
+    episodes = [_until_success(demonstration, every) for demonstration in demonstrations]
+    values = EpisodeProgress(model, accumulator)(episodes, [episode.instruction for episode in episodes])
+    return min(min(values), 1.0) - 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class _Shown:
+    instruction: str
+    observations: NDArray[Any]
+    frames: NDArray[Any] | None
+
+
+def _until_success(demonstration: Any, every: int) -> _Shown:
+    """A demonstration up to where it first succeeded, seen at that step and every ``every`` steps before it."""
+    last = len(demonstration.observations) - 1 - demonstration.settle
+    kept = np.unique([0, *range(last, 0, -every), last])
+    frames = getattr(demonstration, "frames", None)
+    shown = None if frames is None else np.asarray(frames)[kept]
+    return _Shown(demonstration.instruction, np.asarray(demonstration.observations)[kept], shown)
+
+
 class FinalProgress:
     """The reward of an episode from its last estimate v: (1 - w) * min(v / threshold, 1) + w * [v > threshold].
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from autotelic.envs.metaworld import OBSERVATION
 from autotelic.rewards.critics import CriticTraining, Kind, ProgressCritic
 from autotelic.rewards.end_conditions import EndConditions
-from autotelic.rewards.features import GOAL_FREE, RELATIONS, RelationFeatures
+from autotelic.rewards.features import GOAL_FREE, RELATIONS, RelationFeatures, StateFeatures
 
 Floats = NDArray[np.float32]
 RED, BLUE = "bring the red block", "bring the blue block"
@@ -301,3 +302,68 @@ def test_rows_of_several_instructions_are_answered_in_place() -> None:
     initial = np.stack([world((0, 0, 0))] * 3)
     blue = math.exp(-0.29 / (0.5 * 0.4))
     assert judge(now, initial, [BLUE, RED, BLUE]).tolist() == pytest.approx([blue, 1, blue], rel=1e-3)
+
+
+# any environment: nothing known about the numbers of an observation
+
+
+def walk(goal: float, instruction: str = "go", stray: float = 0.0) -> Shown:
+    """From 0 to the goal in 20 steps, 4 at rest: [place, goal, something constant, 100 x place + stray]."""
+    place = goal * np.clip(np.arange(25) / 20, 0, 1)
+    rows = np.stack([place, np.full(25, goal), np.full(25, 7.0), 100 * place + stray], -1)
+    return Shown(instruction, rows.astype(np.float32), settle=4)
+
+
+def test_state_features_by_hand() -> None:
+    shown = [SimpleNamespace(observations=np.array([[0, 5, 0], [2, 5, 8]], np.float32))]
+    features = StateFeatures().fitted(shown)
+    spread = [math.sqrt(2), (math.sqrt(2) + math.sqrt(32)) / 2, math.sqrt(32)]  # the constant one gets the mean
+    assert features.centre == pytest.approx((1, 5, 4))
+    assert features.spread == pytest.approx(spread)
+    now, first = torch.tensor([[3.0, 5.0, 4.0]]), torch.tensor([[1.0, 4.0, 4.0]])
+    by_hand = [2 / spread[0], 0.0, 0.0, 2 / spread[0], 1 / spread[1], 0.0]
+    assert features(now, first)[0].tolist() == pytest.approx(by_hand)
+    assert features(now + 1000, first)[0].tolist() == [5.0] * 6
+    relations = {"state-0": 2 / spread[0], "moved-1": 1 / spread[1], "apart-0-2": -1 / spread[2]}
+    assert {name: features.relation(name, now, first).item() for name in relations} == pytest.approx(relations)
+    with pytest.raises(ValueError, match="call fitted first"):
+        StateFeatures()(now, first)
+    with pytest.raises(ValueError, match="observations of 3 numbers were shown, and one of 2 is to be judged"):
+        features(now[:, :2], first[:, :2])
+
+
+@pytest.mark.parametrize("kind", ["absolute", "pairwise"])
+def test_a_critic_without_a_layout_tells_progress(kind: Kind) -> None:
+    shown = [walk(1.0), walk(0.8), walk(-1.0, "go back"), walk(-0.7, "go back")]
+    training = CriticTraining(members=1, steps=200, batch=128, hidden=32)
+    of = ProgressCritic(kind, StateFeatures(), training)
+    of.fit(shown)
+    for told in (shown[0], shown[2]):
+        frames = told.observations
+        first = np.repeat(frames[:1], 25, 0)
+        read = of(frames, first, [told.instruction] * 25, first if kind == "pairwise" else None)
+        assert np.corrcoef(read[:21], np.arange(21))[0, 1] > 0.9
+        assert read[-1] > 0.8
+        strayed = frames.copy()
+        strayed[:, 3] = frames[0, 3]  # what moves with the place in all demonstrations stays behind
+        late = of(strayed, first, [told.instruction] * 25, first if kind == "pairwise" else None)
+        assert late[-1] < read[-1] - 0.1
+    again = ProgressCritic(kind, StateFeatures(), training)
+    again.load_state_dict(of.state_dict())
+    assert again.features == of.features
+    with pytest.raises(ValueError, match="one demonstration or more"):
+        ProgressCritic(kind, StateFeatures()).fit([])
+
+
+def test_end_conditions_without_a_layout() -> None:
+    """With one goal the place itself is the condition; with several, how far place and goal are apart."""
+    same = EndConditions(StateFeatures())
+    same.fit([walk(1.0), walk(1.0)])
+    assert {c.relation for c in same.conditions["go"]} == {"state-0", "moved-0", "state-3", "moved-3"}
+    several = EndConditions(StateFeatures())
+    several.fit([walk(1.0, stray=30.0), walk(-0.5, stray=-90.0), walk(0.4)])
+    assert [c.relation for c in several.conditions["go"]] == ["apart-0-1"]
+    ends = np.array([[0.7, 0.7, 7, 0], [0.5, 0.7, 7, 0], [-0.7, 0.7, 7, 0]], np.float32)
+    there, near, away = several(ends, np.zeros_like(ends), ["go"] * 3)
+    assert there == pytest.approx(1.0)
+    assert there > near > away

@@ -19,6 +19,7 @@ from autotelic.rewards.progress import (
     Kind,
     MeanProgress,
     ProgressEstimator,
+    shown_threshold,
 )
 
 Floats = NDArray[np.float32]
@@ -378,3 +379,20 @@ def test_a_cached_model_estimates_as_the_model_itself(kind: Kind) -> None:
     rule = Accumulator("milestones", 3)
     plain = EpisodeProgress(Reads(kind), rule)(episodes=episodes, prompts=["a", "b", "a"])
     assert EpisodeProgress(Cached(Reads(kind)), rule)(episodes=episodes, prompts=["a", "b", "a"]) == plain
+
+
+# a threshold without an oracle
+
+
+def test_the_threshold_is_what_demonstrations_read_where_they_first_succeeded() -> None:
+    shown = [  # seven steps each, the last two after success: chunk ends are steps 0, 2, 5 and 0, 1, 3, 5
+        SimpleNamespace(instruction="a", observations=frames(0.1, 0.2, 0.3, 0.4, 0.6, 0.9, 1.0), settle=2),
+        SimpleNamespace(instruction="a", observations=frames(0.8, 0.2, 0.3, 0.4, 0.7, 0.9, 1.0), settle=2),
+    ]
+    assert shown_threshold(Reads("absolute"), shown) == pytest.approx(0.6 - 1e-3)
+    model = Reads("pairwise")
+    found = shown_threshold(model, shown[:1], Accumulator("milestones", 1), every=3)
+    assert found == pytest.approx(0.2 + 0.8 * 0.6 - 1e-3)
+    assert model.compared == [(0, 2), (2, 5)]
+    filmed = SimpleNamespace(**vars(shown[0]), frames=film(0, 0, 0, 0, 0, 102, 255, 255))
+    assert shown_threshold(Brightness(), [filmed]) == pytest.approx(0.4 - 1e-3)
