@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .simulator import Refusal, Simulator, instruction_of
+from .simulator import Refusal, Simulator, View, instruction_of
 
 RETRY_STRIDE = 1_000_000
 """What is added to a seed for each time that the expert failed on it; splits are a hundred times wider."""
@@ -29,6 +29,7 @@ class Demonstration:
         observations: [N + 1, D] float32, before each step and after the last.
         actions: [N, A] float32 in [-1, 1].
         settle: expert steps at the end that were recorded after success first held.
+        frames: [N + 1, size, size, 3] uint8, taken with the observations, or None.
     """
 
     environment: str
@@ -37,16 +38,18 @@ class Demonstration:
     observations: NDArray[np.float32]
     actions: NDArray[np.float32]
     settle: int
+    frames: NDArray[np.uint8] | None = None
 
 
 def demonstrate(
-    simulator: Simulator, environment: str, seed: int, *, horizon: int, settle: int
+    simulator: Simulator, environment: str, seed: int, *, horizon: int, settle: int, view: View | None = None
 ) -> tuple[Demonstration, list[int]]:
     """A demonstration from ``seed``, or from the first of its successors on which the expert succeeds.
 
     Args:
         horizon: steps within which success must first hold.
         settle: further steps to record after it.
+        view: how to take a picture with each observation; None takes none.
 
     Returns:
         The demonstration, and the seeds on which the expert failed before.
@@ -57,7 +60,7 @@ def demonstrate(
     failed: list[int] = []
     for attempt in range(ATTEMPTS):
         tried = seed + attempt * RETRY_STRIDE
-        demonstration = _attempt(simulator, environment, tried, horizon, settle)
+        demonstration = _attempt(simulator, environment, tried, horizon, settle, view)
         if demonstration is not None:
             return demonstration, failed
         failed.append(tried)
@@ -67,24 +70,30 @@ def demonstrate(
     )
 
 
-def _attempt(simulator: Simulator, environment: str, seed: int, horizon: int, settle: int) -> Demonstration | None:
+def _attempt(
+    simulator: Simulator, environment: str, seed: int, horizon: int, settle: int, view: View | None
+) -> Demonstration | None:
     simulator.reset(seed)
     act = simulator.expert()
     if act is None:
         raise Refusal(f"{environment} has no scripted expert: give its EnvSpec one")
     observations = [simulator.observe()]
+    frames = [] if view is None else [simulator.frame(view)]
     actions: list[NDArray[np.float32]] = []
     remaining: int | None = None
     while remaining != 0 and (remaining is not None or len(actions) < horizon):
         actions.append(act())
         simulator.step(actions[-1][None])
         observations.append(simulator.observe())
+        if view is not None:
+            frames.append(simulator.frame(view))
         if remaining is not None:
             remaining -= 1
         elif simulator.success():
             remaining = settle
     if remaining is None:
         return None
+    pictures = np.stack(frames) if frames else None
     return Demonstration(
-        environment, instruction_of(environment), seed, np.stack(observations), np.stack(actions), settle
+        environment, instruction_of(environment), seed, np.stack(observations), np.stack(actions), settle, pictures
     )
