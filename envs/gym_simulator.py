@@ -13,7 +13,7 @@ from gymnasium.spaces.utils import flatdim, flatten
 from numpy.typing import NDArray
 from PIL import Image
 
-from .simulator import EnvSpec, Outcome, Refusal
+from .simulator import EnvSpec, Outcome, Refusal, View
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,14 +88,14 @@ class GymSimulator:
             return None
         return lambda: np.clip(expert(self.env, self.observe()), -1, 1).astype(np.float32)
 
-    def frame(self, size: int) -> NDArray[np.uint8]:
+    def frame(self, view: View) -> NDArray[np.uint8]:
         """The environment's own picture, resized; a second instance draws it, so the first stays free of windows."""
         if self._painter is None:
             arguments = {**self.spec.kwargs, "render_mode": "rgb_array"}
             self._painter = gymnasium.make(self.spec.id, disable_env_checker=True, **arguments).unwrapped
             self._painter.reset(seed=0)
         self._write(self._painter, self.save().environment)
-        return np.asarray(Image.fromarray(self._painter.render()).resize((size, size)), np.uint8)
+        return np.asarray(Image.fromarray(self._painter.render()).resize((view.size, view.size)), np.uint8)
 
     def close(self) -> None:
         self.env.close()

@@ -20,22 +20,12 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from .metaworld_tasks import OBSERVATION as OBSERVATION
 from .metaworld_tasks import TASKS as TASKS
 from .oracle import require_oracle
 from .physics import ENV_CLS_MAP, ENV_POLICY_MAP, mujoco
 from .rendering import Renderer
-
-OBSERVATION: dict[str, slice] = {
-    "hand": slice(0, 3),
-    "gripper": slice(3, 4),
-    "object": slice(4, 7),
-    "object_rotation": slice(7, 11),
-    "second": slice(11, 14),
-    "second_rotation": slice(14, 18),
-    "goal": slice(18, 21),
-}
-"""Where things stand in an observation [21]: positions in metres, rotations as quaternions, gripper opening in
-0..1 (0 closed). Absent objects are zeros."""
+from .simulator import METAWORLD, View, check_name
 
 OBSERVATION_SIZE = 21
 ACTION_SIZE = 4
@@ -99,7 +89,7 @@ class MetaWorldSimulator:
         self._action = np.zeros(ACTION_SIZE, np.float32)
         self._changed: Mapping[str, Any] = {}
         self._stale = True
-        self._renderers: dict[int, Renderer] = {}
+        self._renderers: dict[View, Renderer] = {}
 
     def reset(self, seed: int) -> None:
         """The initial state that a new MetaWorld environment reaches with ``env.seed(seed); env.reset()``."""
@@ -200,16 +190,17 @@ class MetaWorldSimulator:
 
         return act
 
-    def frame(self, size: int) -> NDArray[np.uint8]:
-        """[size, size, 3] seen over the robot's right shoulder.
+    def frame(self, view: View) -> NDArray[np.uint8]:
+        """[size, size, 3] seen as ``view`` says.
 
         Raises:
-            RenderingUnavailable: the machine has no GL library.
+            RenderingUnavailable: the machine has no usable GL library.
+            Refusal: the model has no such camera.
         """
-        if size not in self._renderers:
-            self._renderers[size] = Renderer(self.model, size, _camera())
+        if view not in self._renderers:
+            self._renderers[view] = Renderer(self.model, view)
         self._refresh()
-        return self._renderers[size].draw(self.data)
+        return self._renderers[view].draw(self.data)
 
     def close(self) -> None:
         for renderer in self._renderers.values():
@@ -242,7 +233,7 @@ class MetaWorldEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float32]]):
             before the first frame, since its later import can crash Python.
         horizon: steps after which an episode is truncated; it never terminates.
         oracle: return the dense reward (0..10) and ``info["success"]``, True from the first success on.
-        size: pixels along a side of a rendered frame.
+        view: how a frame is taken.
 
     Raises:
         ValueError: unknown task or render mode.
@@ -258,17 +249,15 @@ class MetaWorldEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float32]]):
         *,
         horizon: int = 500,
         oracle: bool = False,
-        size: int = 256,
+        view: View = View(256, "full"),  # noqa: B008  (frozen)
     ) -> None:
-        from .simulator import METAWORLD, check_name
-
         check_name(METAWORLD + task)
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode {render_mode!r}: MetaWorldEnv knows None and 'rgb_array'")
         if oracle:
             require_oracle(f"the reward and success of MetaWorldEnv({task!r}, oracle=True)")
         self.simulator = MetaWorldSimulator(task)
-        self.render_mode, self.horizon, self.oracle, self.size = render_mode, horizon, oracle, size
+        self.render_mode, self.horizon, self.oracle, self.view = render_mode, horizon, oracle, view
         self.observation_space = gymnasium.spaces.Box(self.simulator.low, self.simulator.high, dtype=np.float64)
         self.action_space = gymnasium.spaces.Box(-1, 1, (ACTION_SIZE,), np.float32)
         self._steps, self._success = 0, False
@@ -299,7 +288,7 @@ class MetaWorldEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float32]]):
         return observation, reward, False, self._steps >= self.horizon, info
 
     def render(self) -> Any:
-        return self.simulator.frame(self.size) if self.render_mode == "rgb_array" else None
+        return self.simulator.frame(self.view) if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:
         self.simulator.close()
@@ -366,10 +355,3 @@ def _fast_rotations(env: Any) -> Callable[[], NDArray[np.float64]]:
     if "Rotation" not in reader.__code__.co_names:
         return partial(reader, env)
     return partial(FunctionType(reader.__code__, {**reader.__globals__, "Rotation": _Rotation}), env)
-
-
-def _camera() -> mujoco.MjvCamera:
-    camera = mujoco.MjvCamera()
-    camera.lookat[:] = (0.0, 0.68, 0.15)
-    camera.distance, camera.azimuth, camera.elevation = 1.3, 140, -30
-    return camera

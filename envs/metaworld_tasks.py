@@ -1,6 +1,24 @@
-"""The 50 MetaWorld v3 tasks by name, with the sentence that a policy is told. Imports no simulator."""
+"""The 50 MetaWorld v3 tasks by name, with the sentence that a policy is told, and the layout of their observations.
+
+Imports no simulator.
+"""
 
 from __future__ import annotations
+
+OBSERVATION: dict[str, slice] = {
+    "hand": slice(0, 3),
+    "gripper": slice(3, 4),
+    "object": slice(4, 7),
+    "object_rotation": slice(7, 11),
+    "second": slice(11, 14),
+    "second_rotation": slice(14, 18),
+    "goal": slice(18, 21),
+}
+"""Where things stand in an observation [21]: positions in metres, rotations as quaternions, gripper opening in
+0..1 (0 closed). Absent objects are zeros."""
+
+PROPRIOCEPTION = slice(0, 4)
+"""Hand and gripper: what the robot feels of itself."""
 
 TASKS: dict[str, str] = {
     "assembly-v3": "put the ring over the peg",

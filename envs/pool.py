@@ -18,16 +18,17 @@ from numpy.typing import NDArray
 from .demonstrations import Demonstration as Demonstration
 from .oracle import require_oracle
 from .process import Here, Process, WorkerDied
-from .simulator import check_name, instruction_of, specs
+from .simulator import View, check_name, instruction_of, specs
 from .worker import Replay, Seen, Tick
 
 logger = logging.getLogger(__name__)
 
-Act = Callable[[NDArray[np.int64], NDArray[np.float32]], NDArray[Any]]
-"""(rows [n], observations [n, D]) -> actions [n, C, A]; rows index the requests, ascending."""
+Act = Callable[..., NDArray[Any]]
+"""(rows [n], observations [n, D]) -> actions [n, C, A]; rows index the requests, ascending. With ``see`` a third
+argument: frames [n, size, size, 3] uint8 of the same rows."""
 
-Stop = Callable[[NDArray[np.int64], NDArray[np.float32]], NDArray[np.bool_]]
-"""(rows [n], observations [n, D]) -> bool [n]; True ends the episode."""
+Stop = Callable[..., NDArray[np.bool_]]
+"""(rows [n], observations [n, D]) -> bool [n]; True ends the episode. With ``see`` frames too, as for ``act``."""
 
 DEATHS = 3
 """A run gives up when this many workers have died in it."""
@@ -54,7 +55,7 @@ class Episode:
         steps: environment steps.
         stopped: ended by ``stop``.
         success: latched over chunk ends; None when the oracle was not read.
-        frames: S + 1 pictures [size, size, 3] uint8, or None.
+        frames: [S + 1, size, size, 3] uint8, taken with the observations, or None.
     """
 
     environment: str
@@ -65,7 +66,7 @@ class Episode:
     steps: int
     stopped: bool
     success: bool | None
-    frames: list[NDArray[np.uint8]] | None
+    frames: NDArray[np.uint8] | None
 
 
 class Pool:
@@ -137,7 +138,8 @@ class Pool:
         *,
         stop: Stop | None = None,
         oracle: bool = False,
-        render: int | None = None,
+        render: View | None = None,
+        see: bool = False,
     ) -> list[Episode]:
         """Run episodes with a policy.
 
@@ -149,19 +151,22 @@ class Pool:
             oracle: read success at the start and at chunk ends. Without ``stop`` an episode ends as soon as
                 it has succeeded, since nothing more can change; with ``stop`` it goes on until that or the
                 horizon.
-            render: side in pixels of the pictures to take wherever there is an observation.
+            render: take a picture wherever there is an observation, and keep it on the episode.
+            see: call ``act`` and ``stop`` with these pictures as a third argument.
 
         Returns:
             Episodes in the order of the requests.
 
         Raises:
             OracleSealed: ``oracle`` inside a sealed block.
-            ValueError: a request, or what ``act`` or ``stop`` returned, does not fit.
+            ValueError: a request, or what ``act`` or ``stop`` returned, does not fit; ``see`` without ``render``.
             RenderingUnavailable: pictures were asked for on a machine without GL.
             RuntimeError: three workers died; the message holds the last one's traceback.
         """
         if oracle:
             require_oracle("success in Pool.run(oracle=True)")
+        if see and render is None:
+            raise ValueError("Pool.run(see=True) needs render=View(...): nobody takes pictures otherwise")
         if not requests:
             return []
         sizes = {self.sizes(environment) for environment in {request.environment for request in requests}}
@@ -173,19 +178,21 @@ class Pool:
             run = _Run(workers, requests, self.lanes, oracle, render, ends_on_success=oracle and stop is None)
             while run.tick():
                 if stop is not None and len(run.stepped):
-                    observations = run.observations(run.stepped)
+                    seen = run.seen(run.stepped, see)
                     with self._counted(-1):
-                        answer = stop(run.stepped, observations)
+                        answer = stop(run.stepped, *seen)
                     run.end(answer)
                 rows = run.live()
                 if len(rows):
-                    observations = run.observations(rows)
+                    seen = run.seen(rows, see)
                     with self._counted(-1):
-                        actions = act(rows, observations)
+                        actions = act(rows, *seen)
                     run.choose(rows, actions, shape)
             return run.episodes(shape)
 
-    def demonstrate(self, environment: str, seeds: Sequence[int], *, horizon: int, settle: int) -> list[Demonstration]:
+    def demonstrate(
+        self, environment: str, seeds: Sequence[int], *, horizon: int, settle: int, render: View | None = None
+    ) -> list[Demonstration]:
         """Demonstrations of the scripted expert, one per seed and in their order.
 
         A seed on which the expert fails is replaced by ``seed + RETRY_STRIDE``, and so on; a warning says so.
@@ -193,6 +200,7 @@ class Pool:
         Args:
             horizon: steps within which success must first hold.
             settle: further expert steps to record, so that the last states lie well inside the goal.
+            render: take a picture with each observation.
 
         Raises:
             ValueError: not an environment of this pool.
@@ -200,10 +208,11 @@ class Pool:
             RuntimeError: three workers died.
         """
         self._check(environment)
-        count = len(self._workers)
+        workers = self._workers if render is None else self._painters
+        count = len(workers)
         calls = [
-            _Call(worker, "demonstrate", (environment, list(seeds[index::count]), horizon, settle))
-            for index, worker in enumerate(self._workers[: len(seeds)])
+            _Call(worker, "demonstrate", (environment, list(seeds[index::count]), horizon, settle, render))
+            for index, worker in enumerate(workers[: len(seeds)])
         ]
         with self._counted():
             answers = _exchange(calls, [])
@@ -276,7 +285,7 @@ class _Run:
         requests: Sequence[EpisodeRequest],
         room: int,
         oracle: bool,
-        render: int | None,
+        render: View | None,
         ends_on_success: bool,
     ) -> None:
         self.workers, self.room = workers, room
@@ -316,9 +325,10 @@ class _Run:
         """[n] rows that go on."""
         return np.array([row for row in self.active if not self._over(self.lanes[row])], np.int64)
 
-    def observations(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """[n, D] the latest of these rows."""
-        return np.stack([self.lanes[row].observations[-1] for row in rows])
+    def seen(self, rows: NDArray[np.int64], see: bool) -> tuple[NDArray[Any], ...]:
+        """The latest observations [n, D] of these rows, and frames [n, size, size, 3] if these are seen."""
+        observations = np.stack([self.lanes[row].observations[-1] for row in rows])
+        return (observations, np.stack([self.lanes[row].frames[-1] for row in rows])) if see else (observations,)
 
     def end(self, answer: NDArray[np.bool_]) -> None:
         """Mark what ``stop`` answered for the stepped rows."""
@@ -354,7 +364,7 @@ class _Run:
                 lane.steps,
                 lane.stopped,
                 lane.success if self.oracle else None,
-                None if self.render is None else lane.frames,
+                None if self.render is None else np.stack(lane.frames),
             )
             for lane in self.lanes
         ]

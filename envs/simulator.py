@@ -11,17 +11,47 @@ import difflib
 import pickle
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .metaworld_tasks import TASKS
+from .metaworld_tasks import OBSERVATION, PROPRIOCEPTION, TASKS
 
 METAWORLD = "metaworld/"
 """Prefix of the MetaWorld tasks' names, as in "metaworld/drawer-open-v3"."""
 
 METAWORLD_HORIZON = 500
+
+
+Quality = Literal["fast", "plain", "full"]
+
+
+@dataclass(frozen=True)
+class View:
+    """How pictures are taken.
+
+    Attributes:
+        size: pixels along a side.
+        quality: "full" is MuJoCo's own default (4096-pixel shadow map, mirrored floor, 4x multisampling); "plain"
+            leaves these three out; "fast" also draws coarse meshes. Physics never depends on it, and simulators
+            without these settings ignore it.
+        camera: MetaWorld: "shoulder", over the robot's right shoulder, or a camera of the model such as "corner2",
+            right side up. Other environments have their one picture and ignore it.
+
+    Raises:
+        ValueError: a size below 1 or an unknown quality.
+    """
+
+    size: int = 64
+    quality: Quality = "fast"
+    camera: str = "shoulder"
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"View: size {self.size} must be at least 1 pixel")
+        if self.quality not in get_args(Quality):
+            raise ValueError(f"View: quality {self.quality!r} must be one of {', '.join(get_args(Quality))}")
 
 
 class Refusal(RuntimeError):
@@ -67,7 +97,7 @@ class Simulator(Protocol):
         """Whether the current state solves the task. Oracle knowledge: the caller asks ``require_oracle`` first."""
         ...
 
-    def frame(self, size: int) -> NDArray[np.uint8]:
+    def frame(self, view: View) -> NDArray[np.uint8]:
         """[size, size, 3] the current state as an RGB picture, right side up."""
         ...
 
@@ -118,6 +148,8 @@ class EnvSpec:
         save, restore: copy the state out of the unwrapped environment and back into it. Without them its
             attributes are deep-copied, which environments made of plain Python and numpy allow.
         expert: (unwrapped environment, observation [D]) -> action [A], for demonstrations.
+        layout: where things stand in a flattened observation, for :func:`layout_of`.
+        proprioception: the part of an observation that a robot feels of itself, for :func:`proprioception_of`.
     """
 
     id: str
@@ -128,6 +160,8 @@ class EnvSpec:
     save: Callable[[Any], Any] | None = None
     restore: Callable[[Any, Any], None] | None = None
     expert: Callable[[Any, NDArray[np.float32]], NDArray[np.float32]] | None = None
+    layout: Mapping[str, slice] = field(default_factory=dict)
+    proprioception: slice = field(default_factory=lambda: slice(0, 0))
 
     def __post_init__(self) -> None:
         if (self.save is None) != (self.restore is None):
@@ -185,6 +219,18 @@ def horizon_of(name: str) -> int:
     """Environment steps after which an episode is usually cut here: the spec's, or MetaWorld's 500."""
     check_name(name)
     return _SPECS[name].horizon if name in _SPECS else METAWORLD_HORIZON
+
+
+def layout_of(name: str) -> Mapping[str, slice]:
+    """Where things stand in an observation of this environment: the spec's layout, or MetaWorld's."""
+    check_name(name)
+    return _SPECS[name].layout if name in _SPECS else OBSERVATION
+
+
+def proprioception_of(name: str) -> slice:
+    """The part of an observation that a robot feels of itself: the spec's, or MetaWorld's hand and gripper."""
+    check_name(name)
+    return _SPECS[name].proprioception if name in _SPECS else PROPRIOCEPTION
 
 
 def make_simulator(name: str) -> Simulator:

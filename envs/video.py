@@ -19,8 +19,8 @@ _GAP = 4
 
 def write_side_by_side(
     path: str | Path,
-    left: Sequence[NDArray[np.uint8]],
-    right: Sequence[NDArray[np.uint8]],
+    left: Sequence[NDArray[np.uint8]] | NDArray[np.uint8],
+    right: Sequence[NDArray[np.uint8]] | NDArray[np.uint8],
     labels: tuple[str, str],
     *,
     fps: float = 12.0,
@@ -42,7 +42,7 @@ def write_side_by_side(
         ValueError: a side without frames, or frames of different sizes.
     """
     shapes = {frame.shape for frame in (*left, *right)}
-    if not left or not right or len(shapes) > 1:
+    if not len(left) or not len(right) or len(shapes) > 1:
         raise ValueError(
             f"{path}: {len(left)} and {len(right)} frames of shapes {sorted(shapes)}; both sides need equal ones"
         )

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .demonstrations import Demonstration, demonstrate
-from .simulator import EnvSpec, Refusal, Simulator, make_simulator, register
+from .simulator import EnvSpec, Refusal, Simulator, View, make_simulator, register
 
 INITIAL_STATES = 64
 """Initial states that a worker keeps, so that a group of episodes from one seed costs one reset."""
@@ -32,13 +32,13 @@ class Tick:
         steps: (row, actions [c, A] to execute).
         starts: (row, environment, seed), started after that.
         oracle: answer whether each observed state is a success.
-        render: side of a picture of each observed state in pixels, or None.
+        render: how to take a picture of each observed state, or None.
     """
 
     steps: Sequence[tuple[int, NDArray[np.float32]]]
     starts: Sequence[tuple[int, str, int]]
     oracle: bool
-    render: int | None
+    render: View | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,11 +103,12 @@ class Worker:
             self.episodes[episode.row] = (episode.environment, simulator.save())
 
     def demonstrate(
-        self, environment: str, seeds: Sequence[int], horizon: int, settle: int
+        self, environment: str, seeds: Sequence[int], horizon: int, settle: int, view: View | None
     ) -> list[tuple[Demonstration, list[int]]]:
         """One demonstration per seed, with the seeds on which the expert failed before."""
         simulator = self.simulator(environment)
-        return [demonstrate(simulator, environment, seed, horizon=horizon, settle=settle) for seed in seeds]
+        limits = {"horizon": horizon, "settle": settle}
+        return [demonstrate(simulator, environment, seed, **limits, view=view) for seed in seeds]
 
     def simulator(self, environment: str) -> Simulator:
         """The one instance of an environment, built when first asked for."""
@@ -139,8 +140,20 @@ class Worker:
         if tick.oracle:
             seen.successes.append(simulator.success())
         if tick.render is not None:
-            seen.frames.append(simulator.frame(tick.render))
+            seen.frames.append(_picture(environment, simulator, tick.render))
         self.episodes[row] = (environment, simulator.save())
+
+
+def _picture(environment: str, simulator: Simulator, view: View) -> NDArray[np.uint8]:
+    """A frame, checked: simulators come from outside too."""
+    frame = simulator.frame(view)
+    shape, kind = getattr(frame, "shape", None), getattr(frame, "dtype", type(frame).__name__)
+    if shape != (view.size, view.size, 3) or kind != np.uint8:
+        raise Refusal(
+            f"{environment}: its simulator gave a frame of shape {shape} and type {kind}; "
+            f"expected uint8 ({view.size}, {view.size}, 3)"
+        )
+    return frame
 
 
 def serve(connection: Connection, specs: Mapping[str, EnvSpec]) -> None:

@@ -58,7 +58,7 @@ class Exhibitor:
         if shown is None:
             return ()
         if hasattr(shown, "frames"):
-            if not shown.frames:
+            if shown.frames is None or not len(shown.frames):
                 raise ValueError(f"sample {index} is an episode without frames: render it")
             length = len(shown.frames)
             count = min(self.frames, length)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from autotelic.envs import rendering
 from autotelic.envs.pool import EpisodeRequest, Pool
-from autotelic.envs.simulator import EnvSpec, Outcome, RenderingUnavailable, register
+from autotelic.envs.simulator import EnvSpec, Outcome, RenderingUnavailable, View, register
 from autotelic.envs.video import write_side_by_side
 
 DRAWER = "metaworld/drawer-open-v3"
@@ -33,7 +33,7 @@ def test_pictures_come_from_another_process_and_change_nothing():
     with Pool([DRAWER], workers=0) as pool:
         plain = pool.run(request, act)
         try:
-            drawn = pool.run(request, act, render=64)
+            drawn = pool.run(request, act, render=View(64))
         except RenderingUnavailable as error:
             pytest.skip(str(error))
     for a, b in zip(plain, drawn, strict=True):
@@ -54,7 +54,7 @@ def test_gymnasium_pictures():
     with Pool(["pole-seen"], workers=1) as pool:
         requests = [EpisodeRequest("pole-seen", seed, 20) for seed in (0, 1)]
         plain = pool.run(requests, right)
-        drawn = pool.run(requests, right, render=48)
+        drawn = pool.run(requests, right, render=View(48))
     np.testing.assert_array_equal(plain[1].observations, drawn[1].observations)
     assert drawn[1].frames[0].shape == (48, 48, 3)
     assert not np.array_equal(drawn[0].frames[0], drawn[0].frames[-1])
@@ -75,7 +75,7 @@ def test_a_refusal_of_a_worker_reaches_the_caller(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "nonsense")
     with Pool([DRAWER], workers=1) as pool:
         with pytest.raises(RenderingUnavailable, match="MUJOCO_GL=nonsense"):
-            pool.run([EpisodeRequest(DRAWER, 0, 5)], act, render=32)
+            pool.run([EpisodeRequest(DRAWER, 0, 5)], act, render=View(32))
         assert pool.run([EpisodeRequest(DRAWER, 0, 5)], act)[0].steps == 5
 
 

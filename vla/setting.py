@@ -162,7 +162,7 @@ class Setting:
 
     def film(self, folder: RunFolder, before: ActionPolicy) -> None:
         """Side-by-side videos of the same held-out states before and after, or a line saying why not."""
-        from ..envs.simulator import Refusal
+        from ..envs.simulator import Refusal, View
         from ..envs.splits import seeds
         from ..envs.video import write_side_by_side
 
@@ -174,9 +174,9 @@ class Setting:
         target.mkdir(parents=True, exist_ok=True)
         actor = self.actor()
         try:
-            now = actor.act(tasks, 1, greedy=True, render=160)
+            now = actor.act(tasks, 1, greedy=True, render=View(160))
             actor.policy = before
-            then = actor.act(tasks, 1, greedy=True, render=160)
+            then = actor.act(tasks, 1, greedy=True, render=View(160))
         except Refusal as error:
             (target / "missing.txt").write_text(f"{error}\n")
             return

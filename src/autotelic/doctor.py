@@ -115,13 +115,13 @@ def _simulation() -> str:
 
 
 def _rendered() -> str:
-    from .envs.simulator import make_simulator
+    from .envs.simulator import View, make_simulator
 
     simulator = make_simulator("metaworld/drawer-open-v3")
     simulator.reset(0)
-    if not simulator.frame(64).any():
+    if not simulator.frame(View()).any():
         raise RuntimeError("the picture is black")
-    return f"works, {_per_second(lambda: simulator.frame(64)):.0f} frames/s at 64 px"
+    return f"works, {_per_second(lambda: simulator.frame(View())):.0f} frames/s at 64 px"
 
 
 def _per_second(call: Callable[[], object]) -> float:
