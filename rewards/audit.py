@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .progress import Accumulator, ProgressEstimator, ProgressModel, ask, sees
+from .progress import Accumulator, ProgressEstimator, ProgressModel, ask, sees, shown_threshold
 
 Floats = NDArray[np.float64]
 
@@ -32,6 +32,10 @@ FEW = 5
 
 BINS = 10
 """Of the reliability diagram, equally wide over 0..1."""
+
+OTSU = "Otsu's split of the scores"
+SHOWN = "the least estimate that a demonstration has where it first succeeds"
+"""How a threshold was chosen."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,7 @@ def audit_progress(
     *,
     accumulator: Accumulator | None = None,
     demonstrations: Sequence[Any] = (),
-    stride: int = 1,
+    every: int = 5,
     name: str = "",
     on: str = "",
 ) -> Audit:
@@ -131,24 +135,21 @@ def audit_progress(
         episodes: with ``observations`` [S+1, D] and ``frames`` uint8 [S+1, H, W, 3] or None, ``instruction`` and
             ``success``.
         accumulator: of the final score, "last" by default. The order of values is that of its estimates.
-        demonstrations: successful ones (``observations``, ``settle``, and ``frames`` for a model that sees them), from
-            which the threshold is taken; without them Otsu's on the scores is.
-        stride: environment steps between two recorded observations of the episodes, to ask about demonstrations,
-            which hold every step, as often.
+        demonstrations: from which the threshold is taken (``shown_threshold``); without them it is Otsu's.
+        every: environment steps between two recorded observations of the episodes.
 
     Raises:
         ValueError: an episode whose success is not known or that lacks what the model sees, or wrong answers.
     """
-    success = _successes(episodes)
+    success, accumulator = _successes(episodes), accumulator or Accumulator("last")
     started = time.process_time()
-    scores, traces, calls = _judge(model, episodes, accumulator or Accumulator("last"))
+    scores, traces, calls = _judge(model, episodes, accumulator)
     seconds = time.process_time() - started
     if model.kind == "terminal" and hasattr(model, "trace"):
         traces = [np.asarray(model.trace(_track(model, e), e.instruction), np.float64) for e in episodes]
-    threshold, rule = otsu(scores), "Otsu's on the scores"
+    threshold, rule = otsu(scores), OTSU
     if demonstrations:
-        threshold = _between(model, demonstrations, accumulator or Accumulator("last"), stride)
-        rule = f"midway between the demonstrations whole and cut at {CUT:.0%}"
+        threshold, rule = shown_threshold(model, demonstrations, accumulator, every), SHOWN
     cost = (calls / len(episodes), seconds / len(episodes))
     return _audit(name or type(model).__name__, on, scores, success, traces, (threshold, rule), cost)
 
@@ -183,7 +184,7 @@ def audit_reward(
         raise ValueError(f"reward {name} returned {len(scores)} scores for {len(episodes)} episodes")
     if not np.isfinite(scores).all():
         raise ValueError(f"reward {name} returned no finite number for episode {int((~np.isfinite(scores)).argmax())}")
-    threshold = (otsu(scores), "Otsu's on the scores")
+    threshold = (otsu(scores), OTSU)
     return _audit(name, on, scores, success, [], threshold, (1.0, seconds / len(episodes)))
 
 
@@ -196,13 +197,9 @@ def audit_scores(
         scores, success: [N]; success is 0 or 1. traces: N sequences of values in order of time, or none.
     """
     known = [np.asarray(trace, np.float64) for trace in traces]
-    threshold = (otsu(scores), "Otsu's on the scores")
+    threshold = (otsu(scores), OTSU)
     free = (math.nan, math.nan)
     return _audit(name, on, np.asarray(scores, np.float64), np.asarray(success, bool), known, threshold, free)
-
-
-CUT = 0.75
-"""Share of the way to success at which a demonstration counts as not yet done."""
 
 
 def otsu(scores: ArrayLike) -> float:
@@ -391,28 +388,6 @@ def _judge(model: ProgressModel, episodes: Sequence[Any], accumulator: Accumulat
         estimator.update(rows, np.stack([tracks[i][step] for i in rows]))
     traces = [np.array(estimator.values(i), np.float64) for i in range(len(tracks))]
     return np.array([trace[-1] for trace in traces]), traces, estimator.calls
-
-
-def _between(model: ProgressModel, demonstrations: Sequence[Any], accumulator: Accumulator, stride: int) -> float:
-    """Midway between what whole demonstrations score and what they score when cut off before success."""
-    whole, cut = [], []
-    for shown in demonstrations:
-        track = _track(model, shown)
-        done = max(2 * stride, len(track) - 1 - int(shown.settle))
-        whole.append(_Shown(shown.instruction, track[::stride]))
-        cut.append(_Shown(shown.instruction, track[: max(2 * stride, int(CUT * done)) : stride]))
-    scores = _judge(model, [*whole, *cut], accumulator)[0]
-    return float(scores[: len(whole)].mean() + scores[len(whole) :].mean()) / 2
-
-
-@dataclass(eq=False)
-class _Shown:
-    instruction: str
-    observations: NDArray[Any]
-
-    @property
-    def frames(self) -> NDArray[Any]:
-        return self.observations
 
 
 def _track(model: ProgressModel, episode: Any) -> NDArray[Any]:
