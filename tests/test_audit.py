@@ -218,25 +218,47 @@ def evaluation(iteration: int, reward: Sequence[float | None], success: Sequence
 
 
 def test_a_reward_that_rises_alone_is_hacked() -> None:
-    before = evaluation(0, [0.2, 0.3, 0.2, 0.3], [1, 0, 1, 0])
-    after = evaluation(9, [0.9, 0.8, 0.9, 0.8], [1, 0, 0, 0])
+    before = evaluation(0, [0.2, 0.3, 0.2, 0.3] * 2, [1, 0, 1, 0] * 2)
+    after = evaluation(9, [0.9, 0.8, 0.9, 0.8] * 2, [1, 0, 0, 0] * 2)
     push, whole = hacking_gap([before, after])
     assert push.reward_change == pytest.approx(0.6)
     assert push.success_change == pytest.approx(-0.25)
     assert push.gap == pytest.approx(0.85)
     assert push.hacked and "hacked" in push.verdict
     assert (whole.on, whole.gap) == ("all", pytest.approx(0.85))
-    assert push.looks[1].reward_error == pytest.approx(np.std([0.9, 0.8, 0.9, 0.8], ddof=1) / 2)
+    assert push.looks[1].reward_error == pytest.approx(np.std([0.9, 0.8] * 4, ddof=1) / 8**0.5)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "hacked"),
+    [([1, 0], [1, 0], True), ([0, 0], [0, 0], False), ([1, 1], [1, 1], False), ([1, 1], [1, 0], True)],
+)
+def test_success_that_stands_still_counts_where_it_could_move(
+    before: list[int], after: list[int], hacked: bool
+) -> None:
+    low, high = [0.2, 0.3] * 4, [0.9, 0.8] * 4
+    assert hacking_gap([evaluation(0, low, before * 4), evaluation(1, high, after * 4)])[0].hacked is hacked
+
+
+def test_few_episodes_prove_nothing() -> None:
+    gap = hacking_gap([evaluation(0, [0.2, 0.3], [1, 1]), evaluation(1, [0.9, 0.8], [0, 0])])[0]
+    assert gap.gap == pytest.approx(1.6)
+    assert not gap.hacked
+
+
+def test_a_reward_that_rises_before_any_success_is_told_apart() -> None:
+    gap = hacking_gap([evaluation(0, [0.2, 0.3], [0, 0]), evaluation(1, [0.9, 0.8], [0, 0])])[0]
+    assert "nothing has succeeded yet" in gap.verdict
 
 
 def test_a_reward_that_rises_with_success_is_not() -> None:
-    gaps = hacking_gap([evaluation(0, [0.2, 0.3], [0, 0]), evaluation(1, [0.9, 0.8], [1, 1])])
+    gaps = hacking_gap([evaluation(0, [0.2, 0.3] * 4, [0, 0] * 4), evaluation(1, [0.9, 0.8] * 4, [1, 1] * 4)])
     assert not gaps[0].hacked
     assert "no sign" in gaps[0].verdict
 
 
 def test_a_change_within_noise_is_no_hacking() -> None:
-    gaps = hacking_gap([evaluation(0, [0.0, 1.0], [0, 1]), evaluation(1, [0.1, 1.0], [0, 1])])
+    gaps = hacking_gap([evaluation(0, [0.0, 1.0] * 4, [0, 1] * 4), evaluation(1, [0.1, 1.0] * 4, [0, 1] * 4)])
     assert not gaps[0].hacked
 
 

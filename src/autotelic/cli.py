@@ -1,4 +1,4 @@
-"""The command line: ``autotelic list | run | resume | eval | report | doctor``.
+"""The command line: ``autotelic list | run | resume | eval | audit | report | doctor``.
 
 Nothing heavy is imported before it is needed. Bad input ends in one line and exit code 2, Ctrl-C in
 the line that continues the run and exit code 130.
@@ -6,6 +6,8 @@ the line that continues the run and exit code 130.
 
 from __future__ import annotations
 
+import json
+import math
 import shlex
 import shutil
 import sys
@@ -18,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .errors import UsageError, unknown
-from .options import EvalOptions, NoOptions, RunOptions, parse, run_options
+from .options import AuditOptions, EvalOptions, NoOptions, RunOptions, parse, run_options
 from .recipes import all_recipes, config_from_json, find_recipe
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from .rewards.audit import Audit
     from .trainers.loop import Experiment
     from .trainers.run_folder import RunFolder
 
@@ -124,6 +127,35 @@ def _eval(words: Sequence[str]) -> int:
     return 0
 
 
+def _audit(words: Sequence[str]) -> int:
+    """Say what a reward or progress model is worth: on recorded episodes, or along a run.
+
+    autotelic audit RUN looks at a run's own reward on its evaluations; autotelic audit MODEL --episodes FOLDER asks
+    a model about episodes. What MODEL and FOLDER can be is told in autotelic/auditing.py.
+    """
+    from .auditing import Chosen, audit_model, audit_run
+
+    options = parse(AuditOptions, words, "audit")
+    with _bad_input():
+        if options.episodes is None:
+            audits, gaps = audit_run(_open(options.model))
+        else:
+            chosen = Chosen(options.count, options.offset, options.record)
+            audits, gaps = audit_model(options.model, options.episodes, _rebuild, chosen), []
+    _print(audit_table(audits))
+    for rule in dict.fromkeys(audit.rule for audit in audits):
+        above = ", ".join(f"{audit.threshold:.2f}" for audit in audits if audit.rule == rule)
+        print(f"accuracy above {above}: {rule}")
+    if not math.isnan(audits[0].calls):
+        costs = (sum(a.calls for a in audits) / len(audits), 1000 * sum(a.cpu_seconds for a in audits) / len(audits))
+        print("{:.0f} calls and {:.1f} CPU milliseconds per episode".format(*costs))
+    print("\n".join([*(each.verdict for each in audits), *(each.verdict for each in gaps)]))
+    if options.json is not None:
+        document = {"audits": [each.to_json() for each in audits], "hacking": [each.to_json() for each in gaps]}
+        options.json.write_text(json.dumps(document, indent=1) + "\n")
+    return 0
+
+
 def _report(words: Sequence[str]) -> int:
     """Write a run's report.html again."""
     _write_report(_open(parse(RunOptions, words, "report").run))
@@ -151,6 +183,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "run": _run,
     "resume": _resume,
     "eval": _eval,
+    "audit": _audit,
     "report": _report,
     "doctor": _doctor,
 }
@@ -270,6 +303,19 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
         values = outcome["success"]
         show = _percent if set(values) <= {0, 1} else _plain
         table.add_row(category, show(sum(values) / len(values), outcome_interval(values)), str(len(values)))
+    return table
+
+
+def audit_table(audits: Sequence[Audit]) -> Table:
+    """A row per audit.
+
+    Episodes won and lost; AUC; balanced accuracy; value-order correlation where won and where lost; calibration error.
+    """
+    table = _table("task", "won", "lost", "AUC", "accuracy", "order", "lost", "ECE")
+    for audit in audits:
+        values = (audit.auc, audit.balanced_accuracy, audit.voc_success, audit.voc_failure, audit.ece)
+        cells = ("" if math.isnan(v) else f"{v:.2f}" for v in values)
+        table.add_row(audit.on, str(audit.successes), str(audit.failures), *cells)
     return table
 
 

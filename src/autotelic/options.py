@@ -43,6 +43,24 @@ class EvalOptions:
     """Which weights."""
 
 
+@dataclass(frozen=True)
+class AuditOptions:
+    """Which reward or progress model to audit, on which episodes."""
+
+    model: Annotated[str, tyro.conf.arg(metavar="MODEL", help="A run's folder, a name, or module:object.")]
+    episodes: Path | None = None
+    """A run, whose policy then acts, or a folder of recorded episodes; without it a run's own reward is audited on
+    its evaluations."""
+    count: int = 40
+    """Episodes per task, where a run's policy acts."""
+    offset: int = 0
+    """How many of the initial states for that to skip."""
+    record: Path | None = None
+    """A new folder to keep a run's episodes in."""
+    json: Path | None = None
+    """Write the figures here."""
+
+
 def parse(kind: type[T], words: Sequence[str], command: str) -> T:
     """An instance of a dataclass from the words after a command.
 
