@@ -1,0 +1,397 @@
+"""Vision-language models of transformers whose last tokens are actions, in the way of OpenVLA.
+
+The model reads a picture and an instruction and says C * A tokens, one per number of the chunk, step by step. Bins,
+their centres, the order of the tokens and the prompt are OpenVLA's (arXiv 2406.09246; checked against the code of
+openvla/openvla: prismatic/vla/action_tokenizer.py and modeling_prismatic.py). Log-probabilities are over the action
+tokens alone. Any image-text-to-text model will do; one that was never taught actions starts with actions at random.
+
+``openvla/openvla-7b`` itself comes with its own code: ``OpenVLAPolicy.from_pretrained("openvla/openvla-7b",
+trust_remote_code=True, statistics="bridge_orig")``. That code was written for an older transformers, and those weights
+were not loaded here; random weights of two families of transformers are what the tests run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..envs.action_scale import ActionScale
+from ..envs.simulator import View
+from ..errors import UsageError, unknown
+from ..rewards.weights import loading
+from ..types import Evaluation
+from .chunk_policy import ChunkPolicy, Seen
+
+PROMPT = "In: What action should the robot take to {instruction}?\nOut:"
+SETTINGS = "action_policy.json"
+
+
+class OpenVLAPolicy(ChunkPolicy):
+    """A vision-language model that says actions.
+
+    A payload stores "tokens" [S, C * A], the bin of each number. Bin 0 is the lowest value and the highest token id.
+
+    Args:
+        model: takes input ids and pixels, gives logits, and has transformers' ``generate``.
+        processor: makes both from text and pictures.
+        chunk: C; action_size: A.
+        bins: tokens per number: the last ids below ``vocabulary`` that are not special.
+        vocabulary: where they end; None takes the model's, less the padding of its embeddings (``pad_to_multiple_of``).
+        prompt: with "{instruction}". It goes through the processor's chat template if there is one.
+        ending: ids behind the prompt; OpenVLA's own has Llama's lonely space there, [29871].
+        scale: what -1 and 1 of the tokens mean in the units in which the environment takes actions, which are cut to
+            [-1, 1]; see :func:`statistics_of`. None: the same.
+        view: how frames are taken; the processor resizes them to what the model wants.
+        at_once: pictures read at once.
+        gradient_checkpointing: recompute layers in the backward pass.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        chunk: int,
+        action_size: int,
+        bins: int = 256,
+        vocabulary: int | None = None,
+        prompt: str = PROMPT,
+        ending: Sequence[int] = (),
+        scale: ActionScale | None = None,
+        view: View | None = None,
+        at_once: int = 16,
+        gradient_checkpointing: bool = False,
+        **options: Any,
+    ) -> None:
+        view = View(size=224) if view is None else view
+        decisions = chunk * action_size
+        super().__init__(
+            model, chunk=chunk, action_size=action_size, decisions=decisions, sees="frames", view=view, **options
+        )
+        self.capabilities = frozenset({"exact", "entropy", "kl"})
+        self.processor, self.prompt, self.ending = processor, prompt, tuple(ending)
+        self.bins, self.scale, self.at_once = bins, scale, at_once
+        if "{instruction}" not in prompt:
+            raise UsageError(f'{self.name}: the prompt {prompt!r} has no place for the "{{instruction}}"')
+        if scale is not None and len(scale.low) != action_size:
+            raise UsageError(f"{self.name}: actions have {action_size} numbers, the scale has {len(scale.low)}")
+        self.vocabulary = _vocabulary(model) if vocabulary is None else vocabulary
+        self.action_ids = torch.tensor(_action_ids(model.config, processor, self.vocabulary, bins))
+        if gradient_checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        model.eval()
+
+    # between numbers and tokens
+
+    def tokens_of(self, actions: Tensor) -> Tensor:
+        """[..., A] actions -> the bin of each number."""
+        values = actions.cpu() if self.scale is None else torch.from_numpy(self.scale.normalised(actions.cpu().numpy()))
+        edges = torch.linspace(-1, 1, self.bins)
+        return (torch.bucketize(values.clamp(-1, 1).contiguous(), edges, right=True) - 1).clamp(0, self.bins - 1)
+
+    def actions_of(self, tokens: Tensor) -> Tensor:
+        """[..., A] bins -> actions in [-1, 1]. There is one centre less than bins: the last two share theirs."""
+        edges = torch.linspace(-1, 1, self.bins)
+        values = ((edges[:-1] + edges[1:]) / 2)[tokens.cpu().clamp(max=self.bins - 2)]
+        return values if self.scale is None else torch.from_numpy(self.scale.original(values.numpy())).clamp(-1, 1)
+
+    # the three methods
+
+    def decide(
+        self, seen: Seen, randomness: Sequence[Any] | None, temperature: float
+    ) -> tuple[Tensor, Mapping[str, Tensor], Tensor | None]:
+        tokens = torch.zeros(len(seen), self.per_chunk, dtype=torch.long)
+        logs = torch.zeros(len(seen), self.per_chunk)
+        drawn = None
+        if randomness is not None:
+            drawn = torch.stack([torch.rand(self.per_chunk, generator=random) for random in randomness])
+        for rows, inputs in self._read(seen):
+            mine = _Chooser(self.action_ids, None if drawn is None else drawn[rows], temperature)
+            self.module.generate(  # type: ignore[operator]
+                **inputs,
+                max_new_tokens=self.per_chunk,
+                min_new_tokens=self.per_chunk,
+                do_sample=False,
+                use_cache=True,
+                logits_processor=[mine],
+            )
+            tokens[rows], logs[rows] = torch.stack(mine.tokens, 1), torch.stack(mine.log_probs, 1)
+        actions = self.actions_of(tokens.view(-1, self.chunk, self.action_size))
+        return actions, {"tokens": tokens}, logs
+
+    def score(self, seen: Seen, stored: Mapping[str, Tensor]) -> Evaluation:
+        return self.compare(seen, stored, {})
+
+    def compare(self, seen: Seen, stored: Mapping[str, Tensor], others: Mapping[str, Any]) -> Evaluation:
+        tokens, warmth = stored["tokens"], stored["temperature"][:, None, None]
+        logs = (self.logits(seen, tokens) / warmth).log_softmax(-1)
+        kl = {}
+        for name, other in others.items():
+            with torch.no_grad():
+                theirs = (other.logits(seen, tokens) / warmth).log_softmax(-1)
+            kl[name] = (logs.exp() * (logs - theirs)).sum(-1)
+        said = logs.gather(-1, tokens[..., None])[..., 0]
+        return Evaluation(said, -(logs.exp() * logs).sum(-1), kl=kl)
+
+    def imitate(self, seen: Seen, actions: Tensor) -> Mapping[str, Tensor]:
+        return {"tokens": self.tokens_of(actions).flatten(1)}
+
+    def logits(self, seen: Seen, tokens: Tensor) -> Tensor:
+        """[N, K, bins] of the action tokens, each given those before it."""
+        found: list[Tensor] = []
+        order: list[Tensor] = []
+        ids, device = self.action_ids.to(self.device), self.device
+        # transformers recomputes layers in training mode only; what lies below them (dropout) stays as in sampling.
+        recomputed = [m for m in self.module.modules() if getattr(m, "gradient_checkpointing", False)]
+        for layer in recomputed:
+            layer.training = torch.is_grad_enabled()
+        try:
+            for rows, inputs in self._read(seen):
+                said = ids[tokens[rows.to(tokens.device)].to(device)]
+                out = self.module(**_continued(inputs, said), use_cache=False).logits
+                found.append(out[:, -self.per_chunk - 1 : -1].index_select(-1, ids).float())
+                order.append(rows)
+        finally:
+            for layer in recomputed:
+                layer.training = False
+        back = torch.cat(order).argsort().to(device)
+        return torch.cat(found)[back]
+
+    # reading
+
+    def _read(self, seen: Seen) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        """(rows, what the model reads) for pictures with the same instruction, so that nothing is padded."""
+        if seen.frames is None:
+            raise ValueError(f"{self.name} sees frames, and was given none")
+        frames = seen.frames.cpu().numpy()
+        alike: dict[str, list[int]] = {}
+        for row, instruction in enumerate(seen.instructions):
+            alike.setdefault(instruction, []).append(row)
+        for instruction, places in alike.items():
+            text = self._text(instruction)
+            for begin in range(0, len(places), self.at_once):
+                rows = places[begin : begin + self.at_once]
+                pictures = [[_image(frames[row])] for row in rows]
+                yield torch.tensor(rows), self._inputs(text, pictures)
+
+    def _text(self, instruction: str) -> str:
+        question = self.prompt.format(instruction=instruction.lower())
+        if getattr(self.processor, "chat_template", None):
+            content = [{"type": "image"}, {"type": "text", "text": question}]
+            told = [{"role": "user", "content": content}]
+            return str(self.processor.apply_chat_template(told, add_generation_prompt=True))
+        return str(getattr(self.processor, "image_token", "")) + question
+
+    def _inputs(self, text: str, pictures: list[list[Any]]) -> dict[str, Any]:
+        try:
+            made = self.processor(text=[text] * len(pictures), images=pictures, return_tensors="pt")
+        except (ValueError, TypeError, AttributeError, IndexError):
+            # Processors such as OpenVLA's take a flat list of pictures.
+            flat = [picture for row in pictures for picture in row]
+            made = self.processor(text=[text] * len(pictures), images=flat, return_tensors="pt")
+        dtype = next(self.module.parameters()).dtype
+        inputs = {
+            name: value.to(self.device, dtype if value.is_floating_point() else None)
+            for name, value in made.items()
+            if isinstance(value, Tensor)
+        }
+        if self.ending:
+            ending = torch.tensor(self.ending, device=self.device).expand(len(pictures), -1)
+            inputs = _continued(inputs, ending)
+        return inputs
+
+    # folders
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Model (or its adapters), processor and settings in a folder that ``from_pretrained`` reads."""
+        folder = Path(folder)
+        self.module.save_pretrained(folder)  # type: ignore[operator]
+        self.processor.save_pretrained(folder)
+        scale = None if self.scale is None else [np.asarray(part).tolist() for part in vars(self.scale).values()]
+        settings: dict[str, Any] = {
+            name: getattr(self, name) for name in ("chunk", "action_size", "bins", "vocabulary", "prompt", "ending")
+        }
+        settings |= {"scale": scale, "view": None if self.view is None else asdict(self.view)}
+        (folder / SETTINGS).write_text(json.dumps(settings, indent=2))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str,
+        *,
+        dtype: torch.dtype | str = "auto",
+        device_map: Any = None,
+        trust_remote_code: bool = False,
+        statistics: str | None = None,
+        lora_rank: int | None = None,
+        lora_targets: str | Sequence[str] = "all-linear",
+        **options: Any,
+    ) -> OpenVLAPolicy:
+        """A policy from a folder or a hub repository.
+
+        Args:
+            trust_remote_code: run Python files that come with the weights. Read them first.
+            statistics: of which data set the actions are, for models that list several (``norm_stats``); it sets
+                ``scale`` and ``action_size``.
+            lora_rank: freeze the model and train adapters of this rank on ``lora_targets``.
+            options: of the policy; a folder written by ``save_pretrained`` knows them. ``chunk`` is 1 if nobody says.
+
+        Raises:
+            UsageError: nothing there, code that nobody allowed to run, or settings that are missing; one line.
+        """
+        model, processor = _load(name, dtype, device_map, trust_remote_code)
+        settings = _settings(name) | options
+        if getattr(model.config, "model_type", "") == "openvla":  # its cached generation reads one picture at a time
+            settings = {"at_once": 1, "ending": [29871]} | settings
+        listed = getattr(model.config, "norm_stats", None)
+        if statistics is not None or (listed and "scale" not in settings):
+            settings["scale"] = statistics_of(listed or {}, statistics)
+            settings.setdefault("action_size", len(settings["scale"].low))
+        if "action_size" not in settings:
+            raise UsageError(f"{name} does not say how many numbers an action has: give action_size")
+        if lora_rank is not None:
+            _add_lora(model, lora_rank, lora_targets)
+        return cls(model, processor, **({"chunk": 1} | settings))
+
+
+class _Chooser:
+    """Chooses among the action tokens while a model generates; all others become impossible.
+
+    Sampling is by inversion of given uniform numbers [N, K]; None takes the most probable.
+    """
+
+    def __init__(self, ids: Tensor, uniform: Tensor | None, temperature: float) -> None:
+        self.ids, self.uniform, self.temperature = ids, uniform, temperature
+        self.tokens: list[Tensor] = []
+        self.log_probs: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        ids = self.ids.to(scores.device)
+        logs = (scores.index_select(-1, ids).float() / self.temperature).log_softmax(-1).cpu()
+        if self.uniform is None:
+            tokens = logs.argmax(-1)
+        else:
+            drawn = self.uniform[:, len(self.tokens), None].double()
+            tokens = torch.searchsorted(logs.double().exp().cumsum(-1), drawn)[:, 0].clamp(max=len(ids) - 1)
+        self.tokens.append(tokens)
+        self.log_probs.append(logs.gather(-1, tokens[:, None])[:, 0])
+        return torch.full_like(scores, -torch.inf).scatter(-1, ids[tokens.to(ids.device)][:, None], 0.0)
+
+
+def statistics_of(listed: Mapping[str, Any], name: str | None = None) -> ActionScale:
+    """The scale of one data set of a model's ``norm_stats``: q01 and q99 of each number, where its mask allows.
+
+    Raises:
+        UsageError: no such data set, or several and no name.
+    """
+    if name is None and len(listed) == 1:
+        name = next(iter(listed))
+    if name is None:
+        shown = ", ".join(sorted(listed)[:8])
+        raise UsageError(f"the model knows actions of {len(listed)} data sets: give statistics, one of {shown}")
+    if name not in listed:
+        raise unknown("statistics", name, listed)
+    found = listed[name]["action"]
+    return ActionScale.between(found["q01"], found["q99"], found.get("mask"))
+
+
+def _vocabulary(model: Any) -> int:
+    size = int(model.config.get_text_config().vocab_size) - int(getattr(model.config, "pad_to_multiple_of", 0) or 0)
+    return min(size, int(model.get_input_embeddings().weight.shape[0]))
+
+
+def _action_ids(config: Any, processor: Any, vocabulary: int, bins: int) -> list[int]:
+    """The last ids that nothing else uses, from the highest down."""
+    reader = getattr(processor, "tokenizer", processor)
+    taken = {int(i) for i in getattr(reader, "all_special_ids", [])}
+    added = getattr(reader, "added_tokens_decoder", {})
+    taken |= {int(i) for i, token in added.items() if getattr(token, "special", False)}
+    for part in (config, config.get_text_config()):
+        taken |= {v for k, v in vars(part).items() if k.endswith(("_token_id", "_token_index")) and isinstance(v, int)}
+    free = [i for i in range(vocabulary - 1, -1, -1) if i not in taken][:bins]
+    if len(free) < bins or bins < 2:
+        raise UsageError(f"{bins} bins: the vocabulary has {len(free)} tokens for actions, and two are the least")
+    return free
+
+
+def _continued(inputs: Mapping[str, Any], ids: Tensor) -> dict[str, Any]:
+    """The inputs with these ids [N, K] behind them; what goes along with ids (masks, types) grows too."""
+    shape, longer = inputs["input_ids"].shape, dict(inputs)
+    for name, value in inputs.items():
+        if name != "input_ids" and isinstance(value, Tensor) and value.shape == shape:
+            fill = 1 if name == "attention_mask" else 0
+            longer[name] = torch.cat([value, value.new_full(ids.shape, fill)], -1)
+    longer["input_ids"] = torch.cat([inputs["input_ids"], ids], -1)
+    return longer
+
+
+def _image(frame: Any) -> Any:
+    from PIL import Image
+
+    return Image.fromarray(frame)
+
+
+def _settings(name: str) -> dict[str, Any]:
+    path = Path(name) / SETTINGS
+    if not path.is_file():
+        return {}
+    settings: dict[str, Any] = json.loads(path.read_text())
+    settings["view"] = None if settings["view"] is None else View(**settings["view"])
+    settings["scale"] = None if settings["scale"] is None else ActionScale.between(*settings["scale"])
+    return settings
+
+
+def _load(name: str, dtype: torch.dtype | str, device_map: Any, trusted: bool) -> tuple[Any, Any]:
+    from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
+
+    adapters = Path(name) / "adapter_config.json"
+    source = json.loads(adapters.read_text())["base_model_name_or_path"] if adapters.is_file() else name
+    with loading(source):
+        config, _ = PreTrainedConfig.get_config_dict(source)
+        if not config:
+            raise UsageError(f"{source} holds no model: it has no config.json")
+    kind, own = config.get("model_type"), config.get("auto_map", {})
+    foreign = kind not in CONFIG_MAPPING
+    if foreign and not own:
+        raise UsageError(f"{source}: transformers knows no model type {kind!r}")
+    if foreign and not trusted:
+        raise UsageError(f"{source} brings code of its own to run: read it, then say trust_remote_code=True")
+    given: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trusted}
+    given |= {} if device_map is None else {"device_map": device_map}
+    with loading(source):
+        build: Callable[..., Any] = AutoModelForImageTextToText.from_pretrained
+        older = own.get("AutoModelForVision2Seq")  # an auto class that transformers no longer has; OpenVLA names it
+        if foreign and older is not None and "AutoModelForImageTextToText" not in own:
+            from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+            found: Any = get_class_from_dynamic_module(older, source)
+            build = found.from_pretrained
+        model, told = build(source, output_loading_info=True, **given)
+        if told["missing_keys"]:
+            lost = sorted(told["missing_keys"])
+            raise UsageError(
+                f"{source} lacks {len(lost)} weights of its model, such as {lost[0]}: it would act at random"
+            )
+        if adapters.is_file():
+            model.load_adapter(name, is_trainable=True)
+        reader: Any = AutoProcessor
+        return model, reader.from_pretrained(name, trust_remote_code=trusted)
+
+
+def _add_lora(model: Any, rank: int, targets: str | Sequence[str]) -> None:
+    from peft import LoraConfig
+
+    wanted = targets if isinstance(targets, str) else list(targets)
+    try:
+        model.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=wanted))
+    except ValueError as error:
+        raise UsageError(f"lora_targets {wanted}: {str(error).splitlines()[0]}") from error
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
