@@ -22,7 +22,8 @@ from autotelic.types import Batch, Evaluation, Rollout, Task
 from autotelic.vla.actor import RobotActor
 from autotelic.vla.chunk_policy import Seen
 from autotelic.vla.cloning import Cloning, clone
-from autotelic.vla.policy import ActionModel, ActionPolicy, EpisodeNoise, word_ids
+from autotelic.vla.network import word_ids
+from autotelic.vla.policy import ActionModel, ActionPolicy, EpisodeNoise
 
 from .point_mass import INSTRUCTION, NAME, distance, point_task, simulators
 

@@ -7,9 +7,11 @@ segment; a decision is the finest part of it with a known probability (a token, 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import torch
@@ -83,11 +85,14 @@ class ChunkPolicy(TorchPolicy):
         demonstrations: the decisions that ``imitate`` makes: "forward" if nobody knows how an expert's actions would
             have been sampled.
         keeps_frames: frames stay in the payload; False where what is stored makes up for them.
+        frozen: entries of the module's state that never change. Forks share them, and they are left out of
+            ``state_dict``, so a policy that goes on from one is built as before.
     """
 
     forward_draws: int = 0
     demonstrations: Decisions = "sampled"
     keeps_frames: bool = True
+    frozen: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -149,6 +154,13 @@ class ChunkPolicy(TorchPolicy):
     def redraw(self, stored: Mapping[str, Tensor], random: torch.Generator) -> Mapping[str, Tensor]:
         """What ``score`` needs for forward decisions on S chunks: tensors [S, ...], drawn once for all policies."""
         raise NotImplementedError(f"{self.name} has no forward decisions")
+
+    def imitation_loss(self, seen: Seen, stored: Mapping[str, Tensor]) -> Tensor:
+        """What cloning minimises on N chunks of demonstrations."""
+        return -self.score(seen, stored).log_probs.mean()
+
+    def normalise(self, states: Tensor) -> None:
+        """Set the input normalisation, if there is one, from states [N, D] that are to be imitated."""
 
     # what follows from them
 
@@ -291,6 +303,40 @@ class ChunkPolicy(TorchPolicy):
         stored = {name: tensor[valid] for name, tensor in payload.items() if name not in OWN}
         stored["temperature"] = payload["temperature"].expand(-1, chunks)[valid]
         return Seen(told, payload["states"][valid], frames, places), stored
+
+    # weights
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        memo |= {id(t): t for name, t in self.module.state_dict(keep_vars=True).items() if name in self.frozen}
+        other = object.__new__(type(self))
+        memo[id(self)] = other
+        other.__dict__ |= copy.deepcopy(self.__dict__, memo)
+        return other
+
+    def copy_from(self, other: Any, mix: float = 1.0) -> None:
+        theirs = other.module.state_dict()
+        with torch.no_grad():
+            for name, mine in self.module.state_dict().items():
+                if name in self.frozen:
+                    continue
+                if mine.is_floating_point() and mix != 1.0:
+                    mine.lerp_(theirs[name], mix)
+                else:
+                    mine.copy_(theirs[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: t for name, t in super().state_dict().items() if name not in self.frozen}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        held = {name: t for name, t in self.module.state_dict().items() if name in self.frozen}
+        super().load_state_dict({**held, **state})
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Weights in a folder, as ``model.safetensors``."""
+        from safetensors.torch import save_model
+
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        save_model(self.module, str(Path(folder) / "model.safetensors"))
 
     # what was returned
 

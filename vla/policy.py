@@ -19,37 +19,30 @@ point uphill, the second far more steadily when exploration is slow.
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from ..types import Evaluation
-from .chunk_policy import ChunkPolicy, Seen
+from .chunk_policy import Seen
+from .network import NetworkPolicy, RobotNetwork, mlp
 
 Head = Literal["tokens", "gaussian"]
 Likelihood = Literal["exact", "composite"]
 
 
-class ActionModel(nn.Module, PyTorchModelHubMixin):
-    """[N, D] observations and [N, L] word ids -> one chunk of action distributions.
+class ActionModel(RobotNetwork):
+    """[N, D] observations, [N, L] word ids and what was seen -> one chunk of action distributions.
 
     Args:
         observation_size: D; action_size: A, every dimension in [-1, 1]; chunk: C steps.
         bins: tokens per action dimension (head "tokens").
         hidden, layers: width and depth of the MLP.
-        buckets: hash buckets of the instruction's words (bucket 0 is padding); word_size: their width.
-        origin, positions: where positions (three numbers each) begin in an observation. Those in ``positions``
-            are seen relative to ``origin``, which is then left out: a hand-centred view, in which one
-            demonstration teaches every place. None sees the observation as it is.
+        buckets, word_size, origin, positions, vision: see ``RobotNetwork``.
         std: of the Gaussian head at the start, in units of the action.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -61,69 +54,23 @@ class ActionModel(nn.Module, PyTorchModelHubMixin):
         bins: int = 32,
         hidden: int = 256,
         layers: int = 3,
-        buckets: int = 512,
-        word_size: int = 32,
-        origin: int | None = None,
-        positions: Sequence[int] = (),
         std: float = 0.2,
+        **inputs: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(observation_size, action_size, chunk, **inputs)
         if head not in ("tokens", "gaussian"):
             raise ValueError(f"unknown head {head!r}: tokens or gaussian")
-        self.observation_size, self.action_size, self.chunk = observation_size, action_size, chunk
-        self.head, self.bins, self.buckets = head, bins, buckets
-        self.origin, self.positions = origin, tuple(positions)
-        size = observation_size - (0 if origin is None else 3)
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("std", torch.ones(size))
-        self.words = nn.EmbeddingBag(buckets, word_size, mode="mean", padding_idx=0)
-        width, blocks = size + word_size, []
-        for _ in range(layers):
-            blocks += [nn.Linear(width, hidden), nn.SiLU()]
-            width = hidden
-        self.body = nn.Sequential(*blocks)
+        self.head, self.bins = head, bins
+        self.body, width = mlp(self.width, hidden, layers)
         self.out = nn.Linear(width, chunk * action_size * (bins if head == "tokens" else 1))
         if head == "gaussian":
             self.log_std = nn.Parameter(torch.full((action_size,), math.log(std)))
 
-    def forward(self, observations: Tensor, words: Tensor) -> Tensor:
+    def forward(self, observations: Tensor, words: Tensor, looks: Tensor | None = None) -> Tensor:
         """[N, C, A, bins] logits, or [N, C, A] means in (-1, 1)."""
-        state = ((self.view(observations) - self.mean) / self.std).clamp(-10, 10)
-        out = self.out(self.body(torch.cat([state, self.words(words)], -1)))
+        out = self.out(self.body(self.context(observations, words, looks)))
         shape = (len(observations), self.chunk, self.action_size)
         return out.view(*shape, self.bins) if self.head == "tokens" else torch.tanh(out.view(shape))
-
-    def view(self, observations: Tensor) -> Tensor:
-        """Observations [N, D] as the network sees them, before normalisation."""
-        if self.origin is None:
-            return observations
-        seen = observations.clone()
-        for place in self.positions:
-            seen[:, place : place + 3] -= observations[:, self.origin : self.origin + 3]
-        return torch.cat([seen[:, : self.origin], seen[:, self.origin + 3 :]], -1)
-
-    def words_of(self, instructions: Sequence[str]) -> Tensor:
-        """[N, L] word ids, beside the weights."""
-        return word_rows(instructions, self.buckets).to(self.mean.device)
-
-    def normalise_by(self, observations: Tensor, floor: float = 0.02) -> None:
-        """Set the input normalisation from [N, D] observations; ``floor`` keeps constant inputs quiet."""
-        seen = self.view(observations)
-        self.mean.copy_(seen.mean(0))
-        self.std.copy_(seen.std(0).clamp(min=floor))
-
-
-def word_rows(instructions: Sequence[str], buckets: int) -> Tensor:
-    """[N, L] hash buckets of the words of N instructions, padded with 0."""
-    known = {told: row for row, told in enumerate(dict.fromkeys(instructions))}
-    rows = torch.nn.utils.rnn.pad_sequence([word_ids(told, buckets) for told in known], batch_first=True)
-    return rows[[known[told] for told in instructions]]
-
-
-def word_ids(instruction: str, buckets: int) -> Tensor:
-    """[L] hash buckets of the words, never 0."""
-    words = instruction.lower().replace("-", " ").split() or [""]
-    return torch.tensor([1 + zlib.crc32(word.encode()) % (buckets - 1) for word in words])
 
 
 class EpisodeNoise:
@@ -139,7 +86,7 @@ class EpisodeNoise:
         return self.noise[now], before
 
 
-class ActionPolicy(ChunkPolicy):
+class ActionPolicy(NetworkPolicy):
     """``ActionModel`` as a policy of the core.
 
     It stores "actions" (tokens or values) [S, C, A], and "coherent" [S]: whether consecutive chunks are consecutive
@@ -148,24 +95,29 @@ class ActionPolicy(ChunkPolicy):
     Args:
         rho: correlation of the exploration noise between consecutive environment steps.
         likelihood: "exact" conditionals (Gaussian head only) or the "composite" product of marginals.
+        smoothing: width in bins of the Gaussian that replaces a token's one-hot target in imitation (neighbouring
+            bins are almost the same action).
+        piece: rollouts evaluated at once; None is 256, or 8 where frames are seen.
     """
 
+    network = ActionModel
+
     def __init__(
-        self, model: ActionModel, *, rho: float = 0.9, likelihood: Likelihood = "composite", piece: int = 256
+        self,
+        model: ActionModel,
+        *,
+        rho: float = 0.9,
+        likelihood: Likelihood = "composite",
+        smoothing: float = 0.7,
+        piece: int | None = None,
     ) -> None:
         if likelihood == "exact" and model.head == "tokens":
             raise ValueError("tokens with coherent noise have no exact likelihood: use likelihood='composite'")
         tokens = model.head == "tokens"
-        super().__init__(
-            model,
-            chunk=model.chunk,
-            action_size=model.action_size,
-            decisions=model.chunk * (model.action_size if tokens else 1),
-            dims=1 if tokens else model.action_size,
-            piece=piece,
-        )
+        decisions = model.chunk * (model.action_size if tokens else 1)
+        super().__init__(model, decisions=decisions, dims=1 if tokens else model.action_size, piece=piece)
         self.model = model
-        self.rho, self.likelihood = rho, likelihood
+        self.rho, self.likelihood, self.smoothing = rho, likelihood, smoothing
         self.capabilities = frozenset({likelihood, "entropy", "kl"})
 
     @property
@@ -182,29 +134,30 @@ class ActionPolicy(ChunkPolicy):
     def decide(
         self, seen: Seen, randomness: Sequence[Any] | None, temperature: float
     ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
-        out = self._out(seen).float().cpu()
-        coherent = torch.ones(len(out), dtype=torch.bool)
+        looks = self.looks(seen, {})
+        out = self._out(seen, looks).float().cpu()
+        kept = {"coherent": torch.ones(len(out), dtype=torch.bool), **self.kept(looks)}
         noise = before = None
         if randomness is not None:
             noise, before = (torch.stack(parts) for parts in zip(*map(next, randomness), strict=True))
         if self.model.head == "gaussian":
             if noise is None or before is None:
-                return out.clamp(-1, 1), {"actions": out, "coherent": coherent}, None
+                return out.clamp(-1, 1), {"actions": out, **kept}, None
             std = self.model.log_std.exp().cpu() * temperature
             values = out + std * noise
-            return values.clamp(-1, 1), {"actions": values, "coherent": coherent}, self._density(noise, before, std)
+            return values.clamp(-1, 1), {"actions": values, **kept}, self._density(noise, before, std)
         if noise is None:
             tokens = out.argmax(-1)
-            return self.centres(tokens), {"actions": tokens, "coherent": coherent}, None
+            return self.centres(tokens), {"actions": tokens, **kept}, None
         logs = (out / temperature).log_softmax(-1)
         quantile = torch.special.ndtr(noise)[..., None]
         tokens = torch.searchsorted(logs.exp().cumsum(-1), quantile).squeeze(-1).clamp(max=self.model.bins - 1)
         found = logs.gather(-1, tokens[..., None]).flatten(1)
-        return self.centres(tokens), {"actions": tokens, "coherent": coherent}, found
+        return self.centres(tokens), {"actions": tokens, **kept}, found
 
-    def _out(self, seen: Seen) -> Tensor:
+    def _out(self, seen: Seen, looks: Tensor | None) -> Tensor:
         """[N, C, A, bins] logits, or [N, C, A] means."""
-        out: Tensor = self.module(seen.states, self.model.words_of(seen.instructions))
+        out: Tensor = self.module(seen.states, self.model.words_of(seen.instructions), looks)
         return out
 
     def _density(self, noise: Tensor, before: Tensor, std: Tensor) -> Tensor:
@@ -235,16 +188,31 @@ class ActionPolicy(ChunkPolicy):
 
     def imitate(self, seen: Seen, actions: Tensor) -> dict[str, Tensor]:
         stored = self.tokens_of(actions) if self.model.head == "tokens" else actions
-        return {"actions": stored, "coherent": torch.zeros(len(actions), dtype=torch.bool)}  # chunks overlap
+        coherent = torch.zeros(len(actions), dtype=torch.bool)  # chunks overlap
+        return {
+            "actions": stored,
+            "coherent": coherent,
+            **({} if self.keeps_frames else self.kept(self.looks(seen, {}))),
+        }
+
+    def imitation_loss(self, seen: Seen, stored: Mapping[str, Tensor]) -> Tensor:
+        """Squared error of the means (the spread is for exploring, not for copying), or smoothed cross-entropy."""
+        out, wanted = self._out(seen, self.looks(seen, stored)), stored["actions"]
+        if self.model.head == "gaussian":
+            return torch.nn.functional.mse_loss(out, wanted)
+        bins = torch.arange(self.model.bins, device=out.device)
+        near = (-0.5 * ((bins - wanted[..., None]) / self.smoothing) ** 2).softmax(-1)
+        loss: Tensor = -(near * out.log_softmax(-1)).sum(-1).mean()
+        return loss
 
     def score(self, seen: Seen, stored: Mapping[str, Tensor]) -> Evaluation:
         return self.compare(seen, stored, {})
 
     def compare(self, seen: Seen, stored: Mapping[str, Tensor], others: Mapping[str, Any]) -> Evaluation:
-        out = self._out(seen)
+        out = self._out(seen, self.looks(seen, stored))
         temperature = stored["temperature"][:, None, None]
         with torch.no_grad():
-            theirs = {name: other._out(seen) for name, other in others.items()}
+            theirs = {name: other._out(seen, other.looks(seen, stored)) for name, other in others.items()}
         if self.model.head == "tokens":
             return _categorical(out, stored["actions"], temperature, theirs)
         stds = {name: other.model.log_std.exp() for name, other in others.items()}
@@ -276,15 +244,6 @@ class ActionPolicy(ChunkPolicy):
             gap = (mean + rho * std * before - theirs) ** 2 / (1 - rho**2)
             kl[name] = (other.log() - std.log() + (gap + std**2) / (2 * other**2) - 0.5).sum(-1)
         return Evaluation(logs.sum(-1), entropy.sum(-1), kl=kl)
-
-    def save_pretrained(self, folder: str) -> None:
-        """Weights and config in a folder that ``from_pretrained`` reads."""
-        self.model.save_pretrained(folder)
-
-    @classmethod
-    def from_pretrained(cls, name_or_path: str, **policy: Any) -> ActionPolicy:
-        """A policy from a folder or a hub repository."""
-        return cls(ActionModel.from_pretrained(name_or_path), **policy)
 
 
 def _conditional(noise: Tensor, before: Tensor, rho: Tensor) -> Tensor:

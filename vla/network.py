@@ -1,0 +1,179 @@
+"""What the networks of robot policies are given: states, words and what was seen, as one vector."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+
+from .chunk_policy import ChunkPolicy, Seen
+
+if TYPE_CHECKING:
+    from .vision import Vision
+
+
+class RobotNetwork(nn.Module, PyTorchModelHubMixin):
+    """The part that all networks of this room share. It adds to them ``words`` and, if they look, ``tower``.
+
+    Args:
+        observation_size: D; action_size: A, every dimension in [-1, 1]; chunk: C steps.
+        buckets: hash buckets of the instruction's words (bucket 0 is padding); word_size: their width.
+        origin, positions: where positions (three numbers each) begin in an observation. Those in ``positions``
+            are seen relative to ``origin``, which is then left out: a hand-centred view, in which one
+            demonstration teaches every place. None sees the observation as it is.
+        vision: how frames are looked at; then observations are what the robot feels of itself, and D may be 0. None
+            is blind.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        observation_size: int,
+        action_size: int,
+        chunk: int,
+        *,
+        buckets: int = 512,
+        word_size: int = 32,
+        origin: int | None = None,
+        positions: Sequence[int] = (),
+        vision: Vision | Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.observation_size, self.action_size, self.chunk, self.buckets = (
+            observation_size,
+            action_size,
+            chunk,
+            buckets,
+        )
+        self.origin, self.positions = origin, tuple(positions)
+        size = observation_size - (0 if origin is None else 3)
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("std", torch.ones(size))
+        self.words = nn.EmbeddingBag(buckets, word_size, mode="mean", padding_idx=0)
+        self.width = size + word_size
+        self.tower, self.vision = None, None
+        if vision is not None:
+            from .vision import Tower, Vision
+
+            self.vision = vision if isinstance(vision, Vision) else Vision(**vision)
+            self.tower = Tower(self.vision)
+            self.width += self.tower.features
+
+    def context(self, observations: Tensor, words: Tensor, looks: Tensor | None = None) -> Tensor:
+        """[N, ``width``] from observations [N, D], word ids [N, L] and, with vision, what ``look`` gave."""
+        state = ((self.view(observations) - self.mean) / self.std).clamp(-10, 10)
+        parts = [state, self.words(words)]
+        if self.tower is not None:
+            assert looks is not None
+            parts.append(looks)
+        return torch.cat(parts, -1)
+
+    def look(self, frames: Tensor | None) -> Tensor | None:
+        """Features of frames [N, H, W, 3] uint8; None without vision."""
+        if self.tower is None:
+            return None
+        if frames is None:
+            raise ValueError(f"{type(self).__name__} has a vision tower and was given no frames")
+        found: Tensor = self.tower(frames)
+        return found
+
+    def view(self, observations: Tensor) -> Tensor:
+        """Observations [N, D] as the network sees them, before normalisation."""
+        if self.origin is None:
+            return observations
+        seen = observations.clone()
+        for place in self.positions:
+            seen[:, place : place + 3] -= observations[:, self.origin : self.origin + 3]
+        return torch.cat([seen[:, : self.origin], seen[:, self.origin + 3 :]], -1)
+
+    def words_of(self, instructions: Sequence[str]) -> Tensor:
+        """[N, L] word ids, beside the weights."""
+        return word_rows(instructions, self.buckets).to(self.mean.device)
+
+    def normalise_by(self, observations: Tensor, floor: float = 0.02) -> None:
+        """Set the input normalisation from [N, D] observations; ``floor`` keeps constant inputs quiet."""
+        seen = self.view(observations)
+        self.mean.copy_(seen.mean(0))
+        self.std.copy_(seen.std(0).clamp(min=floor))
+
+
+class NetworkPolicy(ChunkPolicy):
+    """The policy of a ``RobotNetwork``: it looks if the network has vision, and is saved with the network.
+
+    With a frozen tower "looks" [S, F] are stored instead of frames.
+    """
+
+    network: type[RobotNetwork]
+
+    def __init__(self, model: RobotNetwork, *, decisions: int, dims: int, piece: int | None) -> None:
+        vision = model.vision
+        super().__init__(
+            model,
+            chunk=model.chunk,
+            action_size=model.action_size,
+            decisions=decisions,
+            dims=dims,
+            sees="states" if vision is None else "frames",
+            view=None if vision is None else vision.view,
+            piece=piece or (256 if vision is None else 8),
+        )
+        if vision is not None and vision.frozen:
+            self.keeps_frames = False
+            self.frozen = frozenset(name for name in model.state_dict() if name.startswith("tower."))
+
+    def looks(self, seen: Seen, stored: Mapping[str, Tensor]) -> Tensor | None:
+        """What the network sees of N frames, as stored or looked at now."""
+        if "looks" in stored:
+            return stored["looks"]
+        network: RobotNetwork = self.module  # type: ignore[assignment]
+        return network.look(seen.frames)
+
+    def kept(self, looks: Tensor | None) -> dict[str, Tensor]:
+        """What is stored of what was seen."""
+        return {} if looks is None or self.keeps_frames else {"looks": looks}
+
+    def normalise(self, states: Tensor) -> None:
+        self.module.normalise_by(states)  # type: ignore[operator]
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Weights and config in a folder that ``from_pretrained`` reads."""
+        network: RobotNetwork = self.module  # type: ignore[assignment]
+        config = dict(network._hub_mixin_config or {})  # type: ignore[arg-type]
+        if network.vision is not None:  # the weights are in the folder, no others are to be downloaded
+            config["vision"] = asdict(replace(network.vision, pretrained=False))
+        network.save_pretrained(str(folder), config=config)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str, **policy: Any) -> Self:
+        """A policy from a folder or a hub repository."""
+        return cls(cls.network.from_pretrained(name_or_path), **policy)
+
+
+def word_rows(instructions: Sequence[str], buckets: int) -> Tensor:
+    """[N, L] hash buckets of the words of N instructions, padded with 0."""
+    known = {told: row for row, told in enumerate(dict.fromkeys(instructions))}
+    rows = torch.nn.utils.rnn.pad_sequence([word_ids(told, buckets) for told in known], batch_first=True)
+    return rows[[known[told] for told in instructions]]
+
+
+def word_ids(instruction: str, buckets: int) -> Tensor:
+    """[L] hash buckets of the words, never 0."""
+    words = instruction.lower().replace("-", " ").split() or [""]
+    return torch.tensor([1 + zlib.crc32(word.encode()) % (buckets - 1) for word in words])
+
+
+def mlp(width: int, hidden: int, layers: int) -> tuple[nn.Sequential, int]:
+    """``layers`` of ``hidden`` SiLU units, and their width."""
+    blocks: list[nn.Module] = []
+    for _ in range(layers):
+        blocks += [nn.Linear(width, hidden), nn.SiLU()]
+        width = hidden
+    return nn.Sequential(*blocks), width
