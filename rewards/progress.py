@@ -231,7 +231,8 @@ def shown_threshold(
     nothing above it; the threshold then lies just below.
 
     Args:
-        demonstrations: with ``observations`` [N+1, D] or, for models that see them, ``frames``; ``instruction``, ``settle``.
+        demonstrations: with ``instruction``, ``settle``, ``observations`` [N+1, D] and, for models that see them,
+            ``frames`` at every step or at chunk ends.
         every: steps between the observations that are estimated, as between chunk ends.
     """
     episodes = [_until_success(demonstration, every) for demonstration in demonstrations]
@@ -248,11 +249,15 @@ class _Shown:
 
 def _until_success(demonstration: Any, every: int) -> _Shown:
     """A demonstration up to where it first succeeded, seen at that step and every ``every`` steps before it."""
-    last = len(demonstration.observations) - 1 - demonstration.settle
-    kept = np.unique([0, *range(last, 0, -every), last])
-    frames = getattr(demonstration, "frames", None)
-    shown = None if frames is None else np.asarray(frames)[kept]
-    return _Shown(demonstration.instruction, np.asarray(demonstration.observations)[kept], shown)
+    steps = len(demonstration.observations) - 1
+    success = steps - demonstration.settle
+    kept = np.unique([0, *range(success, 0, -every), success])
+    observations, frames = np.asarray(demonstration.observations), getattr(demonstration, "frames", None)
+    if frames is None:
+        return _Shown(demonstration.instruction, observations[kept], None)
+    between = steps / max(len(frames) - 1, 1)  # steps from frame to frame
+    shown = np.asarray(frames)[np.unique(np.ceil(kept / between - 1e-6).astype(int))]
+    return _Shown(demonstration.instruction, observations[kept], shown)
 
 
 class FinalProgress:
