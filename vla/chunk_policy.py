@@ -332,9 +332,14 @@ class ChunkPolicy(TorchPolicy):
         super().load_state_dict({**held, **state})
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Weights in a folder, as ``model.safetensors``."""
+        """Weights in a folder, as ``model.safetensors``; or the adapters alone, where ``with_lora`` made some."""
         from safetensors.torch import save_model
 
+        from .lora import has_lora, save_lora
+
+        if has_lora(self.module):
+            save_lora(self, folder)
+            return
         Path(folder).mkdir(parents=True, exist_ok=True)
         save_model(self.module, str(Path(folder) / "model.safetensors"))
 

@@ -141,10 +141,16 @@ class NetworkPolicy(ChunkPolicy):
         return {} if looks is None or self.keeps_frames else {"looks": looks}
 
     def normalise(self, states: Tensor) -> None:
-        self.module.normalise_by(states)  # type: ignore[operator]
+        if "mean" not in self.frozen:
+            self.module.normalise_by(states)  # type: ignore[operator]
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Weights and config in a folder that ``from_pretrained`` reads."""
+        """Weights and config in a folder that ``from_pretrained`` reads; or adapters, which ``load_lora`` reads."""
+        from .lora import has_lora
+
+        if has_lora(self.module):
+            super().save_pretrained(folder)
+            return
         network: RobotNetwork = self.module  # type: ignore[assignment]
         config = dict(network._hub_mixin_config or {})  # type: ignore[arg-type]
         if network.vision is not None:  # the weights are in the folder, no others are to be downloaded
