@@ -64,6 +64,31 @@ def test_the_ratio_is_one_before_the_first_update(head: str, likelihood: str) ->
     assert bool((now[~batch.mask] == 0).all()) and bool((now[batch.mask] != 0).all())
 
 
+RECORDED = {
+    ("tokens", "composite"): ((-17.3747, 38.0), (-348.8658, 349.4185, 1.56346)),
+    ("gaussian", "composite"): ((2.50445, 0.445027), (-30.27817, 18.92458, 43.20360)),
+    ("gaussian", "exact"): ((4.91764, 0.445027), (-219.18706, -100.64804, 368.55511)),
+}
+"""What docs/results.md was measured with gave: sums over an episode, and over a batch after a change of weights."""
+
+
+@pytest.mark.parametrize(("head", "likelihood"), KINDS)
+def test_numbers_are_those_on_record(head: str, likelihood: str) -> None:
+    policy = make_policy(head, likelihood)
+    rollouts = staggered(policy)
+    assert rollouts[1].log_probs is not None
+    acted = float(rollouts[1].log_probs.sum()), float(rollouts[1].payload["actions"].float().sum())
+    assert acted == pytest.approx(RECORDED[head, likelihood][0], rel=1e-4)
+    policy.references["reference"] = policy.fork("reference")
+    random = torch.Generator().manual_seed(1)
+    for parameter in policy.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=random)
+    now = policy.evaluate_actions(policy.collate(rollouts), {"entropy", "kl:reference"})
+    assert now.entropy is not None
+    learned = float(now.log_probs.sum()), float(now.entropy.sum()), float(now.kl["reference"].sum())
+    assert learned == pytest.approx(RECORDED[head, likelihood][1], rel=1e-4)
+
+
 def test_the_exact_likelihood_is_a_dense_normals() -> None:
     """One dimension of an episode of T steps is N(mean, std^2 rho^|i-j|); steps share nothing between dimensions."""
     policy = make_policy("gaussian", "exact")
