@@ -1,0 +1,184 @@
+"""``autotelic audit``, recorded episodes as files, and the models that know nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from autotelic import cli
+from autotelic.envs.episode_files import load_episodes, save_episodes
+from autotelic.envs.pool import Episode
+from autotelic.errors import UsageError
+from autotelic.rewards.controls import Clock, Constant, Travel
+from autotelic.rewards.progress import ask
+from autotelic.trainers.run_folder import RunFolder
+
+
+def episode(end: float, success: bool | None, frames: bool = False) -> Episode:
+    """The hand goes along x to ``end`` in two chunks of five steps."""
+    observations = np.zeros((3, 21), np.float32)
+    observations[:, 0] = [0, end / 2, end]
+    pictures = np.full((3, 4, 4, 3), int(100 * end), np.uint8) if frames else None
+    actions = np.full((2, 5, 4), 0.5, np.float32)
+    return Episode("metaworld/reach-v3", "go there", 7, observations, actions, 10, False, success, pictures)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Successes end farther on than failures."""
+    ends = [(0.5 + 0.01 * i, True) for i in range(6)] + [(0.1 + 0.01 * i, False) for i in range(6)]
+    save_episodes(tmp_path / "recorded", [episode(end, won) for end, won in ends])
+    return tmp_path / "recorded"
+
+
+def error(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    assert cli.main(words) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    return said
+
+
+# files --------------------------------------------------------------------------------------------
+
+
+def test_episodes_come_back_as_they_were(tmp_path: Path) -> None:
+    before = [episode(0.5, True, frames=True), episode(0.25, None), episode(0.1, False)]
+    save_episodes(tmp_path / "new", before)
+    after = load_episodes(tmp_path / "new")
+    assert [e.success for e in after] == [True, None, False]
+    for old, new in zip(before, after, strict=True):
+        for name, value in vars(old).items():
+            found = getattr(new, name)
+            assert type(found) is type(value), name
+            assert np.array_equal(found, value) if isinstance(value, np.ndarray) else found == value
+    assert after[0].frames is not None and after[0].frames.dtype == np.uint8
+
+
+def test_bad_files_get_one_line(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(UsageError, match="holds no episode"):
+        load_episodes(tmp_path)
+    with pytest.raises(UsageError, match="is not an empty folder"):
+        save_episodes(folder, [])
+    (folder / "episode-000003.npz").write_bytes(b"PK\x03\x04 torn")
+    with pytest.raises(UsageError, match=r"episode-000003\.npz is no recorded episode"):
+        load_episodes(folder)
+    np.savez(folder / "episode-000003.npz", success=1)
+    with pytest.raises(UsageError, match=r"episode-000003\.npz is no recorded episode"):
+        load_episodes(folder)
+
+
+def test_no_file_is_unpickled(folder: Path) -> None:
+    np.savez(folder / "episode-000000.npz", success=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(UsageError, match="allow_pickle"):
+        load_episodes(folder)
+
+
+# models that know nothing -------------------------------------------------------------------------
+
+
+def test_controls_by_hand() -> None:
+    clips = [episode(0.5, True).observations, episode(1.0, True).observations[:2]]
+    texts = ["go there"] * 2
+    assert ask(Clock(limit=4), clips, clips, texts) == pytest.approx([0.5, 0.25])
+    assert Clock(limit=1).trace(clips[0], "") == pytest.approx([0, 1, 1])
+    assert ask(Travel(), clips, clips, texts) == pytest.approx([0.5 / 1.5, 0.5 / 1.5])
+    assert Travel().trace(clips[0], "") == pytest.approx([0, 0.25 / 1.25, 0.5 / 1.5])
+    assert ask(Constant(), clips[0], clips[0], ["go there"] * 3) == pytest.approx([0.5] * 3)
+
+
+# the command --------------------------------------------------------------------------------------
+
+
+def test_a_control_on_recorded_episodes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "audit.json"
+    assert cli.main(["audit", "travel", "--episodes", str(folder), "--json", str(target)]) == 0
+    shown = capsys.readouterr().out
+    assert next(line for line in shown.splitlines() if line.startswith("reach-v3")).split()[1:5] == [
+        "6",
+        "6",
+        "1.00",
+        "1.00",
+    ]
+    assert "travel on reach-v3: tells success from failure" in shown
+    (audit,) = json.loads(target.read_text())["audits"]
+    assert (audit["auc"], audit["successes"], audit["voc_failure"]) == (1.0, 6, 1.0)
+    assert cli.main(["audit", "time", "--episodes", str(folder)]) == 0
+    assert "time on reach-v3: cannot tell success from failure: do not train on it" in capsys.readouterr().out
+
+
+MODEL = """
+import numpy as np
+
+class Eye:
+    kind = "absolute"
+    def __call__(self, observations, initial, instructions, references=None):
+        return np.clip(observations[:, 0], 0, 1)
+
+def near(episodes, **columns):
+    return [-abs(e.observations[-1][0] - 0.1) for e in episodes]
+
+three = 3
+"""
+
+
+def test_a_model_and_a_reward_of_ones_own(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_own_progress.py").write_text(MODEL)
+    assert cli.main(["audit", "my_own_progress:Eye", "--episodes", str(folder)]) == 0
+    assert "tells success from failure" in capsys.readouterr().out
+    assert cli.main(["audit", "my_own_progress:near", "--episodes", str(folder)]) == 0
+    assert "prefers failures" in capsys.readouterr().out
+    assert "is a int, neither" in error(["audit", "my_own_progress:three", "--episodes", str(folder)], capsys)
+    assert 'cannot find "my_own_progress:Nose"' in error(
+        ["audit", "my_own_progress:Nose", "--episodes", str(folder)], capsys
+    )
+
+
+def run_folder(path: Path, *evaluations: dict[str, Any]) -> str:
+    folder = RunFolder.create(path, recipe="toy/count", config={}, command="autotelic run toy/count")
+    for evaluation, name in zip(evaluations, ("before", "after"), strict=False):
+        folder.write_json(f"evaluations/{name}", evaluation)
+    return str(path)
+
+
+def test_a_runs_own_reward_and_its_hacking_gap(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    low, high = [0.2, 0.3] * 5, [0.9, 0.8] * 5
+    before = {"iteration": 0, "outcomes": {"left": {"score": low, "success": [1, 0] * 5}}}
+    after = {"iteration": 9, "outcomes": {"left": {"score": high, "success": [0, 0] * 5}}}
+    target = tmp_path / "audit.json"
+    assert cli.main(["audit", run_folder(tmp_path / "run", before, after), "--json", str(target)]) == 0
+    shown = capsys.readouterr().out
+    assert "the reward on left: prefers failures" in shown
+    assert "on left the reward is being hacked: reward +0.60, success -0.50" in shown
+    assert json.loads(target.read_text())["hacking"][0]["hacked"] is True
+
+
+def test_bad_input_ends_in_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    episodes = ["--episodes", str(folder)]
+    assert 'unknown run "runs/nothing"' in error(["audit", "runs/nothing"], capsys)
+    assert "holds scores" in error(["audit", run_folder(tmp_path / "run")], capsys)
+    assert "there is no folder" in error(["audit", "time", "--episodes", str(tmp_path / "none")], capsys)
+    assert 'unknown progress model "tmie": did you mean time' in error(["audit", "tmie", *episodes], capsys)
+    assert '"critic" is that of a run' in error(["audit", "critic", *episodes], capsys)
+    assert "is recorded already" in error(["audit", "time", *episodes, "--record", str(tmp_path / "x")], capsys)
+    assert f'cannot load "{tmp_path}"' in error(["audit", f"clip={tmp_path}", *frames(tmp_path)], capsys)
+    assert "sees frames and the episode of 'go there' has none" in error(["audit", "clip", *episodes], capsys)
+    assert "success of episode 0 is not known" in error(["audit", "time", *unknown(tmp_path)], capsys)
+
+
+def frames(path: Path) -> list[str]:
+    save_episodes(path / "seen", [episode(0.5, True, frames=True)])
+    return ["--episodes", str(path / "seen")]
+
+
+def unknown(path: Path) -> list[str]:
+    save_episodes(path / "unknown", [episode(0.5, None)])
+    return ["--episodes", str(path / "unknown")]
