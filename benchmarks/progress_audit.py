@@ -5,9 +5,10 @@
 Per seed and group of tasks a policy clones one demonstration per task (three of reach and push), and acts with noise
 and to the full horizon, whatever it reaches, so that an episode's length tells nothing. Success is latched at chunk
 ends. Estimators learn from exactly those demonstrations (rule S); "play" adds a few unlabelled episodes of the policy
-from training states. "pretrained on other tasks" (rule F) learned from successes and failures of all other families of
-tasks, with the same network for all seeds, and reads the demonstrations. Beside them stand models that know nothing (time, travel, constant) and MetaWorld's own dense
-reward, which is the oracle's. What is asked:
+from training states; "pretrained on other tasks" (rule F) learned from successes and failures in all other families of
+tasks, with one network for all seeds, and reads the demonstrations. Beside them stand models that know nothing (time,
+travel, constant) and MetaWorld's own dense reward,
+which is the oracle's. What is asked:
 
 * auc: P(score of a success > score of a failure), up to N of each per task; tasks with fewer than 5 of either are told
   and left out of the means.
