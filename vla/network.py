@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -47,12 +47,9 @@ class RobotNetwork(nn.Module, PyTorchModelHubMixin):
         vision: Vision | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.observation_size, self.action_size, self.chunk, self.buckets = (
-            observation_size,
-            action_size,
-            chunk,
-            buckets,
-        )
+        self.observation_size, self.action_size, self.chunk = observation_size, action_size, chunk
+        self.buckets = buckets
+        self.inputs = {"buckets": buckets, "word_size": word_size, "origin": origin, "positions": list(positions)}
         self.origin, self.positions = origin, tuple(positions)
         size = observation_size - (0 if origin is None else 3)
         self.register_buffer("mean", torch.zeros(size))
@@ -152,7 +149,7 @@ class NetworkPolicy(ChunkPolicy):
             super().save_pretrained(folder)
             return
         network: RobotNetwork = self.module  # type: ignore[assignment]
-        config = dict(network._hub_mixin_config or {})  # type: ignore[arg-type]
+        config = {**cast(dict[str, Any], network._hub_mixin_config), **network.inputs}
         if network.vision is not None:  # the weights are in the folder, no others are to be downloaded
             config["vision"] = asdict(replace(network.vision, pretrained=False))
         network.save_pretrained(str(folder), config=config)
