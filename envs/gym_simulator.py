@@ -13,7 +13,7 @@ from gymnasium.spaces.utils import flatdim, flatten
 from numpy.typing import NDArray
 from PIL import Image
 
-from .simulator import EnvSpec, Outcome, Refusal, View
+from .simulator import EnvSpec, Outcome, Refusal, RenderingUnavailable, View
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class GymSimulator:
     environment that says that it is over stays frozen: further steps change nothing.
 
     Raises:
-        Refusal: an action space of another kind, or a Box without bounds.
+        Refusal: an action space of another kind, a Box without bounds, or a layout that the observation lacks.
     """
 
     def __init__(self, spec: EnvSpec) -> None:
@@ -43,6 +43,12 @@ class GymSimulator:
         self.env: Any = gymnasium.make(spec.id, disable_env_checker=True, **spec.kwargs).unwrapped
         self.observation_size = flatdim(self.env.observation_space)
         self.action_size, self._decode = _decoder(spec.id, self.env.action_space)
+        for name, part in {**spec.layout, "proprioception": spec.proprioception}.items():
+            if len(range(self.observation_size)[part]) != (part.stop or 0) - (part.start or 0):
+                raise Refusal(
+                    f"{spec.id!r}: its EnvSpec places {name!r} at {part.start}:{part.stop} of an observation, "
+                    f"which has {self.observation_size} numbers"
+                )
         self._observation: Any = None
         self._total_reward, self._steps = 0.0, 0
         self._terminated = self._over = False
@@ -95,7 +101,14 @@ class GymSimulator:
             self._painter = gymnasium.make(self.spec.id, disable_env_checker=True, **arguments).unwrapped
             self._painter.reset(seed=0)
         self._write(self._painter, self.save().environment)
-        return np.asarray(Image.fromarray(self._painter.render()).resize((view.size, view.size)), np.uint8)
+        try:
+            picture = self._painter.render()
+        except gymnasium.error.DependencyNotInstalled as error:
+            raise RenderingUnavailable(f"{self.spec.id} cannot be drawn: {error}") from error
+        shape, kind = getattr(picture, "shape", ()), getattr(picture, "dtype", type(picture).__name__)
+        if len(shape) != 3 or shape[2] != 3 or kind != np.uint8:
+            raise Refusal(f"{self.spec.id!r} rendered {kind} of shape {shape}; pictures are uint8 [H, W, 3]")
+        return np.asarray(Image.fromarray(picture).resize((view.size, view.size)), np.uint8)
 
     def close(self) -> None:
         self.env.close()

@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from types import FunctionType, NoneType
@@ -24,8 +25,8 @@ from .metaworld_tasks import OBSERVATION as OBSERVATION
 from .metaworld_tasks import TASKS as TASKS
 from .oracle import require_oracle
 from .physics import ENV_CLS_MAP, ENV_POLICY_MAP, mujoco
-from .rendering import Renderer
-from .simulator import METAWORLD, View, check_name
+from .rendering import Renderer, RenderingUnavailable
+from .simulator import METAWORLD, Quality, View, check_name
 
 OBSERVATION_SIZE = 21
 ACTION_SIZE = 4
@@ -37,10 +38,11 @@ _PLAIN = (bool, int, float, str, NoneType, np.ndarray, np.generic, list, tuple, 
 
 @dataclass(frozen=True, eq=False)
 class _Start:
-    """What a reset leaves outside MjData, constant for the whole episode."""
+    """What a reset leaves outside MjData, constant for the whole episode; ``count`` attributes in all."""
 
     model: Mapping[str, NDArray[Any]]
     attributes: Mapping[str, Any]
+    count: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +72,8 @@ class MetaWorldSimulator:
 
     def __init__(self, task: str) -> None:
         self.task = task
-        self.env: Any = ENV_CLS_MAP[task]()
-        env = self.env
+        env: Any = ENV_CLS_MAP[task]()
+        self.env = env
         # Seeds decide the initial state instead of MetaWorld's list of 50 frozen ones, and the goal is visible.
         env.seeded_rand_vec, env._freeze_rand_vec = True, False
         env._partially_observable, env._set_task_called = False, True
@@ -82,13 +84,16 @@ class MetaWorldSimulator:
         self._hand = self.data.body("hand").xpos
         self._fingers = self.data.body("rightclaw").xpos, self.data.body("leftclaw").xpos
         self._rotations = _fast_rotations(env)
+        env.touching_object = partial(_touching, self.data, [self.data.geom(f"{side}pad_geom").id for side in _SIDES])
+        self._low, self._high = (np.concatenate((bound[:_CURRENT], bound[36:])) for bound in (self.low, self.high))
         self._arrays = _small_arrays(self.model)
         self._pristine_model = {name: array.copy() for name, array in self._arrays.items()}
         self._pristine = _copy(_attributes(env))
-        self._start = _Start({}, {})
+        self._start = _Start({}, {}, 0)
         self._action = np.zeros(ACTION_SIZE, np.float32)
         self._changed: Mapping[str, Any] = {}
         self._stale = True
+        self._seen: NDArray[np.float64] | None = None
         self._renderers: dict[View, Renderer] = {}
 
     def reset(self, seed: int) -> None:
@@ -101,15 +106,17 @@ class MetaWorldSimulator:
         mujoco.mj_resetData(self.model, self.data)
         mujoco.mj_forward(self.model, self.data)
         env.seed(seed)
+        # MetaWorld resets twice, and physics starts again in between: the hand's first journey is for nothing.
+        env._reset_hand = partial(_skip_once, env)
         env.reset()
         differs = {
             name: array.copy()
             for name, array in self._arrays.items()
             if not np.array_equal(array, self._pristine_model[name])
         }
-        self._start = _Start(differs, _attributes(env))
+        self._start = _Start(differs, _attributes(env), len(vars(env)))
         self._action, self._changed = np.zeros(ACTION_SIZE, np.float32), {}
-        self._stale = True
+        self._stale, self._seen = True, None
 
     def save(self) -> _State:
         physics = np.empty(mujoco.mj_stateSize(self.model, _STATE))
@@ -124,55 +131,80 @@ class MetaWorldSimulator:
         self.env.__dict__.update(state.changed)
         mujoco.mj_setState(self.model, self.data, state.physics, _STATE)
         self._action, self._changed = state.action, state.changed
-        self._stale = True
+        self._stale, self._seen = True, None
 
     def observe(self) -> NDArray[np.float32]:
-        full = self.full_observation()
-        return np.concatenate((full[:_CURRENT], full[36:])).astype(np.float32)
+        return self._current().astype(np.float32)
 
     def full_observation(self, previous: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
         """MetaWorld's 39 numbers: current [18], previous [18] (the current ones when None), goal [3]."""
+        now = self._current()
+        return np.concatenate((now[:_CURRENT], now[:_CURRENT] if previous is None else previous, now[_CURRENT:]))
+
+    def _current(self) -> NDArray[np.float64]:
+        """[21] as :data:`OBSERVATION`, computed once per state."""
+        if self._seen is not None:
+            return self._seen
         self._refresh()
         env = self.env
-        full = np.zeros(39)
-        full[:3] = self._hand
+        now = np.zeros(OBSERVATION_SIZE)
+        now[:3] = self._hand
         apart = self._fingers[0] - self._fingers[1]
-        full[3] = min(max(math.sqrt(apart.dot(apart)) / 0.1, 0.0), 1.0)
+        now[3] = min(max(math.sqrt(apart.dot(apart)) / 0.1, 0.0), 1.0)
         positions, rotations = env._get_pos_objects(), self._rotations()
-        full[4:7], full[7:11] = positions[:3], rotations[:4]
+        now[4:7], now[7:11] = positions[:3], rotations[:4]
         if len(positions) > 3:
-            full[11:14], full[14:18] = positions[3:], rotations[4:]
-        full[18:36] = full[:18] if previous is None else previous
-        full[36:] = env._get_pos_goal()
-        return np.minimum(np.maximum(full, self.low), self.high)
+            now[11:14], now[14:18] = positions[3:], rotations[4:]
+        now[_CURRENT:] = env._get_pos_goal()
+        self._seen = np.minimum(np.maximum(now, self._low), self._high)
+        return self._seen
 
     def step(self, actions: NDArray[np.float32]) -> None:
-        data, env = self.data, self.env
-        low, high, substeps = env.mocap_low, env.mocap_high, env.frame_skip
+        model, data, env = self.model, self.data, self.env
+        (a, b, c), (d, e, f), substeps = env.mocap_low.tolist(), env.mocap_high.tolist(), env.frame_skip
         moves = np.minimum(np.maximum(actions[:, :3], -1), 1) * env.action_scale
         data.mocap_quat[:] = (1, 0, 1, 0)
         position, control = data.mocap_pos[0], data.ctrl
-        for move, force in zip(moves, actions[:, 3].tolist(), strict=True):
-            position[:] = np.minimum(np.maximum(position + move, low), high)
-            control[0], control[1] = force, -force
-            mujoco.mj_step(self.model, data, substeps)
+        x, y, z = position.tolist()
+        step, forward = mujoco.mj_step, mujoco.mj_forward
+        for (dx, dy, dz), force in zip(moves.tolist(), actions[:, 3].tolist(), strict=True):
+            x, y, z = min(max(x + dx, a), d), min(max(y + dy, b), e), min(max(z + dz, c), f)
+            position[:] = x, y, z
+            control[:] = force, -force
+            step(model, data, substeps)
             # Not only for reading: it moves the solver's warm start, and with it MetaWorld's trajectories.
-            mujoco.mj_forward(self.model, data)
+            forward(model, data)
         self._action = actions[-1]
-        self._stale = False
+        self._stale, self._seen = False, None
 
     def success(self) -> bool:
         """MetaWorld's success of this very state; it can be lost again, callers latch it."""
-        return bool(self.judge()[1]["success"])
+        self.env._gripper_caging_reward = _no_caging
+        try:
+            _, info = self._evaluate()
+        finally:
+            del self.env._gripper_caging_reward
+        self._remember()
+        return bool(info["success"])
 
     def judge(self) -> tuple[float, dict[str, Any]]:
         """MetaWorld's dense reward and info of the current state after its last action (oracle knowledge)."""
-        self._refresh()
-        reward, info = self.env.evaluate_state(self.full_observation(), self._action)
-        # Some rewards remember what happened (a grasp, say); that is part of the state too.
-        before = self._start.attributes
-        self._changed = {name: value for name, value in _attributes(self.env).items() if value is not before.get(name)}
+        reward, info = self._evaluate()
+        self._remember()
         return float(reward), info
+
+    def _evaluate(self) -> tuple[Any, dict[str, Any]]:
+        self._refresh()
+        judged: tuple[Any, dict[str, Any]] = self.env.evaluate_state(self.full_observation(), self._action)
+        return judged
+
+    def _remember(self) -> None:
+        """Some rewards remember what happened (a grasp, say); that is part of the state too."""
+        start, now = self._start, vars(self.env)
+        changed = {name: now[name] for name, value in start.attributes.items() if now[name] is not value}
+        if len(now) != start.count:
+            changed |= {name: value for name, value in _attributes(self.env).items() if name not in start.attributes}
+        self._changed = changed
 
     def expert(self) -> Callable[[], NDArray[np.float32]]:
         expert: Any = ENV_POLICY_MAP[self.task]
@@ -191,7 +223,10 @@ class MetaWorldSimulator:
         return act
 
     def frame(self, view: View) -> NDArray[np.uint8]:
-        """[size, size, 3] seen as ``view`` says.
+        """[size, size, 3] seen as ``view`` says, with the marks of the goal where it is.
+
+        In nine tasks MetaWorld's own pictures leave a mark elsewhere (it moves them, and the next ``mj_forward``
+        moves them back).
 
         Raises:
             RenderingUnavailable: the machine has no usable GL library.
@@ -200,7 +235,17 @@ class MetaWorldSimulator:
         if view not in self._renderers:
             self._renderers[view] = Renderer(self.model, view)
         self._refresh()
-        return self._renderers[view].draw(self.data)
+        places = self.data.site_xpos.copy()
+        for mark, place in self.env._target_site_config:
+            self.data.site(mark).xpos = place
+        try:
+            return self._renderers[view].draw(self.data)
+        except RenderingUnavailable:
+            with suppress(Exception):  # GL is broken, the simulator is not: the next frame starts afresh
+                self._renderers.pop(view).close()
+            raise
+        finally:
+            self.data.site_xpos[:] = places
 
     def close(self) -> None:
         for renderer in self._renderers.values():
@@ -222,7 +267,10 @@ class MetaWorldSimulator:
 
 
 class MetaWorldEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float32]]):
-    """A MetaWorld task through Gymnasium's API: ``gymnasium.make("autotelic/MetaWorld-v0", task="reach-v3")``.
+    """A MetaWorld task through Gymnasium's API: ``gymnasium.make("autotelic/reach-v3")``.
+
+    Every key of :data:`TASKS` has an id of its own, and ``"autotelic/MetaWorld-v0"`` takes ``task``; importing this
+    module registers them.
 
     Differs from MetaWorld's own environment in that ``reset(seed=)`` is honoured, success is latched, and
     the oracle is off unless asked for: the reward is then 0 and ``info`` holds no success.
@@ -233,10 +281,10 @@ class MetaWorldEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float32]]):
             before the first frame, since its later import can crash Python.
         horizon: steps after which an episode is truncated; it never terminates.
         oracle: return the dense reward (0..10) and ``info["success"]``, True from the first success on.
-        view: how a frame is taken.
+        size, quality, camera: how a frame is taken, as in :class:`~.simulator.View`.
 
     Raises:
-        ValueError: unknown task or render mode.
+        ValueError: unknown task, render mode or quality.
         OracleSealed: ``oracle=True`` inside a sealed block.
     """
 
@@ -249,7 +297,9 @@ class MetaWorldEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float32]]):
         *,
         horizon: int = 500,
         oracle: bool = False,
-        view: View = View(256, "full"),  # noqa: B008  (frozen)
+        size: int = 256,
+        quality: Quality = "full",
+        camera: str = "shoulder",
     ) -> None:
         check_name(METAWORLD + task)
         if render_mode not in (None, "rgb_array"):
@@ -257,7 +307,8 @@ class MetaWorldEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float32]]):
         if oracle:
             require_oracle(f"the reward and success of MetaWorldEnv({task!r}, oracle=True)")
         self.simulator = MetaWorldSimulator(task)
-        self.render_mode, self.horizon, self.oracle, self.view = render_mode, horizon, oracle, view
+        self.render_mode, self.horizon, self.oracle = render_mode, horizon, oracle
+        self.view = View(size, quality, camera)
         self.observation_space = gymnasium.spaces.Box(self.simulator.low, self.simulator.high, dtype=np.float64)
         self.action_space = gymnasium.spaces.Box(-1, 1, (ACTION_SIZE,), np.float32)
         self._steps, self._success = 0, False
@@ -295,6 +346,8 @@ class MetaWorldEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float32]]):
 
 
 gymnasium.register("autotelic/MetaWorld-v0", entry_point=f"{__name__}:MetaWorldEnv")
+for _task in TASKS:
+    gymnasium.register(f"autotelic/{_task}", entry_point=f"{__name__}:MetaWorldEnv", kwargs={"task": _task})
 
 
 def _small_arrays(model: Any) -> dict[str, NDArray[Any]]:
@@ -319,6 +372,31 @@ def _copy(attributes: Mapping[str, Any]) -> dict[str, Any]:
         name: value if isinstance(value, np.ndarray) and value.base is not None else copy.deepcopy(value, memo)
         for name, value in attributes.items()
     }
+
+
+def _no_caging(*_: Any, **__: Any) -> float:
+    """Stands in for the dearest part of the reward where only success is asked for, which never depends on it."""
+    return 0.0
+
+
+def _skip_once(env: Any) -> None:
+    """Stands in for the hand's journey in the first of the two resets that MetaWorld makes; the second is real."""
+    del env._reset_hand
+    env.init_tcp = env.tcp_center
+
+
+_SIDES = ("left", "right")
+
+
+def _touching(data: Any, pads: Sequence[int], object_geom: int) -> bool:
+    """MetaWorld's ``touching_object`` without a Python object for every contact: both pads press on the object."""
+    pairs, address = data.contact.geom, data.contact.efc_address
+    has_object = (pairs == object_geom).any(1)
+    for pad in pads:
+        touching = has_object & (pairs == pad).any(1)
+        if not touching.any() or not sum(data.efc_force[address[touching]]) > 0:
+            return False
+    return True
 
 
 class _Rotation:

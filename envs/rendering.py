@@ -1,8 +1,8 @@
 """Pictures of a MuJoCo scene, fast and without a display.
 
 Four settings decide the speed on a CPU: multisampling, the shadow map, the mirror pass of the floor, and
-the number of mesh triangles. They are read when a GL context is made, from a copy of the model that is
-thrown away afterwards; the model that the physics runs on is never written.
+the number of triangles. All but the mirror are read when a GL context is made, from a copy of the model that
+is thrown away afterwards; the model that the physics runs on is never written.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ class Renderer:
     def close(self) -> None:
         """Free the GL context."""
         if self.context is not None:
+            self.gl.make_current()  # or the names of another context would be freed
             self.context.free()
         self.gl.free()
 
@@ -144,6 +145,7 @@ def _drawn(model: mujoco.MjModel, view: View) -> mujoco.MjModel:
     if view.quality != "full":
         drawn.vis.quality.offsamples = drawn.vis.quality.shadowsize = 0
     if view.quality == "fast":
+        drawn.vis.quality.numslices, drawn.vis.quality.numstacks, drawn.vis.quality.numquads = 12, 8, 2
         for mesh in range(model.nmesh):
             _coarsen(drawn, mesh)
     return drawn

@@ -167,6 +167,7 @@ def serve(connection: Connection, specs: Mapping[str, EnvSpec]) -> None:
         try:
             number, command, arguments = connection.recv()
         except EOFError:
+            worker.close()  # GL contexts must go before GL does
             return
         try:
             answer, result = "ok", getattr(worker, command)(*arguments)

@@ -1,0 +1,255 @@
+"""The three qualities, cameras, GL that fails, and Gymnasium's own wrappers; skipped on machines without GL.
+
+Pictures are taken in other processes: OSMesa and torch do not share one well.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from ctypes.util import find_library
+from dataclasses import replace
+from importlib.util import find_spec
+
+import gymnasium
+import numpy as np
+import pytest
+
+from autotelic.envs.gym_simulator import GymSimulator
+from autotelic.envs.pool import EpisodeRequest, Pool
+from autotelic.envs.simulator import EnvSpec, Outcome, Refusal, View, layout_of, proprioception_of, register
+
+BACKENDS = [name for name, library in (("osmesa", "OSMesa"), ("egl", "EGL")) if find_library(library)]
+needs_gl = pytest.mark.skipif(not BACKENDS, reason="neither libosmesa6 nor libegl1 is installed")
+DRAWER, PUSH = "metaworld/drawer-open-v3", "metaworld/push-v3"
+
+
+def act(rows, observations, frames=None):
+    return np.tile(np.array([0, 0, 1, 0], np.float32), (len(rows), 5, 1))
+
+
+def never(outcome: Outcome) -> bool:
+    return False
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with pytest.MonkeyPatch.context() as patch:
+        if BACKENDS:
+            patch.setenv("MUJOCO_GL", BACKENDS[0])
+        with Pool([DRAWER, PUSH], workers=1) as pool:
+            yield pool
+
+
+def first(pool: Pool, view: View, environment: str = DRAWER, seed: int = 0, horizon: int = 0) -> np.ndarray:
+    return pool.run([EpisodeRequest(environment, seed, horizon)], act, render=view)[0].frames[-1].astype(int)
+
+
+@needs_gl
+@pytest.mark.parametrize("environment", [DRAWER, PUSH])
+def test_fast_pictures_show_what_plain_ones_show(pool, environment):
+    seen = {}
+    for seed in (0, 1):
+        for quality in ("fast", "plain"):
+            seen[quality, seed] = first(pool, View(64, quality), environment, seed, 20)
+        apart = np.abs(seen["fast", seed] - seen["plain", seed])
+        assert 0 < apart.mean() < 2.5, "coarse meshes in the same place, of 255 levels"
+    moved, followed = (np.abs(seen[quality, 0] - seen[quality, 1]).max(-1) for quality in ("plain", "fast"))
+    large = moved > 60
+    assert large.sum() > 10, "another seed puts things elsewhere"
+    assert ((followed > 30) & large).sum() > 0.7 * large.sum(), "fast pictures follow the state"
+
+
+@needs_gl
+def test_full_pictures_have_shadows_and_physics_never_notices(pool):
+    full, plain = first(pool, View(64, "full")), first(pool, View(64, "plain"))
+    assert 3 < np.abs(full - plain).mean() < 30, "another light, the same scene"
+    requests = [EpisodeRequest(DRAWER, 0, 20)]
+    states = [pool.run(requests, act, render=view)[0].observations for view in (None, View(48, "full"), View(48))]
+    np.testing.assert_array_equal(states[0], states[1])
+    np.testing.assert_array_equal(states[0], states[2])
+
+
+@needs_gl
+def test_cameras_are_right_side_up_and_unknown_ones_are_listed(pool):
+    for camera in ("shoulder", "corner", "corner2", "corner4"):
+        red, _, blue = np.moveaxis(first(pool, View(64, "fast", camera)), -1, 0)
+        wood = np.argwhere((red - blue > 20) & (red < 2 * blue + 40))
+        assert len(wood) > 300 and wood[:, 0].mean() > 34, f"{camera}: the table is below"
+    with pytest.raises(Refusal, match=r"no camera 'side'.*shoulder, topview, corner, corner2"):
+        first(pool, View(32, "fast", "side"))
+    assert first(pool, View(32)).shape == (32, 32, 3), "the pool goes on"
+
+
+@needs_gl
+def test_policies_and_stops_see_the_frames_of_their_rows(pool):
+    seen = []
+
+    def watching(rows, observations, frames):
+        assert frames.shape == (len(rows), 32, 32, 3) and frames.dtype == np.uint8
+        seen.append((rows.tolist(), frames.copy()))
+        return act(rows, observations)
+
+    def stop(rows, observations, frames):
+        assert frames.shape == (len(rows), 32, 32, 3)
+        return (rows == 1) & (frames.mean() > 0)
+
+    requests = [EpisodeRequest(DRAWER, seed, 10) for seed in (0, 1)]
+    episodes = pool.run(requests, watching, stop=stop, render=View(32), see=True)
+    assert [rows for rows, _ in seen] == [[0, 1], [0]]
+    np.testing.assert_array_equal(seen[0][1], np.stack([episode.frames[0] for episode in episodes]))
+    np.testing.assert_array_equal(seen[1][1][0], episodes[0].frames[1])
+    assert episodes[0].frames.shape == (3, 32, 32, 3) and episodes[1].frames.shape == (2, 32, 32, 3)
+    with pytest.raises(ValueError, match=r"see=True.*needs render"):
+        pool.run(requests, watching, see=True)
+
+
+def test_views_are_checked():
+    with pytest.raises(ValueError, match="size 0 must be at least 1"):
+        View(0)
+    with pytest.raises(ValueError, match="'best' must be one of fast, plain, full"):
+        View(quality="best")
+    assert replace(View(), size=8) == View(8)
+
+
+def run_script(text: str, backend: str) -> str:
+    environment = {**os.environ, "MUJOCO_GL": backend, "SDL_VIDEODRIVER": "dummy"}
+    done = subprocess.run([sys.executable, "-c", text], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+HALF_WAY = """
+import numpy as np
+from autotelic.envs import rendering
+from autotelic.envs.simulator import RenderingUnavailable, View, make_simulator
+simulator = make_simulator("metaworld/reach-v3")
+simulator.reset(0)
+before, other = simulator.frame(View(32)), simulator.frame(View(24, "plain"))
+real, state = rendering.mujoco.mjr_{step}, simulator.observe()
+def failing(*arguments):
+    raise rendering.mujoco.FatalError("the driver is gone\\nmore of it")
+rendering.mujoco.mjr_{step} = failing
+try:
+    simulator.frame(View(32))
+except RenderingUnavailable as error:
+    print(error)
+rendering.mujoco.mjr_{step} = real
+assert (simulator.observe() == state).all()
+assert (simulator.frame(View(32)) == before).all() and (simulator.frame(View(24, "plain")) == other).all()
+simulator.close()
+"""
+
+
+@needs_gl
+@pytest.mark.parametrize(("backend", "step"), [*zip(BACKENDS, ("render", "readPixels"), strict=False)])
+def test_gl_that_fails_half_way_is_one_line_and_the_simulator_goes_on(backend, step):
+    (line,) = run_script(HALF_WAY.replace("{step}", step), backend).splitlines()
+    assert line.startswith(f"drawing a picture with MUJOCO_GL={backend} failed (FatalError: the driver is gone)")
+
+
+RECORD = """
+import warnings
+import gymnasium, autotelic.envs.metaworld
+from gymnasium.utils.env_checker import check_env
+warnings.filterwarnings("error")
+warnings.filterwarnings("ignore", message=".*(infinity|Casting|deprecated|MoviePy|Overwriting).*")
+env = gymnasium.make("autotelic/drawer-open-v3", render_mode="rgb_array", size=64, quality="fast", horizon=12)
+check_env(env.unwrapped)
+env = gymnasium.wrappers.RecordVideo(env, "{folder}", episode_trigger=lambda episode: True)
+for seed in (0, 1):
+    env.reset(seed=seed)
+    over = False
+    while not over:
+        *_, over, _ = env.step(env.action_space.sample())
+env.close()
+"""
+
+
+@needs_gl
+def test_gymnasiums_checker_and_record_video(tmp_path):
+    if find_spec("moviepy") is None:
+        pytest.skip("gymnasium.wrappers.RecordVideo needs moviepy: pip install moviepy")
+    run_script(RECORD.replace("{folder}", str(tmp_path)), BACKENDS[0])
+    videos = sorted(tmp_path.glob("*.mp4"))
+    assert [video.name for video in videos] == ["rl-video-episode-0.mp4", "rl-video-episode-1.mp4"]
+    assert all(video.stat().st_size > 1000 for video in videos)
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_vectors_of_registered_tasks(mode):
+    import autotelic.envs.metaworld  # noqa: F401
+
+    envs = gymnasium.make_vec("autotelic/reach-v3", num_envs=2, vectorization_mode=mode, horizon=3)
+    observations, _ = envs.reset(seed=4)
+    assert observations.shape == (2, 39) and not np.array_equal(*observations)
+    for step in range(3):
+        observations, rewards, terminated, truncated, _ = envs.step(np.ones((2, 4), np.float32))
+        assert truncated.tolist() == [step == 2] * 2 and not terminated.any() and not rewards.any()
+    envs.close()
+    alone = gymnasium.make("autotelic/reach-v3")
+    start, _ = alone.reset(seed=4)
+    np.testing.assert_array_equal(start, gymnasium.make("autotelic/MetaWorld-v0", task="reach-v3").reset(seed=4)[0])
+
+
+class Odd(gymnasium.Env):
+    """Renders floats."""
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+    observation_space = gymnasium.spaces.Box(-1, 1, (3,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, render_mode=None):
+        self.render_mode = render_mode
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(3, np.float32), {}
+
+    def render(self):
+        return np.zeros((4, 4, 3))
+
+
+gymnasium.register("test/Odd-v0", Odd)
+
+
+def test_odd_frames_and_layouts_are_one_line():
+    spec = EnvSpec("test/Odd-v0", "x", 5, never, layout={"goal": slice(1, 3)}, proprioception=slice(0, 1))
+    simulator = GymSimulator(spec)
+    simulator.reset(0)
+    with pytest.raises(Refusal, match=r"'test/Odd-v0' rendered float64 of shape \(4, 4, 3\); pictures are uint8"):
+        simulator.frame(View(8))
+    with pytest.raises(Refusal, match=r"places 'goal' at 1:4 of an observation, which has 3 numbers"):
+        GymSimulator(replace(spec, layout={"goal": slice(1, 4)}))
+    with pytest.raises(Refusal, match=r"places 'proprioception' at 0:9"):
+        GymSimulator(replace(spec, proprioception=slice(0, 9)))
+    register("odd", spec)
+    assert layout_of("odd") == {"goal": slice(1, 3)} and proprioception_of("odd") == slice(0, 1)
+    assert layout_of(DRAWER)["goal"] == slice(18, 21) and proprioception_of(DRAWER) == slice(0, 4)
+
+
+class Painted:
+    """A simulator from outside whose pictures have another size."""
+
+    observation_size = action_size = 1
+
+    def reset(self, seed): ...
+    def save(self): ...
+    def restore(self, state): ...
+
+    def observe(self):
+        return np.zeros(1, np.float32)
+
+    def frame(self, view):
+        return np.zeros((7, 7, 3), np.uint8)
+
+
+def test_a_simulators_frames_are_checked():
+    from autotelic.envs.worker import Tick, Worker
+
+    worker = Worker({})
+    worker.simulators[DRAWER] = Painted()
+    with pytest.raises(Refusal, match=r"drawer-open-v3.*shape \(7, 7, 3\) and type uint8; expected uint8 \(8, 8, 3\)"):
+        worker.tick(Tick([], [(0, DRAWER, 0)], False, View(8)))
+    assert len(worker.tick(Tick([], [(0, DRAWER, 0)], False, View(7))).frames) == 1
