@@ -105,7 +105,8 @@ class GymSimulator:
             picture = self._painter.render()
         except gymnasium.error.DependencyNotInstalled as error:
             raise RenderingUnavailable(f"{self.spec.id} cannot be drawn: {error}") from error
-        shape, kind = getattr(picture, "shape", ()), getattr(picture, "dtype", type(picture).__name__)
+        shape: tuple[int, ...] = getattr(picture, "shape", ())
+        kind = getattr(picture, "dtype", type(picture).__name__)
         if len(shape) != 3 or shape[2] != 3 or kind != np.uint8:
             raise Refusal(f"{self.spec.id!r} rendered {kind} of shape {shape}; pictures are uint8 [H, W, 3]")
         return np.asarray(Image.fromarray(picture).resize((view.size, view.size)), np.uint8)

@@ -146,7 +146,7 @@ def test_the_built_wheel_holds_every_file_of_every_room(tmp_path: Path) -> None:
 
 
 def test_the_reward_in_the_readme_runs() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     names: dict[str, Any] = {}
     exec(code, names)
     at_rest = SimpleNamespace(observations=np.zeros((2, 21)), actions=np.zeros((1, 5, 4)))

@@ -114,10 +114,11 @@ def test_evolve_vla_cannot_read_the_oracle_while_it_learns(run: Path) -> None:
 
 def test_training_probe_evaluation_and_demonstration_states_are_disjoint() -> None:
     config = evolve_vla.Config()
-    names = tuple(counts(config))
+    names = tuple(counts(config.tasks, config))
     assert len(names) == 5
     with Pool(names, workers=1) as pool:
-        demonstrations = {name: record(pool, name, count, config) for name, count in counts(config).items()}
+        wanted = counts(config.tasks, config)
+        demonstrations = {name: record(pool, name, count, config) for name, count in wanted.items()}
         setting = Setting(config, names, pool, demonstrations, policy=None, encoded=[])  # type: ignore[arg-type]
         for name, source in setting.sources().items():
             probes = [t.seed for t in setting.probes(config.gate_states) if t.extra["environment"] == name]

@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..envs.demonstrations import Demonstration
-    from ..envs.pool import Pool
+    from ..envs.pool import Episode, Pool
+    from ..envs.simulator import View
     from ..rewards.progress import ProgressModel
     from ..trainers.loop import Experiment, Stage
     from ..trainers.run_folder import RunFolder
     from ..types import Actor, RewardFunction, Rollout, Task
     from .actor import RobotActor
-    from .policy import ActionPolicy
+    from .chunk_policy import ChunkPolicy
 
 HAND, OBJECT, SECOND, GOAL = 0, 4, 11, 18
 """Where positions begin in an observation of MetaWorld."""
@@ -38,18 +39,29 @@ class RobotConfig:
 
     tasks: tuple[str, ...] = ("drawer-open-v3", "door-open-v3", "drawer-close-v3", "push-v3:3", "reach-v3:3")
     """MetaWorld tasks (or registered environments); NAME:K gives K demonstrations of one."""
+    use: tuple[str, ...] = ()
+    """Modules or files to import first, such as one that registers environments."""
     demonstrations: int = 1
     """Demonstrations of a task that does not say."""
     seed: int = 0
     """Keys demonstrations, the clone, exploration and everything else."""
     iterations: int = 16
     """Rounds of acting and learning."""
+    demonstrations_from: tuple[str, ...] = ()
+    """Folders with a LeRobotDataset each, one per task in their order, instead of the scripted experts."""
+    clone_tasks: tuple[str, ...] = ()
+    """Tasks whose demonstrations the policy imitates instead of those of its own tasks."""
     policy: str = ""
-    """A folder or hub name to start from instead of cloning the demonstrations."""
-    head: Literal["tokens", "gaussian"] = "gaussian"
-    """Action tokens, or a Gaussian per step."""
+    """A folder or hub name to start from instead of cloning, or a class of one's own to clone: FILE.py:NAME."""
+    sees: Literal["states", "frames"] = "states"
+    """What the policy and a learned critic are given: the simulator's state, or pictures and the robot's own joints."""
+    head: Literal["tokens", "gaussian", "flow"] = "gaussian"
+    """Action tokens, a Gaussian per step, or a flow from noise to actions."""
+    frame_size: int = 64
+    """Pixels along a side of what is seen."""
     rho: float = 0.9
-    """Correlation of the exploration noise between consecutive environment steps; 0 is independent noise."""
+    """Correlation of the exploration noise between consecutive environment steps; 0 is independent noise. A flow has
+    noise of its own."""
     clone_steps: int = 1000
     """Gradient steps of behaviour cloning."""
     horizon: int = 150
@@ -69,6 +81,13 @@ class RobotConfig:
     videos: int = 1
     """Initial states per task whose episodes before and after are filmed; needs OSMesa or EGL."""
 
+    @property
+    def view(self) -> View:
+        """How frames are taken where they are seen."""
+        from ..envs.simulator import View
+
+        return View(self.frame_size)
+
 
 @dataclass(eq=False)
 class Setting:
@@ -78,8 +97,10 @@ class Setting:
     names: tuple[str, ...]
     pool: Pool
     demonstrations: dict[str, list[Demonstration]]
-    policy: ActionPolicy
+    policy: ChunkPolicy
     encoded: list[Rollout]
+    watched: View | None = None
+    """How frames of every episode are taken; None where nobody looks at them."""
 
     @property
     def all_demonstrations(self) -> list[Demonstration]:
@@ -110,7 +131,16 @@ class Setting:
     def actor(self, *, estimator: Any = None) -> RobotActor:
         from .actor import RobotActor
 
-        return RobotActor(self.policy, self.pool, estimator=estimator, horizon=self.config.horizon)
+        how: dict[str, Any] = {"horizon": self.config.horizon, "view": self.watched}
+        return RobotActor(self.policy, self.pool, estimator=estimator, **how)
+
+    def play(self, episodes: int) -> list[Episode]:
+        """Episodes of the policy as it is, sampled on training states of every task; success is not read."""
+        from ..envs.splits import seeds
+
+        first = 100_000 * (self.config.seed % 900) + 90_000
+        tasks = [self.task(name, seed) for name in self.names for seed in seeds("train", episodes, first)]
+        return [rollout.output for rollout in self.actor().act(tasks, 1, key=(-1,), render=self.watched)]
 
     def cpu_seconds(self) -> float:
         """CPU time of this process and its workers."""
@@ -127,7 +157,7 @@ class Setting:
         def evaluate(actor: Any) -> Mapping[str, Any]:
             blind = self.actor()
             blind.policy = actor.policy
-            rollouts = blind.act(tasks, 1, greedy=True, oracle=True, stop=False)
+            rollouts = blind.act(tasks, 1, greedy=True, oracle=True, stop=False, render=self.watched)
             score(rollouts, reward)
             outcomes: dict[str, Any] = {}
             for rollout in rollouts:
@@ -160,7 +190,7 @@ class Setting:
             close=self.pool.close,
         )
 
-    def film(self, folder: RunFolder, before: ActionPolicy) -> None:
+    def film(self, folder: RunFolder, before: ChunkPolicy) -> None:
         """Side-by-side videos of the same held-out states before and after, or a line saying why not."""
         from ..envs.simulator import Refusal, View
         from ..envs.splits import seeds
@@ -173,10 +203,11 @@ class Setting:
         target = folder.samples / "videos"
         target.mkdir(parents=True, exist_ok=True)
         actor = self.actor()
+        render = before.view or View(160, "plain")
         try:
-            now = actor.act(tasks, 1, greedy=True, render=View(160))
+            now = actor.act(tasks, 1, greedy=True, render=render)
             actor.policy = before
-            then = actor.act(tasks, 1, greedy=True, render=View(160))
+            then = actor.act(tasks, 1, greedy=True, render=render)
         except Refusal as error:
             (target / "missing.txt").write_text(f"{error}\n")
             return
@@ -196,27 +227,27 @@ def make_task(environment: str, seed: int, horizon: int | None = None) -> Task:
     return Task(f"{name}/{seed}", instruction_of(environment), category=name, seed=seed, horizon=horizon, extra=extra)
 
 
-def counts(config: RobotConfig) -> dict[str, int]:
+def counts(tasks: Sequence[str], config: RobotConfig) -> dict[str, int]:
     """Environment -> demonstrations, from "push-v3:3"; bare MetaWorld names are found.
 
     Raises:
         UsageError: an unknown task, with the nearest names, or a count that is none.
     """
     from ..envs.metaworld_tasks import TASKS
-    from ..envs.simulator import check_name
+    from ..envs.simulator import METAWORLD, check_name, specs
     from ..errors import UsageError, unknown
 
     found: dict[str, int] = {}
-    for entry in config.tasks:
+    for entry in tasks:
         name, _, count = entry.partition(":")
         if count and not (count.isdigit() and int(count) > 0):
             raise UsageError(f"task {entry!r}: what follows the colon is a number of demonstrations")
         if "/" in name:
             check_name(name)
-        elif name not in TASKS:
+        elif name in TASKS:
+            name = METAWORLD + name
+        elif not specs([name]):
             raise unknown("task", name, TASKS)
-        else:
-            name = f"metaworld/{name}"
         found[name] = int(count) if count else config.demonstrations
     return found
 
@@ -231,36 +262,54 @@ def start(config: RobotConfig, folder: RunFolder) -> Setting:
     from ..envs.demonstrations import Demonstration
     from ..envs.pool import Pool
     from ..trainers import checkpoint, distributed
+    from .own import module_at
 
-    wanted = counts(config)
+    for module in config.use:
+        module_at(module)
+    wanted, taught = counts(config.tasks, config), counts(config.clone_tasks, config)
     torch.set_num_threads(1)
-    pool = Pool(list(wanted), chunk=CHUNK, workers=config.workers or None)
-    policy = _policy(config, *pool.sizes(next(iter(wanted))))
+    pool = Pool([*wanted, *taught], chunk=CHUNK, workers=config.workers or None)
+    policy = _policy(config, next(iter(wanted)), pool)
     policy.module.to(distributed.device())
     place = folder.path / "start"
     if distributed.is_main() and not place.exists():
-        _make_start(place, config, wanted, pool, policy)
+        _make_start(place, config, pool, policy)
     distributed.barrier()
     state = checkpoint.load(place)
     policy.load_state_dict(state["policy"])
-    demonstrations = {
-        name: [Demonstration(**d | {k: d[k].numpy() for k in ("observations", "actions")}) for d in several]
+    shown = {
+        name: [Demonstration(**{k: _array(v) for k, v in d.items()}) for d in several]
         for name, several in state["demonstrations"].items()
     }
-    return Setting(config, tuple(wanted), pool, demonstrations, policy, _encode(policy, demonstrations))
+    encoded = _encode(policy, {name: shown[name] for name in taught or wanted})
+    own = {name: shown[name] for name in wanted}
+    watched = policy.view or (config.view if config.sees == "frames" else None)
+    return Setting(config, tuple(wanted), pool, own, policy, encoded, watched)
 
 
-def _make_start(place: Path, config: RobotConfig, wanted: Mapping[str, int], pool: Pool, policy: ActionPolicy) -> None:
+def _array(value: Any) -> Any:
+    from torch import Tensor
+
+    return value.numpy() if isinstance(value, Tensor) else value
+
+
+def _make_start(place: Path, config: RobotConfig, pool: Pool, policy: ChunkPolicy) -> None:
+    import numpy as np
     import torch
 
     from ..trainers import checkpoint
     from .cloning import Cloning, clone
 
-    demonstrations = {name: record(pool, name, k, config) for name, k in wanted.items()}
-    if not config.policy:
-        clone(policy, _encode(policy, demonstrations), Cloning(steps=config.clone_steps, seed=config.seed))
+    wanted, taught = counts(config.tasks, config), counts(config.clone_tasks, config)
+    demonstrations = _recorded(config, wanted) or {name: record(pool, name, k, config) for name, k in wanted.items()}
+    demonstrations |= {name: record(pool, name, k, config) for name, k in taught.items() if name not in wanted}
+    if not config.policy or ":" in config.policy:
+        imitated = {name: demonstrations[name] for name in taught or wanted}
+        clone(policy, _encode(policy, imitated), Cloning(steps=config.clone_steps, seed=config.seed))
     arrays = {
-        name: [vars(d) | {k: torch.from_numpy(getattr(d, k)) for k in ("observations", "actions")} for d in several]
+        name: [
+            {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in vars(d).items()} for d in several
+        ]
         for name, several in demonstrations.items()
     }
     checkpoint.save(place, {"policy": policy.state_dict(), "demonstrations": arrays})
@@ -271,45 +320,99 @@ def record(pool: Pool, name: str, count: int, config: RobotConfig) -> list[Demon
     from ..envs.splits import seeds
 
     first = 1000 * (config.seed % 900)
-    return pool.demonstrate(name, seeds("demo", count, first), horizon=350, settle=config.settle)
+    render = config.view if config.sees == "frames" else None
+    return pool.demonstrate(name, seeds("demo", count, first), horizon=350, settle=config.settle, render=render)
 
 
-def _policy(config: RobotConfig, observation_size: int, action_size: int) -> ActionPolicy:
+def _recorded(config: RobotConfig, wanted: Mapping[str, int]) -> dict[str, list[Demonstration]]:
+    """The first demonstrations of each task's dataset, if there are datasets."""
+    from ..envs.demonstrations import Demonstration
+    from ..envs.lerobot_dataset import read_demonstrations
+    from ..envs.simulator import instruction_of
+    from ..errors import UsageError
+
+    if config.demonstrations_from and len(config.demonstrations_from) != len(wanted):
+        have, need = len(config.demonstrations_from), len(wanted)
+        raise UsageError(f"demonstrations-from names {have} folders for {need} tasks: give one each, in their order")
+    camera = "observation.images.main" if config.sees == "frames" else None
+    found: dict[str, list[Demonstration]] = {}
+    for (name, count), folder in zip(wanted.items(), config.demonstrations_from, strict=False):
+        several = read_demonstrations(folder, environment=name, camera=camera)[:count]
+        if len(several) < count:
+            raise UsageError(f"{folder} holds {len(several)} successes; {count} demonstrations of {name} are asked for")
+        told = instruction_of(name)
+        found[name] = [
+            Demonstration(name, told, d.seed, d.observations, d.actions, d.settle, d.frames) for d in several
+        ]
+    return found
+
+
+def _policy(config: RobotConfig, environment: str, pool: Pool) -> ChunkPolicy:
+    """A policy to be cloned, or a trained one."""
     import torch
 
+    from ..envs.simulator import METAWORLD, proprioception_of
     from ..errors import UsageError
     from ..trainers.randomness import seed_of
+    from .flow import FlowModel, FlowPolicy
     from .policy import ActionModel, ActionPolicy
+    from .vision import Vision
 
-    if config.policy:
-        policy = ActionPolicy.from_pretrained(config.policy, rho=config.rho)
-        has = (policy.model.observation_size, policy.model.action_size, policy.model.chunk)
-        if has != (observation_size, action_size, CHUNK):
-            wanted = (observation_size, action_size, CHUNK)
-            raise UsageError(
-                f"policy {config.policy} has (observation, action, chunk) sizes {has}, needed are {wanted}"
-            )
-        return policy
-    centred = all("/" not in name or name.startswith("metaworld/") for name in config.tasks)
-    view: dict[str, Any] = {"origin": HAND, "positions": (OBJECT, SECOND, GOAL)} if centred else {}
+    observation_size, action_size = pool.sizes(environment)
+    if config.sees == "frames":
+        observation_size = len(range(observation_size)[proprioception_of(environment)])
+    sizes = (observation_size, action_size, CHUNK)
+    noise: dict[str, Any] = {} if config.head == "flow" else {"rho": config.rho}
     with torch.random.fork_rng():
         torch.manual_seed(seed_of("model", config.seed))
-        model = ActionModel(observation_size, action_size, chunk=CHUNK, head=config.head, **view)
-    return ActionPolicy(model, rho=config.rho)
+        if ":" in config.policy:
+            return _own_policy(config.policy, sizes)
+        if config.policy:
+            trained = (FlowPolicy if config.head == "flow" else ActionPolicy).from_pretrained(config.policy, **noise)
+            has = (trained.model.observation_size, trained.action_size, trained.chunk)
+            if has != sizes:
+                raise UsageError(
+                    f"policy {config.policy} has (observation, action, chunk) sizes {has}, needed are {sizes}"
+                )
+            return trained
+        inputs: dict[str, Any] = {"vision": Vision(size=config.frame_size)} if config.sees == "frames" else {}
+        if not inputs and environment.startswith(METAWORLD):
+            inputs = {"origin": HAND, "positions": (OBJECT, SECOND, GOAL)}
+        if config.head == "flow":
+            return FlowPolicy(FlowModel(observation_size, action_size, chunk=CHUNK, **inputs))
+        model = ActionModel(observation_size, action_size, chunk=CHUNK, head=config.head, **inputs)
+    return ActionPolicy(model, **noise)
 
 
-def _encode(policy: ActionPolicy, demonstrations: Mapping[str, Sequence[Demonstration]]) -> list[Rollout]:
+def _own_policy(target: str, sizes: tuple[int, int, int]) -> ChunkPolicy:
+    from ..errors import UsageError
+    from .chunk_policy import ChunkPolicy
+    from .own import found
+
+    make = found(target)
+    try:
+        policy = make(*sizes)
+    except TypeError as error:
+        raise UsageError(
+            f"cannot make a policy of {target} from (observation, action, chunk) sizes: {error}"
+        ) from error
+    if not isinstance(policy, ChunkPolicy):
+        raise UsageError(f"cannot make a policy of {target}: it is a {type(policy).__name__}, and no ChunkPolicy")
+    return policy
+
+
+def _encode(policy: ChunkPolicy, demonstrations: Mapping[str, Sequence[Demonstration]]) -> list[Rollout]:
     every = [d for several in demonstrations.values() for d in several]
     return policy.encode([make_task(d.environment, d.seed) for d in every], every)
 
 
-def learned(folder: RunFolder, name: str, model: Any, demonstrations: Sequence[Demonstration]) -> ProgressModel:
-    """A critic fitted to demonstrations, or read back from the folder of a run that has it."""
+def learned(folder: RunFolder, name: str, model: Any, fit: Callable[[], Any]) -> ProgressModel:
+    """A critic after ``fit()``, or as read back from the folder of a run that has it."""
     from ..trainers import checkpoint, distributed
 
     place = folder.path / f"critic-{name}"
     if distributed.is_main() and not place.exists():
-        model.fit(demonstrations)
+        fit()
         checkpoint.save(place, model.state_dict())
     distributed.barrier()
     model.load_state_dict(checkpoint.load(place))

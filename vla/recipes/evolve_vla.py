@@ -22,11 +22,15 @@ from typing import TYPE_CHECKING, Literal
 from ..setting import RobotConfig
 
 if TYPE_CHECKING:
+    from ...rewards.features import Features
     from ...rewards.progress import ProgressModel
     from ...trainers.loop import Experiment
     from ...trainers.run_folder import RunFolder
     from ...types import Advantage, Batch, Objective
     from ..setting import Setting
+
+
+KINDS: dict[str, Literal["absolute", "pairwise"]] = {"own": "absolute", "pairs": "pairwise"}
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,14 @@ class Config(RobotConfig):
     """The estimate ends episodes; otherwise each goes on to its horizon."""
     completion: float = 0.3
     """Share of the reward that is paid for ending above the threshold alone."""
+    critic: str = "own"
+    """Who estimates progress: "own" learns it from the demonstrations alone, "pairs" too, by comparing with the
+    beginning; "pretrained" has learned on other tasks, whose successes it was told, how to read demonstrations; one of
+    your own is FILE.py:NAME."""
+    play: int = 16
+    """Episodes per task of the cloned policy that a critic of frames takes for little progress."""
+    frame_steps: int = 400
+    """Gradient steps of each network of a critic of frames."""
     goal_features: bool = True
     """The critic sees where the goal is marked."""
     horizon_shares: tuple[float, ...] = (1.0,)
@@ -78,6 +90,8 @@ def debug() -> Config:
         eval_episodes=2,
         gate_every=1,
         gate_states=2,
+        play=2,
+        frame_steps=8,
         videos=0,
     )
 
@@ -146,19 +160,64 @@ def assemble(
 
 
 def critics(config: Config, setting: Setting, folder: RunFolder) -> tuple[ProgressModel, ProgressModel]:
-    """The estimator that rewards and ends episodes, and the gate's judge; both from the demonstrations alone.
+    """The estimator that rewards and ends episodes, and the gate's judge.
 
-    The estimator is a network. The judge reads end conditions off the demonstrations: another family.
+    On states the judge reads end conditions off the demonstrations, another family than the networks that learn
+    progress; on frames it is a network that compares with the episode's beginning.
     """
-    from ...envs.metaworld import OBSERVATION
-    from ...rewards.critics import CriticTraining, ProgressCritic
     from ...rewards.end_conditions import EndConditions
-    from ...rewards.features import GOAL_FREE, RELATIONS, RelationFeatures
+    from ...rewards.frame_critics import FrameCritic, FrameTraining
     from ..setting import learned
 
-    shown = setting.all_demonstrations
-    features = RelationFeatures(OBSERVATION, RELATIONS if config.goal_features else GOAL_FREE)
-    critic = ProgressCritic("absolute", features, CriticTraining(seed=config.seed))
-    judge = EndConditions(features)
-    judge.fit(shown)
-    return learned(folder, "reward", critic, shown), judge
+    features, shown = seen_relations(setting, config.goal_features), setting.all_demonstrations
+    if config.sees == "frames":
+        pairs = FrameCritic("pairwise", FrameTraining(steps=config.frame_steps, seed=config.seed + 1))
+        judge = learned(folder, "judge", pairs, lambda: pairs.fit(shown, setting.play(config.play)))
+    else:
+        conditions = EndConditions(features)
+        conditions.fit(shown)
+        judge = conditions
+    return estimator(config, setting, folder, features), judge
+
+
+def seen_relations(setting: Setting, goals: bool) -> Features:
+    """Relations between hand, object and goal where an observation names them, else its plain numbers."""
+    from ...envs.simulator import layout_of
+    from ...rewards.features import GOAL_FREE, RELATIONS, RelationFeatures, StateFeatures
+
+    layout = layout_of(setting.names[0])
+    if {"hand", "object", "goal"} <= layout.keys():
+        return RelationFeatures(layout, RELATIONS if goals else GOAL_FREE)
+    return StateFeatures()
+
+
+def estimator(config: Config, setting: Setting, folder: RunFolder, features: Features) -> ProgressModel:
+    """The progress model that ``config.critic`` names, fitted to the demonstrations if it can be."""
+    from ...envs.simulator import METAWORLD
+    from ...errors import UsageError
+    from ...rewards.critics import CriticTraining, ProgressCritic
+    from ...rewards.frame_critics import FrameCritic, FrameTraining
+    from ...rewards.pretrained_critics import Pretraining
+    from ...rewards.progress import sees
+    from ..own import found
+    from ..practice import pretrained_critic
+    from ..setting import learned
+
+    shown, kind = setting.all_demonstrations, KINDS.get(config.critic)
+    if kind and config.sees == "frames":
+        looking = FrameCritic(kind, FrameTraining(steps=config.frame_steps, seed=config.seed))
+        return learned(folder, "reward", looking, lambda: looking.fit(shown, setting.play(config.play)))
+    if kind:
+        critic = ProgressCritic(kind, features, CriticTraining(seed=config.seed))
+        return learned(folder, "reward", critic, lambda: critic.fit(shown))
+    if config.critic == "pretrained":
+        if config.sees == "frames" or any(not name.startswith(METAWORLD) for name in setting.names):
+            raise UsageError("the pretrained critic sees states of MetaWorld: take --critic own for others")
+        return pretrained_critic(setting.names, training=Pretraining(seed=config.seed)).adapt(shown)
+    made = found(config.critic)
+    model: ProgressModel = made() if isinstance(made, type) else made
+    if hasattr(model, "fit"):
+        model.fit(shown)
+    if sees(model) == "frames" and setting.watched is None:
+        setting.watched = config.view
+    return model

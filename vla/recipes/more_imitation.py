@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ...trainers.loop import Experiment
     from ...trainers.run_folder import RunFolder
     from ...types import Rollout, Task
-    from ..policy import ActionPolicy
+    from ..chunk_policy import ChunkPolicy
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def debug() -> Config:
 class Demonstrations:
     """An actor that shows demonstrations instead of acting."""
 
-    def __init__(self, policy: ActionPolicy, encoded: Sequence[Rollout]) -> None:
+    def __init__(self, policy: ChunkPolicy, encoded: Sequence[Rollout]) -> None:
         self.policy, self.encoded = policy, list(encoded)
 
     def act(self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...] = (0,), **sampling: Any) -> list[Rollout]:

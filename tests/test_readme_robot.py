@@ -1,0 +1,48 @@
+"""The robot of one's own in the README learns, from its file and the command that stands below it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from autotelic.cli import main
+from autotelic.trainers.run_folder import RunFolder
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def test_the_robot_in_the_readme_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (command,) = re.findall(r"```bash\n(autotelic run vla/evolve_vla --use my_car.*?)```", README, re.DOTALL)
+    (tmp_path / "my_car.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    words = shlex.split(command.replace("\\\n", " "))[1:]
+    assert main([*words, "--videos", "0", "--eval-episodes", "20", "--workers", "1", "--output-dir", "run"]) == 0
+    before, after = (RunFolder.open("run").evaluations()[name]["outcomes"]["my/car"] for name in ("before", "after"))
+    assert sum(before["success"]) <= 4 and sum(after["success"]) >= 10
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--use", "nowhere.py"], "there is no file nowhere.py"),
+        (["--use", "no_such_module"], "cannot import no_such_module: ModuleNotFoundError"),
+        (["--critic", "os:nothing"], "os has no nothing"),
+        (["--critic", "Uphill"], '"Uphill" is neither package.module:name nor path/to/file.py:name'),
+        (["--policy", "builtins:dict"], "cannot make a policy of builtins:dict"),
+        (["--policy", "collections:namedtuple"], "cannot make a policy of collections:namedtuple"),
+        (["--demonstrations-from", "here", "there"], "names 2 folders for 1 tasks"),
+    ],
+)
+def test_what_cannot_be_found_is_named(
+    words: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = ["run", "vla/evolve_vla", "--debug", "--tasks", "reach-v3", "--workers", "1", *words]
+    assert main([*told, "--output-dir", "run"]) == 2
+    assert line in capsys.readouterr().err
