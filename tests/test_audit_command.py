@@ -182,3 +182,30 @@ def frames(path: Path) -> list[str]:
 def unknown(path: Path) -> list[str]:
     save_episodes(path / "unknown", [episode(0.5, None)])
     return ["--episodes", str(path / "unknown")]
+
+
+# recording ----------------------------------------------------------------------------------------
+
+
+def test_a_run_records_what_it_does_and_what_it_was_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyarrow")
+    from autotelic.envs.lerobot_dataset import read_demonstrations
+
+    monkeypatch.chdir(tmp_path)
+    small = ["--debug", "--tasks", "drawer-close-v3", "--iterations", "1", "--workers", "1", "--output-dir", "run"]
+    assert cli.main(["run", "vla/oracle_grpo", *small]) == 0
+    assert cli.main(["record", "run", "acted", "--episodes", "3"]) == 0
+    assert cli.main(["record", "run", "shown", "--demonstrations"]) == 0
+    acted, shown = read_demonstrations("acted", failures=True), read_demonstrations("shown")
+    assert len(acted) == 3 and len(shown) == 1 and {r.environment for r in acted} == {"metaworld/drawer-close-v3"}
+    assert all(r.success is not None for r in acted)
+    # what was shown teaches another run, which begins with the very same demonstration
+    again = ["--demonstrations-from", "shown", "--output-dir", "again"]
+    assert cli.main(["run", "vla/oracle_grpo", *small[:-2], *again]) == 0
+    assert cli.main(["record", "again", "shown-again", "--demonstrations"]) == 0
+    (other,) = read_demonstrations("shown-again")
+    assert np.array_equal(other.observations, shown[0].observations) and np.array_equal(other.actions, shown[0].actions)
+    assert "acted is not empty" in error(["record", "run", "acted"], capsys)
+    assert "have no pictures" in error(["record", "run", "new", "--demonstrations", "--frames", "32"], capsys)

@@ -121,6 +121,23 @@ def audit_model(name: str, where: Path, rebuild: Rebuild, chosen: Chosen) -> lis
     return audits
 
 
+def episodes_of(run: Path, rebuild: Rebuild, chosen: Chosen) -> Sequence[Any]:
+    """Episodes of a run's best policy."""
+    if not (run / "config.json").is_file():
+        raise UsageError(f"{run} is no run")
+    with ExitStack() as stack:
+        return _of_run(run, _opener(rebuild, stack)(run), chosen, False).episodes
+
+
+def demonstrations_of(run: Path) -> dict[str, list[Any]]:
+    """The demonstrations that a run began with, per environment."""
+    from .trainers import checkpoint
+
+    if not (run / "start").exists():
+        raise UsageError(f"{run} is no run that began with demonstrations")
+    return _demonstrations(checkpoint.load(run / "start"))
+
+
 def _opener(rebuild: Rebuild, stack: ExitStack) -> Callable[[Path], Any]:
     """A run's stage with its best weights, made once and closed with the stack."""
     from .trainers.run_folder import RunFolder

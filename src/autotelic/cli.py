@@ -1,4 +1,4 @@
-"""The command line: ``autotelic list | run | resume | eval | audit | report | doctor``.
+"""The command line: ``autotelic list | run | resume | eval | audit | record | report | doctor``.
 
 Nothing heavy is imported before it is needed. Bad input ends in one line and exit code 2, Ctrl-C in
 the line that continues the run and exit code 130.
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .errors import UsageError, unknown
-from .options import AuditOptions, EvalOptions, NoOptions, RunOptions, parse, run_options
+from .options import AuditOptions, EvalOptions, NoOptions, RecordOptions, RunOptions, parse, run_options
 from .recipes import all_recipes, config_from_json, find_recipe
 
 if TYPE_CHECKING:
@@ -156,6 +156,20 @@ def _audit(words: Sequence[str]) -> int:
     return 0
 
 
+def _record(words: Sequence[str]) -> int:
+    """Write episodes of a run's policy, or its demonstrations, as a LeRobotDataset."""
+    from .auditing import Chosen
+    from .recording import Wanted, record_run
+
+    options = parse(RecordOptions, words, "record")
+    chosen = Chosen(options.episodes, options.offset)
+    with _bad_input():
+        wanted = Wanted(chosen, options.frames, options.demonstrations, options.fps)
+        count = record_run(_open(options.run).path, options.folder, _rebuild, wanted)
+    print(f"{count} episodes in {options.folder}")
+    return 0
+
+
 def _report(words: Sequence[str]) -> int:
     """Write a run's report.html again."""
     _write_report(_open(parse(RunOptions, words, "report").run))
@@ -184,6 +198,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "resume": _resume,
     "eval": _eval,
     "audit": _audit,
+    "record": _record,
     "report": _report,
     "doctor": _doctor,
 }

@@ -61,6 +61,24 @@ class AuditOptions:
     """Write the figures here."""
 
 
+@dataclass(frozen=True)
+class RecordOptions:
+    """Which run's episodes, and where to."""
+
+    run: _RunPath
+    folder: Annotated[Path, tyro.conf.arg(metavar="FOLDER", help="A new folder.")]
+    episodes: int = 20
+    """Episodes per task."""
+    offset: int = 0
+    """How many of the initial states to skip."""
+    frames: int = 0
+    """Pixels along a side of the pictures; 0 takes none."""
+    demonstrations: bool = False
+    """Write what the run was shown instead of what its policy does."""
+    fps: int = 80
+    """Environment steps per second of the robot's own time; MetaWorld's is 80."""
+
+
 def parse(kind: type[T], words: Sequence[str], command: str) -> T:
     """An instance of a dataclass from the words after a command.
 
