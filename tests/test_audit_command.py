@@ -137,9 +137,7 @@ def test_a_model_and_a_reward_of_ones_own(
     assert cli.main(["audit", "my_own_progress:near", "--episodes", str(folder)]) == 0
     assert "prefers failures" in capsys.readouterr().out
     assert "is a int, neither" in error(["audit", "my_own_progress:three", "--episodes", str(folder)], capsys)
-    assert 'cannot find "my_own_progress:Nose"' in error(
-        ["audit", "my_own_progress:Nose", "--episodes", str(folder)], capsys
-    )
+    assert "my_own_progress has no Nose" in error(["audit", "my_own_progress:Nose", "--episodes", str(folder)], capsys)
 
 
 def run_folder(path: Path, *evaluations: dict[str, Any]) -> str:

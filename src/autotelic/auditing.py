@@ -2,7 +2,8 @@
 
 Models: a run folder (its progress estimator), "critic" or "judge" of the run that the episodes come from, a control
 ("time", "travel", "constant"), a pretrained judge ("clip", "gvl", "topreward", "vlac", each with ``=MODEL`` for
-another than its usual weights), or ``module:object``, a progress model or a reward function; a class is called first.
+another than its usual weights), or ``module:object`` or ``FILE.py:object``, a progress model or a reward function; a
+class is called first.
 
 Episodes: a run folder, whose policy then acts in its own tasks from states that nothing else uses for judging; a
 folder of ``episode-*.npz`` (``envs/episode_files.py``); or a LeRobotDataset with "next.success".
@@ -14,7 +15,6 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -196,18 +196,15 @@ def _judge(kind: str, weights: str) -> Any:
 
 
 def _imported(name: str) -> Any:
-    module, _, attribute = name.partition(":")
-    sys.path.insert(0, str(Path.cwd()))  # as `python -m` has it
-    try:
-        found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f'cannot find "{name}" ({error})') from error
-    finally:
-        sys.path.pop(0)
-    found = found() if isinstance(found, type) else found
-    if not callable(found):
-        raise UsageError(f'"{name}" is a {type(found).__name__}, neither a progress model nor a reward function')
-    return found
+    from .vla.own import found
+
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as `python -m` has it
+    model = found(name)
+    model = model() if isinstance(model, type) else model
+    if not callable(model):
+        raise UsageError(f'"{name}" is a {type(model).__name__}, neither a progress model nor a reward function')
+    return model
 
 
 class _Silent:
