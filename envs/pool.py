@@ -140,6 +140,7 @@ class Pool:
         oracle: bool = False,
         render: View | None = None,
         see: bool = False,
+        keep: bool = True,
     ) -> list[Episode]:
         """Run episodes with a policy.
 
@@ -151,8 +152,10 @@ class Pool:
             oracle: read success at the start and at chunk ends. Without ``stop`` an episode ends as soon as
                 it has succeeded, since nothing more can change; with ``stop`` it goes on until that or the
                 horizon.
-            render: take a picture wherever there is an observation, and keep it on the episode.
+            render: take a picture wherever there is an observation.
             see: call ``act`` and ``stop`` with these pictures as a third argument.
+            keep: leave the pictures on the episodes. False leaves None there and spares the picture after an
+                episode's last chunk, unless ``stop`` sees it.
 
         Returns:
             Episodes in the order of the requests.
@@ -167,6 +170,8 @@ class Pool:
             require_oracle("success in Pool.run(oracle=True)")
         if see and render is None:
             raise ValueError("Pool.run(see=True) needs render=View(...): nobody takes pictures otherwise")
+        if not (see or keep):
+            render = None
         if not requests:
             return []
         sizes = {self.sizes(environment) for environment in {request.environment for request in requests}}
@@ -175,7 +180,8 @@ class Pool:
         workers = self._workers if render is None else self._painters
         shape = (self.chunk, sizes.pop()[1])
         with self._counted():
-            run = _Run(workers, requests, self.lanes, oracle, render, ends_on_success=oracle and stop is None)
+            watched = keep or stop is not None
+            run = _Run(workers, requests, self.lanes, oracle, render, keep, watched, oracle and stop is None)
             while run.tick():
                 if stop is not None and len(run.stepped):
                     seen = run.seen(run.stepped, see)
@@ -276,7 +282,8 @@ class _Lane:
 class _Run:
     """The state of one :meth:`Pool.run`: who is live, on which worker, and what was seen.
 
-    ``stepped`` are the rows that the last tick stepped (the others it started).
+    ``stepped`` are the rows that the last tick stepped (the others it started). ``keep`` leaves pictures on the
+    episodes, ``watched`` says that someone looks at the last one too.
     """
 
     def __init__(
@@ -286,10 +293,13 @@ class _Run:
         room: int,
         oracle: bool,
         render: View | None,
+        keep: bool,
+        watched: bool,
         ends_on_success: bool,
     ) -> None:
         self.workers, self.room = workers, room
         self.oracle, self.render, self.ends_on_success = oracle, render, ends_on_success
+        self.keep, self.watched = keep, watched
         self.lanes = [_Lane(request) for request in requests]
         self.home = _homes(requests, len(workers))
         self.waiting = deque(range(len(requests)))
@@ -314,6 +324,7 @@ class _Run:
                     [(row, self.lanes[row].request.environment, self.lanes[row].request.seed) for row in starting],
                     self.oracle,
                     self.render,
+                    frozenset() if self.watched else frozenset(filter(self._last, stepping)),
                 )
                 calls.append(_Call(worker, "tick", (tick,), partial(self._replays, stepping)))
                 served.append((stepping, starting))
@@ -364,7 +375,7 @@ class _Run:
                 lane.steps,
                 lane.stopped,
                 lane.success if self.oracle else None,
-                None if self.render is None else np.stack(lane.frames),
+                np.stack(lane.frames) if self.render is not None and self.keep else None,
             )
             for lane in self.lanes
         ]
@@ -381,7 +392,12 @@ class _Run:
             if self.oracle:
                 lane.success |= seen.successes[index]
             if self.render is not None:
-                lane.frames.append(seen.frames[index])
+                lane.frames = [*(lane.frames if self.keep else ()), seen.frames[index]]
+
+    def _last(self, row: int) -> bool:
+        """Whether the chosen chunk reaches the horizon."""
+        lane = self.lanes[row]
+        return lane.steps + len(lane.next_actions()) >= lane.request.horizon
 
     def _over(self, lane: _Lane) -> bool:
         return lane.stopped or lane.steps >= lane.request.horizon or (self.ends_on_success and lane.success)

@@ -33,12 +33,14 @@ class Tick:
         starts: (row, environment, seed), started after that.
         oracle: answer whether each observed state is a success.
         render: how to take a picture of each observed state, or None.
+        unseen: rows whose picture nobody will look at; it is left black.
     """
 
     steps: Sequence[tuple[int, NDArray[np.float32]]]
     starts: Sequence[tuple[int, str, int]]
     oracle: bool
     render: View | None
+    unseen: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +62,14 @@ class Replay:
     executed: Sequence[NDArray[np.float32]]
 
 
+@dataclass(frozen=True, eq=False)
+class _Initial:
+    """An initial state, and the pictures taken of it."""
+
+    state: Any
+    frames: dict[View, NDArray[np.uint8]]
+
+
 class Worker:
     """Episodes by row, multiplexed over one simulator per environment."""
 
@@ -68,7 +78,7 @@ class Worker:
             register(name, spec)
         self.simulators: dict[str, Simulator] = {}
         self.episodes: dict[int, tuple[str, Any]] = {}
-        self.initial: OrderedDict[tuple[str, int], Any] = OrderedDict()
+        self.initial: OrderedDict[tuple[str, int], _Initial] = OrderedDict()
 
     def sizes(self, environment: str) -> tuple[int, int]:
         """(observation size, action size)."""
@@ -91,7 +101,7 @@ class Worker:
             self._look(row, environment, simulator, tick, seen)
         for row, environment, seed in tick.starts:
             simulator = self._start(environment, seed)
-            self._look(row, environment, simulator, tick, seen)
+            self._look(row, environment, simulator, tick, seen, self.initial[environment, seed].frames)
         return seen
 
     def replay(self, episodes: Sequence[Replay]) -> None:
@@ -127,20 +137,35 @@ class Worker:
         key = (environment, seed)
         if key in self.initial:
             self.initial.move_to_end(key)
-            simulator.restore(self.initial[key])
+            simulator.restore(self.initial[key].state)
             return simulator
         simulator.reset(seed)
-        self.initial[key] = simulator.save()
+        self.initial[key] = _Initial(simulator.save(), {})
         if len(self.initial) > INITIAL_STATES:
             self.initial.popitem(last=False)
         return simulator
 
-    def _look(self, row: int, environment: str, simulator: Simulator, tick: Tick, seen: Seen) -> None:
+    def _look(
+        self,
+        row: int,
+        environment: str,
+        simulator: Simulator,
+        tick: Tick,
+        seen: Seen,
+        drawn: dict[View, NDArray[np.uint8]] | None = None,
+    ) -> None:
+        """Observe, with a picture from ``drawn`` or else drawn now and left there."""
         seen.observations.append(simulator.observe())
         if tick.oracle:
             seen.successes.append(simulator.success())
-        if tick.render is not None:
-            seen.frames.append(_picture(environment, simulator, tick.render))
+        view = tick.render
+        if view is not None and row in tick.unseen:
+            seen.frames.append(np.zeros((view.size, view.size, 3), np.uint8))
+        elif view is not None:
+            drawn = {} if drawn is None else drawn
+            if view not in drawn:
+                drawn[view] = _picture(environment, simulator, view)
+            seen.frames.append(drawn[view])
         self.episodes[row] = (environment, simulator.save())
 
 

@@ -101,6 +101,9 @@ def test_policies_and_stops_see_the_frames_of_their_rows(pool):
     np.testing.assert_array_equal(seen[0][1], np.stack([episode.frames[0] for episode in episodes]))
     np.testing.assert_array_equal(seen[1][1][0], episodes[0].frames[1])
     assert episodes[0].frames.shape == (3, 32, 32, 3) and episodes[1].frames.shape == (2, 32, 32, 3)
+    fresh = pool.run(requests, watching, render=View(32), see=True, keep=False)
+    assert [episode.frames for episode in fresh] == [None, None]
+    np.testing.assert_array_equal(seen[3][1][0], episodes[0].frames[1])
     with pytest.raises(ValueError, match=r"see=True.*needs render"):
         pool.run(requests, watching, see=True)
 
@@ -230,9 +233,10 @@ def test_odd_frames_and_layouts_are_one_line():
 
 
 class Painted:
-    """A simulator from outside whose pictures have another size."""
+    """A simulator from outside whose pictures have seven pixels, whatever is asked for."""
 
     observation_size = action_size = 1
+    frames = 0
 
     def reset(self, seed): ...
     def save(self): ...
@@ -241,8 +245,12 @@ class Painted:
     def observe(self):
         return np.zeros(1, np.float32)
 
+    def step(self, actions): ...
+    def close(self): ...
+
     def frame(self, view):
-        return np.zeros((7, 7, 3), np.uint8)
+        self.frames += 1
+        return np.full((7, 7, 3), self.frames, np.uint8)
 
 
 def test_a_simulators_frames_are_checked():
@@ -253,3 +261,21 @@ def test_a_simulators_frames_are_checked():
     with pytest.raises(Refusal, match=r"drawer-open-v3.*shape \(7, 7, 3\) and type uint8; expected uint8 \(8, 8, 3\)"):
         worker.tick(Tick([], [(0, DRAWER, 0)], False, View(8)))
     assert len(worker.tick(Tick([], [(0, DRAWER, 0)], False, View(7))).frames) == 1
+
+
+def test_pictures_are_drawn_only_where_someone_looks():
+    with Pool([DRAWER], workers=0, chunk=5) as pool:
+        pool._painters = pool._workers
+        painted = pool._workers[0]._worker.simulators[DRAWER] = Painted()
+        group = [EpisodeRequest(DRAWER, 0, 12)] * 3
+        act = lambda rows, observations, *frames: np.zeros((len(rows), 5, 1))  # noqa: E731
+        pool.run(group, act)
+        assert painted.frames == 0
+        pool.run(group, act, render=View(7), keep=False)
+        assert painted.frames == 0, "nobody sees or keeps them"
+        pool.run(group, act, render=View(7), see=True, keep=False)
+        assert painted.frames == 1 + 3 * 2, "one of the common start, and after all chunks but the last"
+        episodes = pool.run(group, act, render=View(7))
+        assert painted.frames == 7 + 3 * 3, "kept: after the last chunk too; the start is known"
+        assert [episode.frames[:, 0, 0, 0].tolist() for episode in episodes] == [[1, 8, 11, 14], [1, 9, 12, 15],
+                                                                                 [1, 10, 13, 16]]  # fmt: skip
