@@ -9,8 +9,9 @@ no training question has; sampled figures on 420 of them. "start" is the model b
 demonstrations; "answers" imitates the labels without traces, the control that a labelled loop has to face. Arms without
 "labels in training" read no answer in training; their gates read none either, but for the labelled canary of "majority,
 gate". Settings were chosen on split 1 with seeds from 100 on, and split 0 with seeds 3-5 was looked at for nothing
-else; seeds 0-2 were seen while the start was still taught too briefly (docs/results.md). Runs that stand finished in
-the folder are read, not repeated.
+else; seeds 0-2 were seen while the start was still taught too briefly (docs/results.md). On seeds 6-8 stands what was
+changed after seeds 3-5 had been seen: the gate of "majority, gate", and "score, longer", which has as many rounds as
+"grpo". Runs that stand finished in the folder are read, not repeated.
 """
 
 from __future__ import annotations
@@ -60,8 +61,9 @@ ARMS: dict[str, list[str]] = {
     "temporal, present": [REWARDING, "--variant", "temporal", "--no-future", *ROUNDS["shorter"]],
     "cream, hard": [REWARDING, "--variant", "cream", "--no-soften", *ROUNDS["middle"]],
     "viper, captions": ["vlm/viper", "--stages", "captions", *ROUNDS["middle"]],
+    "score, longer": ["vlm/score", "--iterations", "320"],
 }
-LABELLED = ("grpo", "raft", "answers", "mstar", "score", "score, no bonus")
+LABELLED = ("grpo", "raft", "answers", "mstar", "score", "score, no bonus", "score, longer")
 EVALUATION = ["--eval-episodes", "300", "--samples", "16", "--sampled-questions", "60"]
 QUICK_ARMS = ("grpo", "self_critique")
 QUICK = ["--iterations", "4", "--eval-episodes", "10", "--demonstrations", "0", "--gate-every", "4"]
