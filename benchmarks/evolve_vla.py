@@ -37,13 +37,14 @@ QUICK += ["--clone-steps", "200"]
 COMMAND = "python benchmarks/evolve_vla.py --json benchmarks/evolve_vla.json"
 
 
-def run(arm: str, seed: int, folder: Path, quick: bool) -> RunFolder:
-    """One finished run, from the folder if it is there."""
+def launch(words: list[str], folder: Path) -> RunFolder:
+    """A finished run of a recipe, from the folder if it is there."""
     if not (folder / "evaluations" / "after.json").exists():
-        words = [*ARMS[arm], "--seed", str(seed), "--videos", "0", *(QUICK if quick else [])]
-        command = [sys.executable, "-m", "autotelic", "run", *words, "--output-dir", str(folder)]
         print("running", " ".join(words), flush=True)
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        command = [sys.executable, "-m", "autotelic", "run", *words, "--videos", "0", "--output-dir", str(folder)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(words)} failed:\n{done.stdout[-2000:]}")
     return RunFolder.open(folder)
 
 
@@ -107,7 +108,8 @@ def main() -> None:
         figures: dict[str, Any] = {}
         for arm in options.arms:
             place = arm.replace(", ", "-").replace(" ", "-")
-            folders = [run(arm, s, runs / f"{place}-{s}", options.quick) for s in options.seeds]
+            more = QUICK if options.quick else []
+            folders = [launch([*ARMS[arm], "--seed", str(s), *more], runs / f"{place}-{s}") for s in options.seeds]
             figures[arm] = row = {"seeds": options.seeds, **summary(folders)}
             print(f"{arm}: {row['mean_before']} -> {row['mean_after']}  {row['mean_gain_interval']}", flush=True)
     result: dict[str, Any] = {"command": COMMAND, "machine": platform.processor() or platform.machine()}

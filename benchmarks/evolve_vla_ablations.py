@@ -16,15 +16,13 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import subprocess
-import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from evolve_vla import summary
+from evolve_vla import launch, summary
 
 from autotelic.trainers.run_folder import RunFolder, versions
 from autotelic.trainers.statistics import mean_interval
@@ -46,16 +44,9 @@ QUICK += ["--clone-steps", "200"]
 COMMAND = "python benchmarks/evolve_vla_ablations.py --json benchmarks/evolve_vla_ablations.json"
 
 
-def run(arm: str, seed: int, folder: Path, quick: bool) -> None:
-    """One run, unless it stands finished in its folder."""
-    if (folder / "evaluations" / "after.json").exists():
-        return
-    words = ["vla/evolve_vla", *ARMS[arm], "--seed", str(seed), "--videos", "0", *(QUICK if quick else [])]
-    print("running", " ".join(words), flush=True)
-    command = [sys.executable, "-m", "autotelic", "run", *words, "--output-dir", str(folder)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        raise SystemExit(f"{arm}, seed {seed}, failed:\n{done.stdout[-2000:]}")
+def words(arm: str, seed: int, quick: bool) -> list[str]:
+    """What the command line is given."""
+    return ["vla/evolve_vla", *ARMS[arm], "--seed", str(seed), *(QUICK if quick else [])]
 
 
 def default(seeds: list[int]) -> dict[str, Any]:
@@ -98,7 +89,7 @@ def main() -> None:
     runs = options.runs or Path(tempfile.mkdtemp(prefix="evolve-vla-ablations-"))
     places = {(arm, seed): runs / f"{arm.replace(' ', '-')}-{seed}" for arm in arms for seed in seeds}
     with ThreadPoolExecutor(options.workers) as pool:
-        list(pool.map(lambda item: run(*item[0], item[1], options.quick), places.items()))
+        list(pool.map(lambda key: launch(words(*key, options.quick), places[key]), places))
     figures: dict[str, Any] = {"default": default(seeds)}
     for arm in arms:
         row = summary([RunFolder.open(places[arm, seed]) for seed in seeds])

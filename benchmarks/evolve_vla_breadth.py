@@ -17,14 +17,12 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import subprocess
-import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from evolve_vla import summary
+from evolve_vla import launch, summary
 
 from autotelic.trainers.run_folder import RunFolder, versions
 
@@ -46,16 +44,9 @@ QUICK += ["--clone-steps", "100"]
 COMMAND = "python benchmarks/evolve_vla_breadth.py --json benchmarks/evolve_vla_breadth.json"
 
 
-def run(arm: str, seed: int, folder: Path, quick: bool) -> None:
-    """One run, unless it stands finished in its folder."""
-    if (folder / "evaluations" / "after.json").exists():
-        return
-    words = [*ARMS[arm], "--seed", str(seed), "--videos", "0", *(QUICK if quick else [])]
-    print("running", " ".join(words), flush=True)
-    command = [sys.executable, "-m", "autotelic", "run", *words, "--output-dir", str(folder)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        raise SystemExit(f"{arm}, seed {seed}, failed:\n{done.stdout[-2000:]}")
+def words(arm: str, seed: int, quick: bool) -> list[str]:
+    """What the command line is given."""
+    return [*ARMS[arm], "--seed", str(seed), *(QUICK if quick else [])]
 
 
 def main() -> None:
@@ -73,7 +64,7 @@ def main() -> None:
     runs = options.runs or Path(tempfile.mkdtemp(prefix="evolve-vla-breadth-"))
     places = {(a, s): runs / f"{a.replace(', ', '-').replace(' ', '-')}-{s}" for a in arms for s in seeds}
     with ThreadPoolExecutor(options.workers) as pool:
-        list(pool.map(lambda item: run(*item[0], item[1], options.quick), places.items()))
+        list(pool.map(lambda key: launch(words(*key, options.quick), places[key]), places))
     figures: dict[str, Any] = {}
     if options.json and options.json.exists() and not options.quick:
         figures = json.loads(options.json.read_text())["figures"]
