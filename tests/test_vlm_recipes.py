@@ -400,6 +400,13 @@ def test_a_file_of_questions_is_dealt_out(tmp_path: Path) -> None:
     assert len(hidden) == 2 * 4 + 12 and all(t.reference is None and "demonstration" not in t.extra for t in hidden)
     assert len(free.demonstrations) == 12, "which are there to be imitated"
     other = lines_of(tmp_path, rows[:3], "other.jsonl")
+    first, second = (questions.from_file(path, held_out=1, offset=i).held_out for i in (0, 1))
+    for kind in {task.category for task in made.held_out}:
+        of_kind = [task.id for task in made.held_out if task.category == kind]
+        assert [task.id for task in first if task.category == kind] == of_kind[:1]
+        assert [task.id for task in second if task.category == kind] == of_kind[1:2]
+    with pytest.raises(UsageError, match="no held-out question is left after the first 99"):
+        questions.from_file(path, offset=99)
     apart = questions.from_file(path, evaluation=other)
     assert [task.id for task in apart.held_out] == ["other/1", "other/2", "other/3"] and len(apart.probes) == 2 * 4
 
@@ -412,10 +419,10 @@ def test_a_file_of_questions_is_learned_from(tmp_path: Path) -> None:
         row["images"] = [row.pop("image")]
     data = lines_of(tmp_path, rows)
     assert run("vlm/grpo", tmp_path / "run", "--data", data, "--gate-labels", "2") == 0
-    folder = assert_complete_file(tmp_path / "run", 3)
+    folder = assert_complete_file(tmp_path / "run", 2)
     assert "anchors/loss" in folder.metrics()[0]
     assert run("vlm/mstar", tmp_path / "mstar", "--data", data, "--gate-labels", "2", "--no-process") == 0
-    assert_complete_file(tmp_path / "mstar", 3)
+    assert_complete_file(tmp_path / "mstar", 2)
 
 
 def assert_complete_file(path: Path, count: int) -> RunFolder:

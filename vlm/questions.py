@@ -208,21 +208,33 @@ def _dimmed(image: Any, name: str) -> Any:
 # a file of one's own
 
 
-def from_file(path: str, *, evaluation: str = "", gate_labels: int = 0, labels: bool = True) -> Questions:
+def from_file(
+    path: str,
+    *,
+    evaluation: str = "",
+    gate_labels: int = 0,
+    labels: bool = True,
+    held_out: int | None = None,
+    offset: int = 0,
+) -> Questions:
     """Questions from JSON lines: prompt (or question), image or images (paths), answer, category, demonstration.
 
     Without an evaluation file every fifth question is held out, and every fifth of the rest goes to the gate. Without
     ``labels`` no training question carries its answer or its demonstration; demonstrations are there to be imitated.
+    ``held_out`` questions per category are asked at an evaluation, after the first ``offset``; None asks all.
     """
     rows = read_rows(path)
     if evaluation:
-        held_out, kept = read_rows(evaluation), rows
+        asked, kept = read_rows(evaluation), rows
     else:
-        held_out, kept = rows[::5], [row for i, row in enumerate(rows) if i % 5]
+        asked, kept = rows[::5], [row for i, row in enumerate(rows) if i % 5]
+    asked = _chosen(asked, held_out, offset)
     probes, train = kept[::5], [row for i, row in enumerate(kept) if i % 5]
-    if not (train and held_out):
+    if not train:
         raise UsageError(f"{path} has {len(rows)} questions: a run needs 10 or more")
-    unlabelled = [task.id for task in held_out if task.reference is None]
+    if not asked:
+        raise UsageError(f"{evaluation or path}: no held-out question is left after the first {offset} per category")
+    unlabelled = [task.id for task in asked if task.reference is None]
     if unlabelled:
         raise UsageError(f'{evaluation or path}: {unlabelled[0]} has no "answer", and the evaluation needs one')
     if gate_labels:
@@ -234,7 +246,19 @@ def from_file(path: str, *, evaluation: str = "", gate_labels: int = 0, labels: 
     sources: dict[str, list[Task]] = defaultdict(list)
     for task in train:
         sources[task.category].append(task if labels else _unlabelled(task))
-    return Questions(sources, held_out, probes, shown, blind_baseline(train, held_out))
+    return Questions(sources, asked, probes, shown, blind_baseline(train, asked))
+
+
+def _chosen(tasks: Sequence[Task], count: int | None, offset: int) -> list[Task]:
+    """Up to ``count`` tasks of every category, after its first ``offset``."""
+    seen: dict[str, int] = defaultdict(int)
+    kept = []
+    for task in tasks:
+        place = seen[task.category] - offset
+        seen[task.category] += 1
+        if place >= 0 and (count is None or place < count):
+            kept.append(task)
+    return kept
 
 
 def _unlabelled(task: Task) -> Task:

@@ -85,7 +85,7 @@ class SpeakingConfig:
     gate_z: float = 3.0
     """Standard errors of a fall that sound the alarm."""
     eval_episodes: int = 60
-    """Held-out questions per type."""
+    """Held-out questions per type or category."""
     eval_offset: int = 0
     """How many of them are skipped."""
     samples: int = 0
@@ -331,7 +331,8 @@ def read_own(config: SpeakingConfig, labels: bool) -> Questions:
     from .questions import from_file
 
     labelled = config.gate_labels if config.gate else 0
-    return from_file(config.data, evaluation=config.eval_data, gate_labels=labelled, labels=labels)
+    asked: dict[str, Any] = {"held_out": config.eval_episodes, "offset": config.eval_offset}
+    return from_file(config.data, evaluation=config.eval_data, gate_labels=labelled, labels=labels, **asked)
 
 
 def ask(config: SpeakingConfig, policy: TokenPolicy, labels: bool) -> Questions:
