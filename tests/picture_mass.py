@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -15,6 +17,7 @@ from autotelic.types import Task
 
 from .point_mass import INSTRUCTION, PointMass, arrived, straight
 
+sys.path.append(str(Path(__file__).parent.parent))  # where the processes that draw find this module
 gymnasium.register("test/PictureMass-v0", "tests.picture_mass:PictureMass")
 NAME = "picture-mass"
 SIZE = 32
