@@ -47,6 +47,21 @@ BETTER_ANSWER = (
 )
 
 
+def load_vlm(name_or_path: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+    """An image-text-to-text model of transformers, frozen, and its processor.
+
+    Raises:
+        UsageError: it cannot be loaded.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    auto: Any = AutoProcessor
+    with loading(name_or_path):
+        processor = auto.from_pretrained(name_or_path)
+        model: Any = AutoModelForImageTextToText.from_pretrained(name_or_path, dtype=dtype)
+    return model.to(device).requires_grad_(False), processor
+
+
 class VLMAsker:
     """P(yes) / (P(yes) + P(no)) of the first token that a vision-language model would answer.
 
@@ -96,18 +111,9 @@ class VLMAsker:
     @cached_property
     def parts(self) -> tuple[Any, Any, Tensor, Tensor]:
         """Model, processor and the tokens of yes and no."""
-        model, processor = self.given or self._load()
+        model, processor = self.given or load_vlm(self.name_or_path, self.device, self.dtype)
         tokenizer = getattr(processor, "tokenizer", processor)
         return model, processor, *(tokens_of(tokenizer, word) for word in ("yes", "no"))
-
-    def _load(self) -> tuple[Any, Any]:
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        auto: Any = AutoProcessor
-        with loading(self.name_or_path):
-            processor = auto.from_pretrained(self.name_or_path)
-            model: Any = AutoModelForImageTextToText.from_pretrained(self.name_or_path, dtype=self.dtype)
-        return model.to(self.device).requires_grad_(False), processor
 
     @torch.no_grad()
     def _ask(self, questions: Sequence[Question]) -> Tensor:

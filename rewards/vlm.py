@@ -21,8 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UsageError
-from .judge import QWEN, tokens_of
-from .weights import loading
+from .judge import QWEN, load_vlm, tokens_of
 
 Prompt = tuple["str | Image.Image", ...]
 """Words and pictures in the order in which the model shall see them."""
@@ -118,15 +117,7 @@ class VLM:
     @cached_property
     def parts(self) -> tuple[Any, Any]:
         """Model and processor."""
-        if self.given is not None:
-            return self.given
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        auto: Any = AutoProcessor
-        with loading(self.name_or_path):
-            processor = auto.from_pretrained(self.name_or_path)
-            model: Any = AutoModelForImageTextToText.from_pretrained(self.name_or_path, dtype=self.dtype)
-        return model.to(self.device).requires_grad_(False), processor
+        return self.given or load_vlm(self.name_or_path, self.device, self.dtype)
 
     @property
     def _tokenizer(self) -> Any:
