@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import UsageError
 from .metaworld_tasks import OBSERVATION, PROPRIOCEPTION, TASKS
 
 METAWORLD = "metaworld/"
@@ -54,7 +55,7 @@ class View:
             raise ValueError(f"View: quality {self.quality!r} must be one of {', '.join(get_args(Quality))}")
 
 
-class Refusal(RuntimeError):
+class Refusal(UsageError):
     """A simulator cannot do what was asked, and trying again would not help: the pool passes it on as it is."""
 
 

@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import UsageError
 from ..types import Score
 
 Floats = NDArray[np.float32]
@@ -59,20 +60,21 @@ def ask(
     """A model's answers [N], checked: absolute, terminal and stage ones in 0..1, pairwise ones in -1..1.
 
     Raises:
-        ValueError: they are too few or too many, not numbers, NaN or out of range, in one line.
+        UsageError: they are too few or too many, not numbers, NaN or out of range, in one line that names the model.
     """
+    name = f"the progress model {type(model).__name__}"
     answers = np.asarray(model(observations, initial, instructions, references))
     if answers.shape != (len(instructions),):
-        raise ValueError(f"the progress model returned shape {answers.shape} for {len(instructions)} observations")
+        raise UsageError(f"{name} returned shape {answers.shape} for {len(instructions)} observations")
     if answers.dtype.kind not in "fiub":
-        raise ValueError(f"the progress model returned {answers.dtype}, not numbers")
+        raise UsageError(f"{name} returned {answers.dtype}, not numbers")
     shares = _shares(model) if model.kind == "stage" else None
     low, high = (-1.0 if model.kind == "pairwise" else 0.0), (1.0 if shares is None else len(shares) - 1.0)
     outside = ~((answers >= low - 1e-4) & (answers <= high + 1e-4))  # NaN is outside too
     if outside.any():
         wrong = int(outside.argmax())
-        what = f"the progress model returned {answers[wrong]}, outside {low:g}..{high:g}"
-        raise ValueError(f"{what}, for {instructions[wrong]!r}")
+        what = f"{name} returned {answers[wrong]}, outside {low:g}..{high:g}"
+        raise UsageError(f"{what}, for {instructions[wrong]!r}")
     if shares is not None:
         return np.interp(answers, np.arange(len(shares)), shares).astype(np.float32)
     return answers.astype(np.float32, copy=False)

@@ -243,7 +243,10 @@ def counts(tasks: Sequence[str], config: RobotConfig) -> dict[str, int]:
         if count and not (count.isdigit() and int(count) > 0):
             raise UsageError(f"task {entry!r}: what follows the colon is a number of demonstrations")
         if "/" in name:
-            check_name(name)
+            try:
+                check_name(name)
+            except ValueError as error:
+                raise UsageError(f"{error} (a module or file that registers your own is imported by --use)") from error
         elif name in TASKS:
             name = METAWORLD + name
         elif not specs([name]):

@@ -268,7 +268,9 @@ def _train(experiment: Experiment, folder: RunFolder, *, resume: bool) -> int:
             raise UsageError(str(error)) from error
         except UsageError as error:
             raise UsageError(f"{error}; the run is kept, {again}" if folder.checkpoints() else str(error)) from error
-        except Exception:
+        except Exception as error:
+            if isinstance(error.__cause__, UsageError):  # within a reward, which names itself and the sample
+                raise UsageError(f"{error.__cause__}; the run is kept, {again}") from error
             traceback.print_exc()
             print(f"\nautotelic: the run is kept; {again}", file=sys.stderr)
             return 1
