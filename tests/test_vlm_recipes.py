@@ -261,7 +261,7 @@ def test_a_majority_that_is_wrong_sounds_the_alarm_and_the_start_is_kept(
         glimpse_training.learn_answers(model, items, Schooling(batch=40), 60)
     model.save_pretrained(tmp_path / "start")
     options = ["--model", str(tmp_path / "start"), "--data", lines_of(tmp_path, rows), "--iterations", "12"]
-    options += ["--group", "16", "--gate-every", "2", "--gate-labels", "9"]
+    options += ["--group", "16", "--gate-every", "2", "--gate-labels", "9", "--eval-episodes", "12"]
     assert run("vlm/ttrl", tmp_path / "run", *options) == 0
     folder = RunFolder.open(tmp_path / "run")
     before, after = (folder.evaluations()[name]["outcomes"]["questions"]["success"] for name in ("before", "after"))
