@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from autotelic.auditing import Silent
 from autotelic.envs.metaworld import OBSERVATION, MetaWorldSimulator
 from autotelic.envs.pool import Episode
 from autotelic.envs.simulator import View
@@ -65,18 +66,6 @@ PLAY = 8
 TEMPERATURES = (1.0, 2.0)
 COMMAND = "python benchmarks/progress_audit.py --final --json benchmarks/progress_audit.json"
 MEASURES = ("auc", "balanced_accuracy", "balanced_accuracy_otsu", "voc_success", "voc_failure", "ece", "cpu_seconds")
-
-
-class Silent:
-    """With an estimator on board that ends nothing, episodes go on after they succeed."""
-
-    def begin(self, instructions: Sequence[str]) -> None: ...
-
-    def update(self, rows: Any, observations: Any) -> Any:
-        return rows < 0
-
-    def values(self, row: int) -> list[float]:
-        return []
 
 
 @dataclass(eq=False)

@@ -262,7 +262,6 @@ def start(config: RobotConfig, folder: RunFolder) -> Setting:
     """
     import torch
 
-    from ..envs.demonstrations import Demonstration
     from ..envs.pool import Pool
     from ..trainers import checkpoint, distributed
     from .own import module_at
@@ -280,14 +279,21 @@ def start(config: RobotConfig, folder: RunFolder) -> Setting:
     distributed.barrier()
     state = checkpoint.load(place)
     policy.load_state_dict(state["policy"])
-    shown = {
-        name: [Demonstration(**{k: _array(v) for k, v in d.items()}) for d in several]
-        for name, several in state["demonstrations"].items()
-    }
+    shown = demonstrations_in(state)
     encoded = _encode(policy, {name: shown[name] for name in taught or wanted})
     own = {name: shown[name] for name in wanted}
     watched = policy.view or (config.view if config.sees == "frames" else None)
     return Setting(config, tuple(wanted), pool, own, policy, encoded, watched)
+
+
+def demonstrations_in(state: Mapping[str, Any]) -> dict[str, list[Demonstration]]:
+    """The demonstrations in the saved start of a run, per environment."""
+    from ..envs.demonstrations import Demonstration
+
+    return {
+        name: [Demonstration(**{k: _array(v) for k, v in d.items()}) for d in several]
+        for name, several in state["demonstrations"].items()
+    }
 
 
 def _array(value: Any) -> Any:

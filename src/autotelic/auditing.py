@@ -132,10 +132,11 @@ def episodes_of(run: Path, rebuild: Rebuild, chosen: Chosen) -> Sequence[Any]:
 def demonstrations_of(run: Path) -> dict[str, list[Any]]:
     """The demonstrations that a run began with, per environment."""
     from .trainers import checkpoint
+    from .vla.setting import demonstrations_in
 
     if not (run / "start").exists():
         raise UsageError(f"{run} is no run that began with demonstrations")
-    return _demonstrations(checkpoint.load(run / "start"))
+    return demonstrations_in(checkpoint.load(run / "start"))
 
 
 def _opener(rebuild: Rebuild, stack: ExitStack) -> Callable[[Path], Any]:
@@ -207,7 +208,7 @@ def _imported(name: str) -> Any:
     return model
 
 
-class _Silent:
+class Silent:
     """An estimator that ends nothing: with one on board, episodes go on after they succeed, so length tells nothing."""
 
     def begin(self, instructions: Sequence[str]) -> None: ...
@@ -227,14 +228,14 @@ def _of_run(path: Path, stage: Any, chosen: Chosen, frames: bool) -> Source:
     from .trainers import checkpoint
     from .trainers.run_folder import RunFolder
     from .vla.actor import RobotActor
-    from .vla.setting import Setting
+    from .vla.setting import Setting, demonstrations_in
 
     actor = stage.actor
     if not isinstance(actor, RobotActor):
         raise UsageError(f"{path} is no run of a robot recipe: give a folder of recorded episodes")
     folder = RunFolder.open(path)
     config: Any = config_from_json(find_recipe(folder.recipe).load().Config, folder.config)
-    shown = _demonstrations(checkpoint.load(path / "start"))
+    shown = demonstrations_in(checkpoint.load(path / "start"))
     setting = Setting(config, actor.pool.environments, actor.pool, shown, actor.policy, [])
     tasks = [
         setting.task(name, seed)
@@ -242,24 +243,13 @@ def _of_run(path: Path, stage: Any, chosen: Chosen, frames: bool) -> Source:
         for seed in seeds("tune", chosen.count, chosen.offset)
     ]
     view = None if not frames else actor.policy.view if actor.policy.sees == "frames" else View()
-    estimator, actor.estimator = actor.estimator, _Silent()
+    estimator, actor.estimator = actor.estimator, Silent()
     try:
         rollouts = actor.act(tasks, 1, key=(0,), oracle=True, stop=False, render=view)
     finally:
         actor.estimator = estimator
     every = [d for several in shown.values() for d in several]
     return Source([rollout.output for rollout in rollouts], every, actor.pool.chunk)
-
-
-def _demonstrations(start: Any) -> dict[str, list[Any]]:
-    from .envs.demonstrations import Demonstration
-
-    return {
-        name: [
-            Demonstration(**{k: v.numpy() if hasattr(v, "numpy") else v for k, v in each.items()}) for each in several
-        ]
-        for name, several in start["demonstrations"].items()
-    }
 
 
 def _of_folder(path: Path, frames: bool) -> Source:
