@@ -76,7 +76,7 @@ def _attempt(
     simulator.reset(seed)
     act = simulator.expert()
     if act is None:
-        raise Refusal(f"{environment} has no scripted expert: give its EnvSpec one")
+        raise Refusal(f"{environment} has no scripted expert: give its EnvSpec one, or demonstrations of yours")
     observations = [simulator.observe()]
     frames = [] if view is None else [simulator.frame(view)]
     actions: list[NDArray[np.float32]] = []

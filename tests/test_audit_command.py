@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -207,3 +208,11 @@ def test_a_run_records_what_it_does_and_what_it_was_shown(
     assert np.array_equal(other.observations, shown[0].observations) and np.array_equal(other.actions, shown[0].actions)
     assert "acted is not empty" in error(["record", "run", "acted"], capsys)
     assert "have no pictures" in error(["record", "run", "new", "--demonstrations", "--frames", "32"], capsys)
+    car = [SimpleNamespace(environment="my/car", frames=None)]
+    monkeypatch.setattr("autotelic.recording.demonstrations_of", lambda run: {"my/car": car})
+    told = error(["record", "run", "new", "--demonstrations"], capsys)
+    assert "steps per second of my/car are not known: say --fps" in told
+    car = [SimpleNamespace(environment="my/car", frames=None)]
+    monkeypatch.setattr("autotelic.recording.demonstrations_of", lambda run: {"my/car": car})
+    told = error(["record", "run", "new", "--demonstrations"], capsys)
+    assert "steps per second of my/car are not known: say --fps" in told

@@ -46,3 +46,32 @@ def test_what_cannot_be_found_is_named(
     told = ["run", "vla/evolve_vla", "--debug", "--tasks", "reach-v3", "--workers", "1", *words]
     assert main([*told, "--output-dir", "run"]) == 2
     assert line in capsys.readouterr().err
+
+
+TWO_WIDE = """
+from autotelic.vla.policy import ActionModel, ActionPolicy
+
+def narrow(observation, action, chunk):
+    return ActionPolicy(ActionModel(observation - 1, action, chunk=chunk))
+
+def armless(observation, action, chunk):
+    return ActionPolicy(ActionModel(observation, action + 1, chunk=chunk))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("narrow", "ActionPolicy cannot decide on observations of size 21: "),
+        ("armless", "ActionPolicy makes actions of size 5; metaworld/reach-v3 has 4"),
+    ],
+)
+def test_a_policy_of_the_wrong_size_is_refused_before_anything_is_recorded(
+    name: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / f"{name}_sizes.py").write_text(TWO_WIDE)
+    monkeypatch.chdir(tmp_path)
+    told = ["run", "vla/evolve_vla", "--debug", "--tasks", "reach-v3", "--workers", "1", "--output-dir", "run"]
+    assert main([*told, "--policy", f"{name}_sizes.py:{name}"]) == 2
+    assert line in capsys.readouterr().err
+    assert not (tmp_path / "run" / "start").exists()

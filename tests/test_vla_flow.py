@@ -139,7 +139,8 @@ def test_a_saved_policy_comes_back(tmp_path: Path) -> None:
     policy = make_policy()
     policy.normalise(torch.randn(20, 4, generator=torch.Generator().manual_seed(0)) + 1)
     policy.save_pretrained(tmp_path)
-    again = FlowPolicy.from_pretrained(str(tmp_path), steps=3, noise=0.6)
+    again = FlowPolicy.from_pretrained(str(tmp_path))
+    assert torch.equal(again.std, policy.std) and FlowPolicy.from_pretrained(str(tmp_path), steps=5).steps == 5
     seen = Seen([INSTRUCTION] * 5, torch.rand(5, 4))
     assert torch.equal(again.choose(seen, None).actions, policy.choose(seen, None).actions)
 

@@ -304,17 +304,20 @@ def test_overlapping_chunks_are_independent_under_the_exact_likelihood() -> None
 
 @pytest.mark.parametrize("head", HEADS)
 def test_a_saved_policy_comes_back(head: str, tmp_path: Path) -> None:
-    policy = ActionPolicy(ActionModel(21, 4, head=head, bins=7, hidden=16, origin=0, positions=(4, 18), std=0.37))
+    policy = ActionPolicy(
+        ActionModel(21, 4, head=head, bins=7, hidden=16, origin=0, positions=(4, 18), std=0.37), rho=0.7
+    )
     random = torch.Generator().manual_seed(0)
     seen, told = torch.randn(50, 21, generator=random), torch.ones(50, 2, dtype=torch.long)
     policy.model.normalise_by(2 * seen + 1)
     policy.save_pretrained(str(tmp_path))
-    again = ActionPolicy.from_pretrained(str(tmp_path), rho=0.5)
-    assert again.model.head == head and again.model.bins == 7 and again.rho == 0.5
+    assert ActionPolicy.from_pretrained(str(tmp_path), rho=0.5).rho == 0.5
+    again = ActionPolicy.from_pretrained(str(tmp_path))
+    assert again.model.head == head and again.model.bins == 7 and again.rho == 0.7
     assert again.model.positions == (4, 18) and again.model.origin == 0
     torch.testing.assert_close(again.model(seen, told), policy.model(seen, told), atol=0, rtol=0)
     assert float(again.model.mean.abs().max()) > 0.5, "normalisation came along"
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".md", ".safetensors"]
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".json", ".md", ".safetensors"]
 
 
 # learning

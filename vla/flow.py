@@ -83,6 +83,7 @@ class FlowPolicy(NetworkPolicy):
     """
 
     network = FlowModel
+    saved = ("steps", "noise", "forward_draws")
     capabilities = frozenset({"exact", "forward", "kl"})
     demonstrations: Decisions = "forward"
 
@@ -92,7 +93,7 @@ class FlowPolicy(NetworkPolicy):
         if steps < 2 or noise <= 0 or forward_draws < 1:
             raise ValueError(f"FlowPolicy: steps ({steps}) start at 2, noise ({noise:g}) above 0, draws at 1")
         super().__init__(model, decisions=steps, dims=model.chunk * model.action_size, piece=piece)
-        self.model, self.steps, self.forward_draws = model, steps, forward_draws
+        self.model, self.steps, self.noise, self.forward_draws = model, steps, noise, forward_draws
         self.times = torch.linspace(1, 0, steps + 1)
         t, dt = self.times[:-1], 1 / steps
         rate = noise**2 * t / torch.where(t == 1, 1 - self.times[1], 1 - t)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -16,6 +17,8 @@ from .chunk_policy import ChunkPolicy, Seen
 
 if TYPE_CHECKING:
     from .vision import Vision
+
+SETTINGS = "policy.json"
 
 
 class RobotNetwork(nn.Module, PyTorchModelHubMixin):
@@ -109,6 +112,8 @@ class NetworkPolicy(ChunkPolicy):
     """
 
     network: type[RobotNetwork]
+    saved: tuple[str, ...] = ()
+    """Attributes that are saved beside the network: how it explores and what it stores."""
 
     def __init__(self, model: RobotNetwork, *, decisions: int, dims: int, piece: int | None) -> None:
         vision = model.vision
@@ -153,11 +158,27 @@ class NetworkPolicy(ChunkPolicy):
         if network.vision is not None:  # the weights are in the folder, no others are to be downloaded
             config["vision"] = asdict(replace(network.vision, pretrained=False))
         network.save_pretrained(str(folder), config=config)
+        settings = {name: getattr(self, name) for name in self.saved}
+        (Path(folder) / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n")
 
     @classmethod
     def from_pretrained(cls, name_or_path: str, **policy: Any) -> Self:
-        """A policy from a folder or a hub repository."""
-        return cls(cls.network.from_pretrained(name_or_path), **policy)
+        """A policy from a folder or a hub repository; arguments given here replace those it was saved with."""
+        return cls(cls.network.from_pretrained(name_or_path), **{**_settings(name_or_path), **policy})
+
+
+def _settings(name_or_path: str) -> dict[str, Any]:
+    """What a policy was saved with; nothing where only a network was saved."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    place = Path(name_or_path) / SETTINGS
+    if not Path(name_or_path).is_dir():
+        try:
+            place = Path(hf_hub_download(name_or_path, SETTINGS))
+        except EntryNotFoundError:
+            return {}
+    return dict(json.loads(place.read_text())) if place.exists() else {}
 
 
 def word_rows(instructions: Sequence[str], buckets: int) -> Tensor:

@@ -101,6 +101,7 @@ class ActionPolicy(NetworkPolicy):
     """
 
     network = ActionModel
+    saved = ("rho", "likelihood", "smoothing")
 
     def __init__(
         self,

@@ -32,6 +32,9 @@ CITATION = ("EVOLVE-VLA: Bai, Gao, Shou, arXiv:2512.14666", "MetaWorld: Yu et al
 CHUNK = 5
 """Environment steps per decision."""
 
+METAWORLD_EPISODE = 150
+"""Steps of an episode in MetaWorld, whose own limit is 500."""
+
 
 @dataclass(frozen=True)
 class RobotConfig:
@@ -64,8 +67,9 @@ class RobotConfig:
     noise of its own."""
     clone_steps: int = 1000
     """Gradient steps of behaviour cloning."""
-    horizon: int = 150
-    """Environment steps of an episode; a task whose demonstrations are longer gets their length and a fifth."""
+    horizon: int = 0
+    """Environment steps of an episode; 0 is 150 in MetaWorld and the spec's own number elsewhere. A task whose
+    demonstrations are longer gets their length and a fifth."""
     settle: int = 20
     """Steps that demonstrations go on after they first succeed, so that they end well inside the goal."""
     states: int = 8
@@ -109,8 +113,8 @@ class Setting:
     def task(self, environment: str, seed: int) -> Task:
         """An initial state of an environment as a task."""
         longest = max(len(d.actions) for d in self.demonstrations[environment])
-        needed = longest * 6 // 5 if longest > self.config.horizon else self.config.horizon
-        return make_task(environment, seed, needed)
+        limit = horizon_in(self.config, environment)
+        return make_task(environment, seed, longest * 6 // 5 if longest > limit else limit)
 
     def sources(self) -> dict[str, Callable[[int], Task]]:
         """Per task, its endless supply of training states; every run has its own stretch of them."""
@@ -131,8 +135,7 @@ class Setting:
     def actor(self, *, estimator: Any = None) -> RobotActor:
         from .actor import RobotActor
 
-        how: dict[str, Any] = {"horizon": self.config.horizon, "view": self.watched}
-        return RobotActor(self.policy, self.pool, estimator=estimator, **how)
+        return RobotActor(self.policy, self.pool, estimator=estimator, view=self.watched)
 
     def play(self, episodes: int) -> list[Episode]:
         """Episodes of the policy as it is, sampled on training states of every task; success is not read."""
@@ -217,6 +220,13 @@ class Setting:
             write_side_by_side(target / f"{name}.webp", *frames, ("before", "after"))
 
 
+def horizon_in(config: RobotConfig, environment: str) -> int:
+    """Environment steps after which an episode of a task is cut, however long its demonstrations are."""
+    from ..envs.simulator import METAWORLD, horizon_of
+
+    return config.horizon or (METAWORLD_EPISODE if environment.startswith(METAWORLD) else horizon_of(environment))
+
+
 def make_task(environment: str, seed: int, horizon: int | None = None) -> Task:
     """An initial state of an environment as a task."""
     from ..envs.simulator import instruction_of
@@ -273,6 +283,7 @@ def start(config: RobotConfig, folder: RunFolder) -> Setting:
     pool = Pool([*wanted, *taught], chunk=CHUNK, workers=config.workers or None)
     policy = _policy(config, next(iter(wanted)), pool)
     policy.module.to(distributed.device())
+    _try_out(policy, next(iter(wanted)), pool)
     place = folder.path / "start"
     if distributed.is_main() and not place.exists():
         _make_start(place, config, pool, policy)
@@ -330,7 +341,8 @@ def record(pool: Pool, name: str, count: int, config: RobotConfig) -> list[Demon
 
     first = 1000 * (config.seed % 900)
     render = config.view if config.sees == "frames" else None
-    return pool.demonstrate(name, seeds("demo", count, first), horizon=350, settle=config.settle, render=render)
+    limit = max(350, horizon_in(config, name))
+    return pool.demonstrate(name, seeds("demo", count, first), horizon=limit, settle=config.settle, render=render)
 
 
 def _recorded(config: RobotConfig, wanted: Mapping[str, int]) -> dict[str, list[Demonstration]]:
@@ -408,6 +420,28 @@ def _own_policy(target: str, sizes: tuple[int, int, int]) -> ChunkPolicy:
     if not isinstance(policy, ChunkPolicy):
         raise UsageError(f"cannot make a policy of {target}: it is a {type(policy).__name__}, and no ChunkPolicy")
     return policy
+
+
+def _try_out(policy: ChunkPolicy, environment: str, pool: Pool) -> None:
+    """Let a policy decide once, on zeros, before demonstrations are recorded for it."""
+    import numpy as np
+    import torch
+
+    from ..errors import UsageError
+    from .chunk_policy import Seen
+
+    task = make_task(environment, 0)
+    observation_size, action_size = pool.sizes(environment)
+    states = torch.as_tensor(policy.felt(task, np.zeros((1, observation_size), np.float32)))
+    size = policy.view.size if policy.view else 0
+    frames = torch.zeros(1, size, size, 3, dtype=torch.uint8) if policy.sees == "frames" else None
+    try:
+        actions = policy.choose(Seen([str(task.prompt)], states, frames), None).actions
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"{policy.name} cannot decide on observations of size {states.shape[1]}: {reason}") from error
+    if actions.shape[-1] != action_size:
+        raise UsageError(f"{policy.name} makes actions of size {actions.shape[-1]}; {environment} has {action_size}")
 
 
 def _encode(policy: ChunkPolicy, demonstrations: Mapping[str, Sequence[Demonstration]]) -> list[Rollout]:

@@ -326,9 +326,11 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
 def audit_table(audits: Sequence[Audit]) -> Table:
     """A row per audit.
 
-    Episodes won and lost; AUC; balanced accuracy; value-order correlation where won and where lost; calibration error.
+    Episodes won and lost; AUC; balanced accuracy; rank correlation of values with time where won and where lost; the
+    mean distance between a score and the share of successes at such scores.
     """
-    table = _table("task", "won", "lost", "AUC", "accuracy", "order", "lost", "ECE")
+    heads = ("task", "won", "lost", "AUC", "accuracy", "order (won)", "order (lost)", "calibration error")
+    table = _table(*heads)
     for audit in audits:
         values = (audit.auc, audit.balanced_accuracy, audit.voc_success, audit.voc_failure, audit.ece)
         cells = ("" if math.isnan(v) else f"{v:.2f}" for v in values)

@@ -75,8 +75,8 @@ class RecordOptions:
     """Pixels along a side of the pictures; 0 takes none."""
     demonstrations: bool = False
     """Write what the run was shown instead of what its policy does."""
-    fps: int = 80
-    """Environment steps per second of the robot's own time; MetaWorld's is 80."""
+    fps: int = 0
+    """Environment steps per second of the robot's own time; 0 takes MetaWorld's 80, other robots have to say."""
 
 
 def parse(kind: type[T], words: Sequence[str], command: str) -> T:

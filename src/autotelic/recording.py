@@ -19,20 +19,20 @@ METAWORLD_FPS = 80
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which episodes, and whether with pictures: pixels along a side, 0 for none."""
+    """Which episodes; pixels along a side of their pictures, 0 for none; steps per second, 0 for MetaWorld's."""
 
     chosen: Chosen
     frames: int = 0
     shown: bool = False
-    fps: int = METAWORLD_FPS
+    fps: int = 0
 
 
 def record_run(run: Path, target: Path, rebuild: Rebuild, wanted: Wanted) -> int:
     """Write episodes of a run's best policy, or its demonstrations, to a new folder; returns how many.
 
     Raises:
-        UsageError: no run of a robot recipe, a folder that holds something, or pictures of demonstrations that have
-            none.
+        UsageError: no run of a robot recipe, a folder that holds something, pictures of demonstrations that have
+            none, or a robot whose steps per second are not known.
     """
     from .envs.lerobot_dataset import write_episodes
 
@@ -43,11 +43,21 @@ def record_run(run: Path, target: Path, rebuild: Rebuild, wanted: Wanted) -> int
         episodes = [d for several in demonstrations_of(run).values() for d in several]
         if wanted.frames and episodes[0].frames is None:
             raise UsageError(f"the demonstrations of {run} have no pictures: run the recipe with --sees frames")
-        write_episodes(target, episodes, fps=wanted.fps)
+        write_episodes(target, episodes, fps=_fps(wanted, episodes))
     else:
         episodes = episodes_of(run, rebuild, wanted.chosen)
-        write_episodes(target, episodes, fps=wanted.fps, draw=_painter(wanted.frames) if wanted.frames else None)
+        draw = _painter(wanted.frames) if wanted.frames else None
+        write_episodes(target, episodes, fps=_fps(wanted, episodes), draw=draw)
     return len(episodes)
+
+
+def _fps(wanted: Wanted, episodes: Sequence[Any]) -> int:
+    from .envs.simulator import METAWORLD
+
+    strange = next((e.environment for e in episodes if not e.environment.startswith(METAWORLD)), None)
+    if not wanted.fps and strange is not None:
+        raise UsageError(f"steps per second of {strange} are not known: say --fps")
+    return wanted.fps or METAWORLD_FPS
 
 
 def _painter(size: int) -> Callable[[Simulator], Any]:
