@@ -9,8 +9,9 @@ at the gate.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, Protocol
@@ -25,6 +26,8 @@ Floats = NDArray[np.float32]
 Kind = Literal["absolute", "pairwise", "terminal", "stage"]
 Sees = Literal["states", "frames"]
 Accumulation = Literal["milestones", "mix_f", "last", "best", "mean", "difference"]
+Threshold = float | Mapping[str, float]
+"""One for all, or each instruction's own."""
 
 
 class ProgressModel(Protocol):
@@ -126,7 +129,8 @@ class ProgressEstimator:
     Args:
         model: absolute, pairwise or stage. With "milestones" and "mix_f" an absolute model answers for a pair
             by (p_b - p_a) / (1 - p_a).
-        threshold: an estimate above it ends the episode; None never does.
+        threshold: an estimate above it ends the episode; None never does. Of an instruction that it does not name,
+            no episode is ended.
         patience: checks in a row that must be above it, so that one wrong answer does not cut an
             episode short.
     """
@@ -136,7 +140,7 @@ class ProgressEstimator:
         model: ProgressModel,
         accumulator: Accumulator | None = None,
         *,
-        threshold: float | None = None,
+        threshold: Threshold | None = None,
         patience: int = 1,
     ) -> None:
         if model.kind == "terminal":
@@ -173,9 +177,13 @@ class ProgressEstimator:
             value = self._accumulate(row, answer, observations[i])
             self._trace[row].append(value)
             recent = self._trace[row][-self.patience :]
-            enough = self.threshold is not None and len(recent) == self.patience
-            over[i] = enough and min(recent) > float(self.threshold or 0.0)
+            over[i] = len(recent) == self.patience and min(recent) > self._end(row)
         return over
+
+    def _end(self, row: int) -> float:
+        if isinstance(self.threshold, Mapping):
+            return self.threshold.get(self._instructions[row], math.inf)
+        return math.inf if self.threshold is None else self.threshold
 
     def values(self, row: int) -> list[float]:
         """The estimate after each observation of a row, the initial one left out."""
@@ -242,6 +250,19 @@ def shown_threshold(
     return min(min(values), 1.0) - 1e-3
 
 
+def shown_thresholds(
+    model: ProgressModel, demonstrations: Sequence[Any], accumulator: Accumulator | None = None, every: int = 5
+) -> dict[str, float]:
+    """Each instruction's own threshold, by ``shown_threshold``, at least LEAST_THRESHOLD."""
+    told = dict.fromkeys(demonstration.instruction for demonstration in demonstrations)
+    groups = {text: [d for d in demonstrations if d.instruction == text] for text in told}
+    return {t: max(shown_threshold(model, some, accumulator, every), LEAST_THRESHOLD) for t, some in groups.items()}
+
+
+LEAST_THRESHOLD = 0.05
+"""A model that says less about a success that it was shown cannot tell when a task is done."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Shown:
     instruction: str
@@ -269,23 +290,26 @@ class FinalProgress:
     tells almost there from there, which a share of the way alone hardly does.
 
     Args:
-        threshold: the estimate at which the episode would have ended.
+        threshold: the estimate at which the episode would have ended; every instruction has one.
         completion: w, the weight of having got there.
         hindsight: computes v from the recorded episode instead, where no estimator sat in the environment.
     """
 
     def __init__(
-        self, threshold: float = 1.0, completion: float = 0.0, hindsight: EpisodeProgress | None = None
+        self, threshold: Threshold = 1.0, completion: float = 0.0, hindsight: EpisodeProgress | None = None
     ) -> None:
         self.threshold, self.completion, self.hindsight = threshold, completion, hindsight
 
-    def __call__(self, rollouts: Sequence[Any], **columns: Any) -> list[Score]:
+    def __call__(self, rollouts: Sequence[Any], prompts: Sequence[Any], **columns: Any) -> list[Score]:
         if self.hindsight is not None:
-            return [self._reward(value) for value in self.hindsight(**columns)]
-        return [self._reward(float(rollout.scores["progress"][-1])) for rollout in rollouts]
+            values = self.hindsight(prompts=prompts, **columns)
+        else:
+            values = [float(rollout.scores["progress"][-1]) for rollout in rollouts]
+        return [self._reward(value, str(prompt)) for value, prompt in zip(values, prompts, strict=True)]
 
-    def _reward(self, value: float) -> float:
-        return (1 - self.completion) * min(value / self.threshold, 1.0) + self.completion * (value > self.threshold)
+    def _reward(self, value: float, instruction: str) -> float:
+        enough = self.threshold[instruction] if isinstance(self.threshold, Mapping) else self.threshold
+        return (1 - self.completion) * min(value / enough, 1.0) + self.completion * (value > enough)
 
 
 class MeanProgress:

@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from autotelic.rewards.progress import (
+    LEAST_THRESHOLD,
     Accumulation,
     Accumulator,
     Cached,
@@ -20,6 +21,7 @@ from autotelic.rewards.progress import (
     MeanProgress,
     ProgressEstimator,
     shown_threshold,
+    shown_thresholds,
 )
 
 Floats = NDArray[np.float32]
@@ -162,6 +164,10 @@ def test_an_episode_ends_above_the_threshold() -> None:
     exactly = ProgressEstimator(Reads("absolute"), Accumulator("last"), threshold=0.5)
     assert ends(exactly, [0.5, 0.75]) == [False, True], "above it, not at it"
     assert not any(ends(ProgressEstimator(Reads("absolute"), Accumulator("last")), [1.0, 1.0]))
+    own = ProgressEstimator(Reads("absolute"), Accumulator("last"), threshold={"do it": 0.5})
+    assert ends(own, [0.4, 0.75]) == [False, True]
+    another = ProgressEstimator(Reads("absolute"), Accumulator("last"), threshold={"do that": 0.5})
+    assert not any(ends(another, [1.0, 1.0]))
 
 
 def test_rows_are_kept_apart() -> None:
@@ -219,8 +225,10 @@ def test_an_answer_that_is_none_is_refused_in_one_line(
 def test_final_progress_by_hand() -> None:
     """(1 - w) min(v / threshold, 1) + w [v > threshold]"""
     rollouts = [SimpleNamespace(scores={"progress": [0.3, last]}) for last in (0.0, 0.4, 0.8, 0.9)]
-    assert FinalProgress()(rollouts=rollouts) == pytest.approx([0.0, 0.4, 0.8, 0.9])
-    assert FinalProgress(0.8, 0.25)(rollouts=rollouts) == pytest.approx([0.0, 0.375, 0.75, 1.0])
+    assert FinalProgress()(rollouts, ["a"] * 4) == pytest.approx([0.0, 0.4, 0.8, 0.9])
+    assert FinalProgress(0.8, 0.25)(rollouts, ["a"] * 4) == pytest.approx([0.0, 0.375, 0.75, 1.0])
+    each = FinalProgress({"a": 0.8, "b": 0.5}, 0.25)
+    assert each(rollouts, ["a", "b", "a", "b"]) == pytest.approx([0.0, 0.6, 0.75, 1.0])
 
 
 def test_final_progress_in_hindsight_reads_the_episode() -> None:
@@ -396,3 +404,6 @@ def test_the_threshold_is_what_demonstrations_read_where_they_first_succeeded() 
     assert model.compared == [(0, 2), (2, 5)]
     filmed = SimpleNamespace(**vars(shown[0]), frames=film(0, 0, 0, 0, 0, 102, 255, 255))
     assert shown_threshold(Brightness(), [filmed]) == pytest.approx(0.4 - 1e-3)
+    lost = SimpleNamespace(instruction="b", observations=frames(0.5, 0.1, 0.0), settle=1)
+    lost.observations[:] = 0.0  # a success of which the model sees nothing
+    assert shown_thresholds(Reads("absolute"), [*shown, lost]) == pytest.approx({"a": 0.599, "b": LEAST_THRESHOLD})

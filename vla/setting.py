@@ -137,6 +137,10 @@ class Setting:
 
         return RobotActor(self.policy, self.pool, estimator=estimator, view=self.watched)
 
+    def minibatches(self, groups: int) -> int:
+        """Gradient steps per pass over an iteration's groups, that many in each."""
+        return max(1, self.config.states * len(self.names) // groups)
+
     def play(self, episodes: int) -> list[Episode]:
         """Episodes of the policy as it is, sampled on training states of every task; success is not read."""
         from ..envs.splits import seeds

@@ -23,14 +23,16 @@ from ..setting import RobotConfig
 
 if TYPE_CHECKING:
     from ...rewards.features import Features
-    from ...rewards.progress import ProgressModel
+    from ...rewards.progress import ProgressModel, Threshold
     from ...trainers.loop import Experiment
     from ...trainers.run_folder import RunFolder
     from ...types import Advantage, Batch, Objective
     from ..setting import Setting
 
 
-KINDS: dict[str, Literal["absolute", "pairwise"]] = {"own": "absolute", "pairs": "pairwise"}
+KINDS: dict[str, Literal["absolute", "pairwise"]] = {"own": "absolute", "network": "absolute", "pairs": "pairwise"}
+CONDITIONED = ("own", "ends", "pretrained")
+"""Critics that read end conditions."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +41,17 @@ class Config(RobotConfig):
 
     accumulate: Literal["milestones", "last", "best", "mean", "difference"] = "best"
     """How answers over an episode become the estimate."""
-    threshold: float = 0.9
-    """An estimate above it ends the episode."""
+    threshold: float = 0.0
+    """An estimate above it ends the episode; 0 takes what each task's demonstrations reach when they first succeed."""
     termination: bool = True
     """The estimate ends episodes; otherwise each goes on to its horizon."""
     completion: float = 0.3
     """Share of the reward that is paid for ending above the threshold alone."""
     critic: str = "own"
-    """Who estimates progress: "own" learns it from the demonstrations alone, "pairs" too, by comparing with the
-    beginning; "pretrained" has learned on other tasks, whose successes it was told, how to read demonstrations; one of
-    your own is FILE.py:NAME."""
+    """Who estimates progress: "own" is a network that learned it from the demonstrations alone, averaged with the end
+    conditions that they agree on (on frames the network by itself); "network", "pairs" (it compares with the
+    beginning) and "ends" are one alone; in "pretrained" the network has learned on other tasks, whose successes it was
+    told, how to read demonstrations; one of your own is FILE.py:NAME."""
     play: int = 16
     """Episodes per task of the cloned policy that a critic of frames takes for little progress."""
     frame_steps: int = 400
@@ -59,7 +62,8 @@ class Config(RobotConfig):
     """Shares of the horizon in equally long stages; (0.6, 1) trains the openings first."""
     lr: float = 2e-4
     epochs: int = 2
-    minibatches: int = 8
+    minibatch: int = 5
+    """Groups per gradient step: more tasks take more steps."""
     clip_low: float = 0.2
     clip_high: float = 0.28  # clip-higher, as in SimpleVLA-RL's scripts (checked against the code)
     std_floor: float = 0.1
@@ -113,23 +117,23 @@ def assemble(
 ) -> Experiment:
     """Progress as reward and termination, a gate, a horizon curriculum, and the given way of learning."""
     from ...envs.oracle import sealed
-    from ...rewards.progress import Accumulator, EpisodeProgress, FinalProgress, ProgressEstimator
+    from ...rewards.progress import Accumulator, EpisodeProgress, FinalProgress, ProgressEstimator, shown_thresholds
     from ...trainers.curricula import ProgressiveHorizon, Uniform
     from ...trainers.gates import NonInferiority
     from ...trainers.learner import AnchorSet, Optimisation, PolicyLearner
     from ...trainers.loop import Stage
     from ...trainers.objectives import WeightedImitation
-    from ..setting import start
+    from ..setting import CHUNK, start
 
     setting = start(config, folder)
     progress, judge = critics(config, setting, folder)
     accumulator = Accumulator(config.accumulate)
-    ends = config.threshold if config.termination else None
-    hindsight = FinalProgress(config.threshold, config.completion, EpisodeProgress(progress, accumulator))
+    done: Threshold = config.threshold or shown_thresholds(progress, setting.all_demonstrations, accumulator, CHUNK)
+    hindsight = FinalProgress(done, config.completion, EpisodeProgress(progress, accumulator))
     learner = PolicyLearner(
         setting.policy,
         objective,
-        Optimisation(config.lr, config.epochs, config.minibatches, seed=config.seed),
+        Optimisation(config.lr, config.epochs, setting.minibatches(config.minibatch), seed=config.seed),
         advantage=advantage,
         prepare=prepare,
         anchors=AnchorSet(setting.encoded, WeightedImitation(), weight=config.anchor),
@@ -146,9 +150,11 @@ def assemble(
     tasks = Uniform(setting.sources(), seed=config.seed, quarantine=config.quarantine)
     stage = Stage(
         steps=config.iterations,
-        actor=setting.actor(estimator=ProgressEstimator(progress, accumulator, threshold=ends)),
+        actor=setting.actor(
+            estimator=ProgressEstimator(progress, accumulator, threshold=done if config.termination else None)
+        ),
         curriculum=ProgressiveHorizon(tasks, horizons),
-        reward=FinalProgress(config.threshold, config.completion),
+        reward=FinalProgress(done, config.completion),
         learners={"policy": learner},
         tasks_per_step=config.states * len(setting.names),
         group_size=config.group,
@@ -160,24 +166,27 @@ def assemble(
 
 
 def critics(config: Config, setting: Setting, folder: RunFolder) -> tuple[ProgressModel, ProgressModel]:
-    """The estimator that rewards and ends episodes, and the gate's judge.
+    """The estimator that rewards and ends episodes, and the gate's judge, which is of another kind.
 
-    On states the judge reads end conditions off the demonstrations, another family than the networks that learn
-    progress; on frames it is a network that compares with the episode's beginning.
+    The judge reads end conditions off the demonstrations where the estimator does not; otherwise it is a network that
+    compares with the episode's beginning.
     """
+    from ...rewards.critics import CriticTraining, ProgressCritic
     from ...rewards.end_conditions import EndConditions
     from ...rewards.frame_critics import FrameCritic, FrameTraining
     from ..setting import learned
 
     features, shown = seen_relations(setting, config.goal_features), setting.all_demonstrations
+    progress = estimator(config, setting, folder, features)
     if config.sees == "frames":
-        pairs = FrameCritic("pairwise", FrameTraining(steps=config.frame_steps, seed=config.seed + 1))
-        judge = learned(folder, "judge", pairs, lambda: pairs.fit(shown, setting.play(config.play)))
-    else:
-        conditions = EndConditions(features)
-        conditions.fit(shown)
-        judge = conditions
-    return estimator(config, setting, folder, features), judge
+        looking = FrameCritic("pairwise", FrameTraining(steps=config.frame_steps, seed=config.seed + 1))
+        return progress, learned(folder, "judge", looking, lambda: looking.fit(shown, setting.play(config.play)))
+    if config.critic in CONDITIONED:
+        pairs = ProgressCritic("pairwise", features, CriticTraining(seed=config.seed + 1))
+        return progress, learned(folder, "judge", pairs, lambda: pairs.fit(shown))
+    conditions = EndConditions(features)
+    conditions.fit(shown)
+    return progress, conditions
 
 
 def seen_relations(setting: Setting, goals: bool) -> Features:
@@ -196,9 +205,10 @@ def estimator(config: Config, setting: Setting, folder: RunFolder, features: Fea
     from ...envs.simulator import METAWORLD
     from ...errors import UsageError
     from ...rewards.critics import CriticTraining, ProgressCritic
+    from ...rewards.end_conditions import EndConditions
     from ...rewards.frame_critics import FrameCritic, FrameTraining
     from ...rewards.pretrained_critics import Pretraining
-    from ...rewards.progress import sees
+    from ...rewards.progress import MeanProgress, sees
     from ..own import found
     from ..practice import pretrained_critic
     from ..setting import learned
@@ -207,13 +217,22 @@ def estimator(config: Config, setting: Setting, folder: RunFolder, features: Fea
     if kind and config.sees == "frames":
         looking = FrameCritic(kind, FrameTraining(steps=config.frame_steps, seed=config.seed))
         return learned(folder, "reward", looking, lambda: looking.fit(shown, setting.play(config.play)))
+    if config.sees == "frames" and config.critic in CONDITIONED:
+        raise UsageError(f"the critic {config.critic!r} sees states: take --critic own for frames")
+    conditions = EndConditions(features)
+    if config.critic in CONDITIONED:
+        conditions.fit(shown)
     if kind:
         critic = ProgressCritic(kind, features, CriticTraining(seed=config.seed))
-        return learned(folder, "reward", critic, lambda: critic.fit(shown))
+        network = learned(folder, "reward", critic, lambda: critic.fit(shown))
+        return MeanProgress([network, conditions]) if config.critic == "own" else network
+    if config.critic == "ends":
+        return conditions
     if config.critic == "pretrained":
-        if config.sees == "frames" or any(not name.startswith(METAWORLD) for name in setting.names):
-            raise UsageError("the pretrained critic sees states of MetaWorld: take --critic own for others")
-        return pretrained_critic(setting.names, training=Pretraining(seed=config.seed)).adapt(shown)
+        if any(not name.startswith(METAWORLD) for name in setting.names):
+            raise UsageError("the pretrained critic knows MetaWorld: take --critic own for others")
+        reader = pretrained_critic(setting.names, training=Pretraining(seed=config.seed)).adapt(shown)
+        return MeanProgress([reader, conditions])
     made = found(config.critic)
     model: ProgressModel = made() if isinstance(made, type) else made
     if hasattr(model, "fit"):

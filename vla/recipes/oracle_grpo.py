@@ -25,7 +25,7 @@ class Config(RobotConfig):
 
     lr: float = evolve_vla.Config.lr
     epochs: int = evolve_vla.Config.epochs
-    minibatches: int = evolve_vla.Config.minibatches
+    minibatch: int = evolve_vla.Config.minibatch
     clip_low: float = 0.2
     clip_high: float = 0.28
     std_floor: float = evolve_vla.Config.std_floor
@@ -54,7 +54,7 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     learner = PolicyLearner(
         setting.policy,
         PPOClip(config.clip_low, config.clip_high),
-        Optimisation(config.lr, config.epochs, config.minibatches, seed=config.seed),
+        Optimisation(config.lr, config.epochs, setting.minibatches(config.minibatch), seed=config.seed),
         advantage=grpo(std_floor=config.std_floor),
     )
     stage = Stage(
