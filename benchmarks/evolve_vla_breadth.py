@@ -4,9 +4,8 @@
                                             [--workers 1]
 
 "ten tasks" are those of MetaWorld's MT10, with one demonstration where a thing has its place on the table and three
-where the goal moves, and half of the default's episodes per task. Rule S: the critic learned from the policy's own
-demonstrations. Rule F: it was pretrained on MetaWorld's other tasks, whose successes it was told, and given the same
-demonstrations. "unseen task": the policy imitated other tasks only; the critic is that of rule F and has three
+where the goal moves. Rule S: the critic learned from the policy's own demonstrations. Rule F: it was pretrained on
+MetaWorld's other tasks, whose successes it was told, and given the same demonstrations. "unseen task": the policy imitated other tasks only; the critic is that of rule F and has three
 demonstrations. "pictures": policy and critic see 64-pixel frames. Success in percent on 40 held-out initial states per
 task, greedy, before and after; "continued imitation" is the control of the same starts. Nothing was chosen on these
 states or seeds. Runs that stand finished in the folder are read, not repeated.
@@ -28,7 +27,7 @@ from autotelic.trainers.run_folder import RunFolder, versions
 
 MT10 = ["reach-v3:3", "push-v3:3", "pick-place-v3:3", "door-open-v3", "drawer-open-v3", "drawer-close-v3"]
 MT10 += ["button-press-topdown-v3", "peg-insert-side-v3:3", "window-open-v3", "window-close-v3"]
-TEN = ["--tasks", *MT10, "--states", "4"]
+TEN = ["--tasks", *MT10]
 PICTURES = ["--sees", "frames", "--tasks", "drawer-open-v3:5", "door-open-v3:5", "drawer-close-v3:5"]
 UNSEEN = ["--tasks", "window-close-v3:3", "--clone-tasks", "window-open-v3:3", "door-open-v3:3", "drawer-open-v3:3"]
 ARMS: dict[str, list[str]] = {
