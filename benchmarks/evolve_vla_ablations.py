@@ -29,6 +29,8 @@ from autotelic.trainers.statistics import mean_interval
 TASKS = ("drawer-open-v3", "door-open-v3", "drawer-close-v3", "push-v3", "reach-v3")
 ARMS: dict[str, list[str]] = {
     "default": [],
+    "network alone": ["--critic", "network"],
+    "one threshold": ["--threshold", "0.9"],
     "independent noise": ["--rho", "0"],
     "pointwise": ["--accumulate", "last"],
     "accumulated as in the paper": ["--accumulate", "milestones"],

@@ -28,15 +28,15 @@ from autotelic.trainers.run_folder import RunFolder, versions
 MT10 = ["reach-v3:3", "push-v3:3", "pick-place-v3:3", "door-open-v3", "drawer-open-v3", "drawer-close-v3"]
 MT10 += ["button-press-topdown-v3", "peg-insert-side-v3:3", "window-open-v3", "window-close-v3"]
 TEN = ["--tasks", *MT10]
-PICTURES = ["--sees", "frames", "--tasks", "drawer-open-v3:5", "door-open-v3:5", "drawer-close-v3:5"]
+PICTURES = ["--sees", "frames", "--tasks", "drawer-open-v3:3", "door-open-v3:3", "drawer-close-v3:3"]
 UNSEEN = ["--tasks", "window-close-v3:3", "--clone-tasks", "window-open-v3:3", "door-open-v3:3", "drawer-open-v3:3"]
 ARMS: dict[str, list[str]] = {
     "ten tasks, rule S": ["vla/evolve_vla", *TEN],
     "ten tasks, rule F": ["vla/evolve_vla", *TEN, "--critic", "pretrained"],
     "ten tasks, continued imitation": ["vla/more_imitation", "--tasks", *MT10],
     "unseen task": ["vla/evolve_vla", *UNSEEN, "--critic", "pretrained"],
-    "pictures": ["vla/evolve_vla", *PICTURES, "--states", "4", "--iterations", "10"],
-    "pictures, continued imitation": ["vla/more_imitation", *PICTURES, "--iterations", "10", "--steps", "20"],
+    "pictures": ["vla/evolve_vla", *PICTURES, "--states", "4"],
+    "pictures, continued imitation": ["vla/more_imitation", *PICTURES, "--steps", "20"],
 }
 QUICK = ["--tasks", "drawer-close-v3", "--iterations", "1", "--states", "1", "--eval-episodes", "4"]
 QUICK += ["--clone-steps", "100"]
