@@ -122,11 +122,11 @@ def pretrained(shown: Shown) -> Any:
 BEST, LAST, MILESTONES = Accumulator("best"), Accumulator("last"), Accumulator("milestones")
 PRETRAINED = "states: pretrained on other tasks"
 ESTIMATORS: dict[str, tuple[Callable[[Shown], Any], Accumulator]] = {
-    "states: critic": (progress_critic("absolute"), BEST),  # evolve_vla's default
+    "states: critic": (progress_critic("absolute"), BEST),  # half of evolve_vla's default
     "states: critic, last": (progress_critic("absolute"), LAST),
     "states: pairwise critic": (progress_critic("pairwise"), BEST),
     "states: pairwise critic, milestones": (progress_critic("pairwise"), MILESTONES),
-    "states: end conditions": (end_conditions, BEST),  # evolve_vla's gate
+    "states: end conditions": (end_conditions, BEST),  # the other half
     PRETRAINED: (pretrained, BEST),
     f"{PRETRAINED}, with end conditions": (
         lambda shown: MeanProgress([pretrained(shown), end_conditions(shown)]),

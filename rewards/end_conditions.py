@@ -2,7 +2,7 @@
 
 From the end states of a few demonstrations it reads which relations changed and came to the same
 value each time, and scores how far an observation is from there. It shares neither the form nor the
-training of the networks in ``critics.py``, which is what a gate's judge is for.
+training of the networks in ``critics.py``: a judge beside them, or the half of an estimate that knows the end.
 """
 
 from __future__ import annotations
