@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,9 @@ from autotelic.envs.oracle import OracleSealed
 from autotelic.envs.pool import EpisodeRequest, Pool
 from autotelic.envs.splits import assert_disjoint, seeds
 from autotelic.recipes import all_recipes, config_from_json
+from autotelic.rewards.critics import ProgressCritic
+from autotelic.rewards.end_conditions import EndConditions
+from autotelic.rewards.progress import MeanProgress
 from autotelic.trainers.run_folder import RunFolder
 from autotelic.trainers.scoring import RewardError, score
 from autotelic.vla.recipes import evolve_vla
@@ -69,6 +74,38 @@ def test_debug_presets_run_two_iterations(name: str, tmp_path: Path, capsys: pyt
     assert main(["run", name, "--debug", "--workers", "1", "--output-dir", str(path)]) == 0
     assert_complete(path, 2)
     assert "before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("critic", "model", "judge"),
+    [
+        ("own", MeanProgress, ProgressCritic),
+        ("network", ProgressCritic, EndConditions),
+        ("pairs", ProgressCritic, EndConditions),
+        ("ends", EndConditions, ProgressCritic),
+    ],
+)
+def test_the_judge_at_the_gate_is_of_another_kind_than_the_estimator(
+    critic: str, model: type, judge: type, tmp_path: Path
+) -> None:
+    config = replace(evolve_vla.debug(), critic=critic, workers=1)
+    folder = RunFolder.create(tmp_path / "run", recipe="vla/evolve_vla", config={}, command="")
+    with closing(evolve_vla.build(config, folder)) as experiment:
+        stage: Any = experiment.stages[0]
+        estimator = stage.actor.estimator
+        assert type(estimator.model) is model and type(stage.gate.judge.model) is judge
+        # an episode is over where the task's own demonstrations were when they succeeded
+        assert set(estimator.threshold) == {t.prompt for t in stage.gate.probes}
+        assert all(0 < value < 1 for value in estimator.threshold.values()) and len(estimator.threshold) == 2
+        assert stage.reward.threshold == estimator.threshold == stage.gate.reward.threshold
+
+
+def test_one_threshold_for_all_tasks_can_be_said(tmp_path: Path) -> None:
+    config = replace(evolve_vla.debug(), critic="ends", threshold=0.7, termination=False, workers=1)
+    folder = RunFolder.create(tmp_path / "run", recipe="vla/evolve_vla", config={}, command="")
+    with closing(evolve_vla.build(config, folder)) as experiment:
+        stage: Any = experiment.stages[0]
+        assert stage.reward.threshold == 0.7 and stage.actor.estimator.threshold is None
 
 
 def test_a_killed_run_ends_as_if_nothing_had_happened(run: Path, tmp_path: Path) -> None:
