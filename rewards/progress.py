@@ -28,6 +28,8 @@ Sees = Literal["states", "frames"]
 Accumulation = Literal["milestones", "mix_f", "last", "best", "mean", "difference"]
 Threshold = float | Mapping[str, float]
 """One for all, or each instruction's own."""
+LEAST_THRESHOLD = 0.05
+"""A model that says less about a success that it was shown cannot tell when a task is done."""
 
 
 class ProgressModel(Protocol):
@@ -257,10 +259,6 @@ def shown_thresholds(
     told = dict.fromkeys(demonstration.instruction for demonstration in demonstrations)
     groups = {text: [d for d in demonstrations if d.instruction == text] for text in told}
     return {t: max(shown_threshold(model, some, accumulator, every), LEAST_THRESHOLD) for t, some in groups.items()}
-
-
-LEAST_THRESHOLD = 0.05
-"""A model that says less about a success that it was shown cannot tell when a task is done."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ from ..setting import RobotConfig
 
 if TYPE_CHECKING:
     from ...rewards.features import Features
-    from ...rewards.progress import ProgressModel, Threshold
+    from ...rewards.progress import Accumulator, ProgressModel, Threshold
     from ...trainers.loop import Experiment
     from ...trainers.run_folder import RunFolder
     from ...types import Advantage, Batch, Objective
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 KINDS: dict[str, Literal["absolute", "pairwise"]] = {"own": "absolute", "network": "absolute", "pairs": "pairwise"}
 CONDITIONED = ("own", "ends", "pretrained")
 """Critics that read end conditions."""
+UNSEEN_THRESHOLD = 0.9
+"""Where demonstrations do not show what a model reads at their success."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Config(RobotConfig):
     accumulate: Literal["milestones", "last", "best", "mean", "difference"] = "best"
     """How answers over an episode become the estimate."""
     threshold: float = 0.0
-    """An estimate above it ends the episode; 0 takes what each task's demonstrations reach when they first succeed."""
+    """An estimate above it ends the episode; 0 takes what each task's demonstrations reach when they first succeed (0.9
+    where the model sees pictures and they have none)."""
     termination: bool = True
     """The estimate ends episodes; otherwise each goes on to its horizon."""
     completion: float = 0.3
@@ -117,18 +120,18 @@ def assemble(
 ) -> Experiment:
     """Progress as reward and termination, a gate, a horizon curriculum, and the given way of learning."""
     from ...envs.oracle import sealed
-    from ...rewards.progress import Accumulator, EpisodeProgress, FinalProgress, ProgressEstimator, shown_thresholds
+    from ...rewards.progress import Accumulator, EpisodeProgress, FinalProgress, ProgressEstimator
     from ...trainers.curricula import ProgressiveHorizon, Uniform
     from ...trainers.gates import NonInferiority
     from ...trainers.learner import AnchorSet, Optimisation, PolicyLearner
     from ...trainers.loop import Stage
     from ...trainers.objectives import WeightedImitation
-    from ..setting import CHUNK, start
+    from ..setting import start
 
     setting = start(config, folder)
     progress, judge = critics(config, setting, folder)
     accumulator = Accumulator(config.accumulate)
-    done: Threshold = config.threshold or shown_thresholds(progress, setting.all_demonstrations, accumulator, CHUNK)
+    done = thresholds(config, setting, progress, accumulator)
     hindsight = FinalProgress(done, config.completion, EpisodeProgress(progress, accumulator))
     learner = PolicyLearner(
         setting.policy,
@@ -163,6 +166,19 @@ def assemble(
         guard=lambda: sealed("this recipe learns without an oracle"),
     )
     return setting.experiment([stage], hindsight, "gate_labels: none")
+
+
+def thresholds(config: Config, setting: Setting, model: ProgressModel, accumulator: Accumulator) -> Threshold:
+    """What an estimate has to pass for an episode to be over, per task unless one number was given."""
+    from ...rewards.progress import sees, shown_thresholds
+    from ..setting import CHUNK
+
+    shown = setting.all_demonstrations
+    if config.threshold:
+        return config.threshold
+    if sees(model) == "frames" and any(d.frames is None for d in shown):
+        return UNSEEN_THRESHOLD
+    return shown_thresholds(model, shown, accumulator, CHUNK)
 
 
 def critics(config: Config, setting: Setting, folder: RunFolder) -> tuple[ProgressModel, ProgressModel]:
