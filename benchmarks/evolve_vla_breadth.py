@@ -6,10 +6,10 @@
 "ten tasks" are those of MetaWorld's MT10, with one demonstration where a thing has its place on the table and three
 where the goal moves. Rule S: the critic learned from the policy's own demonstrations. Rule F: its network was
 pretrained on MetaWorld's other tasks, whose successes it was told, and given the same demonstrations. "unseen tasks":
-the policy imitated other tasks only; the critic is that of rule F and has three demonstrations of each. "pictures":
-policy and critic see 64-pixel frames. Success in percent on 40 held-out initial states per task, greedy, before and
-after; "continued imitation" is the control of the same starts. Nothing was chosen on these states or seeds. Runs that
-stand finished in the folder are read, not repeated.
+the policy imitated other tasks only; the critic is that of rule F and has three demonstrations of each, which the
+control imitates. "pictures": policy and critic see 64-pixel frames. Success in percent on 40 held-out initial states
+per task, greedy, before and after; "continued imitation" is the control of the same starts. Nothing was chosen on
+these states or seeds. Runs that stand finished in the folder are read, not repeated.
 """
 
 from __future__ import annotations
@@ -30,13 +30,15 @@ MT10 = ["reach-v3:3", "push-v3:3", "pick-place-v3:3", "door-open-v3", "drawer-op
 MT10 += ["button-press-topdown-v3", "peg-insert-side-v3:3", "window-open-v3", "window-close-v3"]
 TEN = ["--tasks", *MT10]
 PICTURES = ["--sees", "frames", "--tasks", "drawer-open-v3:3", "door-open-v3:3", "drawer-close-v3:3"]
-UNSEEN = ["--tasks", "drawer-close-v3:3", "button-press-topdown-v3:3", "--clone-tasks", "drawer-open-v3:3"]
-UNSEEN += ["window-open-v3:3", "door-open-v3:3", "push-v3:3", "reach-v3:3", "button-press-v3:3"]
+UNSEEN = ["--tasks", "drawer-close-v3:3", "button-press-topdown-v3:3"]
+OTHERS = ["drawer-open-v3:3", "window-open-v3:3", "door-open-v3:3", "push-v3:3", "reach-v3:3", "button-press-v3:3"]
+READER = ["--critic", "pretrained"]
 ARMS: dict[str, list[str]] = {
     "ten tasks, rule S": ["vla/evolve_vla", *TEN],
-    "ten tasks, rule F": ["vla/evolve_vla", *TEN, "--critic", "pretrained"],
+    "ten tasks, rule F": ["vla/evolve_vla", *TEN, *READER],
     "ten tasks, continued imitation": ["vla/more_imitation", "--tasks", *MT10],
-    "unseen tasks": ["vla/evolve_vla", *UNSEEN, "--critic", "pretrained", "--iterations", "32"],
+    "unseen tasks": ["vla/evolve_vla", *UNSEEN, "--clone-tasks", *OTHERS, *READER, "--iterations", "32"],
+    "unseen tasks, imitated after all": ["vla/more_imitation", *UNSEEN, "--iterations", "1"],
     "pictures": ["vla/evolve_vla", *PICTURES, "--states", "4"],
     "pictures, continued imitation": ["vla/more_imitation", *PICTURES, "--steps", "20"],
 }
