@@ -408,6 +408,15 @@ def test_scored_rollouts_without_partners_do_not_stop_a_run() -> None:
     assert learner.update(rollouts) == {"rollouts": 0.0}
 
 
+def test_harm_without_demonstrations_is_answered_by_all_of_them() -> None:
+    learner: Any = build().stages[0].learners["policy"]
+    learner.repair(Verdict("repair", "a category that was never shown", ("unheard of",)))
+    assert learner.anchors.categories == () and learner.anchors.weight == 0.1
+    assert learner.anchors.backpropagate(learner.policy, (0,))["anchors/weight"] == 0.1
+    learner.repair(Verdict("repair", "one that was", ("unheard of", "lie")))
+    assert learner.anchors.categories == ("lie",)
+
+
 def test_without_a_signal_only_anchors_move_the_weights() -> None:
     """All scores equal: nothing moves, not even by AdamW's momentum. Anchors are still imitated."""
     (stage,) = build().stages

@@ -256,8 +256,10 @@ class AnchorSet:
         return {"anchors/loss": float(loss.detach()), "anchors/weight": self.weight}
 
     def repair(self, verdict: Verdict) -> dict[str, float]:
+        """Hold on more strongly to demonstrations of what was harmed; to all of them where it has none."""
         self.weight += self.repair_weight
-        self.categories = tuple(dict.fromkeys((*self.categories, *verdict.harmed)))
+        shown = {rollout.task.category for rollout in self.rollouts}
+        self.categories = tuple(dict.fromkeys((*self.categories, *(c for c in verdict.harmed if c in shown))))
         return {"anchors/weight": self.weight}
 
     def state_dict(self) -> dict[str, Any]:
