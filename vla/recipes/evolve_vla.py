@@ -6,11 +6,11 @@ the critic is learned from the very demonstrations that the policy imitated, eac
 say which estimate means that it is done, and a gate with a judge of another kind decides what may stay.
 
 Checked against the paper: the accumulation rule (Eq. 1-2, ``accumulate="milestones"``; the default takes
-the best estimate, which did better here), its two uses (reward and termination), GRPO with
-group-normalised returns, growing horizons (``horizon_shares``; not by default). Not given there:
-threshold, check interval, stages, group size, learning rate; the values below were chosen on this
-project's own tuning states. Expected on the five default tasks: 66 to 79 % in about 134 CPU seconds
-after the start; see docs/results.md for the controls.
+the best estimate), its two uses (reward and termination), GRPO with group-normalised returns, growing
+horizons (``horizon_shares``; not by default). Not given there: threshold, check interval, stages, group
+size, learning rate; the values below were chosen on this project's own tuning states. Expected on the
+five default tasks: 66 to 79 % in about 134 CPU seconds after the start; see docs/results.md for the
+controls.
 """
 
 from __future__ import annotations
