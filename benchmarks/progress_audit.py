@@ -1,6 +1,6 @@
 """Which progress estimators can be trusted? Every shipped one, and controls, on a mediocre policy's episodes.
 
-    python benchmarks/progress_audit.py [--quick] [--final] [--json FILE] [--seeds 0 1 2] [--episodes 100]
+    python benchmarks/progress_audit.py [--quick] [--final] [--json FILE] [--seeds 0 1 2 3 4] [--episodes 100]
 
 Per seed and group of tasks a policy clones one demonstration per task (three of reach and push), and acts with noise
 and to the full horizon, whatever it reaches, so that an episode's length tells nothing. Success is latched at chunk
@@ -122,11 +122,15 @@ def pretrained(shown: Shown) -> Any:
 BEST, LAST, MILESTONES = Accumulator("best"), Accumulator("last"), Accumulator("milestones")
 PRETRAINED = "states: pretrained on other tasks"
 ESTIMATORS: dict[str, tuple[Callable[[Shown], Any], Accumulator]] = {
-    "states: critic": (progress_critic("absolute"), BEST),  # half of evolve_vla's default
+    "states: critic": (progress_critic("absolute"), BEST),
     "states: critic, last": (progress_critic("absolute"), LAST),
     "states: pairwise critic": (progress_critic("pairwise"), BEST),
     "states: pairwise critic, milestones": (progress_critic("pairwise"), MILESTONES),
-    "states: end conditions": (end_conditions, BEST),  # the other half
+    "states: end conditions": (end_conditions, BEST),
+    "states: critic, with end conditions": (  # evolve_vla's default
+        lambda shown: MeanProgress([progress_critic("absolute")(shown), end_conditions(shown)]),
+        BEST,
+    ),
     PRETRAINED: (pretrained, BEST),
     f"{PRETRAINED}, with end conditions": (
         lambda shown: MeanProgress([pretrained(shown), end_conditions(shown)]),
@@ -292,7 +296,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two tasks, one seed, little of all: to see that it works")
     parser.add_argument("--final", action="store_true", help="states of the split eval: for the figures to report")
     parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--episodes", type=int, default=100, help="successes, and failures, per task and seed")
     options = parser.parse_args()
     groups = GROUPS

@@ -267,7 +267,7 @@ class _Table:
         """Displace the hand or the goal; progress falls by the way back, as a share of the hand's whole travel."""
         if what not in self.layout:
             return
-        direction = torch.randn(len(path), 3, generator=random)
+        direction = torch.randn(now[:, self.layout[what]].shape, generator=random)
         size = 0.005 * (push / 0.005) ** torch.rand(len(path), 1, generator=random)
         offset = direction / direction.norm(dim=-1, keepdim=True) * size * rows[:, None]
         now[:, self.layout[what]] += offset
@@ -301,6 +301,8 @@ class _Table:
         self, now: Tensor, progress: Tensor, path: Tensor, time: Tensor, rows: Tensor, random: torch.Generator
     ) -> None:
         """The objects of an earlier frame with the hand of this one: no more progress than the objects made."""
+        if not self.movable:
+            return
         earlier = (torch.rand(len(path), generator=random) * (time + 1)).long()
         then = self.observations[self.starts[path] + earlier]
         gap = torch.zeros(len(path))

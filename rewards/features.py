@@ -27,10 +27,25 @@ RELATIONS = (
     "hand-goal",
 )
 GOAL_FREE = tuple(name for name in RELATIONS if "goal" not in name)
-
+PARTS = ("hand", "gripper", "object", "object_rotation", "second", "second_rotation", "goal")
+"""What a layout may name for relations and critics; it may name more for others."""
 
 OF_THE_WORLD = ("object-moved", "object-turned", "second-moved", "object-goal")
 OF_THE_HAND = ("hand-goal", "hand-moved")
+
+
+def parts_of(relation: str) -> tuple[str, ...]:
+    """What a layout has to name for a relation."""
+    if relation in ("gripper", "object-turned"):
+        return ("gripper" if relation == "gripper" else "object_rotation",)
+    first, second = relation.split("-")
+    return (first,) if second == "moved" else (first, second)
+
+
+def relations_in(layout: Mapping[str, slice], *, goals: bool = True) -> tuple[str, ...]:
+    """The relations whose parts a layout names; none if no end can be told by them."""
+    found = tuple(r for r in (RELATIONS if goals else GOAL_FREE) if all(part in layout for part in parts_of(r)))
+    return found if {*OF_THE_WORLD, *OF_THE_HAND} & set(found) else ()
 
 
 class Features(Protocol):
@@ -63,11 +78,14 @@ class RelationFeatures:
     """[N, D] observations and the [N, D] first observations of their episodes -> [N, F] features.
 
     Attributes:
-        layout: where things stand in an observation: "hand", "gripper", "object", "object_rotation",
-            "second" and "goal" as slices.
-        names: which of RELATIONS to use.
+        layout: where things stand in an observation, as slices; see PARTS. Positions have any number of
+            coordinates, the same for all.
+        names: which of RELATIONS to use; :func:`relations_in` finds those that a layout allows.
         unit: metres per unit of the features.
         near: metres below which a distance counts as none, in its logarithm.
+
+    Raises:
+        ValueError: no such relation, or the layout lacks a part of one.
     """
 
     layout: Mapping[str, slice]
@@ -79,12 +97,16 @@ class RelationFeatures:
         unknown = [name for name in self.names if name not in RELATIONS]
         if unknown:
             raise ValueError(f"unknown relation {unknown[0]!r}; there are {', '.join(RELATIONS)}")
+        lacking = [(name, part) for name in self.names for part in parts_of(name) if part not in self.layout]
+        if lacking:
+            (name, part), known = lacking[0], ", ".join(self.layout) or "none"
+            raise ValueError(f"relation {name!r} needs {part!r}, and the layout names {known}")
 
     def __call__(self, observations: Tensor, initial: Tensor) -> Tensor:
         parts = []
         for name in self.names:
             vector = self.relation(name, observations, initial)
-            if vector.shape[-1] == 3:
+            if name not in ("gripper", "object-turned"):
                 distance = vector.norm(dim=-1, keepdim=True)
                 parts += [vector / self.unit, ((distance + self.near) / self.unit).log()]
             else:
@@ -93,15 +115,10 @@ class RelationFeatures:
 
     def relation(self, name: str, now: Tensor, initial: Tensor) -> Tensor:
         """One relation as a vector [N, 3], [N, 4] or [N, 1]: metres, quaternion components, opening."""
+        where = [self.layout[part] for part in parts_of(name)]
         if name == "gripper":
-            return now[:, self.layout["gripper"]]
-        if name == "object-turned":
-            where = self.layout["object_rotation"]
-            return now[:, where] - initial[:, where]
-        first, second = name.split("-")
-        if second == "moved":
-            return now[:, self.layout[first]] - initial[:, self.layout[first]]
-        return now[:, self.layout[first]] - now[:, self.layout[second]]
+            return now[:, where[0]]
+        return now[:, where[0]] - (now[:, where[1]] if len(where) > 1 else initial[:, where[0]])
 
     def end_relations(self) -> tuple[tuple[str, ...], ...]:
         return tuple(tuple(name for name in group if name in self.names) for group in (OF_THE_WORLD, OF_THE_HAND))

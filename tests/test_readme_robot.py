@@ -48,6 +48,25 @@ def test_what_cannot_be_found_is_named(
     assert line in capsys.readouterr().err
 
 
+PLANE = """
+from autotelic.envs.simulator import EnvSpec, register
+from tests.point_mass import arrived, straight
+
+where = {"hand": slice(0, 2), "goal": slice(2, 4), "gaol": slice(2, 4)}
+register("plane", EnvSpec("test/PointMass-v0", "go to the mark", 8, arrived, expert=straight, layout=where))
+"""
+
+
+def test_relations_are_read_off_a_layout_and_a_name_that_none_knows_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "plane_layout.py").write_text(PLANE)
+    monkeypatch.chdir(tmp_path)
+    told = ["run", "vla/evolve_vla", "--debug", "--use", "plane_layout.py", "--tasks", "plane", "--workers", "1"]
+    assert main([*told, "--output-dir", "run"]) == 0
+    assert "no relation knows 'gaol' in the layout of plane" in caplog.text
+
+
 TWO_WIDE = """
 from autotelic.vla.policy import ActionModel, ActionPolicy
 

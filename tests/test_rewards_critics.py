@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from autotelic.envs.metaworld import OBSERVATION
 from autotelic.rewards.critics import CriticTraining, Kind, ProgressCritic
 from autotelic.rewards.end_conditions import EndConditions
-from autotelic.rewards.features import GOAL_FREE, RELATIONS, RelationFeatures, StateFeatures
+from autotelic.rewards.features import GOAL_FREE, RELATIONS, RelationFeatures, StateFeatures, relations_in
 
 Floats = NDArray[np.float32]
 RED, BLUE = "bring the red block", "bring the blue block"
@@ -107,6 +107,41 @@ def test_goal_free_features_do_not_see_the_mark() -> None:
     assert not torch.equal(RelationFeatures(OBSERVATION)(here, here), RelationFeatures(OBSERVATION)(there, here))
     with pytest.raises(ValueError, match="unknown relation 'hand-foot'; there are hand-object, "):
         RelationFeatures(OBSERVATION, ("hand-foot",))
+
+
+PLANE = {"hand": slice(0, 2), "goal": slice(2, 4)}
+
+
+def test_relations_of_a_layout_that_names_less() -> None:
+    assert relations_in(OBSERVATION) == RELATIONS and relations_in(OBSERVATION, goals=False) == GOAL_FREE
+    assert relations_in(PLANE) == ("hand-moved", "hand-goal")
+    assert relations_in(PLANE, goals=False) == ("hand-moved",)
+    assert relations_in({"goal": slice(0, 2)}) == relations_in({"gripper": slice(0, 1)}) == ()
+    now, first = torch.tensor([[0.3, 0.4, 0.3, 0.5]]), torch.zeros(1, 4)
+    in_the_plane = RelationFeatures(PLANE, relations_in(PLANE), unit=1.0, near=0.5)
+    by_hand = [0.3, 0.4, math.log(0.5 + 0.5), 0.0, -0.1, math.log(0.1 + 0.5)]
+    assert in_the_plane(now, first)[0].tolist() == pytest.approx(by_hand, abs=1e-6)
+    with pytest.raises(ValueError, match="relation 'hand-object' needs 'object', and the layout names hand, goal"):
+        RelationFeatures(PLANE)
+
+
+@pytest.mark.parametrize("kind", ["absolute", "pairwise"])
+def test_a_critic_in_the_plane_without_objects(kind: Kind) -> None:
+    def walked(x: float, y: float) -> Shown:
+        way = np.clip(np.arange(25) / 20, 0, 1)[:, None] * np.array([[x, y]])
+        return Shown("go", np.concatenate([way, np.full((25, 2), (x, y))], 1).astype(np.float32), settle=4)
+
+    shown = [walked(0.3, 0.4), walked(-0.4, 0.3), walked(0.1, -0.5)]
+    features = RelationFeatures(PLANE, relations_in(PLANE))
+    of = ProgressCritic(kind, features, CriticTraining(members=1, steps=200, batch=128, hidden=32))
+    of.fit(shown)
+    ends = EndConditions(features)
+    ends.fit(shown)
+    there = np.array([[0.5, 0, 0.5, 0], [-0.5, 0, 0.5, 0]], np.float32)  # at a new mark, and opposite
+    first = np.array([[0, 0, 0.5, 0]] * 2, np.float32)
+    for model in (of, ends):
+        at, away = model(there, first, ["go"] * 2, first if model.kind == "pairwise" else None)
+        assert at > away + 0.3
 
 
 # critics

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..types import Actor, RewardFunction, Rollout, Task
     from .actor import RobotActor
     from .chunk_policy import ChunkPolicy
+    from .cloning import Cloning
 
 HAND, OBJECT, SECOND, GOAL = 0, 4, 11, 18
 """Where positions begin in an observation of MetaWorld."""
@@ -65,8 +66,8 @@ class RobotConfig:
     rho: float = 0.9
     """Correlation of the exploration noise between consecutive environment steps; 0 is independent noise. A flow has
     noise of its own."""
-    clone_steps: int = 1000
-    """Gradient steps of behaviour cloning."""
+    clone_steps: int = 0
+    """Gradient steps of behaviour cloning; 0 is 1000 of 256 chunks each on states, and 3000 of 64 on frames."""
     horizon: int = 0
     """Environment steps of an episode; 0 is 150 in MetaWorld and the spec's own number elsewhere. A task whose
     demonstrations are longer gets their length and a fifth."""
@@ -322,14 +323,14 @@ def _make_start(place: Path, config: RobotConfig, pool: Pool, policy: ChunkPolic
     import torch
 
     from ..trainers import checkpoint
-    from .cloning import Cloning, clone
+    from .cloning import clone
 
     wanted, taught = counts(config.tasks, config), counts(config.clone_tasks, config)
     demonstrations = _recorded(config, wanted) or {name: record(pool, name, k, config) for name, k in wanted.items()}
     demonstrations |= {name: record(pool, name, k, config) for name, k in taught.items() if name not in wanted}
     if not config.policy or ":" in config.policy:
         imitated = {name: demonstrations[name] for name in taught or wanted}
-        clone(policy, _encode(policy, imitated), Cloning(steps=config.clone_steps, seed=config.seed))
+        clone(policy, _encode(policy, imitated), cloning_of(config))
     arrays = {
         name: [
             {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in vars(d).items()} for d in several
@@ -337,6 +338,19 @@ def _make_start(place: Path, config: RobotConfig, pool: Pool, policy: ChunkPolic
         for name, several in demonstrations.items()
     }
     checkpoint.save(place, {"policy": policy.state_dict(), "demonstrations": arrays})
+
+
+def cloning_of(config: RobotConfig) -> Cloning:
+    """How a policy imitates before it improves itself.
+
+    A network that looks at frames is slow and needs more steps before its rate of success stands still; smaller
+    batches give it those in less time.
+    """
+    from .cloning import Cloning
+
+    if config.sees == "frames":
+        return Cloning(config.clone_steps or 3000, batch=64, seed=config.seed)
+    return Cloning(config.clone_steps or 1000, seed=config.seed)
 
 
 def record(pool: Pool, name: str, count: int, config: RobotConfig) -> list[Demonstration]:

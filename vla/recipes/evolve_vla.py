@@ -15,6 +15,7 @@ controls.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from ...types import Advantage, Batch, Objective
     from ..setting import Setting
 
+logger = logging.getLogger(__name__)
 
 KINDS: dict[str, Literal["absolute", "pairwise"]] = {"own": "absolute", "network": "absolute", "pairs": "pairwise"}
 CONDITIONED = ("own", "ends", "pretrained")
@@ -206,14 +208,16 @@ def critics(config: Config, setting: Setting, folder: RunFolder) -> tuple[Progre
 
 
 def seen_relations(setting: Setting, goals: bool) -> Features:
-    """Relations between hand, object and goal where an observation names them, else its plain numbers."""
+    """Relations between hand, objects and goal where an observation names them, else its plain numbers."""
     from ...envs.simulator import layout_of
-    from ...rewards.features import GOAL_FREE, RELATIONS, RelationFeatures, StateFeatures
+    from ...rewards.features import PARTS, RelationFeatures, StateFeatures, relations_in
 
     layout = layout_of(setting.names[0])
-    if {"hand", "object", "goal"} <= layout.keys():
-        return RelationFeatures(layout, RELATIONS if goals else GOAL_FREE)
-    return StateFeatures()
+    strange = [name for name in layout if name not in PARTS]
+    if strange:
+        logger.warning("no relation knows %r in the layout of %s: %s are known", strange[0], setting.names[0], PARTS)
+    names = relations_in(layout, goals=goals)
+    return RelationFeatures(layout, names) if names else StateFeatures()
 
 
 def estimator(config: Config, setting: Setting, folder: RunFolder, features: Features) -> ProgressModel:
