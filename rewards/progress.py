@@ -311,7 +311,9 @@ class FinalProgress:
 
 
 class MeanProgress:
-    """The mean of several absolute or stage models: one that sees the approach, one that sees the end.
+    """The mean of several models as one absolute model: one that sees the approach, one that sees the end.
+
+    A pairwise model says how far an observation is ahead of the episode's first one; behind it counts as 0.
 
     Attributes:
         sees: "states" or "frames", the same for all.
@@ -320,16 +322,19 @@ class MeanProgress:
     kind: Literal["absolute"] = "absolute"
 
     def __init__(self, models: Sequence[ProgressModel]) -> None:
-        if not models or any(model.kind not in ("absolute", "stage") for model in models):
-            raise ValueError("MeanProgress takes one or more absolute models")
+        if not models or any(model.kind == "terminal" for model in models):
+            raise ValueError("MeanProgress takes one or more absolute, stage or pairwise models")
         if len({sees(model) for model in models}) > 1:
             raise ValueError("MeanProgress takes models that all see states or all see frames")
         self.models = list(models)
         self.sees: Sees = sees(models[0])
 
     def __call__(self, observations: Any, initial: Any, instructions: Sequence[str], references: Any = None) -> Floats:
-        answers = [ask(model, observations, initial, instructions) for model in self.models]
-        result: Floats = np.mean(answers, axis=0, dtype=np.float32)
+        answers = [
+            ask(model, observations, initial, instructions, initial if model.kind == "pairwise" else None)
+            for model in self.models
+        ]
+        result: Floats = np.mean(np.maximum(answers, 0), axis=0, dtype=np.float32)
         return result
 
 

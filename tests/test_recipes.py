@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from ctypes.util import find_library
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from autotelic.rewards.end_conditions import EndConditions
 from autotelic.rewards.progress import MeanProgress
 from autotelic.trainers.run_folder import RunFolder
 from autotelic.trainers.scoring import RewardError, score
+from autotelic.vla.policy import ActionPolicy
 from autotelic.vla.recipes import evolve_vla
 from autotelic.vla.setting import Setting, counts, record
 
@@ -66,6 +68,15 @@ def test_evolve_vla_runs_from_the_command_line(run: Path) -> None:
     assert {"reward", "category/reach-v3", "objective/loss"} <= folder.metrics()[-1].keys()
     assert [row["iteration"] for row in folder.read("gate")] == [1, 2, 3, 4]
     assert "gate_labels: none" in (run / "README.md").read_text()
+
+
+@pytest.mark.skipif(find_library("OSMesa") is None, reason="libosmesa6 is not installed")
+def test_evolve_vla_learns_from_frames(tmp_path: Path) -> None:
+    path, quick = tmp_path / "run", ("--sees", "frames", "--clone-steps", "4", "--workers", "1")
+    assert main(["run", "vla/evolve_vla", "--debug", *quick, "--output-dir", str(path)]) == 0
+    assert_complete(path, 2)
+    assert {file.name for file in path.glob("critic-*")} == {"critic-reward", "critic-pairs", "critic-judge"}
+    assert ActionPolicy.from_pretrained(str(path / "policy")).model.vision.frozen
 
 
 @pytest.mark.parametrize("name", sorted(n for n in all_recipes() if n.startswith("vla/") and n != "vla/evolve_vla"))

@@ -258,8 +258,12 @@ def test_the_mean_of_models_by_hand() -> None:
 
     both = MeanProgress([Reads("absolute"), Half("absolute")])
     assert both(frames(0.1, 0.9)[1:], frames()[:1], ["a", "a"]).tolist() == pytest.approx([0.3, 0.7])
-    for models in ([], [Reads("absolute"), Reads("pairwise")]):
-        with pytest.raises(ValueError, match="MeanProgress takes one or more absolute models"):
+    pairs = Reads("pairwise")
+    both = MeanProgress([pairs, Half("absolute")])  # what is behind the beginning has made no progress
+    assert both(frames(-0.6, 0.9)[1:], frames(0.0)[:1].repeat(2, 0), ["a", "a"]).tolist() == pytest.approx([0.25, 0.7])
+    assert pairs.compared == [(0, 1), (0, 2)]
+    for models in ([], [Reads("absolute"), Clips()]):
+        with pytest.raises(ValueError, match="MeanProgress takes one or more absolute, stage or pairwise models"):
             MeanProgress(models)
 
 

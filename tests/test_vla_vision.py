@@ -136,9 +136,12 @@ def test_it_learns_by_grpo(pool: Pool) -> None:
     assert gains[0] < 0.35 and gains[1] > 0.8, gains
 
 
+@pytest.mark.parametrize("later", [False, True])
 @pytest.mark.parametrize("head", HEADS)
-def test_a_frozen_tower_looks_once(head: str, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = make_policy(head, frozen=True)
+def test_a_frozen_tower_looks_once(head: str, later: bool, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = make_policy(head, frozen=not later)
+    if later:
+        policy.freeze_tower()
     rollouts = RobotActor(policy, pool).act([picture_task(0), picture_task(1)], 2)
     shown = pool.demonstrate(NAME, [0], horizon=20, settle=2, render=View(SIZE))
     encoded = policy.encode([picture_task(0)], shown)
@@ -173,6 +176,9 @@ def test_a_saved_policy_comes_back_with_its_tower(head: str, tmp_path: Path) -> 
     frames = torch.randint(0, 256, (5, SIZE, SIZE, 3), dtype=torch.uint8)
     seen = Seen([INSTRUCTION] * 5, torch.rand(5, 2), frames)
     assert torch.equal(again.choose(seen, None).actions, policy.choose(seen, None).actions)
+    policy.freeze_tower()
+    policy.save_pretrained(tmp_path)
+    assert type(policy).from_pretrained(str(tmp_path)).frozen == policy.frozen != frozenset()
 
 
 # estimators, and what is refused

@@ -128,8 +128,21 @@ class NetworkPolicy(ChunkPolicy):
             piece=piece or (256 if vision is None else 8),
         )
         if vision is not None and vision.frozen:
-            self.keeps_frames = False
-            self.frozen = frozenset(name for name in model.state_dict() if name.startswith("tower."))
+            self.freeze_tower()
+
+    def freeze_tower(self) -> None:
+        """What looks at frames learns no more, and what it sees is stored instead of them.
+
+        Raises:
+            ValueError: the network does not look at frames.
+        """
+        network: RobotNetwork = self.module  # type: ignore[assignment]
+        if network.tower is None:
+            raise ValueError(f"{self.name} has no vision tower to freeze")
+        network.tower.freeze()
+        network.vision = network.tower.vision
+        self.keeps_frames = False
+        self.frozen = frozenset(name for name in network.state_dict() if name.startswith("tower."))
 
     def looks(self, seen: Seen, stored: Mapping[str, Tensor]) -> Tensor | None:
         """What the network sees of N frames, as stored or looked at now."""

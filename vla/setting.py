@@ -63,6 +63,8 @@ class RobotConfig:
     """Action tokens, a Gaussian per step, or a flow from noise to actions."""
     frame_size: int = 64
     """Pixels along a side of what is seen."""
+    tower: Literal["frozen", "trained"] = "frozen"
+    """Whether what looks at frames goes on learning once the policy has been cloned."""
     rho: float = 0.9
     """Correlation of the exploration noise between consecutive environment steps; 0 is independent noise. A flow has
     noise of its own."""
@@ -279,6 +281,7 @@ def start(config: RobotConfig, folder: RunFolder) -> Setting:
 
     from ..envs.pool import Pool
     from ..trainers import checkpoint, distributed
+    from .network import NetworkPolicy
     from .own import module_at
 
     for module in config.use:
@@ -295,6 +298,8 @@ def start(config: RobotConfig, folder: RunFolder) -> Setting:
     distributed.barrier()
     state = checkpoint.load(place)
     policy.load_state_dict(state["policy"])
+    if config.tower == "frozen" and isinstance(policy, NetworkPolicy) and policy.sees == "frames":
+        policy.freeze_tower()
     shown = demonstrations_in(state)
     encoded = _encode(policy, {name: shown[name] for name in taught or wanted})
     own = {name: shown[name] for name in wanted}

@@ -6,7 +6,7 @@ position under a softmax over the map ("keypoints", spatial softmax; Levine et a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -83,9 +83,14 @@ class Tower(nn.Module):
         self.register_buffer("std", 255 * torch.tensor(data["std"]).view(3, 1, 1), persistent=False)
         channels = int(self.body.feature_info.channels()[-1])
         self.features = channels * (2 if vision.pool == "keypoints" else 1)
-        for parameter in self.parameters():
-            parameter.requires_grad_(not vision.frozen)
+        if vision.frozen:
+            self.freeze()
         self.eval()
+
+    def freeze(self) -> None:
+        """From now on it learns no more."""
+        self.vision = replace(self.vision, frozen=True)
+        self.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Tower:
         super().train(False)

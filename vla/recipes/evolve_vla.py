@@ -58,7 +58,7 @@ class Config(RobotConfig):
     beginning) and "ends" are one alone; in "pretrained" the network has learned on other tasks, whose successes it was
     told, how to read demonstrations; one of your own is FILE.py:NAME."""
     play: int = 16
-    """Episodes per task of the cloned policy that a critic of frames takes for little progress."""
+    """Episodes per task of the cloned policy that a critic of frames, where it compares, takes for little progress."""
     frame_steps: int = 400
     """Gradient steps of each network of a critic of frames."""
     goal_features: bool = True
@@ -191,20 +191,33 @@ def critics(config: Config, setting: Setting, folder: RunFolder) -> tuple[Progre
     """
     from ...rewards.critics import CriticTraining, ProgressCritic
     from ...rewards.end_conditions import EndConditions
-    from ...rewards.frame_critics import FrameCritic, FrameTraining
     from ..setting import learned
 
     features, shown = seen_relations(setting, config.goal_features), setting.all_demonstrations
     progress = estimator(config, setting, folder, features)
     if config.sees == "frames":
-        looking = FrameCritic("pairwise", FrameTraining(steps=config.frame_steps, seed=config.seed + 1))
-        return progress, learned(folder, "judge", looking, lambda: looking.fit(shown, setting.play(config.play)))
+        return progress, looking(config, setting, folder, "judge", "pairwise", config.seed + 1)
     if config.critic in CONDITIONED:
         pairs = ProgressCritic("pairwise", features, CriticTraining(seed=config.seed + 1))
         return progress, learned(folder, "judge", pairs, lambda: pairs.fit(shown))
     conditions = EndConditions(features)
     conditions.fit(shown)
     return progress, conditions
+
+
+def looking(
+    config: Config, setting: Setting, folder: RunFolder, name: str, kind: Literal["absolute", "pairwise"], seed: int
+) -> ProgressModel:
+    """A critic of frames. Play helps one that compares, and harms one that does not; see docs/results.md."""
+    from ...rewards.frame_critics import FrameCritic, FrameTraining
+    from ..setting import learned
+
+    critic = FrameCritic(kind, FrameTraining(steps=config.frame_steps, seed=seed))
+
+    def fit() -> None:
+        critic.fit(setting.all_demonstrations, setting.play(config.play) if kind == "pairwise" else ())
+
+    return learned(folder, name, critic, fit)
 
 
 def seen_relations(setting: Setting, goals: bool) -> Features:
@@ -226,7 +239,6 @@ def estimator(config: Config, setting: Setting, folder: RunFolder, features: Fea
     from ...errors import UsageError
     from ...rewards.critics import CriticTraining, ProgressCritic
     from ...rewards.end_conditions import EndConditions
-    from ...rewards.frame_critics import FrameCritic, FrameTraining
     from ...rewards.pretrained_critics import Pretraining
     from ...rewards.progress import MeanProgress, sees
     from ..own import found
@@ -235,8 +247,10 @@ def estimator(config: Config, setting: Setting, folder: RunFolder, features: Fea
 
     shown, kind = setting.all_demonstrations, KINDS.get(config.critic)
     if kind and config.sees == "frames":
-        looking = FrameCritic(kind, FrameTraining(steps=config.frame_steps, seed=config.seed))
-        return learned(folder, "reward", looking, lambda: looking.fit(shown, setting.play(config.play)))
+        alone = looking(config, setting, folder, "reward", kind, config.seed)
+        if config.critic != "own":
+            return alone
+        return MeanProgress([alone, looking(config, setting, folder, "pairs", "pairwise", config.seed + 2)])
     if config.sees == "frames" and config.critic in CONDITIONED:
         raise UsageError(f"the critic {config.critic!r} sees states: take --critic own for frames")
     conditions = EndConditions(features)
