@@ -30,7 +30,6 @@ TASKS = ("drawer-open-v3", "door-open-v3", "drawer-close-v3", "push-v3", "reach-
 ARMS: dict[str, list[str]] = {
     "default": [],
     "network alone": ["--critic", "network"],
-    "one threshold": ["--threshold", "0.9"],
     "independent noise": ["--rho", "0"],
     "pointwise": ["--accumulate", "last"],
     "accumulated as in the paper": ["--accumulate", "milestones"],

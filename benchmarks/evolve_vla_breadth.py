@@ -40,7 +40,6 @@ ARMS: dict[str, list[str]] = {
     "unseen tasks": ["vla/evolve_vla", *UNSEEN, "--clone-tasks", *OTHERS, *READER, "--iterations", "32"],
     "unseen tasks, imitated after all": ["vla/more_imitation", *UNSEEN, "--iterations", "1"],
     "pictures": ["vla/evolve_vla", *PICTURES],
-    "pictures, oracle": ["vla/oracle_grpo", *PICTURES],
     "pictures, continued imitation": ["vla/more_imitation", *PICTURES, "--steps", "20"],
 }
 QUICK = ["--tasks", "drawer-close-v3", "--iterations", "1", "--states", "1", "--eval-episodes", "4"]
