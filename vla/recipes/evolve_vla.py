@@ -188,8 +188,8 @@ def critics(config: Config, setting: Setting, folder: RunFolder) -> tuple[Progre
     """The estimator that rewards and ends episodes, and the gate's judge, which is of another kind.
 
     The judge reads end conditions off the demonstrations where the estimator does not; otherwise it is a network that
-    compares with the episode's beginning. On frames both halves of the estimator and the judge are networks; the judge is
-    one that compares, with weights of its own.
+    compares with the episode's beginning. On frames it always is one, although half of the estimator compares too: with
+    weights of its own.
     """
     from ...rewards.critics import CriticTraining, ProgressCritic
     from ...rewards.end_conditions import EndConditions
