@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -108,6 +108,8 @@ class Setting:
     encoded: list[Rollout]
     watched: View | None = None
     """How frames of every episode are taken; None where nobody looks at them."""
+    played: dict[int, list[Episode]] = field(default_factory=dict)
+    """Episodes of the cloned policy, by how many of each task."""
 
     @property
     def all_demonstrations(self) -> list[Demonstration]:
@@ -145,12 +147,18 @@ class Setting:
         return max(1, self.config.states * len(self.names) // groups)
 
     def play(self, episodes: int) -> list[Episode]:
-        """Episodes of the policy as it is, sampled on training states of every task; success is not read."""
+        """Episodes of the cloned policy, sampled on training states of every task; success is not read.
+
+        They are acted at the first call, for all critics that learn from them.
+        """
         from ..envs.splits import seeds
 
-        first = 100_000 * (self.config.seed % 900) + 90_000
-        tasks = [self.task(name, seed) for name in self.names for seed in seeds("train", episodes, first)]
-        return [rollout.output for rollout in self.actor().act(tasks, 1, key=(-1,), render=self.watched)]
+        if episodes not in self.played:
+            first = 100_000 * (self.config.seed % 900) + 90_000
+            tasks = [self.task(name, seed) for name in self.names for seed in seeds("train", episodes, first)]
+            acted = self.actor().act(tasks, 1, key=(-1,), render=self.watched)
+            self.played[episodes] = [rollout.output for rollout in acted]
+        return self.played[episodes]
 
     def cpu_seconds(self) -> float:
         """CPU time of this process and its workers."""
@@ -348,8 +356,7 @@ def _make_start(place: Path, config: RobotConfig, pool: Pool, policy: ChunkPolic
 def cloning_of(config: RobotConfig) -> Cloning:
     """How a policy imitates before it improves itself.
 
-    A network that looks at frames is slow and needs more steps before its rate of success stands still; smaller
-    batches give it those in less time.
+    A network that looks at frames is slow and needs more steps; smaller batches give it those in less time.
     """
     from .cloning import Cloning
 
