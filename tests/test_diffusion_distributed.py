@@ -13,7 +13,7 @@ from . import drawing_update
 from .small_drawing import shapes_policy
 
 ROOT = Path(__file__).parents[1]
-LIMIT = 180  # seconds, after which processes that wait for each other are ended
+LIMIT = 900  # seconds, after which processes that wait for each other for ever are ended
 
 
 def test_an_update_of_pictures_by_two_processes_is_that_of_one(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from autotelic.trainers.run_folder import RunFolder
 from .toy_run import build, folder_at, honest
 
 ROOT = Path(__file__).parents[1]
-LIMIT = 120  # seconds, after which processes that wait for each other are ended
+LIMIT = 900  # seconds, after which processes that wait for each other for ever are ended
 
 
 def run(*arguments: str) -> str:

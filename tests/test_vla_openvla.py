@@ -253,7 +253,7 @@ def test_what_cannot_be_loaded_is_told_in_one_line(tmp_path: Path) -> None:
     made.processor.save_pretrained(tmp_path)
     with pytest.raises(UsageError, match="does not say how many numbers an action has: give action_size"):
         OpenVLAPolicy.from_pretrained(str(tmp_path))
-    with pytest.raises(UsageError, match="lora_targets"):
+    with pytest.raises(UsageError, match='unknown LoRA target "nowhere"'):
         OpenVLAPolicy.from_pretrained(str(tmp_path), action_size=2, bins=8, lora_rank=2, lora_targets=["nowhere"])
     with pytest.raises(UsageError, match='has no place for the "'):
         policy(prompt="go")

@@ -26,6 +26,7 @@ from ..envs.action_scale import ActionScale
 from ..envs.simulator import View
 from ..errors import UsageError, unknown
 from ..rewards.weights import loading
+from ..trainers.lora import CONFIG, Targets, add_lora, has_lora, load_lora, save_lora
 from ..types import Evaluation
 from .chunk_policy import ChunkPolicy, Seen
 
@@ -212,7 +213,11 @@ class OpenVLAPolicy(ChunkPolicy):
     def save_pretrained(self, folder: str | Path) -> None:
         """Model (or its adapters), processor and settings in a folder that ``from_pretrained`` reads."""
         folder = Path(folder)
-        self.module.save_pretrained(folder)  # type: ignore[operator]
+        model: Any = self.module
+        if has_lora(model):
+            save_lora(model, folder, model.name_or_path)
+        else:
+            model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
         scale = None if self.scale is None else [np.asarray(part).tolist() for part in vars(self.scale).values()]
         settings: dict[str, Any] = {
@@ -231,7 +236,7 @@ class OpenVLAPolicy(ChunkPolicy):
         trust_remote_code: bool = False,
         statistics: str | None = None,
         lora_rank: int | None = None,
-        lora_targets: str | Sequence[str] = "all-linear",
+        lora_targets: Targets = "all-linear",
         **options: Any,
     ) -> OpenVLAPolicy:
         """A policy from a folder or a hub repository.
@@ -257,7 +262,7 @@ class OpenVLAPolicy(ChunkPolicy):
         if "action_size" not in settings:
             raise UsageError(f"{name} does not say how many numbers an action has: give action_size")
         if lora_rank is not None:
-            _add_lora(model, lora_rank, lora_targets)
+            add_lora(model, lora_rank, lora_targets)
         return cls(model, processor, **({"chunk": 1} | settings))
 
 
@@ -351,7 +356,7 @@ def _settings(name: str) -> dict[str, Any]:
 def _load(name: str, dtype: torch.dtype | str, device_map: Any, trusted: bool) -> tuple[Any, Any]:
     from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
 
-    adapters = Path(name) / "adapter_config.json"
+    adapters = Path(name) / CONFIG
     source = json.loads(adapters.read_text())["base_model_name_or_path"] if adapters.is_file() else name
     with loading(source):
         config, _ = PreTrainedConfig.get_config_dict(source)
@@ -380,18 +385,6 @@ def _load(name: str, dtype: torch.dtype | str, device_map: Any, trusted: bool) -
                 f"{source} lacks {len(lost)} weights of its model, such as {lost[0]}: it would act at random"
             )
         if adapters.is_file():
-            model.load_adapter(name, is_trainable=True)
+            load_lora(model, name)
         reader: Any = AutoProcessor
         return model, reader.from_pretrained(name, trust_remote_code=trusted)
-
-
-def _add_lora(model: Any, rank: int, targets: str | Sequence[str]) -> None:
-    from peft import LoraConfig
-
-    wanted = targets if isinstance(targets, str) else list(targets)
-    try:
-        model.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=wanted))
-    except ValueError as error:
-        raise UsageError(f"lora_targets {wanted}: {str(error).splitlines()[0]}") from error
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name)

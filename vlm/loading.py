@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import nn
 
-from ..errors import UsageError, unknown
+from ..errors import UsageError
 from ..rewards.weights import loading
+from ..trainers.lora import CONFIG, Targets, add_lora, has_lora, load_lora, save_lora
 from .processing import ProcessorSpeech, end_ids, placeholder_ids
 from .transformers_backbone import TransformersBackbone
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from .policy import TokenPolicy
 
 P = TypeVar("P", bound="TokenPolicy")
-NAME = "default"
 
 
 def assemble(
@@ -28,7 +27,7 @@ def assemble(
     processor: Any,
     *,
     lora_rank: int | None = None,
-    lora_targets: Sequence[str] | None = None,
+    lora_targets: Targets | None = None,
     lora_alpha: float | None = None,
     freeze_vision: bool = False,
     gradient_checkpointing: bool = False,
@@ -42,8 +41,8 @@ def assemble(
     Args:
         processor: a processor, or a tokenizer for a model of text alone.
         lora_rank: freeze the model and train adapters of this rank; None trains the model.
-        lora_targets: ends of names of linear layers ("q_proj", "mlp.up_proj"); None takes every one in the language
-            model, none in the vision tower.
+        lora_targets: ends of names of layers ("q_proj", "mlp.up_proj"), or "all-linear"; None takes every linear layer
+            in the language model, none in the vision tower.
         lora_alpha: the adapters' factor is alpha / rank; None takes the rank.
         freeze_vision: train the language model alone; features of images are then kept over epochs.
         gradient_checkpointing: recompute layers in the backward pass, at the price of reading every completion with
@@ -56,7 +55,8 @@ def assemble(
     ends = end_ids(model, processor)
     model.eval()
     if lora_rank is not None:
-        add_lora(model, lora_rank, lora_targets, lora_alpha, seed)
+        targets = _of_language(model) if lora_targets is None else lora_targets
+        add_lora(model, lora_rank, targets, alpha=lora_alpha, seed=seed)
     elif lora_targets is not None or lora_alpha is not None:
         raise UsageError("lora_targets and lora_alpha shape adapters: give a lora_rank with them")
     banned = placeholder_ids(model.config, processor, ends)
@@ -89,7 +89,7 @@ def load(
     """
     from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 
-    adapters = Path(name) / "adapter_config.json"
+    adapters = Path(name) / CONFIG
     source = json.loads(adapters.read_text())["base_model_name_or_path"] if adapters.is_file() else name
     if not source:
         raise UsageError(f"{adapters} does not say of which model it is: write its base_model_name_or_path")
@@ -104,8 +104,7 @@ def load(
         reader = AutoProcessor if sees else AutoTokenizer
         processor = reader.from_pretrained(name, trust_remote_code=trust_remote_code)
         if adapters.is_file():
-            model.load_adapter(name, adapter_name=NAME, is_trainable=True)
-            _only_adapters(model)
+            load_lora(model, name)
     return model if device is None else model.to(device), processor, rest
 
 
@@ -129,54 +128,19 @@ def _model_class(config: Any, source: str) -> tuple[Any, bool]:
     )
 
 
-def add_lora(
-    model: Any, rank: int, targets: Sequence[str] | None = None, alpha: float | None = None, seed: int = 0
-) -> None:
-    """Freeze a model and give it trainable low-rank adapters (LoRA, arXiv 2106.09685), which change nothing yet.
-
-    They are float32 whatever the model is: steps of a small learning rate would be lost in half precision.
-
-    Raises:
-        UsageError: a target that is no linear layer of the model, or a rank below 1.
-    """
-    from peft import LoraConfig
-
-    if rank < 1:
-        raise UsageError(f"a LoRA has a rank of at least 1, not {rank}")
-    chosen = _layers(model, targets)
-    config = LoraConfig(r=rank, lora_alpha=cast(Any, rank if alpha is None else alpha), target_modules=chosen)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model.add_adapter(config, adapter_name=NAME)
-    _only_adapters(model)
-
-
-def _layers(model: Any, targets: Sequence[str] | None) -> list[str]:
-    """Full names of linear layers: those that end like a target, or all of the language model."""
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if targets is None:
-        text = {id(module) for module in model.get_decoder().modules()}
-        return [name for name in linear if id(model.get_submodule(name)) in text]
-    for target in targets:
-        if not any(_ends(name, target) for name in linear):
-            raise unknown("LoRA target", target, {name.split(".")[-1] for name in linear})
-    return [name for name in linear if any(_ends(name, target) for target in targets)]
-
-
-def _ends(name: str, target: str) -> bool:
-    return name == target or name.endswith(f".{target}")
-
-
-def _only_adapters(model: Any) -> None:
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name)
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+def _of_language(model: Any) -> list[str]:
+    """Full names of the linear layers of the language model."""
+    parts = {id(part) for part in model.get_decoder().modules()}
+    return [name for name, part in model.named_modules() if isinstance(part, nn.Linear) and id(part) in parts]
 
 
 def save(policy: TokenPolicy, folder: Path) -> Path:
     """Adapters where there are any, else the whole model, and what reads questions."""
     folder.mkdir(parents=True, exist_ok=True)
-    cast(Any, policy.module).save_pretrained(folder)
+    model = cast(Any, policy.module)
+    if has_lora(model):
+        save_lora(model, folder, model.name_or_path)
+    else:
+        model.save_pretrained(folder)
     policy.speech.save(folder)
     return folder
