@@ -1,4 +1,4 @@
-"""The command line: ``autotelic list | run | resume | eval | audit | record | report | doctor``.
+"""The command line: ``autotelic list | run | resume | eval | audit | record | report | check | doctor``.
 
 Nothing heavy is imported before it is needed. Bad input ends in one line and exit code 2, Ctrl-C in
 the line that continues the run and exit code 130.
@@ -12,7 +12,7 @@ import shlex
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -22,7 +22,17 @@ from . import __version__
 from .config_files import ConfigFile, as_words, read_config
 from .errors import UsageError, unknown
 from .listing import kind_of, rows
-from .options import AuditOptions, EvalOptions, ListOptions, NoOptions, RecordOptions, RunOptions, parse, run_options
+from .options import (
+    AuditOptions,
+    CheckOptions,
+    EvalOptions,
+    ListOptions,
+    NoOptions,
+    RecordOptions,
+    RunOptions,
+    parse,
+    run_options,
+)
 from .plugin_files import copy, plan, relative
 from .plugins import use
 from .recipes import all_recipes, find_recipe, recipe_of
@@ -30,6 +40,7 @@ from .recipes import all_recipes, find_recipe, recipe_of
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from .doctor import Finding
     from .rewards.audit import Audit
     from .trainers.loop import Experiment
     from .trainers.run_folder import RunFolder
@@ -226,20 +237,33 @@ def _report(words: Sequence[str]) -> int:
     return 0
 
 
+def _check(words: Sequence[str]) -> int:
+    """Try an environment, a reward, a policy, a recipe or a data file before training with it."""
+    from .check import findings
+
+    options = parse(CheckOptions, words, "check")
+    return 0 if all(finding.good is not False for finding in _told(findings(options))) else 1
+
+
 def _doctor(words: Sequence[str]) -> int:
     """Say what this machine can do, and what is missing."""
-    from rich.console import Console
-    from rich.text import Text
-
     from .doctor import findings, healthy
 
     parse(NoOptions, words, "doctor")
+    return 0 if healthy(_told(findings())) else 1
+
+
+def _told(findings: Iterable[Finding]) -> list[Finding]:
+    """Findings, each printed as soon as it is there."""
+    from rich.console import Console
+    from rich.text import Text
+
     marks = {True: Text("ok ", "green"), False: Text("no ", "red"), None: Text("   ")}
-    console, found = Console(highlight=False), []
-    for finding in findings():
-        found.append(finding)
+    console, printed = Console(highlight=False), []
+    for finding in findings:
+        printed.append(finding)
         console.print(marks[finding.good] + Text(f"{finding.name:20} {finding.text}"), soft_wrap=True)
-    return 0 if healthy(found) else 1
+    return printed
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
@@ -250,6 +274,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "audit": _audit,
     "record": _record,
     "report": _report,
+    "check": _check,
     "doctor": _doctor,
 }
 

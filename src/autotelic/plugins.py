@@ -362,6 +362,11 @@ def _called(value: Any) -> str:
     return str(getattr(value, "__name__", type(value).__name__)).removeprefix(f"{__name__}.")
 
 
+def registered_by(module: ModuleType) -> list[tuple[str, str, Any]]:
+    """(kind, name, plugin) of what a plugin's import registered."""
+    return [(each.kind, each.name, each.value) for each in _by_module.get(module.__name__, ())]
+
+
 # --- plugins at the start ----------------------------------------------------------------------
 
 
