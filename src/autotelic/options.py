@@ -18,9 +18,54 @@ T = TypeVar("T")
 _RunPath = Annotated[str, tyro.conf.arg(metavar="RUN", help="Folder of the run, such as runs/evolve_vla-1.")]
 
 
+SYNONYMS = {
+    "--learning-rate": "--lr",
+    "--num-generations": "--group-size",
+    "--max-completion-length": "--max-new-tokens",
+    "--per-device-train-batch-size": "--micro-batch-size",
+    "--num-train-epochs": "--epochs",
+    "--num-iterations": "--epochs",
+    "--beta": "--kl-coef",
+    "--lr-scheduler-type": "--lr-schedule",
+    "--model-name-or-path": "--model",
+    "--dataset-name": "--data",
+    "--reward-funcs": "--rewards",
+    "--save-steps": "--save-every",
+    "--eval-steps": "--eval-every",
+    "--steps": "--max-steps",
+    "--use-peft": "--lora-rank",
+    "--lora-r": "--lora-rank",
+    "--env": "--tasks",
+}
+"""Flags of TRL and LeRobot -> ours."""
+
+
 @dataclass(frozen=True)
 class NoOptions:
     """This command has no options."""
+
+
+@dataclass(frozen=True)
+class ListOptions:
+    """What to list."""
+
+    kind: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="KIND")] = "recipes"
+    """Such as rewards, objectives or environments."""
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """What to try."""
+
+    what: Annotated[
+        str, tyro.conf.arg(metavar="FILE", help="FILE.py, FILE.py:NAME, package.module:NAME or FILE.jsonl.")
+    ]
+    data: Path | None = None
+    """Questions for a reward of texts, as JSON lines; sums if not given."""
+    environment: str = "metaworld/reach-v3"
+    """Where a policy decides, and where episodes for a reward of episodes come from."""
+    chunk: int = 5
+    """Environment steps per decision of a policy."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +145,10 @@ def parse(kind: type[T], words: Sequence[str], command: str) -> T:
             raise
         raise UsageError(_first_paragraph(said.getvalue())) from None
     if left and left[0].startswith("-"):
-        raise unknown(f"option of autotelic {command}", left[0].partition("=")[0], _names(kind))
+        option, valid = left[0].partition("=")[0], list(_names(kind))
+        if (ours := SYNONYMS.get(option.replace("_", "-"))) in valid:
+            raise UsageError(f'unknown option of autotelic {command} "{option}": it is {ours} here')
+        raise unknown(f"option of autotelic {command}", option, valid)
     if left:
         raise UsageError(f'autotelic {command} does not know what to do with "{left[0]}"')
     return options
