@@ -178,25 +178,29 @@ class Run:
         )
 
     def measures(self, side: Literal["before", "after"]) -> dict[str, float]:
-        """Everything finite in an evaluation by name.
+        """``measures`` of one of the two evaluations."""
+        return measures(self.before if side == "before" else self.after)
 
-        CATEGORY is its mean outcome, CATEGORY/FIGURE a figure, "mean" and "mean/FIGURE" are unweighted means over
-        categories.
-        """
-        from .trainers.evaluations import known
 
-        evaluation = known(self.before if side == "before" else self.after)
-        outcomes = {name: _mean(row["success"]) for name, row in evaluation["outcomes"].items()}
-        named: dict[str, dict[str, float]] = {}
-        for category, figures in (evaluation.get("figures") or {}).items():
-            for name, value in figures.items():
-                if value is not None and math.isfinite(float(value)):
-                    named.setdefault(name, {})[category] = float(value)
-        found = dict(outcomes) | ({MEAN: _mean(list(outcomes.values()))} if outcomes else {})
-        for name, values in named.items():
-            found |= {f"{category}/{name}": value for category, value in values.items()}
-            found[f"{MEAN}/{name}"] = _mean(list(values.values()))
-        return found
+def measures(evaluation: Mapping[str, Any]) -> dict[str, float]:
+    """Everything finite in an evaluation by name.
+
+    CATEGORY is its mean outcome, CATEGORY/FIGURE a figure; "mean" and "mean/FIGURE" are unweighted means over
+    categories.
+    """
+    from .trainers.evaluations import known
+
+    outcomes = {name: _mean(row["success"]) for name, row in known(evaluation)["outcomes"].items()}
+    found = outcomes | ({MEAN: _mean(list(outcomes.values()))} if outcomes else {})
+    named: dict[str, dict[str, float]] = {}
+    for category, figures in (evaluation.get("figures") or {}).items():
+        for name, value in figures.items():
+            if value is not None and math.isfinite(float(value)):
+                named.setdefault(name, {})[category] = float(value)
+    for name, values in named.items():
+        found |= {f"{category}/{name}": value for category, value in values.items()}
+        found[f"{MEAN}/{name}"] = _mean(list(values.values()))
+    return found
 
 
 def _labels(facts: Mapping[str, Any]) -> str:
@@ -254,7 +258,7 @@ class Results:
 
         Args:
             base: an arm, or per arm the one that it is compared with.
-            measures: names as in ``Run.measures``; None takes all categories and their mean.
+            measures: names as in ``measures``; None takes all categories and their mean.
 
         Raises:
             UsageError: there is no such arm or measure, or two arms share no seed.
