@@ -42,6 +42,20 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     return mean - half, mean + half
 
 
+def mean_p(values: ArrayLike) -> float:
+    """Two-sided p-value of Student's t test that a mean is 0, such as that of differences over seeds.
+
+    NaN for fewer than two values; without any spread 0, or 1 where the mean is 0.
+    """
+    x = _floats(values)
+    if len(x) < 2:
+        return math.nan
+    mean, error = float(x.mean()), float(x.std(ddof=1)) / math.sqrt(len(x))
+    if error == 0:
+        return float(mean == 0)
+    return 2 * (1 - _student_t_cdf(abs(mean) / error, len(x) - 1))
+
+
 def bootstrap_interval(values: ArrayLike, level: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Interval:
     """Percentile bootstrap interval of a mean; the same seed gives the same interval."""
     x = _floats(values)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,6 +40,12 @@ METAWORLD_EPISODE = 150
 @dataclass(frozen=True)
 class RobotConfig:
     """Fields that every robot recipe has."""
+
+    start_fields: ClassVar[tuple[str, ...]] = (
+        *("tasks", "use", "demonstrations", "seed", "demonstrations_from", "clone_tasks", "policy", "sees", "head"),
+        *("frame_size", "clone_steps", "horizon", "settle"),
+    )
+    """What demonstrations and clone depend on: runs that agree in them can share a start."""
 
     tasks: tuple[str, ...] = ("drawer-open-v3", "door-open-v3", "drawer-close-v3", "push-v3:3", "reach-v3:3")
     """MetaWorld tasks (or registered environments); NAME:K gives K demonstrations of one."""

@@ -1,0 +1,103 @@
+"""How much code there is: lines without docstrings, comments and blank lines, per file and per room.
+
+    python benchmarks/code_lines.py [--quick] [--json FILE] [--at REV] [--since REV] [--new GLOB ...]
+
+Counted are the package (the core, its rooms and ``autotelic.testing``) and the scripts in benchmarks/; a line counts if
+a token of code lies on it, and strings that stand alone are docstrings. --at counts a revision without checking it out.
+--since lists the files that a revision did not have, and says what there is for what existed then: everything but the
+files that --new names as features of their own.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import tokenize
+from collections import Counter
+from collections.abc import Callable
+from fnmatch import fnmatch
+from typing import Any
+
+from common import ROOT, git, parser_of, save
+
+ROOMS = ("envs", "rewards", "trainers", "vlm", "vla", "diffusion")
+SILENT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+SILENT |= {tokenize.ENCODING, tokenize.ENDMARKER}
+
+
+def code_lines(text: str) -> int:
+    """Lines of a module that hold code."""
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in SILENT:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            lines.difference_update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return len(lines)
+
+
+def room_of(path: str) -> str | None:
+    """The part of the project that a file is counted in; None for what is not counted."""
+    if not path.endswith(".py"):
+        return None
+    room = path.removeprefix("src/autotelic/").split("/")[0].removesuffix(".py")
+    if room in (*ROOMS, "testing", "benchmarks"):
+        return room
+    return "core" if path.startswith("src/autotelic/") else None
+
+
+def files_at(revision: str) -> dict[str, str]:
+    """Path -> text of every file that is counted, at a revision or, if it is empty, in the working tree."""
+    if revision:
+        listed, read = git("ls-tree", "-r", "--name-only", revision), _reader(revision)
+    else:
+        listed = git("ls-files", "--cached", "--others", "--exclude-standard")
+        read = lambda path: (ROOT / path).read_text()  # noqa: E731
+    paths = [path for path in sorted(listed.splitlines()) if room_of(path)]
+    return {path: read(path) for path in paths if revision or (ROOT / path).is_file()}
+
+
+def _reader(revision: str) -> Callable[[str], str]:
+    return lambda path: git("show", f"{revision}:{path}")
+
+
+def moved(since: str, at: str) -> dict[str, str]:
+    """New path -> old path of files that git takes for renamed."""
+    rows = [row.split("\t") for row in git("diff", "-M", "--name-status", since, *([at] if at else [])).splitlines()]
+    return {row[2]: row[1] for row in rows if row[0].startswith("R")}
+
+
+def main() -> None:
+    parser = parser_of(__doc__, "the same, as it takes seconds")
+    parser.add_argument("--at", default="", metavar="REV", help="count this revision; the working tree if not given")
+    parser.add_argument("--since", metavar="REV", help="list what is new since this revision")
+    parser.add_argument("--new", nargs="+", default=[], metavar="GLOB", help="new files that are features of their own")
+    options = parser.parse_args()
+    files = {path: code_lines(text) for path, text in files_at(options.at).items()}
+    rooms: Counter[str] = Counter()
+    for path, count in files.items():
+        rooms[str(room_of(path))] += count
+    figures: dict[str, Any] = {"total": sum(files.values()), "rooms": dict(sorted(rooms.items()))}
+    figures["counted"] = git("rev-parse", "--short", options.at or "HEAD").strip() + ("" if options.at else "+")
+    if options.since:
+        before = files_at(options.since)
+        renamed = moved(options.since, options.at)
+        new = {path: n for path, n in files.items() if path not in before and renamed.get(path) not in before}
+        features = {path: n for path, n in new.items() if any(fnmatch(path, glob) for glob in options.new)}
+        figures["since"] = {
+            "revision": options.since,
+            "total_then": sum(map(code_lines, before.values())),
+            "total_for_what_existed": figures["total"] - sum(features.values()),
+            "new_features": features,
+            "other_new_files": {path: n for path, n in new.items() if path not in features},
+            "moved": {path: renamed[path] for path in files if path in renamed},
+            "gone": sorted(set(before) - set(files) - set(renamed.values())),
+        }
+    for name, value in figures.items():
+        print(f"{name}: {value}")
+    save(options, figures | {"files": files})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""What the scripts of this folder share: their options and records, sweeps as scripts, and races of steps."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from autotelic.sweep import MEAN, Results, Sweep, dump, words_of
+
+ROOT = Path(__file__).parents[1]
+Costs = Mapping[str, list[dict[str, float]]]
+Flags = Mapping[str, Any]
+
+
+# --- every script -------------------------------------------------------------------------------
+
+
+def parser_of(doc: str | None, quick: str) -> argparse.ArgumentParser:
+    """The options of every script: --quick (what it leaves out) and --json FILE."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help=f"about a minute: {quick}")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+    return parser
+
+
+def git(*words: str) -> str:
+    """What git answers in this repository. Raises CalledProcessError, and FileNotFoundError without git."""
+    return subprocess.run(["git", *words], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+def provenance() -> dict[str, Any]:
+    """Where figures come from: command, commit ("+" where files differ from it), machine, versions."""
+    from autotelic.trainers.run_folder import versions
+
+    try:
+        commit = git("rev-parse", "--short", "HEAD").strip() + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    return {"command": command, "commit": commit, "machine": platform.machine(), "versions": versions()}
+
+
+def save(options: argparse.Namespace, figures: Mapping[str, Any]) -> None:
+    """Write figures with their provenance, if a file was given."""
+    if options.json:
+        options.json.write_text(dump(provenance() | {"quick": options.quick} | dict(figures)))
+
+
+# --- sweeps -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Study:
+    """A sweep as a script.
+
+    Attributes:
+        recipe, arms, seeds, flags: as in ``Sweep``.
+        base: as in ``Results.compare``; what it names and this call leaves out is not compared.
+        quick, quick_arms: flags that make a run end in seconds, and the arms that --quick takes, on the first seed.
+        measures: what is compared and shown.
+        further: figures of the script's own, from the sweep and its results.
+    """
+
+    recipe: str
+    arms: Mapping[str, Flags]
+    seeds: Sequence[int]
+    base: str | Mapping[str, str]
+    quick: Flags
+    quick_arms: Sequence[str]
+    flags: Flags = field(default_factory=dict)
+    measures: Sequence[str] = (MEAN,)
+    further: Callable[[Sweep, Results], Mapping[str, Any]] = lambda sweep, results: {}
+
+    def main(self, doc: str | None) -> None:
+        parser = parser_of(doc, f"{' and '.join(self.quick_arms)} on one seed, with little of all")
+        parser.add_argument("--runs", type=Path, help="keep the runs here; those that stand finished are read")
+        parser.add_argument("--seeds", type=int, nargs="+", default=list(self.seeds))
+        parser.add_argument("--arms", nargs="+", choices=list(self.arms), default=list(self.arms))
+        parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+        options = parser.parse_args()
+        names, seeds = (self.quick_arms, options.seeds[:1]) if options.quick else (options.arms, options.seeds)
+        arms = {name: {**self.flags, **self.arms[name], **(self.quick if options.quick else {})} for name in names}
+        with tempfile.TemporaryDirectory() as scratch:
+            sweep = Sweep(self.recipe, arms, seeds, options.runs or Path(scratch), jobs=options.jobs)
+            results = sweep.run()
+            everyone = {arm: self.base for arm in self.arms} if isinstance(self.base, str) else self.base
+            pairs = {arm: base for arm, base in everyone.items() if arm in arms and base in arms and arm != base}
+            differences = results.compare(pairs, self.measures)
+            further = self.further(sweep, results)
+        print(results.table(self.measures, differences))
+        flags = {arm: " ".join(words_of(flags)) for arm, flags in arms.items()}
+        record = {"recipe": self.recipe, "seeds": seeds, "flags": flags, **results.to_json()}
+        save(options, record | {"differences": [asdict(each) for each in differences], **further})
+
+
+# --- races of steps -----------------------------------------------------------------------------
+
+
+class Worker:
+    """A process that makes one step per line of settings, and answers by a line of what it cost."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self.process: subprocess.Popen[str] = subprocess.Popen(command, text=True, **streams)  # type: ignore[call-overload]
+        self._answer()
+
+    def step(self, settings: Mapping[str, Any]) -> dict[str, float]:
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps(settings) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, float]:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                answer: dict[str, float] = json.loads(line)
+                return answer
+        raise SystemExit(f"no answer from {self.process.args!r}")
+
+    def close(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def measured(step: Callable[[Any], Mapping[str, float]], settings: Any) -> dict[str, float]:
+    """CPU and wall seconds of one step, and what else it says of itself."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    further = step(settings)
+    return {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall, **further}
+
+
+def race(steps: Mapping[str, Callable[[], dict[str, float]]], rounds: int) -> dict[str, list[dict[str, float]]]:
+    """What every contestant's step cost, round by round, in an order that turns."""
+    costs: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
+    names = list(steps)
+    for turn in range(rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            costs[name].append(steps[name]())
+        last = {name: round(rows[-1]["cpu"], 3) for name, rows in costs.items()}
+        print(f"round {turn + 1} of {rounds}, CPU seconds: {last}", file=sys.stderr, flush=True)
+    return costs
+
+
+def ratio(above: list[dict[str, float]], below: list[dict[str, float]], unit: str = "cpu") -> dict[str, float]:
+    """Median, lowest and highest of the rounds' ratios."""
+    values = [a[unit] / b[unit] for a, b in zip(above, below, strict=True)]
+    return {"median": round(median(values), 3), "low": round(min(values), 3), "high": round(max(values), 3)}
