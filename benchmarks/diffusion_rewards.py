@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from autotelic.statistics import mean_interval
 from autotelic.trainers.run_folder import RunFolder, versions
-from autotelic.trainers.statistics import mean_interval
 
 FREE = ["--gate", "none"]
 PRDP, DDPO = ["diffusion/prdp", *FREE], ["diffusion/ddpo", *FREE]

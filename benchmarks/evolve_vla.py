@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from autotelic.statistics import auc, holm, mcnemar_exact, mean_interval
 from autotelic.trainers.run_folder import RunFolder, versions
-from autotelic.trainers.statistics import auc, holm, mcnemar_exact, mean_interval
 
 ARMS: dict[str, list[str]] = {
     "evolve_vla": ["vla/evolve_vla"],

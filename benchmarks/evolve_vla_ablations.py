@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from evolve_vla import launch, summary
 
+from autotelic.statistics import mean_interval
 from autotelic.trainers.run_folder import RunFolder, versions
-from autotelic.trainers.statistics import mean_interval
 
 TASKS = ("drawer-open-v3", "door-open-v3", "drawer-close-v3", "push-v3", "reach-v3")
 ARMS: dict[str, list[str]] = {

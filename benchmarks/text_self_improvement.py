@@ -38,6 +38,7 @@ from autotelic.envs import arithmetic
 from autotelic.rewards.digits import Digits
 from autotelic.rewards.reward import Reward
 from autotelic.rewards.verifiers import Numeric
+from autotelic.statistics import mean_interval, paired_difference_interval
 from autotelic.trainers.advantages import grpo
 from autotelic.trainers.curricula import Uniform
 from autotelic.trainers.gates import BestSoFar
@@ -48,7 +49,6 @@ from autotelic.trainers.objectives.policy_gradient import PPOClip
 from autotelic.trainers.pairing import best_of_group
 from autotelic.trainers.run_folder import RunFolder, versions
 from autotelic.trainers.scoring import score
-from autotelic.trainers.statistics import mean_interval, paired_difference_interval
 from autotelic.types import Rollout, Task
 from autotelic.vlm.policy import TokenPolicy
 from autotelic.vlm.smollm import smollm2

@@ -29,8 +29,8 @@ from typing import Any
 
 import numpy as np
 
+from autotelic.statistics import mean_interval
 from autotelic.trainers.run_folder import RunFolder, versions
-from autotelic.trainers.statistics import mean_interval
 
 NO_GATE = ["--no-gate"]
 CRITIQUE, REWARDING = "vlm/self_critique", "vlm/self_rewarding"

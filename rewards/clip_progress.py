@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UsageError
+from ..numbers import Floats
 from .hub import CLIPScore
-from .progress import Floats
 
 BASELINE = "a robot arm beside a table"
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .progress import Floats
+from ..numbers import Floats
 
 
 class Clock:

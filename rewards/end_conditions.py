@@ -14,12 +14,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from ..numbers import Floats
 from .features import Features
 
-Floats = NDArray[np.float32]
 AGREE = 0.2
 
 

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
+from ..numbers import Floats
 from ..types import Score
 
-Floats = NDArray[np.float32]
 Kind = Literal["absolute", "pairwise", "terminal", "stage"]
 Sees = Literal["states", "frames"]
 Accumulation = Literal["milestones", "mix_f", "last", "best", "mean", "difference"]

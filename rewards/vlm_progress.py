@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import unknown
-from .progress import Floats
+from ..numbers import Floats
 from .vlm import VLM, Prompt, Speaker, Token, Written
 
 Frames = NDArray[np.uint8]

@@ -6,7 +6,7 @@ world. It is label-free and model-perceived; it is not a learned verifier.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 
 from ..envs import scenes
 from ..envs.scenes import Answer, Question, Scene
+from ..numbers import rows_by_key
 from ..types import Score
 from .glimpse import GlimpseModel
 
@@ -84,13 +85,10 @@ class RereadingConsensus:
         self, prompts: Sequence[Any], completions: Sequence[Any], images: Any, groups: Sequence[str]
     ) -> list[Score]:
         """The scores, None for all answers to a question without a consensus."""
-        rows: dict[str, list[int]] = defaultdict(list)
-        for row, group in enumerate(groups):
-            rows[group].append(row)
         answers = [scenes.parse_answer(str(said)) for said in completions]
         seen = self.eyes([image[0] for image in images])
         scores: list[Score] = [None] * len(groups)
-        for members in rows.values():
+        for members in rows_by_key(groups).values():
             said = [answer for row in members if (answer := answers[row]) is not None]
             found = standing(Question.parse(str(prompts[members[0]])), said, seen[members[0]])
             for row in members if found is not None else ():
