@@ -61,6 +61,7 @@ def members(groups: Sequence[Any] | None, who: str) -> list[list[int]]:
 
 class _GroupReward:
     group_aware = True
+    families = frozenset({"majority vote"})
 
     def __init__(self, vote: Vote = vote_of) -> None:
         self.vote = vote
@@ -168,6 +169,8 @@ class MajorityNovelty(_GroupReward):
         vote: as for :class:`MajorityVote`.
     """
 
+    families = frozenset({"majority vote", "novelty"})
+
     def __init__(
         self,
         embedding: Embedding | None = None,
@@ -256,6 +259,8 @@ class ViewConsistency(_GroupReward):
     Args:
         vote: reads the answer of a completion, as ``back`` takes it.
     """
+
+    families = frozenset({"view consistency"})
 
     def __call__(
         self,

@@ -81,6 +81,10 @@ class ProgressCritic:
         self.instructions: dict[str, int] = {}
         self.members: list[nn.Module] = []
 
+    @property
+    def families(self) -> frozenset[str]:
+        return frozenset({f"demonstrations:{self.kind} network of states"})
+
     # training
 
     def fit(self, demonstrations: Sequence[Any]) -> float:

@@ -54,6 +54,7 @@ class EndConditions:
     """
 
     kind: Literal["absolute"] = "absolute"
+    families = frozenset({"demonstrations:end conditions"})
 
     def __init__(
         self, features: Features, *, moved: float = 0.02, tolerance: float = 0.01, sharpness: float = 0.1

@@ -66,6 +66,10 @@ class FrameCritic:
         self.instructions: dict[str, int] = {}
         self.members: list[_Network] = []
 
+    @property
+    def families(self) -> frozenset[str]:
+        return frozenset({f"demonstrations:{self.kind} network of frames"})
+
     def fit(self, demonstrations: Sequence[Any], play: Sequence[Any] = ()) -> float:
         """Learn; returns the last loss.
 

@@ -66,6 +66,7 @@ class PretrainedCritic:
 
     kind: Literal["absolute"] = "absolute"
     sees: Literal["states"] = "states"
+    families = frozenset({"demonstrations:pretrained network of relations"})
 
     def __init__(self, layout: Mapping[str, slice], training: Pretraining | None = None) -> None:
         self.features = RelationFeatures(layout)

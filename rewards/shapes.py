@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..cache import cache_folder
 from ..errors import UsageError
+from ..families import GROUND_TRUTH
 from ..fitting import cosine, fit
 from .images import as_float, as_uint8
 
@@ -159,6 +160,7 @@ class AttributeReward:
     """
 
     name = "attributes"
+    families = frozenset({"attribute classifier"})
 
     def __init__(self, classifier: AttributeClassifier, labels: Labels, *, differentiable: bool = False) -> None:
         self.classifier, self.labels, self.differentiable = classifier, labels, differentiable
@@ -203,6 +205,7 @@ class NearestRender:
     """
 
     name = "nearest_render"
+    families = frozenset({GROUND_TRUTH})
 
     def __init__(
         self, templates: Tensor, captions: Sequence[str], *, total: Literal["correct", "fidelity"] = "correct"

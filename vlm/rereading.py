@@ -1,4 +1,4 @@
-"""Self-critique by looking again: does each cell that an answer points at show what the answer takes it for?
+"""Self-verification by a second look: does each cell that an answer points at show what the answer takes it for?
 
 The critic's eyes are the policy's own, frozen as they were at the start; what follows from what is a rule of the small
 world. It is label-free and model-perceived; it is not a learned verifier.
@@ -19,6 +19,8 @@ from ..envs.scenes import Answer, Question, Scene
 from ..numbers import rows_by_key
 from ..types import Score
 from .glimpse import GlimpseModel
+
+SECOND_LOOK = frozenset({"second look"})
 
 Reader = Callable[[Sequence[Any]], Sequence[Scene]]
 """Pictures [32, 32, 3] -> what somebody reads in their cells."""
@@ -75,6 +77,7 @@ class RereadingConsensus:
     eyes: Reader
 
     group_aware = True
+    families = SECOND_LOOK
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], images: Any, groups: Sequence[str], **columns: Any
@@ -107,6 +110,8 @@ class Rereading:
     """The share of an answer's claims that hold at a second look; 0 for what cannot be parsed."""
 
     eyes: Reader
+
+    families = SECOND_LOOK
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], images: Any, **columns: Any) -> list[float]:
         scores = []

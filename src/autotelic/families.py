@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 GROUND_TRUTH = "ground truth"
 UNDECLARED = "undeclared"
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def families_of(*functions: Any) -> frozenset[str]:
@@ -23,6 +25,16 @@ def families_of(*functions: Any) -> frozenset[str]:
     Of one that declares none it is "undeclared:FILE:NAME", by the file and qualified name of its source.
     """
     return frozenset(name for function in functions for name in _families(function))
+
+
+def of_family(*names: str) -> Callable[[Function], Function]:
+    """Decorator of a reward function that declares its families."""
+
+    def declare(function: Function) -> Function:
+        cast(Any, function).families = frozenset(names)
+        return function
+
+    return declare
 
 
 def proxies(families: Iterable[str]) -> frozenset[str]:

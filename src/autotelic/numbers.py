@@ -25,7 +25,9 @@ def scalar(score: Score) -> float:
     if isinstance(score, Sequence) and not isinstance(score, str):
         return math.fsum(float(part) for part in score)
     value: Any = score
-    return float(value.sum()) if hasattr(value, "sum") else float(value)  # a tensor, an array, a number of either
+    return (
+        float(value.sum().item()) if hasattr(value, "sum") else float(value)
+    )  # a tensor, an array, a number of either
 
 
 def mean(values: Iterable[float]) -> float:
