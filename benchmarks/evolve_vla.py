@@ -15,8 +15,8 @@ from typing import Any
 
 from common import Study
 
+from autotelic.statistics import auc, holm, mcnemar_exact
 from autotelic.sweep import MEAN, Results, Sweep
-from autotelic.trainers.statistics import auc, holm, mcnemar_exact
 
 QUICK = {"tasks": ("drawer-close-v3", "reach-v3"), "max_steps": 2, "tasks_per_step": 2, "eval_episodes": 8}
 QUICK |= {"bc_steps": 200}

@@ -41,15 +41,15 @@ from autotelic.envs.metaworld import OBSERVATION, MetaWorldSimulator
 from autotelic.envs.pool import Episode
 from autotelic.envs.simulator import View
 from autotelic.envs.splits import seeds as states_of
-from autotelic.rewards.audit import FEW, Audit, audit_progress, audit_scores, otsu
+from autotelic.rewards.audit import Audit, audit_progress, audit_scores, otsu
 from autotelic.rewards.controls import Clock, Constant, Travel
 from autotelic.rewards.critics import CriticTraining, ProgressCritic
 from autotelic.rewards.end_conditions import EndConditions
 from autotelic.rewards.features import RelationFeatures
 from autotelic.rewards.frame_critics import FrameCritic, FrameTraining
 from autotelic.rewards.progress import Accumulator, Kind, MeanProgress
+from autotelic.statistics import FEW, mean_interval
 from autotelic.trainers.run_folder import RunFolder, versions
-from autotelic.trainers.statistics import mean_interval
 from autotelic.vla.setting import CHUNK, RobotConfig, Setting, start
 
 GROUPS = (

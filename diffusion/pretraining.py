@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..cache import cache_folder
 from ..envs import shapes
+from ..fitting import fit
 from ..trainers.randomness import generator, seed_of
 from .shapes_pipeline import ShapesPipeline
 
@@ -81,27 +82,26 @@ def pretrain(settings: Pretraining, *, quiet: bool = True) -> ShapesPipeline:
         torch.manual_seed(seed_of("pretraining", settings.seed))
         pipeline = untrained(settings)
     learned = [*pipeline.transformer.parameters(), *pipeline.text_encoder.parameters()]
-    kept = [p.detach().clone() for p in learned]
-    optimizer = torch.optim.AdamW(learned, settings.lr, betas=(0.9, 0.99), weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings.steps))
+    averages = [p.detach().clone() for p in learned]
     random = generator("pretraining", "data", settings.seed)
     captions = [shapes.caption(scene) for scene in shapes.SCENES]
-    for step in track(range(settings.steps), "training the default pipeline", disable=quiet, transient=True):
+
+    def loss(_: int) -> Tensor:
         scenes = torch.randint(len(captions), (settings.batch,), generator=random)
         clean = 2 * shapes.sample(scenes, random, settings.size) - 1
-        told = [captions[i] for i in scenes.tolist()]
-        loss = flow_matching_loss(pipeline, told, clean, random)
-        optimizer.zero_grad()
-        torch.autograd.backward([loss])
-        nn.utils.clip_grad_norm_(learned, 1.0)
-        optimizer.step()
-        schedule.step()
+        return flow_matching_loss(pipeline, [captions[i] for i in scenes.tolist()], clean, random)
+
+    def average(step: int) -> None:
         with torch.no_grad():
             mix = 1 - min(settings.average, (1 + step) / (10 + step))
-            torch._foreach_lerp_(kept, [p.detach() for p in learned], mix)
+            torch._foreach_lerp_(averages, [p.detach() for p in learned], mix)
+
+    rates = [settings.lr * _rate(step, settings.steps) for step in range(settings.steps)]
+    shown = track(rates, "training the default pipeline", disable=quiet, transient=True)
+    fit(learned, loss, shown, betas=(0.9, 0.99), max_grad_norm=1.0, after=average)
     with torch.no_grad():
-        for mine, average in zip(learned, kept, strict=True):
-            mine.copy_(average)
+        for mine, smooth in zip(learned, averages, strict=True):
+            mine.copy_(smooth)
     return pipeline
 
 

@@ -23,12 +23,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..numbers import mean
+from ..statistics import FEW, Doubles, auc, grade, spearman
 from .progress import Accumulator, ProgressEstimator, ProgressModel, ask, sees, shown_threshold
-
-Floats = NDArray[np.float64]
-
-FEW = 5
-"""With fewer successes or failures than this nothing is said of how they are told apart."""
 
 BINS = 10
 """Of the reliability diagram, equally wide over 0..1."""
@@ -94,20 +91,15 @@ class Audit:
         if min(self.successes, self.failures) < FEW:
             few = f"{self.successes} successes and {self.failures} failures"
             return f"{self.name} cannot be judged on {self.on}: {few}, at least {FEW} of each are needed"
-        if self.auc < 0.4:
-            words = "prefers failures: do not train on it"
-        elif self.auc < 0.6:
-            words = "cannot tell success from failure: do not train on it"
-        elif self.auc < 0.8:
-            words = "tells success from failure only roughly: whoever trains on it needs a gate"
-        elif self.balanced_accuracy < 0.7:
+        level = grade(self.auc)
+        if level.clear and self.balanced_accuracy < 0.7:
             words = "ranks successes above failures, but not around its threshold: reward by it, end no episode by it"
         else:
-            words = "tells success from failure"
+            words = ": ".join(filter(None, (level.words, level.advice)))
         doubts = []
-        if self.auc < 0.8 and self.voc_failure > 0.8 and self.voc_success - self.voc_failure < 0.1:
+        if not level.clear and self.voc_failure > 0.8 and self.voc_success - self.voc_failure < 0.1:
             doubts.append("its values rise in failures as they do in successes, like a clock")
-        if self.auc < 0.8 and self.score_failure > 0.8 and self.score_success <= 1:
+        if not level.clear and self.score_failure > 0.8 and self.score_success <= 1:
             doubts.append("it reads high whatever happens")
         return f"{self.name} on {self.on}: {words}" + "".join(f"; {doubt}" for doubt in doubts)
 
@@ -219,21 +211,10 @@ def otsu(scores: ArrayLike) -> float:
     return float((values[best] + values[best + 1]) / 2)
 
 
-def auc(scores: ArrayLike, success: ArrayLike) -> float:
-    """P(score of a success > score of a failure), ties 1/2; NaN when one of the two is missing."""
-    x, y = np.asarray(scores, np.float64), np.asarray(success, bool)
-    n, m = int(y.sum()), int((~y).sum())
-    return float((_ranks(x)[y].sum() - n * (n + 1) / 2) / (n * m)) if n and m else math.nan
-
-
 def order(values: ArrayLike) -> float:
     """Spearman's rank correlation of values with their place, 0 where they are constant or fewer than two."""
     x = np.asarray(values, np.float64)
-    if len(x) < 2 or x.min() == x.max():
-        return 0.0
-    a, b = _ranks(x), np.arange(len(x), dtype=np.float64)
-    a, b = a - a.mean(), b - b.mean()
-    return float(a @ b / math.sqrt(float(a @ a) * float(b @ b)))
+    return 0.0 if len(x) < 2 or x.min() == x.max() else spearman(x, np.arange(len(x)))
 
 
 def reliability(scores: ArrayLike, success: ArrayLike) -> tuple[float, float, tuple[Bin, ...]]:
@@ -338,7 +319,7 @@ def _gap(category: str, looks: Sequence[Look]) -> HackingGap:
     return HackingGap(category, tuple(looks), reward, success, reward - success, rose and fell)
 
 
-def _error(values: Floats) -> float:
+def _error(values: Doubles) -> float:
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
@@ -348,15 +329,15 @@ def _error(values: Floats) -> float:
 def _audit(
     name: str,
     on: str,
-    scores: Floats,
+    scores: Doubles,
     success: NDArray[np.bool_],
-    traces: Sequence[Floats],
+    traces: Sequence[Doubles],
     threshold: tuple[float, str],
     cost: tuple[float, float],
 ) -> Audit:
     if scores.shape != success.shape or scores.ndim != 1 or not len(scores):
         raise ValueError(f"an audit needs as many scores as outcomes, got {scores.shape} and {success.shape}")
-    sensitivity, specificity = _mean(scores[success] > threshold[0]), _mean(scores[~success] <= threshold[0])
+    sensitivity, specificity = mean(scores[success] > threshold[0]), mean(scores[~success] <= threshold[0])
     orders = np.array([order(trace) for trace in traces])
     brier, error, bins = reliability(scores, success)
     return Audit(
@@ -368,10 +349,10 @@ def _audit(
         balanced_accuracy=(sensitivity + specificity) / 2,
         threshold=threshold[0],
         rule=threshold[1],
-        voc_success=_mean(orders[success]) if len(orders) else math.nan,
-        voc_failure=_mean(orders[~success]) if len(orders) else math.nan,
-        score_success=_mean(scores[success]),
-        score_failure=_mean(scores[~success]),
+        voc_success=mean(orders[success]) if len(orders) else math.nan,
+        voc_failure=mean(orders[~success]) if len(orders) else math.nan,
+        score_success=mean(scores[success]),
+        score_failure=mean(scores[~success]),
         brier=brier,
         ece=error,
         calls=cost[0],
@@ -380,7 +361,9 @@ def _audit(
     )
 
 
-def _judge(model: ProgressModel, episodes: Sequence[Any], accumulator: Accumulator) -> tuple[Floats, list[Floats], int]:
+def _judge(
+    model: ProgressModel, episodes: Sequence[Any], accumulator: Accumulator
+) -> tuple[Doubles, list[Doubles], int]:
     """Final scores [N], the estimates over each episode (none of a terminal model), and how often it was asked."""
     tracks = [_track(model, episode) for episode in episodes]
     texts = [str(episode.instruction) for episode in episodes]
@@ -415,17 +398,6 @@ def _successes(episodes: Sequence[Any]) -> NDArray[np.bool_]:
     if unknown is not None:
         raise ValueError(f"the success of episode {unknown} is not known: record it with the oracle")
     return np.array([bool(episode.success) for episode in episodes])
-
-
-def _mean(values: NDArray[Any]) -> float:
-    return float(values.mean()) if len(values) else math.nan
-
-
-def _ranks(values: Floats) -> Floats:
-    """Ranks from 1, ties share their mean rank."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return np.asarray((last - (counts - 1) / 2)[inverse], np.float64)
 
 
 def _plain(value: Any) -> Any:

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UsageError
+from ..numbers import Floats
 from .hub import CLIPScore
-from .progress import Floats
 
 BASELINE = "a robot arm beside a table"
 
@@ -60,6 +60,7 @@ class CLIPProgress:
         self.alpha, self.goal, self.baseline, self.batch_size = alpha, goal, baseline, batch_size
         self.bands: dict[str, tuple[float, float]] = {}
         self.blind: list[str] = []
+        self.families = self.towers.families
         self._texts: dict[str, Tensor] = {}
 
     def fit(self, demonstrations: Sequence[Any]) -> None:

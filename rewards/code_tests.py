@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ..errors import UsageError
+from ..families import GROUND_TRUTH
 from ..sandbox import Limits, run_code
 from .exhibits import is_text, text_of
 
@@ -38,6 +39,7 @@ class CodeTests:
     """
 
     needs = ("tests",)
+    families = frozenset({GROUND_TRUTH})
 
     def __init__(self, partial: bool = True, limits: Limits | None = None, workers: int = 1) -> None:
         if workers < 1:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
+from ..numbers import rows_by_key
 from .answers import vote_of
 from .exhibits import text_of
 
@@ -55,14 +56,12 @@ def members(groups: Sequence[Any] | None, who: str) -> list[list[int]]:
     """
     if groups is None:
         raise ValueError(f'{who} needs the column "groups": one id per sample, the same for the samples of a question')
-    rows: dict[Any, list[int]] = {}
-    for row, group in enumerate(groups):
-        rows.setdefault(group, []).append(row)
-    return list(rows.values())
+    return list(rows_by_key(groups).values())
 
 
 class _GroupReward:
     group_aware = True
+    families = frozenset({"majority vote"})
 
     def __init__(self, vote: Vote = vote_of) -> None:
         self.vote = vote
@@ -136,10 +135,10 @@ class CrowdVote(_GroupReward):
         votes = self.votes(completions)
         scores = [0.0] * len(votes)
         for rows in members([task.id for task in tasks], type(self).__name__):
-            own: dict[str, list[Hashable | None]] = {}
-            for row in rows:
-                own.setdefault(rollouts[row].player, []).append(votes[row])
-            trust = {player: self_consistency(some) if self.weighted else Fraction(1) for player, some in own.items()}
+            trust = {
+                player: self_consistency([votes[rows[i]] for i in some]) if self.weighted else Fraction(1)
+                for player, some in rows_by_key(rollouts[row].player for row in rows).items()
+            }
             winner = majority([votes[row] for row in rows], [trust[rollouts[row].player] for row in rows])
             for row in rows:
                 scores[row] = float(winner is not None and votes[row] == winner)
@@ -169,6 +168,8 @@ class MajorityNovelty(_GroupReward):
         text: what of a completion is compared; by default all of it.
         vote: as for :class:`MajorityVote`.
     """
+
+    families = frozenset({"majority vote", "novelty"})
 
     def __init__(
         self,
@@ -259,6 +260,8 @@ class ViewConsistency(_GroupReward):
         vote: reads the answer of a completion, as ``back`` takes it.
     """
 
+    families = frozenset({"view consistency"})
+
     def __call__(
         self,
         completions: Sequence[Any],
@@ -275,12 +278,12 @@ class ViewConsistency(_GroupReward):
             ]
         scores: list[float | None] = [None] * len(votes)
         for rows in members([task.parent or task.id for task in tasks], type(self).__name__):
-            views: dict[str, list[int]] = {}
+            views = [[rows[i] for i in some] for some in rows_by_key(tasks[row].id for row in rows).values()]
+            counts = [Counter(votes[row] for row in some) for some in views]
             for row in rows:
-                views.setdefault(tasks[row].id, []).append(row)
-            counts = {view: Counter(votes[row] for row in some) for view, some in views.items()}
-            for row in rows:
-                shares = [counts[view][votes[row]] / len(some) for view, some in views.items() if row not in some]
+                shares = [
+                    count[votes[row]] / len(some) for some, count in zip(views, counts, strict=True) if row not in some
+                ]
                 if shares:
                     scores[row] = 0.0 if votes[row] is None else math.fsum(shares) / len(shares)
         return scores

@@ -11,13 +11,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .progress import Floats
+from ..numbers import Floats
 
 
 class Clock:
     """How long an episode has lasted, as a share of ``limit`` observations: longer is better."""
 
     kind: Literal["terminal"] = "terminal"
+    families = frozenset({"clock"})
 
     def __init__(self, limit: int = 200) -> None:
         self.limit = limit
@@ -38,6 +39,7 @@ class Travel:
     """
 
     kind: Literal["terminal"] = "terminal"
+    families = frozenset({"travel"})
 
     def __init__(self, hand: slice = slice(0, 3)) -> None:
         self.hand = hand
@@ -56,6 +58,7 @@ class Constant:
     """One half, whatever happens."""
 
     kind: Literal["absolute"] = "absolute"
+    families = frozenset({"constant"})
 
     def __call__(self, observations: Any, initial: Any, instructions: Sequence[str], references: Any = None) -> Floats:
         return np.full(len(observations), 0.5, np.float32)

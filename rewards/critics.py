@@ -14,14 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..fitting import cosine, fit
+from ..numbers import Floats
 from .features import Features, StateFeatures
 
-Floats = NDArray[np.float32]
 Kind = Literal["absolute", "pairwise"]
 
 
@@ -82,6 +81,10 @@ class ProgressCritic:
         self.instructions: dict[str, int] = {}
         self.members: list[nn.Module] = []
 
+    @property
+    def families(self) -> frozenset[str]:
+        return frozenset({f"demonstrations:{self.kind} network of states"})
+
     # training
 
     def fit(self, demonstrations: Sequence[Any]) -> float:
@@ -117,30 +120,24 @@ class ProgressCritic:
             size = self._inputs(paths[0].observations[:1], paths[0].observations[:1]).shape[-1]
             width = (1 if self.kind == "absolute" else 2) * size + len(self.instructions)
             network = _network(width, self.training.hidden)
-        optimizer = torch.optim.AdamW(network.parameters(), lr=self.training.lr, weight_decay=1e-4)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.training.steps)
-        loss = torch.zeros(())
         table = _Table(paths, self.features.layout, getattr(self.features, "spread", ()))
-        for _ in range(self.training.steps):
-            sample = table.draw(self.training, random)
-            if self.kind == "absolute":
-                inputs, target = self._inputs(sample.now, sample.initial), sample.progress
-            else:
-                earlier = table.draw_earlier(sample, random)
-                inputs = torch.cat(
-                    [self._inputs(earlier.now, sample.initial), self._inputs(sample.now, sample.initial)], -1
-                )
-                target = _advance(earlier.progress, sample.progress)
-            text = nn.functional.one_hot(sample.instruction, len(self.instructions)).float()
-            out = network(torch.cat([inputs, text], -1))[:, 0]
-            guess = out.sigmoid() if self.kind == "absolute" else out.tanh()
-            loss = ((guess - target) ** 2).mean()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+        rates = cosine(self.training.lr, self.training.steps)
+        loss = fit(network, lambda _: self._loss(network, table, random), rates, weight_decay=1e-4)
         self.members.append(network.eval())
-        return float(loss.detach())
+        return loss
+
+    def _loss(self, network: nn.Module, table: _Table, random: torch.Generator) -> Tensor:
+        sample = table.draw(self.training, random)
+        if self.kind == "absolute":
+            inputs, target = self._inputs(sample.now, sample.initial), sample.progress
+        else:
+            earlier = table.draw_earlier(sample, random)
+            pair = [self._inputs(earlier.now, sample.initial), self._inputs(sample.now, sample.initial)]
+            inputs, target = torch.cat(pair, -1), _advance(earlier.progress, sample.progress)
+        text = nn.functional.one_hot(sample.instruction, len(self.instructions)).float()
+        out = network(torch.cat([inputs, text], -1))[:, 0]
+        guess = out.sigmoid() if self.kind == "absolute" else out.tanh()
+        return ((guess - target) ** 2).mean()
 
     def _inputs(self, now: Tensor, initial: Tensor) -> Tensor:
         return self.features(now, initial)

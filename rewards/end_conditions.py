@@ -14,12 +14,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from ..numbers import Floats
 from .features import Features
 
-Floats = NDArray[np.float32]
 AGREE = 0.2
 
 
@@ -55,6 +54,7 @@ class EndConditions:
     """
 
     kind: Literal["absolute"] = "absolute"
+    families = frozenset({"demonstrations:end conditions"})
 
     def __init__(
         self, features: Features, *, moved: float = 0.02, tolerance: float = 0.01, sharpness: float = 0.1

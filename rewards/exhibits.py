@@ -1,4 +1,4 @@
-"""What is judged, as judges look at it: texts, and pictures of whatever can be seen."""
+"""Inputs of judges: the texts and pictures of what is judged, and the prompts made of them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from torch import Tensor
 
 from .images import as_uint8
 
-Question = tuple[Sequence[Image.Image], str]
+Prompt = tuple["str | Image.Image", ...]
+"""Words and pictures in the order in which the model shall see them."""
 
 
 @dataclass(frozen=True)
 class Exhibit:
-    """What is judged: pictures, and a text if the output was one."""
+    """Input of a judge: the pictures of one output, and its text if it was one."""
 
     pictures: tuple[Image.Image, ...]
     text: str | None = None
 
 
 class Exhibitor:
-    """Makes exhibits of outputs.
+    """Base of judges: turns outputs into exhibits.
 
     Args:
         frames: how many frames of an episode are shown.

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-Floats = NDArray[np.float32]
+from ..fitting import cosine, fit
+from ..numbers import Floats
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,10 @@ class FrameCritic:
         self.instructions: dict[str, int] = {}
         self.members: list[_Network] = []
 
+    @property
+    def families(self) -> frozenset[str]:
+        return frozenset({f"demonstrations:{self.kind} network of frames"})
+
     def fit(self, demonstrations: Sequence[Any], play: Sequence[Any] = ()) -> float:
         """Learn; returns the last loss.
 
@@ -93,20 +98,16 @@ class FrameCritic:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             network = _Network(self.kind, len(self.instructions), how)
-            optimizer = torch.optim.AdamW(network.parameters(), how.lr, weight_decay=how.weight_decay)
-            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, how.steps)
-            loss = torch.zeros(())
-            for _ in range(how.steps):
+
+            def both(_: int) -> Tensor:
                 loss = self._loss(network, shown, progress, random)
-                if played is not None and how.play > 0:
-                    none = torch.zeros(len(played.now))
-                    loss = loss + how.play * self._loss(network, played, none, random)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                schedule.step()
+                if played is None or how.play <= 0:
+                    return loss
+                return loss + how.play * self._loss(network, played, torch.zeros(len(played.now)), random)
+
+            loss = fit(network, both, cosine(how.lr, how.steps), weight_decay=how.weight_decay)
         self.members.append(network.eval())
-        return float(loss.detach())
+        return loss
 
     def _loss(self, network: _Network, frames: _Frames, progress: Tensor, random: torch.Generator) -> Tensor:
         how = self.training

@@ -118,6 +118,7 @@ class _HubScore:
     """What all have in common: loading on the first call, frozen weights, one device."""
 
     differentiable = True
+    families: frozenset[str]
 
     def __init__(self, name_or_path: str, device: str, dtype: torch.dtype) -> None:
         self.name_or_path = name_or_path
@@ -166,6 +167,8 @@ class LaionAesthetic(_HubScore):
         head: file, folder or hub repository of the head's weights.
         head_file: the file in such a folder or repository.
     """
+
+    families = frozenset({"aesthetic"})
 
     def __init__(
         self,
@@ -272,6 +275,7 @@ class CLIPScore(_TwoTowers):
         super().__init__(name_or_path, None, device, dtype)
         self.prefix = prefix
         self.probability = probability
+        self.families = frozenset({"siglip" if "siglip" in name_or_path.lower() else "clip"})
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         model = self.parts[0]
@@ -295,6 +299,8 @@ class PickScore(_TwoTowers):
             the CLIP that it was fine-tuned from.
         scale: multiplies the score; 1 / 26 brings it near 0..1, as some trainers do.
     """
+
+    families = frozenset({"pickscore"})
 
     def __init__(
         self,
@@ -325,6 +331,8 @@ class HPSv2(_TwoTowers):
         file: the file in such a folder or repository; "HPS_v2_compressed.pt" is version 2.0.
         base: gives configuration, tokenizer and normalisation, not weights.
     """
+
+    families = frozenset({"hps"})
 
     def __init__(
         self,
@@ -369,6 +377,7 @@ class ImageReward(_HubScore):
         tokenizer: BERT's.
     """
 
+    families = frozenset({"imagereward"})
     mean = 0.16717362830052426
     deviation = 1.0333394966054072
 

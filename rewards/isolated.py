@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UsageError
+from ..families import UNDECLARED
 from ..types import Score
 from .images import as_uint8
 
@@ -66,6 +67,7 @@ class IsolatedReward:
         self.command = tuple(command)
         self.timeout = timeout
         self.__name__ = target.rpartition(":")[2]
+        self.families = frozenset({f"{UNDECLARED}:{target}"})
         self._child: _Child | None = None
         self._takes: frozenset[str] = frozenset()
         self._needs: tuple[str, ...] = ()

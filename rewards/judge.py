@@ -1,4 +1,4 @@
-"""A vision-language model as judge: the probability that it says yes.
+"""Judges that say yes or no: a vision-language model's probability of yes, to one output or to which is better.
 
     reward = Reward(YesNoJudge()) + 0.5 * Reward(PairwiseJudge("sharpness", against="group"))
 
@@ -14,22 +14,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from string import Formatter
 from typing import Any, Literal
 
-import torch
-from PIL import Image
 from torch import Tensor
 
-from ..errors import UsageError, unknown
-from .exhibits import Exhibit, Exhibitor, Question, is_text, text_of, texts_of
-from .weights import loading
+from ..errors import unknown
+from ..families import families_of
+from ..numbers import rows_by_key
+from .exhibits import Exhibit, Exhibitor, Prompt, is_text, text_of, texts_of
+from .vlm import QWEN, VLM
 
-Asker = Callable[[Sequence[Question]], Sequence[float] | Tensor]
-"""Questions, each with the pictures shown before it -> P(yes) of each, in 0..1."""
+Asker = Callable[[Sequence[Prompt]], Sequence[float] | Tensor]
+"""Prompts, each a question after the pictures that it is about -> P(yes) of each, in 0..1; a ``VLM`` is one."""
 
-QWEN = "Qwen/Qwen2.5-VL-7B-Instruct"
 SHOWS = "Does the picture show {prompt}? Answer yes or no."
 DONE = "The pictures show one attempt in order of time. Is this done at the end: {prompt}? Answer yes or no."
 RIGHT = "Question: {prompt}\nAnswer: {completion}\nIs the answer right? Answer yes or no."
@@ -47,121 +45,6 @@ BETTER_ANSWER = (
 )
 
 
-def load_vlm(name_or_path: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
-    """An image-text-to-text model of transformers, frozen, and its processor.
-
-    Raises:
-        UsageError: it cannot be loaded.
-    """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    auto: Any = AutoProcessor
-    with loading(name_or_path):
-        processor = auto.from_pretrained(name_or_path)
-        model: Any = AutoModelForImageTextToText.from_pretrained(name_or_path, dtype=dtype)
-    return model.to(device).requires_grad_(False), processor
-
-
-class VLMAsker:
-    """P(yes) / (P(yes) + P(no)) of the first token that a vision-language model would answer.
-
-    "yes" counts in every spelling that is one token of the model ("yes", "Yes", "YES", each with and without a
-    space before it), and likewise "no". Loading happens at the first question. A model that is given is put into
-    eval mode for the time of asking only, so that a policy can judge itself.
-
-    Args:
-        name_or_path: any image-text-to-text model of transformers, with a chat template.
-        model, processor: loaded ones instead.
-        device, dtype: of a model that is loaded by name.
-        batch_size: questions per forward pass. Their padding does not change the answers beyond rounding.
-
-    Raises:
-        UsageError: the model cannot be loaded, or splits every spelling of "yes" or of "no" into several tokens.
-    """
-
-    def __init__(
-        self,
-        name_or_path: str = QWEN,
-        *,
-        model: Any = None,
-        processor: Any = None,
-        device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        batch_size: int = 8,
-    ) -> None:
-        if (model is None) != (processor is None):
-            raise UsageError("a judge needs model and processor together, or a name to load both from")
-        self.name_or_path = name_or_path
-        self.given = None if model is None else (model, processor)
-        self.device = torch.device(device)
-        self.dtype = dtype
-        self.batch_size = batch_size
-
-    def __call__(self, questions: Sequence[Question]) -> Tensor:
-        """[N] in 0..1, float32, on the CPU."""
-        answers = torch.empty(len(questions))
-        # Processors batch questions with pictures and questions without, but not both.
-        for pictured in (True, False):
-            rows = [i for i, (pictures, _) in enumerate(questions) if bool(pictures) == pictured]
-            for start in range(0, len(rows), self.batch_size):
-                some = rows[start : start + self.batch_size]
-                answers[some] = self._ask([questions[i] for i in some])
-        return answers
-
-    @cached_property
-    def parts(self) -> tuple[Any, Any, Tensor, Tensor]:
-        """Model, processor and the tokens of yes and no."""
-        model, processor = self.given or load_vlm(self.name_or_path, self.device, self.dtype)
-        tokenizer = getattr(processor, "tokenizer", processor)
-        return model, processor, *(tokens_of(tokenizer, word) for word in ("yes", "no"))
-
-    @torch.no_grad()
-    def _ask(self, questions: Sequence[Question]) -> Tensor:
-        model, processor, yes, no = self.parts
-        inputs = processor.apply_chat_template(
-            [_conversation(pictures, text) for pictures, text in questions],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            sanitize_control_tokens=True,
-            processor_kwargs={"padding": True, "padding_side": "left"},
-        )
-        inputs = {k: v.to(model.device, model.dtype if v.is_floating_point() else None) for k, v in inputs.items()}
-        training = model.training
-        model.eval()
-        try:
-            logits: Tensor = model(**inputs, logits_to_keep=1, use_cache=False).logits[:, -1].float().cpu()
-        finally:
-            model.train(training)
-        return (logits[:, yes].logsumexp(-1) - logits[:, no].logsumexp(-1)).sigmoid()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "parts"}
-
-
-def _conversation(pictures: Sequence[Image.Image], text: str) -> list[dict[str, Any]]:
-    shown = [{"type": "image", "image": picture} for picture in pictures]
-    return [{"role": "user", "content": [*shown, {"type": "text", "text": text}]}]
-
-
-def tokens_of(tokenizer: Any, word: str) -> Tensor:
-    """The ids of every spelling of a word that is one token.
-
-    Raises:
-        UsageError: there is none.
-    """
-    spellings = [space + form for form in (word.lower(), word.capitalize(), word.upper()) for space in ("", " ")]
-    encoded = [tokenizer.encode(spelling, add_special_tokens=False) for spelling in spellings]
-    ids = {ids[0] for ids in encoded if len(ids) == 1} - {tokenizer.unk_token_id}
-    if not ids:
-        raise UsageError(
-            f'the tokenizer {type(tokenizer).__name__} splits "{word}" in every spelling, so that its first token '
-            "says nothing; take another model"
-        )
-    return torch.tensor(sorted(ids))
-
-
 class _Judge(Exhibitor):
     """What both judges share: who is asked, and with which words."""
 
@@ -173,9 +56,13 @@ class _Judge(Exhibitor):
                 raise unknown("field of a judge's question", name, self.fields)
         super().__init__(frames)
         self.question = question
-        self.asker: Asker = VLMAsker(asker) if isinstance(asker, str) else asker
+        self.asker: Asker = VLM(asker) if isinstance(asker, str) else asker
 
-    def ask(self, questions: Sequence[Question]) -> list[float]:
+    @property
+    def families(self) -> frozenset[str]:
+        return families_of(self.asker)
+
+    def ask(self, questions: Sequence[Prompt]) -> list[float]:
         """P(yes) of each.
 
         Raises:
@@ -196,7 +83,7 @@ class YesNoJudge(_Judge):
     Args:
         question: with the fields {prompt} and {completion} (the output, where it is a text). By default the question
             is whether a picture shows the prompt, an episode does it, or an answer is right.
-        asker: who is asked: a model's name, a ``VLMAsker``, or any function like it.
+        asker: who is asked: a model's name, a ``VLM``, or any function like it.
         frames: how many frames of an episode are shown.
     """
 
@@ -226,10 +113,10 @@ class YesNoJudge(_Judge):
         texts = texts_of(prompts, len(exhibits))
         return self.ask([self._question(exhibit, text) for exhibit, text in zip(exhibits, texts, strict=True)])
 
-    def _question(self, exhibit: Exhibit, prompt: str) -> Question:
+    def _question(self, exhibit: Exhibit, prompt: str) -> Prompt:
         default = RIGHT if exhibit.text is not None else DONE if len(exhibit.pictures) > 1 else SHOWS
         text = (self.question or default).format(prompt=prompt, completion=exhibit.text or "")
-        return exhibit.pictures, text
+        return *exhibit.pictures, text
 
 
 class PairwiseJudge(_Judge):
@@ -320,11 +207,8 @@ class PairwiseJudge(_Judge):
     ) -> list[float | None]:
         if groups is None:
             raise ValueError("a pairwise judge within groups needs the column groups")
-        members: dict[str, list[int]] = {}
-        for index, group in enumerate(groups):
-            members.setdefault(group, []).append(index)
         pairs = []
-        for ring in members.values():
+        for ring in rows_by_key(groups).values():
             pairs += [
                 (ring[k], ring[(k + 1) % len(ring)]) for k in range(len(ring) if len(ring) > 2 else len(ring) - 1)
             ]
@@ -344,7 +228,7 @@ class PairwiseJudge(_Judge):
             return Exhibit(exhibit.pictures, text_of(reference))
         return Exhibit(self.pictures(index, reference))
 
-    def _question(self, first: Exhibit, second: Exhibit, prompt: str) -> Question:
+    def _question(self, first: Exhibit, second: Exhibit, prompt: str) -> Prompt:
         answers = first.text is not None
         default = BETTER_ANSWER if answers else BETTER_DONE if len(first.pictures) > 1 else BETTER
         text = (self.question or default).format(
@@ -355,4 +239,4 @@ class PairwiseJudge(_Judge):
             shown=len(first.pictures),
         )
         # Two answers are about the same pictures.
-        return (first.pictures if answers else (*first.pictures, *second.pictures)), text
+        return *first.pictures, *(() if answers else second.pictures), text

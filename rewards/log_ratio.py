@@ -1,4 +1,4 @@
-"""The log-ratio of two policies as a reward: which way did the one move away from the other?
+"""Log-ratio of two policies as a reward: which way did the one move away from the other?
 
     reward = Reward(LogRatio(scorer(finetuned), scorer(base)))
 
@@ -11,25 +11,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from ..errors import unknown
+from ..families import families_of
 from ..types import Policy, Rollout
 
 Scorer = Callable[[Sequence[Rollout]], Sequence[float] | Tensor]
 """Rollouts -> the log-probability of each as a whole, [B], in nats."""
 
 
-def scorer(policy: Policy) -> Scorer:
-    """The log-probability that a policy gives to each rollout: Σ over its decisions."""
+@dataclass(frozen=True)
+class _PolicyScorer:
+    policy: Policy
+    name: str
 
-    def log_probs(rollouts: Sequence[Rollout]) -> Tensor:
-        batch = policy.collate(rollouts)
-        return (policy.evaluate_actions(batch).log_probs.detach() * batch.mask).sum(-1).cpu()
+    @property
+    def families(self) -> frozenset[str]:
+        return frozenset({f"policy:{self.name}"})
 
-    return log_probs
+    def __call__(self, rollouts: Sequence[Rollout]) -> Tensor:
+        batch = self.policy.collate(rollouts)
+        with torch.no_grad():
+            return (self.policy.evaluate_actions(batch).log_probs * batch.mask).sum(-1).cpu()
+
+
+def scorer(policy: Policy, name: str = "self") -> Scorer:
+    """The log-probability that a policy gives to each rollout: Σ over its decisions; of the family "policy:NAME"."""
+    return _PolicyScorer(policy, name)
 
 
 class LogRatio:
@@ -47,6 +60,10 @@ class LogRatio:
         if per not in ("completion", "decision"):
             raise unknown("unit of a log-ratio", per, ("completion", "decision"))
         self.of, self.over, self.per = of, over, per
+
+    @property
+    def families(self) -> frozenset[str]:
+        return families_of(self.of, self.over)
 
     def __call__(self, rollouts: Sequence[Rollout], **columns: Any) -> list[float]:
         """One score per rollout.

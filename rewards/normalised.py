@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import UsageError
+from ..numbers import rows_by_key
 from ..types import Score
 from .reward import Reward, WeightedSum
 
@@ -57,7 +58,7 @@ class NormalisedSum(WeightedSum):
         """Every term's raw scores by name, and the weighted sum of the normalised ones as ``total``."""
         if "groups" not in columns:
             raise ValueError(f'{self.name} needs the column "groups": one id per sample, the same within a prompt')
-        members = _members(columns["groups"])
+        members = rows_by_key(columns["groups"]).values()
         named: dict[str, Sequence[Score]] = {}
         totals: list[float | None] = [None] * len(columns["groups"])
         for weight, term in self.terms:
@@ -91,13 +92,6 @@ class NormalisedSum(WeightedSum):
         raise UsageError(f"{self.name} is not weighted as a whole: give its terms their weights")
 
     __rmul__ = __mul__
-
-
-def _members(groups: Sequence[Any]) -> list[list[int]]:
-    rows: dict[Any, list[int]] = {}
-    for row, group in enumerate(groups):
-        rows.setdefault(group, []).append(row)
-    return list(rows.values())
 
 
 def _number(name: str, score: Score) -> float | None:

@@ -39,6 +39,7 @@ class JPEGSize:
     """
 
     differentiable = False
+    families = frozenset({"jpeg"})
 
     def __init__(self, quality: int = 90, target: Literal["compressible", "incompressible"] = "compressible") -> None:
         if not 1 <= quality <= 95:
@@ -67,6 +68,7 @@ class Colourfulness:
     """
 
     differentiable = True
+    families = frozenset({"colourfulness"})
 
     def __call__(self, images: Any, **_: Any) -> Tensor:
         red, green, blue = (255 * _precise(as_float(images))).flatten(2).unbind(1)
@@ -88,6 +90,7 @@ class Sharpness:
     """
 
     differentiable = True
+    families = frozenset({"sharpness"})
 
     def __call__(self, images: Any, **_: Any) -> Tensor:
         pictures = _precise(as_float(images))
@@ -116,6 +119,7 @@ class TextMatch:
     """
 
     differentiable = False
+    families = frozenset({"text reader"})
 
     def __init__(self) -> None:
         if find_spec("rapidocr_onnxruntime") is None:

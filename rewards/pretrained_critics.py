@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..fitting import cosine, fit
+from ..numbers import Floats
 from .features import RELATIONS, RelationFeatures
 
-Floats = NDArray[np.float32]
 DESCRIPTORS = 12
 
 
@@ -66,6 +66,7 @@ class PretrainedCritic:
 
     kind: Literal["absolute"] = "absolute"
     sees: Literal["states"] = "states"
+    families = frozenset({"demonstrations:pretrained network of relations"})
 
     def __init__(self, layout: Mapping[str, slice], training: Pretraining | None = None) -> None:
         self.features = RelationFeatures(layout)
@@ -94,24 +95,20 @@ class PretrainedCritic:
 
     def _pretrain_member(self, practice: Sequence[Any], tables: Sequence[_Table], seed: int) -> float:
         how, random = self.training, torch.Generator().manual_seed(seed)
-        loss = torch.zeros(())
+
+        def loss(_: int) -> Tensor:
+            chosen = int(torch.randint(len(practice), (), generator=random))
+            few = self._few(practice[chosen].demonstrations, random)
+            now, initial, success = tables[chosen].draw(how.batch, random)
+            out = network(self._describe(self._read(few), now, initial))
+            return nn.functional.binary_cross_entropy_with_logits(out, success)
+
         with torch.random.fork_rng():  # initial weights and dropout
             torch.manual_seed(seed)
             network = _Network(how.hidden)
-            optimizer = torch.optim.AdamW(network.parameters(), lr=how.lr, weight_decay=1e-3)
-            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, how.steps)
-            for _ in range(how.steps):
-                chosen = int(torch.randint(len(practice), (), generator=random))
-                few = self._few(practice[chosen].demonstrations, random)
-                now, initial, success = tables[chosen].draw(how.batch, random)
-                out = network(self._describe(self._read(few), now, initial))
-                loss = nn.functional.binary_cross_entropy_with_logits(out, success)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                schedule.step()
+            last = fit(network, loss, cosine(how.lr, how.steps), weight_decay=1e-3)
         self.members.append(network.eval())
-        return float(loss.detach())
+        return last
 
     def _few(self, demonstrations: Sequence[Any], random: torch.Generator) -> list[Any]:
         count = 1 + int(torch.randint(min(self.training.most, len(demonstrations)), (), generator=random))

@@ -8,9 +8,7 @@ at the gate.
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
+from ..families import UNDECLARED, families_of
+from ..numbers import Floats
 from ..types import Score
 
-Floats = NDArray[np.float32]
 Kind = Literal["absolute", "pairwise", "terminal", "stage"]
 Sees = Literal["states", "frames"]
 Accumulation = Literal["milestones", "mix_f", "last", "best", "mean", "difference"]
@@ -291,12 +290,24 @@ class FinalProgress:
         threshold: the estimate at which the episode would have ended; every instruction has one.
         completion: w, the weight of having got there.
         hindsight: computes v from the recorded episode instead, where no estimator sat in the environment.
+        model: the estimator's, which says of what family the reward is.
     """
 
     def __init__(
-        self, threshold: Threshold = 1.0, completion: float = 0.0, hindsight: EpisodeProgress | None = None
+        self,
+        threshold: Threshold = 1.0,
+        completion: float = 0.0,
+        hindsight: EpisodeProgress | None = None,
+        *,
+        model: ProgressModel | None = None,
     ) -> None:
-        self.threshold, self.completion, self.hindsight = threshold, completion, hindsight
+        self.threshold, self.completion, self.hindsight, self.model = threshold, completion, hindsight, model
+
+    @property
+    def families(self) -> frozenset[str]:
+        if self.hindsight is None and self.model is None:
+            return frozenset({f"{UNDECLARED}:the environment's estimator"})
+        return families_of(*(part for part in (self.hindsight, self.model) if part is not None))
 
     def __call__(self, rollouts: Sequence[Any], prompts: Sequence[Any], **columns: Any) -> list[Score]:
         if self.hindsight is not None:
@@ -329,6 +340,10 @@ class MeanProgress:
         self.models = list(models)
         self.sees: Sees = sees(models[0])
 
+    @property
+    def families(self) -> frozenset[str]:
+        return families_of(*self.models)
+
     def __call__(self, observations: Any, initial: Any, instructions: Sequence[str], references: Any = None) -> Floats:
         answers = [
             ask(model, observations, initial, instructions, initial if model.kind == "pairwise" else None)
@@ -336,74 +351,6 @@ class MeanProgress:
         ]
         result: Floats = np.mean(np.maximum(answers, 0), axis=0, dtype=np.float32)
         return result
-
-
-class Cached:
-    """Any progress model, asked once about the same things: frames are expensive to judge.
-
-    What is the same is decided by a hash of the bytes of observation, initial one and reference, and by the
-    instruction. What is new in a call goes to the model in one batch, repeats left out.
-
-    Args:
-        model: absolute, pairwise, stage or terminal.
-        limit: answers kept; the ones unused longest are forgotten.
-
-    Attributes:
-        asked, hits: rows that the model was asked about, and rows that it was not.
-        calls: of the model.
-    """
-
-    def __init__(self, model: ProgressModel, limit: int = 100_000) -> None:
-        if limit < 1:
-            raise ValueError(f"Cached: limit ({limit}) starts at 1")
-        self.model, self.limit = model, limit
-        self.kind: Kind = model.kind
-        self.sees: Sees = sees(model)
-        if model.kind == "stage":
-            self.shares = _shares(model)
-        self.asked = self.hits = self.calls = 0
-        self._answers: OrderedDict[bytes, float] = OrderedDict()
-
-    def __call__(self, observations: Any, initial: Any, instructions: Sequence[str], references: Any = None) -> Floats:
-        keys = [
-            _digest(text, observations[i], initial[i], None if references is None else references[i])
-            for i, text in enumerate(instructions)
-        ]
-        answers = {key: self._answers[key] for key in keys if key in self._answers}
-        fresh = list({key: i for i, key in reversed(list(enumerate(keys))) if key not in answers}.values())[::-1]
-        if fresh:
-            found = np.asarray(
-                self.model(
-                    _rows(observations, fresh),
-                    _rows(initial, fresh),
-                    [instructions[i] for i in fresh],
-                    None if references is None else _rows(references, fresh),
-                )
-            )
-            if found.shape != (len(fresh),):
-                raise ValueError(f"the progress model returned shape {found.shape} for {len(fresh)} observations")
-            answers |= {keys[i]: float(value) for i, value in zip(fresh, found, strict=True)}
-            self.calls += 1
-        self.asked, self.hits = self.asked + len(fresh), self.hits + len(keys) - len(fresh)
-        for key in keys:
-            self._answers[key] = answers[key]
-            self._answers.move_to_end(key)
-        while len(self._answers) > self.limit:
-            self._answers.popitem(last=False)
-        return np.array([answers[key] for key in keys], np.float32)
-
-
-def _rows(values: Any, rows: Sequence[int]) -> Any:
-    return [values[i] for i in rows] if isinstance(values, list) else values[np.asarray(rows)]
-
-
-def _digest(text: str, *arrays: NDArray[Any] | None) -> bytes:
-    digest = hashlib.blake2b(text.encode(), digest_size=16)
-    for array in arrays:
-        if array is not None:
-            digest.update(f"{array.dtype}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.digest()
 
 
 class EpisodeProgress:
@@ -417,6 +364,10 @@ class EpisodeProgress:
 
     def __init__(self, model: ProgressModel, accumulator: Accumulator | None = None) -> None:
         self.model, self.accumulator = model, accumulator or Accumulator("last")
+
+    @property
+    def families(self) -> frozenset[str]:
+        return families_of(self.model)
 
     def __call__(self, episodes: Sequence[Any], prompts: Sequence[Any], **columns: Any) -> list[float]:
         """An estimate per episode, in 0..1.

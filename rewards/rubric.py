@@ -1,6 +1,6 @@
-"""A judge that writes: principles first, then a critique by them, then a score, several times over.
+"""Generative reward model: a judge that writes principles, a critique by them and a score, several times over.
 
-    reward = Reward(RubricJudge(write, k=8, meta=sure))
+    reward = Reward(RubricJudge(k=8))  # of an output, or with a function of one's own: RubricJudge(write, meta=sure)
 
 SPCT / DeepSeek-GRM (arXiv 2504.02495; checked against summaries of the paper, not against the paper). One score of 1
 to 10 is coarse and noisy; the sum of k has k times the range, and a filter leaves out the critiques that look wrong.
@@ -17,12 +17,14 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import UsageError, unknown
-from .exhibits import Exhibit, Exhibitor, Question, texts_of
+from ..families import families_of
+from .exhibits import Exhibit, Exhibitor, Prompt, texts_of
+from .vlm import QWEN, VLM
 
-Writer = Callable[[Sequence[Question]], Sequence[str]]
-"""Questions, each with the pictures shown before it -> one sampled text for each."""
+Writer = Callable[[Sequence[Prompt]], Sequence[str]]
+"""Prompts, each a question after the pictures that it is about -> one sampled text for each."""
 
-Meta = Callable[[Sequence[Question], Sequence[str]], Sequence[float]]
+Meta = Callable[[Sequence[Prompt], Sequence[str]], Sequence[float]]
 """Questions and a critique of each -> how likely that critique is right."""
 
 _FIELDS = ("prompt", "completion", "low", "high")
@@ -48,7 +50,7 @@ class RubricJudge(Exhibitor):
     "Score: 10" does not score itself; it can still argue with the judge in words.
 
     Args:
-        writer: samples texts; called once with every question k times.
+        writer: samples texts; called once with every question k times. Or the name of a model that does.
         k: critiques per output.
         meta: how likely each critique is right, in the order of the questions.
         keep: critiques that the filter leaves, by default half of them, at least one.
@@ -62,7 +64,7 @@ class RubricJudge(Exhibitor):
 
     def __init__(
         self,
-        writer: Writer,
+        writer: Writer | str = QWEN,
         *,
         k: int = 8,
         meta: Meta | None = None,
@@ -80,9 +82,14 @@ class RubricJudge(Exhibitor):
             raise UsageError(f"a rubric judge needs k of at least 1 and a scale, not k={k} and {low}..{high}")
         if keep is not None and (meta is None or not 1 <= keep <= k):
             raise UsageError(f"keep={keep} of {k} critiques needs a meta judge and a number in 1..{k}")
-        self.writer, self.meta, self.question = writer, meta, question
+        self.writer: Writer = VLM(writer).sample if isinstance(writer, str) else writer
+        self.meta, self.question = meta, question
         self.k, self.keep = k, max(1, k // 2) if keep is None else keep
         self.low, self.high = low, high
+
+    @property
+    def families(self) -> frozenset[str]:
+        return families_of(self.writer) if self.meta is None else families_of(self.writer, self.meta)
 
     def __call__(
         self,
@@ -109,11 +116,11 @@ class RubricJudge(Exhibitor):
         rows = range(0, len(questions), self.k)
         return [self._vote(critiques[row : row + self.k], trust[row : row + self.k]) for row in rows]
 
-    def _question(self, exhibit: Exhibit, prompt: str) -> Question:
+    def _question(self, exhibit: Exhibit, prompt: str) -> Prompt:
         kind = "text" if exhibit.text is not None else "episode" if len(exhibit.pictures) > 1 else "picture"
         words = self.question or _SHOWN[kind] + _RUBRIC
         filled = words.format(prompt=prompt, completion=exhibit.text or "", low=self.low, high=self.high)
-        return exhibit.pictures, filled
+        return *exhibit.pictures, filled
 
     def _vote(self, critiques: Sequence[str], trust: Sequence[float]) -> float | None:
         read = [(score_of(text, self.low, self.high), sure) for text, sure in zip(critiques, trust, strict=True)]

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from ..cache import cache_folder
 from ..errors import UsageError
+from ..families import GROUND_TRUTH
+from ..fitting import cosine, fit
 from .images import as_float, as_uint8
 
 FLOOR = -5.0
@@ -67,7 +69,7 @@ class AttributeClassifier(nn.Module):
 def train_classifier(
     templates: Tensor, labels: Labels, *, seed: int = 0, steps: int = 400, batch: int = 128, lr: float = 3e-3
 ) -> AttributeClassifier:
-    """A classifier that learned from true renders with pixel noise and changes of brightness, by Adam.
+    """A classifier that learned from true renders with pixel noise and changes of brightness.
 
     Noise has a standard deviation of up to 0.15 and brightness shifts by up to 0.05 either way, so that the
     pictures of an unfinished policy are no surprise.
@@ -85,9 +87,8 @@ def train_classifier(
         torch.manual_seed(seed)
         classifier = AttributeClassifier(_values(labels), templates.shape[-1])
     generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.Adam(classifier.parameters(), lr=lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    for _ in range(steps):
+
+    def loss(_: int) -> Tensor:
         scenes = torch.randint(templates.shape[0], (batch,), generator=generator)
         pictures = templates[scenes, torch.randint(templates.shape[1], (batch,), generator=generator)]
         noise = (
@@ -95,11 +96,9 @@ def train_classifier(
         )
         shift = 0.1 * torch.rand(batch, 1, 1, 1, generator=generator) - 0.05
         log_probs = classifier((pictures + noise + shift).clamp(0, 1))
-        loss = -_picked(log_probs, targets[scenes]).sum(1).mean()
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        schedule.step()
+        return -_picked(log_probs, targets[scenes]).sum(1).mean()
+
+    fit(classifier, loss, cosine(lr, steps))
     return classifier.eval().requires_grad_(False)
 
 
@@ -161,6 +160,7 @@ class AttributeReward:
     """
 
     name = "attributes"
+    families = frozenset({"attribute classifier"})
 
     def __init__(self, classifier: AttributeClassifier, labels: Labels, *, differentiable: bool = False) -> None:
         self.classifier, self.labels, self.differentiable = classifier, labels, differentiable
@@ -205,6 +205,7 @@ class NearestRender:
     """
 
     name = "nearest_render"
+    families = frozenset({GROUND_TRUTH})
 
     def __init__(
         self, templates: Tensor, captions: Sequence[str], *, total: Literal["correct", "fidelity"] = "correct"

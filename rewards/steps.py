@@ -1,4 +1,4 @@
-"""Rewards of steps: how often does an attempt still succeed from here?
+"""Process rewards by Monte Carlo: how often does an attempt still succeed from this step?
 
     values = MonteCarlo(continue_from, Exact(), n=8)
     reward = Reward(WeakestStep(values, Exact()))
@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import UsageError
+from ..families import families_of
 from ..types import Task
-from .consensus import members
 from .exhibits import text_of
 
 Continue = Callable[[Sequence[Task], Sequence[str], int], Sequence[Sequence[str]]]
@@ -57,6 +57,10 @@ class MonteCarlo:
             raise UsageError(f"{n} continuations of a step say nothing; at least 1 is needed")
         self.sampler, self.verifier, self.n = sampler, verifier, n
 
+    @property
+    def families(self) -> frozenset[str]:
+        return families_of(self.sampler, self.verifier)
+
     def __call__(self, tasks: Sequence[Task], steps: Sequence[Sequence[str]]) -> list[list[float]]:
         """One value in 0..1 per step of each attempt.
 
@@ -96,18 +100,6 @@ def _right(verifier: Callable[..., Sequence[Any]], tasks: Sequence[Task], comple
     return [score is not None and float(score) >= 1 for score in scores]
 
 
-class StepScores:
-    """The value of every step, as one score per segment; for policies whose segments are the steps."""
-
-    def __init__(self, values: StepValues, split: Split = lines_of) -> None:
-        self.values, self.split = values, split
-
-    def __call__(self, completions: Sequence[Any], tasks: Sequence[Task], **columns: Any) -> list[list[float]]:
-        """A list of values per sample."""
-        steps = [list(self.split(text_of(completion))) for completion in completions]
-        return [list(some) for some in self.values(tasks, steps)]
-
-
 class WeakestStep:
     """1[the answer is right] · min over steps of their values (MSTaR, arXiv 2412.17451; not checked).
 
@@ -125,6 +117,10 @@ class WeakestStep:
     ) -> None:
         self.values, self.verifier, self.split = values, verifier, split
 
+    @property
+    def families(self) -> frozenset[str]:
+        return families_of(self.values) if self.verifier is None else families_of(self.values, self.verifier)
+
     def __call__(self, completions: Sequence[Any], tasks: Sequence[Task], **columns: Any) -> list[float | None]:
         """One score per sample, in 0..1."""
         texts = [text_of(completion) for completion in completions]
@@ -137,17 +133,3 @@ class WeakestStep:
         for row, values in zip(rows, valued, strict=True):
             scores[row] = min(values, default=1.0)
         return scores
-
-
-def best_of(scores: Sequence[float | None], groups: Sequence[Any], k: int = 2) -> list[int]:
-    """The rows of the k best of each group among those that score above 0, in row order; the earlier among equals.
-
-    With the scores of :class:`WeakestStep` these are MSTaR's Top-2 among right answers.
-    """
-    if len(scores) != len(groups):
-        raise ValueError(f"{len(scores)} scores but {len(groups)} groups")
-    chosen = []
-    for rows in members(groups, "best_of"):
-        positive = [(-score, row) for row in rows if (score := scores[row]) is not None and score > 0]
-        chosen += [row for _, row in sorted(positive)[:k]]
-    return sorted(chosen)

@@ -16,6 +16,7 @@ from fractions import Fraction
 from typing import Any
 
 from ..errors import UsageError
+from ..families import GROUND_TRUTH
 from .answers import Extract, answer_of, normalise
 from .exhibits import is_text, text_of
 
@@ -36,6 +37,7 @@ class Verifier:
         extract: reads the answer of a completion, None if it gives none.
     """
 
+    families = frozenset({GROUND_TRUTH})
     needs: tuple[str, ...] = ("references",)
     reads: tuple[str, ...] = ()  # further columns, where they are there
 
@@ -353,6 +355,8 @@ class Format:
             <think>...</think> and then one <answer>...</answer>, each once and nothing else.
     """
 
+    families = frozenset({"format"})
+
     def __init__(self, pattern: str | None = None) -> None:
         inside = r"((?!</?(think|answer)>).)*"
         self.pattern = rf"<think>{inside}</think>\s*<answer>{inside}</answer>" if pattern is None else pattern
@@ -374,6 +378,8 @@ class Truncated:
     Args:
         penalty: the score of a truncated completion.
     """
+
+    families = frozenset({"length"})
 
     def __init__(self, penalty: float = -1.0) -> None:
         self.penalty = penalty

@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import unknown
-from .progress import Floats
-from .vlm import VLM, Prompt, Speaker, Token, Written
+from ..families import families_of
+from ..numbers import Floats
+from .exhibits import Prompt
+from .vlm import VLM, Speaker, Token, Written
 
 Frames = NDArray[np.uint8]
 
@@ -70,7 +72,7 @@ class GVL:
     def __init__(self, speaker: Speaker | str | None = None, *, frames: int = 20, task: str = GVL_TASK) -> None:
         _check_fields(task, ("instruction",))
         self.speaker, self.frames, self.task = _speaker(speaker), _at_least(frames, 2), task
-        self.unread = 0
+        self.families, self.unread = families_of(self.speaker), 0
 
     def __call__(self, observations: Any, initial: Any, instructions: Sequence[str], references: Any = None) -> Floats:
         """The value of the last frame of each clip [T_i, H, W, 3], 0..1."""
@@ -146,6 +148,7 @@ class TOPReward:
         _check_fields(question, ("instruction",))
         self.speaker, self.question = _speaker(speaker), question
         self.frames, self.prefixes = _at_least(frames, 1), _at_least(prefixes, 2)
+        self.families = families_of(self.speaker)
 
     def __call__(self, observations: Any, initial: Any, instructions: Sequence[str], references: Any = None) -> Floats:
         """P("True") after each clip [T_i, H, W, 3], 0..1."""
@@ -196,7 +199,7 @@ class VLAC:
     ) -> None:
         _check_fields(question, ("first", "second", "instruction"))
         self.speaker, self.weighted, self.question = _speaker(speaker), weighted, question
-        self.unread = 0
+        self.families, self.unread = families_of(self.speaker), 0
 
     def __call__(self, observations: Any, initial: Any, instructions: Sequence[str], references: Any = None) -> Floats:
         """Advances [N] in -1..1 from references to observations, uint8 [N, H, W, 3] each."""

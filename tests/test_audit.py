@@ -13,7 +13,6 @@ import pytest
 from numpy.typing import NDArray
 
 from autotelic.rewards.audit import (
-    auc,
     audit_progress,
     audit_reward,
     audit_scores,
@@ -23,6 +22,7 @@ from autotelic.rewards.audit import (
     reliability,
 )
 from autotelic.rewards.progress import Accumulator, Kind
+from autotelic.statistics import auc
 
 Floats = NDArray[np.float32]
 

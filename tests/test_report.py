@@ -14,12 +14,12 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
+from autotelic.statistics import wilson
 from autotelic.trainers.charts import before_after, curve, trade_off
 from autotelic.trainers.comparison import audit, compare
 from autotelic.trainers.evaluations import figures_of, known
 from autotelic.trainers.report import write_report
 from autotelic.trainers.run_folder import RunFolder
-from autotelic.trainers.statistics import wilson
 
 PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII=")
 
@@ -189,7 +189,7 @@ def test_the_model_card(folder: RunFolder) -> None:
     folder.write_json("evaluations/before", BEFORE)
     folder.write_json("evaluations/after", AFTER)
     card = folder.write_card(citation=["EVOLVE-VLA, arXiv 2512.14666"]).read_text()
-    assert "| drawer | 20 | 25.0 [11.2, 46.9] | 100.0 [83.9, 100.0] | +75.0" in card
+    assert "| drawer | 20 | 25.0 [11 to 47] | 100.0 [84 to 100] | +75.0" in card
     assert "gate_labels: none" in card and "- EVOLVE-VLA" in card and "autotelic run <x>" in card
 
 

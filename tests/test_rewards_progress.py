@@ -14,7 +14,6 @@ from autotelic.rewards.progress import (
     LEAST_THRESHOLD,
     Accumulation,
     Accumulator,
-    Cached,
     EpisodeProgress,
     FinalProgress,
     Kind,
@@ -346,51 +345,6 @@ def test_frames_that_are_missing_or_not_frames_are_refused_in_one_line() -> None
         states.update(np.array([0]), film(1))
     with pytest.raises(ValueError, match="all see states or all see frames"):
         MeanProgress([Reads("absolute"), Brightness()])
-
-
-# the cache
-
-
-def test_a_cached_model_is_asked_once_about_the_same_things() -> None:
-    inner = Brightness()
-    model = Cached(inner)
-    first = film(0, 0, 0, 0)
-    assert model(film(51, 102, 51, 204), first, ["a"] * 4).tolist() == pytest.approx([0.2, 0.4, 0.2, 0.8])
-    assert (inner.batches, model.asked, model.hits, model.calls) == ([3], 3, 1, 1)
-    assert model(film(204, 255), first[:2], ["a", "a"]).tolist() == pytest.approx([0.8, 1.0])
-    assert (inner.batches, model.asked, model.hits, model.calls) == ([3, 1], 4, 2, 2)
-    model(film(255), first[:1], ["a"])
-    assert inner.batches == [3, 1], "nothing new, no call"
-    model(film(255), first[:1], ["b"])
-    model(film(255), film(9), ["a"])
-    assert inner.batches == [3, 1, 1, 1], "another instruction or another beginning is another question"
-
-
-def test_a_cached_model_knows_references_clips_and_its_limit() -> None:
-    pairs = Brightness("pairwise")
-    model = Cached(pairs, limit=2)
-    assert model(film(102, 102), film(0, 0), ["a", "a"], film(0, 51)).tolist() == pytest.approx([0.4, 0.2])
-    assert model(film(102), film(0), ["a"], film(0)).tolist() == pytest.approx([0.4])
-    assert (model.asked, model.hits) == (2, 1)
-    model(film(153), film(0), ["a"], film(0))  # pushes out the pair asked longest ago, (51, 102)
-    model(film(102), film(0), ["a"], film(0))
-    assert (model.asked, model.hits) == (3, 2)
-    model(film(102), film(0), ["a"], film(51))
-    assert (model.asked, model.hits) == (4, 2)
-    clips = Cached(Clips())
-    episodes = [SimpleNamespace(observations=frames(0.0, 0.0)), SimpleNamespace(observations=frames(0.0, 0.0))]
-    for _ in range(2):
-        assert EpisodeProgress(clips)(episodes=episodes, prompts=["a", "a"]) == pytest.approx([0.1, 0.1])
-    assert (clips.asked, clips.hits) == (1, 3)
-
-
-@pytest.mark.parametrize("kind", ["absolute", "pairwise"])
-def test_a_cached_model_estimates_as_the_model_itself(kind: Kind) -> None:
-    random = np.random.default_rng(2)
-    episodes = [SimpleNamespace(observations=frames(*random.uniform(0, 1, n).round(1))) for n in (9, 4, 9)]
-    rule = Accumulator("milestones", 3)
-    plain = EpisodeProgress(Reads(kind), rule)(episodes=episodes, prompts=["a", "b", "a"])
-    assert EpisodeProgress(Cached(Reads(kind)), rule)(episodes=episodes, prompts=["a", "b", "a"]) == plain
 
 
 # a threshold without an oracle

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from autotelic.errors import UsageError
-from autotelic.rewards.exhibits import Question
+from autotelic.rewards.exhibits import Prompt
 from autotelic.rewards.rubric import RubricJudge, score_of
 
 
@@ -21,9 +21,9 @@ class Stub:
 
     def __init__(self, *said: str) -> None:
         self.said = cycle(said)
-        self.asked: list[Question] = []
+        self.asked: list[Prompt] = []
 
-    def __call__(self, questions: Sequence[Question]) -> list[str]:
+    def __call__(self, questions: Sequence[Prompt]) -> list[str]:
         self.asked += questions
         return [next(self.said) for _ in questions]
 
@@ -54,7 +54,7 @@ def test_votes_are_summed() -> None:
     """Two outputs, three critiques each: 7 + 8 + 9 and 1 + 2 + 3."""
     writer = Stub("Score: 7", "Score: 8", "Score: 9", "Score: 1", "Score: 2", "Score: 3")
     assert RubricJudge(writer, k=3)(prompts=["p", "q"], completions=["a", "b"]) == [24, 6]
-    texts = [text for _, text in writer.asked]
+    texts = [str(prompt[-1]) for prompt in writer.asked]
     assert (
         texts[0] == texts[2] and texts[0].startswith("Question: p\nAnswer: a\n") and "from 1 (worst) to 10" in texts[0]
     )
@@ -72,8 +72,8 @@ def test_the_meta_judge_keeps_the_surest_half() -> None:
     sure = {"Score: 2": 0.9, "Score: 4": 0.5, "Score: 9": 0.5, "?": 1.0}
     asked: list[tuple[str, str]] = []
 
-    def meta(questions: Sequence[Question], critiques: Sequence[str]) -> list[float]:
-        asked.extend((question[1], critique) for question, critique in zip(questions, critiques, strict=True))
+    def meta(questions: Sequence[Prompt], critiques: Sequence[str]) -> list[float]:
+        asked.extend((str(question[-1]), critique) for question, critique in zip(questions, critiques, strict=True))
         return [sure[critique] for critique in critiques]
 
     judge = RubricJudge(Stub("?", "Score: 4", "Score: 9", "Score: 2"), k=4, meta=meta, question="{completion}?")
@@ -90,7 +90,7 @@ def test_pictures_and_episodes_are_shown() -> None:
     assert judge(images=grey[:1], prompts=["a cat"]) == [5]
     assert judge(completions=[SimpleNamespace(frames=grey)], prompts=["open it"]) == [5]
     assert judge(images=[(grey[0],)], completions=["two"], prompts=["How many?"]) == [5]
-    (made, one), (shown, two), (given, three) = writer.asked
+    (*made, one), (*shown, two), (*given, three) = (tuple[Any, ...](prompt) for prompt in writer.asked)
     assert one.startswith("The picture was made for this text: a cat") and np.asarray(made[0])[0, 0, 0] == 10
     assert "one attempt" in two and [np.asarray(p)[0, 0, 0] for p in shown] == [20, 30]
     assert three.startswith("Question: How many?\nAnswer: two") and len(given) == 1
@@ -102,13 +102,13 @@ def accuracy(k: int, make: Callable[..., Any], pairs: int = 300) -> float:
     rng = np.random.default_rng(0)
     truth: list[bool] = []
 
-    def writer(questions: Sequence[Question]) -> list[str]:
+    def writer(questions: Sequence[Prompt]) -> list[str]:
         truth[:] = (rng.random(len(questions)) < 0.6).tolist()
-        better = np.array([question[1] == "good" for question in questions])
+        better = np.array([question[-1] == "good" for question in questions])
         gap = np.where(truth, rng.normal(1.5, 2, len(questions)), rng.normal(-0.5, 3, len(questions)))
         return [f"Score: {round(float(np.clip(5 + x, 1, 10)))}" for x in np.where(better, gap, 0)]
 
-    def meta(_: Sequence[Question], critiques: Sequence[str]) -> list[float]:
+    def meta(_: Sequence[Prompt], critiques: Sequence[str]) -> list[float]:
         seen = np.where(rng.random(len(critiques)) < 0.75, truth, ~np.array(truth))
         return [float(x) for x in seen]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from autotelic.errors import UsageError
 from autotelic.rewards.log_ratio import LogRatio, scorer
 from autotelic.rewards.reward import Reward
-from autotelic.rewards.steps import MonteCarlo, StepScores, WeakestStep, best_of, lines_of
+from autotelic.rewards.steps import MonteCarlo, WeakestStep, lines_of
 from autotelic.rewards.verifiers import Exact
 from autotelic.trainers.scoring import score
 from autotelic.types import Rollout, Task
@@ -75,19 +75,6 @@ def test_an_attempt_is_as_good_as_its_weakest_step_if_it_is_right() -> None:
     assert every(completions=["good\n= 5", ""], tasks=[ONE, ONE]) == [0.5, 1.0]
     no_reference = Task("three", "?")
     assert WeakestStep(every.values, Exact())(completions=["4"], tasks=[no_reference], references=[None]) == [None]
-
-
-def test_steps_can_be_scored_one_by_one() -> None:
-    scores = StepScores(MonteCarlo(Sampler(), Exact(), n=4))(completions=["good\nx", "x"], tasks=[ONE, TWO])
-    assert scores == [[0.5, 0.5], [0.25]]
-
-
-def test_the_best_two_of_each_group_that_are_right() -> None:
-    scores = [0.5, 0.75, 0.0, 0.5, None, 0.25, 0.0]
-    assert best_of(scores, ["q", "q", "q", "q", "q", "r", "r"]) == [0, 1, 5]
-    assert best_of(scores, ["q"] * 7, k=1) == [1]
-    with pytest.raises(ValueError, match=r"^1 scores but 2 groups"):
-        best_of([1.0], ["q", "q"])
 
 
 def test_a_sampler_that_leaves_something_out_is_named() -> None:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from autotelic.trainers import statistics as st
+from autotelic import statistics as st
 
 
 def test_wilson_against_published_values() -> None:
@@ -30,14 +30,6 @@ def test_mean_interval_by_hand() -> None:
     half = 2.776445 * math.sqrt(0.5)
     assert st.mean_interval([1, 2, 3, 4, 5]) == pytest.approx((3 - half, 3 + half), abs=1e-5)
     assert st.mean_interval([4.0]) == (-math.inf, math.inf)
-
-
-def test_bootstrap_interval_covers_like_the_normal_one_and_repeats() -> None:
-    values = np.random.default_rng(1).normal(2.0, 1.0, 400)
-    low, high = st.bootstrap_interval(values, resamples=2000)
-    half = 1.96 * values.std() / 20
-    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.01)
-    assert st.bootstrap_interval(values, resamples=2000) == (low, high)
 
 
 def test_paired_difference_against_a_published_example() -> None:

@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from autotelic.envs import scenes
 from autotelic.envs.scenes import KINDS, Answer, Question, Scene
-from autotelic.rewards.judge import tokens_of
+from autotelic.errors import UsageError
+from autotelic.rewards.judge import YesNoJudge
 from autotelic.rewards.verifiers import Exact
+from autotelic.rewards.vlm import tokens_of
 from autotelic.trainers.objectives import PPOClip
 from autotelic.types import Rollout, Task
-from autotelic.vlm import asking
-from autotelic.vlm.asking import Asking, AskingConsensus, p_yes
+from autotelic.vlm.asking import Asking, AskingConsensus, PolicyAsker, own_rewards
+from autotelic.vlm.continuation import Continuation
 from autotelic.vlm.conversation import Conversation, Reply, Transcript, Turn
 from autotelic.vlm.critique import Standing, StepCritique, Verdict, Verifier, agreed
 from autotelic.vlm.glimpse import END, IDS
@@ -252,7 +255,8 @@ def test_the_models_own_yes_by_its_plain_forward_pass() -> None:
     judge = untrained(at_once=2)
     tasks = asked("how many red", "what is up of red_disc", "which is odd")
     said = ["p4 = 1", "p1 p0 = red_disc", "p3 = red_plus"]
-    found = p_yes(judge, tasks, said)
+    asker = PolicyAsker(judge)
+    found = asker.rightness(tasks, said)
     model: Any = judge.module
     for task, text, probability in zip(tasks, said, found, strict=True):
         (prompt,) = judge.speech.prompts([Task("check", f"{task.prompt} check {text}", task.images)])
@@ -262,13 +266,13 @@ def test_the_models_own_yes_by_its_plain_forward_pass() -> None:
         pair = logits[0, -1, [IDS["yes"], IDS["no"]]].softmax(-1)
         assert probability == pytest.approx(pair[0].item(), rel=1e-4)
     assert Asking(judge)(tasks=tasks, completions=said) == found
-    long = p_yes(judge, tasks[:1], ["p1 " * 30 + "= 3"])
-    assert long == pytest.approx(p_yes(judge, tasks[:1], ["p1 " * 16])), "of rambling the beginning is read"
+    long = asker.rightness(tasks[:1], ["p1 " * 30 + "= 3"])
+    assert long == pytest.approx(asker.rightness(tasks[:1], ["p1 " * 16])), "of rambling the beginning is read"
 
 
 def test_votes_count_as_much_as_they_are_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     believed = {"p0 = 1": 0.2, "p1 = 1": 0.2, "p0 p1 = 2": 0.5, "p4 = red_disc": 0.1, "": 0.9, "p3 = 4": 0.3}
-    monkeypatch.setattr(asking, "p_yes", lambda judge, tasks, said: [believed[text] for text in said])
+    monkeypatch.setattr(PolicyAsker, "rightness", lambda self, tasks, said: [believed[text] for text in said])
     reward = AskingConsensus(untrained())
 
     def scores(*rows: tuple[str, str]) -> list[float]:
@@ -287,7 +291,7 @@ def test_a_model_of_ones_own_is_asked_in_words(tmp_path: Path) -> None:
     model, processor = tiny_vlms.text("llama")
     judge = TokenPolicy.of(model, processor)
     task = Task("a", "what is red")
-    (found,) = p_yes(judge, [task], ["blue"])
+    (found,) = PolicyAsker(judge).rightness([task], ["blue"])
     prompt = judge.speech.prompt(
         Task("b", "Question: what is red\nAnswer: blue\nIs the answer right? Answer yes or no.")
     )
@@ -445,3 +449,85 @@ def test_a_scene_read_empty_can_still_be_changed(tmp_path: Path) -> None:
     changed = viper.Changed(lambda index: task, Reader(scene_of()), seed=0)(0)
     assert changed.prompt == "change from " and changed.extra["operation"].split()[1] == "new"
     assert changed.extra["operation"].split()[2] in KINDS
+
+
+def shaken(policy: TokenPolicy) -> None:
+    """Other weights."""
+    with torch.no_grad():
+        for number, weight in enumerate(policy.parameters()):
+            weight += 0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(number))
+
+
+def test_a_live_judge_has_the_weights_of_now_and_a_frozen_one_those_of_then() -> None:
+    policy = untrained()
+    tasks, said = asked("how many red", "which is odd"), ["p4 = 1", "p3 = red_plus"]
+    live, then = Asking(policy, live=True), Asking(policy)
+    before = then(tasks=tasks, completions=said)
+    assert live(tasks=tasks, completions=said) == before
+    policy.module.train()
+    shaken(policy)
+    after = live(tasks=tasks, completions=said)
+    assert policy.module.training, "its mode is what it was"
+    assert max(abs(a - b) for a, b in zip(after, before, strict=True)) > 1e-3
+    assert then(tasks=tasks, completions=said) == before
+    assert after == Asking(policy.fork("now"))(tasks=tasks, completions=said), "in eval mode for the time of asking"
+    assert all(weight.grad is None for weight in policy.parameters())
+    start = policy.fork("start")
+    assert Asking(start).asker.policy is start, "what has nothing to train is frozen already"
+    assert live.families == then.families == {"policy:self"}
+
+
+def test_a_judge_in_words_asks_a_policy_as_any_other_asker() -> None:
+    policy = TokenPolicy.of(*tiny_vlms.text("llama"))
+    asker = PolicyAsker(policy)
+    judge = YesNoJudge(asker=asker)
+    answers = judge(prompts=["what is red", "what is red"], completions=["blue", "cat cat"])
+    assert answers == pytest.approx(asker.rightness([Task("a", "what is red")] * 2, ["blue", "cat cat"]), abs=1e-6)
+    assert len(set(answers)) == 2 and judge.families == {"policy:self"}
+    with pytest.raises(UsageError, match="sees pictures before words"):
+        asker([("words", Image.new("RGB", (4, 4)))])
+
+
+# --- going on from a beginning ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["small", "llama"])
+def test_a_continuation_goes_on_as_the_policy_would_have(kind: str) -> None:
+    """Nearly greedy: cut anywhere, what follows is the rest of the greedy answer."""
+    policy = untrained(horizon=8) if kind == "small" else TokenPolicy.of(*tiny_vlms.text("llama"), horizon=8)
+    task = asked("how many red")[0] if kind == "small" else Task("a", "what is red")
+    (whole,) = policy.act([task], 1, greedy=True)
+    ids = whole.payload["tokens"].tolist()
+    words = [policy.speech.text(torch.tensor(ids[:cut])) for cut in (0, 2, 5)]
+    if any(policy.speech.tokens(text)[:-1].tolist() != ids[:cut] for text, cut in zip(words, (0, 2, 5), strict=True)):
+        pytest.skip("what it says is not read as it was said")
+    goes_on = Continuation(policy, temperature=1e-4)
+    texts = goes_on([task] * 3, words, 2)
+    assert texts == [[policy.speech.text(torch.tensor(ids[cut:]))] * 2 for cut in (0, 2, 5)]
+
+
+def test_continuations_are_drawn_apart_and_end_with_the_horizon() -> None:
+    policy = untrained(horizon=6)
+    (task,) = asked("how many red")
+    goes_on = Continuation(policy, live=True)
+    (four,) = goes_on([task], ["p4"], 4)
+    assert len(set(four)) > 1 and goes_on([task], ["p4"], 4) == [four], "by task, beginning and sample alone"
+    assert goes_on([task, task], ["p4 = 1", "p4"], 4)[1] == four, "whoever else is asked"
+    assert all(len(text.split()) <= 5 for text in four)
+    assert goes_on([task], ["p1 p2 p3 p4 p5 p6"], 2) == [["", ""]]
+
+
+def test_rewards_that_need_the_policy_by_name() -> None:
+    policy = untrained(horizon=6)
+    start = policy.fork("start")
+    (task,) = asked("how many red")
+    rollouts = policy.act([task], 3)
+    made = {name: make() for name, make in own_rewards(policy, start).items()}
+    given = {"rollouts": rollouts, "tasks": [task] * 3, "completions": [r.output for r in rollouts]}
+    given |= {"references": [task.reference] * 3, "groups": ["a"] * 3, "prompts": [task.prompt] * 3}
+    assert made["log_ratio"](**given) == pytest.approx([0.0] * 3)
+    shaken(policy)
+    assert max(map(abs, made["log_ratio"](**given))) > 1e-3, "the live policy against its start"
+    assert [len(reward(**given)) for reward in made.values()] == [3] * 4
+    assert made["self_yes_no"].asker.policy is start
+    assert own_rewards(policy, start, live=True)["self_yes_no"]().asker.policy is policy

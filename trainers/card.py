@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..numbers import Interval, Outcomes, figure, p_value
 from .comparison import Comparison, Row, compare
 from .evaluations import figures_of, known
 
@@ -55,28 +55,25 @@ def _figures(evaluations: Mapping[str, Any]) -> list[str]:
     heads = [f"{category} {side}" for category in figures.categories for side in ("before", "after")]
     lines = [f"| figure | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
     for name, pairs in figures.rows:
-        cells = ["n/a" if math.isnan(value) else f"{value:.4g}" for pair in pairs for value in pair]
+        cells = [figure(value, digits=4) for pair in pairs for value in pair]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return ["\n".join(lines)]
 
 
 def _line(row: Row, found: Comparison) -> str:
-    scale, digits = (100, 1) if found.rates else (1, 3)
+    show = Outcomes(found.rates)
 
-    def value(mean: float, interval: tuple[float, float] | None, sign: str = "") -> str:
-        text = f"{scale * mean:{sign}.{digits}f}"
-        if interval is None:
-            return text
-        low, high = (f"{scale * limit:{sign}.{digits}f}" for limit in interval)
-        return f"{text} [{low}, {high}]"
+    def cell(value: float, interval: Interval | None, sign: str = "") -> str:
+        limits = show.interval(interval, sign)
+        return show.value(value, sign) + (f" [{limits}]" if limits else "")
 
     cells = [
         row.category,
         str(row.episodes[1]),
-        value(row.before, row.before_interval),
-        value(row.after, row.after_interval),
-        value(row.difference, row.difference_interval, "+"),
-        "" if row.p is None else f"{row.p:.2g}",
+        cell(row.before, row.before_interval),
+        cell(row.after, row.after_interval),
+        cell(row.difference, row.difference_interval, "+"),
+        p_value(row.p),
     ]
     return f"| {' | '.join(cells)} |"
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from ..numbers import Interval
 from .comparison import Row
-from .statistics import Interval
 
 Points = Sequence[tuple[float, float]]
 

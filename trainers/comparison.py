@@ -18,9 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from .statistics import (
-    Interval,
+from ..numbers import Interval, mean
+from ..statistics import (
+    FEW,
     auc,
+    grade,
     holm,
     mcnemar_exact,
     mean_interval,
@@ -30,8 +32,6 @@ from .statistics import (
 )
 
 SIGNIFICANT = 0.05
-FEW = 5
-"""With fewer successes or failures than this the reward is not judged."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Audit:
     @property
     def doubtful(self) -> bool:
         """Enough episodes of both kinds, and the reward does not rank successes above failures."""
-        return min(self.successes, self.failures) >= FEW and self.auc < 0.6
+        return min(self.successes, self.failures) >= FEW and grade(self.auc).doubtful
 
     @property
     def sentence(self) -> str:
@@ -141,8 +141,8 @@ def audit(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Audit]:
         success = success > (0 if set(success) <= {0, 1} else np.median(success))
         separation = auc(score, success) if known.any() else float("nan")
         wins = int(success.sum())
-        change = _mean(second["score"]) - _mean(first["score"])
-        gained = _mean(second["success"]) - _mean(first["success"])
+        change = mean(second["score"]) - mean(first["score"])
+        gained = mean(second["success"]) - mean(first["success"])
         words = _finding(separation, wins, len(success) - wins, change, gained)
         found.append(Audit(category, separation, wins, len(success) - wins, change, gained, words))
     return found
@@ -153,11 +153,11 @@ def _row(category: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> 
     row = Row(
         category,
         (len(x), len(y)),
-        _mean(x),
+        mean(x),
         outcome_interval(x),
-        _mean(y),
+        mean(y),
         outcome_interval(y),
-        _mean(y) - _mean(x),
+        mean(y) - mean(x),
     )
     if len(x) != len(y) or first.get("seeds") != second.get("seeds"):
         return row
@@ -177,11 +177,11 @@ def _mean_row(rows: Sequence[Row]) -> Row:
     return Row(
         "mean",
         (sum(row.episodes[0] for row in rows), sum(row.episodes[1] for row in rows)),
-        _mean(before),
+        mean(before),
         mean_of_intervals(before, [row.before_interval for row in rows]),
-        _mean(after),
+        mean(after),
         mean_of_intervals(after, [row.after_interval for row in rows]),
-        _mean(after) - _mean(before),
+        mean(after) - mean(before),
         mean_of_intervals([row.difference for row in rows], paired) if whole else None,
         losses,
         gains,
@@ -194,18 +194,8 @@ def _finding(separation: float, wins: int, failures: int, change: float, gained:
         words = f"cannot be checked, as every episode {'failed' if wins == 0 else 'succeeded'}"
     elif min(wins, failures) < FEW:
         words = f"cannot be judged on so few {'successes' if wins < failures else 'failures'}"
-    elif separation < 0.4:
-        words = "prefers failures"
-    elif separation < 0.6:
-        words = "cannot tell success from failure"
-    elif separation < 0.8:
-        words = "tells success from failure only roughly"
     else:
-        words = "tells success from failure"
+        words = grade(separation).words
     if change > 0 and gained <= -0.05:
         words += ", and rose while success fell"
     return words
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if len(values) else float("nan")

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..numbers import scalar
+
 Json = Mapping[str, Any]
 
 
@@ -35,14 +37,14 @@ def known(evaluation: Json) -> dict[str, Any]:
     """
     outcomes, notes = {}, list(evaluation.get("notes", ()))
     for category, outcome in evaluation.get("outcomes", {}).items():
-        values = [_number(value) for value in outcome.get("success", ())]
+        values = [scalar(value) for value in outcome.get("success", ())]
         kept = [i for i, value in enumerate(values) if math.isfinite(value)]
         if len(kept) < len(values):
             notes.append(f"{category}: {len(values) - len(kept)} of {len(values)} attempts have no known outcome.")
         lists = {name: column for name, column in outcome.items() if len(column) == len(values)}
         lists = {name: [column[i] for i in kept] for name, column in lists.items()}
         if "score" in lists:
-            lists["score"] = [_number(value) for value in lists["score"]]
+            lists["score"] = [scalar(value) for value in lists["score"]]
         if kept:
             outcomes[category] = {**outcome, **lists, "success": [values[i] for i in kept]}
     return {"iteration": 0, **evaluation, "outcomes": outcomes, "notes": notes}
@@ -55,13 +57,8 @@ def figures_of(before: Json | None, after: Json | None) -> Figures | None:
     names = dict.fromkeys(name for side in sides for figures in side.values() for name in figures)
 
     def pair(category: str, name: str) -> tuple[float, float]:
-        first, second = (_number(side.get(category, {}).get(name)) for side in sides)
+        first, second = (scalar(side.get(category, {}).get(name)) for side in sides)
         return first, second
 
     rows = tuple((name, tuple(pair(category, name) for category in categories)) for name in names)
     return Figures(tuple(categories), rows) if rows else None
-
-
-def _number(value: Any) -> float:
-    """A number as run folders write it: NaN as null, infinities as strings."""
-    return math.nan if value is None else float(value)

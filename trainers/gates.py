@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..statistics import non_inferiority
 from ..types import Actor, RewardFunction, Task, Verdict
 from .scoring import score
-from .statistics import non_inferiority
 
 Scores = dict[str, list[float]]
 

@@ -9,7 +9,6 @@ import base64
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
+from ..numbers import Interval, Outcomes, figure, p_value
+from ..statistics import mean_of_intervals
 from .charts import before_after, curve, trade_off
 from .comparison import Audit, Comparison, Row, audit, compare, outcome_interval
 from .evaluations import Figures, figures_of, known
 from .run_folder import RunFolder
-from .statistics import Interval, mean_of_intervals
 
 MEDIA = {".mp4": "video/mp4", ".webm": "video/webm", ".webp": "image/webp", ".gif": "image/gif", ".png": "image/png"}
 MAX_EMBEDDED = 64 * 2**20
@@ -71,7 +71,7 @@ def _content(folder: RunFolder) -> dict[str, Any]:
     found = compare(before, after) if before and after else None
     audits = audit(before, after) if before and after else []
     facts = folder.read_json("config")
-    show = Numbers(found is None or found.rates)
+    show = Outcomes(found is None or found.rates)
     figures = figures_of(before, after)
     unit = (after or before or {}).get("unit", "success")
     return {
@@ -100,30 +100,6 @@ def _content(folder: RunFolder) -> dict[str, Any]:
         "config": {key: json.dumps(value) for key, value in folder.config.items()},
         "files": _files(folder),
     }
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """How the report writes outcomes: rates in percent, other outcomes as they are."""
-
-    rates: bool
-
-    def value(self, x: float, sign: str = "") -> str:
-        if not math.isfinite(x):
-            return "n/a"
-        return f"{100 * x:{sign}.1f}" if self.rates else f"{x:{sign}.3g}"
-
-    def interval(self, interval: Interval | None, sign: str = "") -> str:
-        if interval is None or not all(map(math.isfinite, interval)):
-            return ""
-        low, high = (f"{100 * limit:{sign}.0f}" if self.rates else f"{limit:{sign}.3g}" for limit in interval)
-        return f"{low} to {high}"
-
-    def with_unit(self, x: float) -> str:
-        return f"{self.value(x)}\u00a0%" if self.rates else self.value(x)
-
-    def change(self, x: float) -> str:
-        return f"{self.value(x, '+')} points" if self.rates else self.value(x, "+")
 
 
 def _summary(
@@ -157,7 +133,7 @@ def _summary_of_decisions(decisions: Sequence[Json]) -> list[str]:
 
 
 def _summary_of_outcomes(found: Comparison, unit: str) -> list[str]:
-    show, mean = Numbers(found.rates), found.mean
+    show, mean = Outcomes(found.rates), found.mean
     verb = "rose" if mean.difference > 0 else "fell" if mean.difference < 0 else "stayed"
     words = f"Mean {_spoken(unit)} over {_count(len(found.rows), 'category', 'categories')} {verb} from "
     words += f"{show.with_unit(mean.before)} to {show.with_unit(mean.after)} ({show.change(mean.difference)}"
@@ -171,7 +147,7 @@ def _summary_of_outcomes(found: Comparison, unit: str) -> list[str]:
     return sentences
 
 
-def _table_row(row: Row, show: Numbers) -> dict[str, Any]:
+def _table_row(row: Row, show: Outcomes) -> dict[str, Any]:
     same = row.episodes[0] == row.episodes[1]
     return {
         "category": row.category,
@@ -182,13 +158,13 @@ def _table_row(row: Row, show: Numbers) -> dict[str, Any]:
         "after_interval": show.interval(row.after_interval),
         "difference": show.value(row.difference, "+"),
         "difference_interval": show.interval(row.difference_interval, "+"),
-        "p": _p(row.p),
+        "p": p_value(row.p),
         "verdict": "rose" if row.rose else "fell" if row.fell else "",
     }
 
 
 def _figure_rows(figures: Figures) -> dict[str, Any]:
-    rows = [(name, [_number(value, digits=4) for pair in pairs for value in pair]) for name, pairs in figures.rows]
+    rows = [(name, [figure(value, digits=4) for pair in pairs for value in pair]) for name, pairs in figures.rows]
     return {"categories": figures.categories, "rows": rows}
 
 
@@ -370,7 +346,7 @@ def _decisions(decisions: Sequence[Json], evaluations: Mapping[str, Json]) -> li
     return found
 
 
-def _agreement(decisions: Sequence[Json], found: Comparison | None, show: Numbers) -> list[dict[str, str]]:
+def _agreement(decisions: Sequence[Json], found: Comparison | None, show: Outcomes) -> list[dict[str, str]]:
     """Per category: what the gate saw last, how often it was held back, and what the evaluation says in the end.
 
     A gate whose categories are not those of the evaluation is held against the mean of the evaluation's.
@@ -387,9 +363,9 @@ def _agreement(decisions: Sequence[Json], found: Comparison | None, show: Number
         table.append(
             {
                 "category": category,
-                "base": _number(seen.get("base")),
-                "candidate": _number(seen.get("candidate")),
-                "upper": _number(seen.get("upper"), "+"),
+                "base": figure(seen.get("base")),
+                "candidate": figure(seen.get("candidate")),
+                "upper": figure(seen.get("upper"), "+"),
                 "held": _times(held) if held else "never",
                 "outcome": f"{outcome} (mean)" if row is not None and row.category != category else outcome,
                 "words": _agreement_words(row, held),
@@ -408,7 +384,7 @@ def _agreement_words(row: Row | None, held: int) -> str:
     return "no significant fall in the end" if held else "yes: no significant fall"
 
 
-def _audit_row(each: Audit, show: Numbers) -> dict[str, str]:
+def _audit_row(each: Audit, show: Outcomes) -> dict[str, str]:
     return {
         "category": each.category,
         "auc": "n/a" if math.isnan(each.auc) else f"{each.auc:.2f}",
@@ -424,7 +400,7 @@ def _mean_outcome(evaluation: Json) -> str:
     if not outcomes:
         return ""
     mean = sum(sum(values) / len(values) for values in outcomes) / len(outcomes)
-    return Numbers(all(set(values) <= {0, 1} for values in outcomes)).with_unit(mean)
+    return Outcomes(all(set(values) <= {0, 1} for values in outcomes)).with_unit(mean)
 
 
 def _files(folder: RunFolder) -> list[tuple[str, str]]:
@@ -453,16 +429,6 @@ def _bytes(size: float) -> str:
 def _spoken(unit: str) -> str:
     """The unit of an outcome within a sentence: a judge is not what is measured but who measures."""
     return "outcome by the judge" if unit == "judge" else unit
-
-
-def _number(value: Any, sign: str = "", digits: int = 3) -> str:
-    return f"{value:{sign}.{digits}g}" if isinstance(value, int | float) and math.isfinite(value) else "n/a"
-
-
-def _p(value: float | None) -> str:
-    if value is None:
-        return ""
-    return "< 0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
 
 
 def _times(count: int) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..fitting import cosine, fit
 from ..trainers.randomness import generator
 from ..types import Rollout
 from .chunk_policy import OWN, ChunkPolicy, Seen
@@ -39,32 +40,27 @@ def clone(policy: ChunkPolicy, rollouts: Sequence[Rollout], cloning: Cloning) ->
     data = {name: torch.cat([r.payload[name] for r in rollouts]) for name in rollouts[0].payload if name not in OWN}
     states = torch.cat([r.payload["states"] for r in rollouts])
     frames = torch.cat([r.payload["frames"] for r in rollouts]) if "frames" in rollouts[0].payload else None
-    told = [str(r.task.prompt) for r in rollouts for _ in r.payload["states"]]
+    instructions = [str(r.task.prompt) for r in rollouts for _ in r.payload["states"]]
     weights = _weights(rollouts)
     policy.normalise(states)
-    trained = list(policy.parameters())
-    optimizer = torch.optim.AdamW(trained, lr=cloning.lr, weight_decay=cloning.weight_decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, cloning.steps)
-    random = generator("cloning", cloning.seed)
-    loss, device = torch.zeros(()), policy.device
-    for _ in range(cloning.steps):
+    random, device = generator("cloning", cloning.seed), policy.device
+
+    def loss(_: int) -> Tensor:
         rows = torch.multinomial(weights, cloning.batch, replacement=True, generator=random)
-        shown = None if frames is None else frames[rows]
-        if shown is not None and cloning.shift:
-            shown = shifted(shown, cloning.shift, random)
+        pictures = None if frames is None else frames[rows]
+        if pictures is not None and cloning.shift:
+            pictures = shifted(pictures, cloning.shift, random)
         stored = {name: values[rows] for name, values in data.items()}
         if policy.demonstrations == "forward":
             stored = dict(policy.redraw(stored, random))
         stored = {name: values.to(device) for name, values in stored.items()}
         stored["temperature"] = torch.ones(len(rows), device=device)
-        seen = Seen([told[row] for row in rows.tolist()], states[rows].to(device), _to(shown, device))
-        loss = policy.imitation_loss(seen, stored)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        schedule.step()
-    return float(loss.detach())
+        pictures = None if pictures is None else pictures.to(device)
+        seen = Seen([instructions[row] for row in rows.tolist()], states[rows].to(device), pictures)
+        return policy.imitation_loss(seen, stored)
+
+    rates = cosine(cloning.lr, cloning.steps)
+    return fit(policy.parameters(), loss, rates, weight_decay=cloning.weight_decay, max_grad_norm=1.0)
 
 
 def _weights(rollouts: Sequence[Rollout]) -> Tensor:
@@ -72,7 +68,3 @@ def _weights(rollouts: Sequence[Rollout]) -> Tensor:
     categories = [r.task.category for r in rollouts]
     share = [1.0 / (categories.count(r.task.category) * len(r.payload["states"])) for r in rollouts]
     return torch.cat([torch.full((len(r.payload["states"]),), s) for r, s in zip(rollouts, share, strict=True)])
-
-
-def _to(tensor: Tensor | None, device: torch.device) -> Tensor | None:
-    return None if tensor is None else tensor.to(device)

@@ -1,18 +1,21 @@
-"""A learned verdict: the model itself is asked whether an answer is right, and its P(yes) counts."""
+"""Self-judges: a token policy is asked yes or no, whether an answer is right, and its P(yes) counts."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..errors import UsageError
 from ..rewards.answers import vote_of
-from ..rewards.exhibits import texts_of
-from ..rewards.judge import RIGHT, tokens_of
+from ..rewards.exhibits import Prompt, texts_of
+from ..rewards.judge import RIGHT
+from ..rewards.log_ratio import LogRatio, scorer
+from ..rewards.vlm import evaluating, share_of_yes, tokens_of
 from ..types import Task
 from .glimpse import IDS
 from .glimpse_backbone import GlimpseSpeech
@@ -20,59 +23,115 @@ from .policy import TokenPolicy
 from .processing import ProcessorSpeech
 
 
-def p_yes(judge: TokenPolicy, tasks: Sequence[Task], completions: Sequence[Any]) -> list[float]:
-    """P(yes) / (P(yes) + P(no)) of the next token, when a model is asked whether an answer is right.
+class PolicyAsker:
+    """Asker of the judges in ``rewards.judge`` that is a token policy: ``YesNoJudge(asker=PolicyAsker(policy))``.
 
-    The small default is asked "QUESTION check ANSWER", as it was taught; others in words, with the question's images.
-    "yes" and "no" count in every spelling that is one token.
+    "yes" and "no" count in every spelling that is one token. The policy is in eval mode for the time of asking only.
+
+    Args:
+        policy: who is asked.
+        live: ask the policy itself, at the weights that it has then: while rewards are computed, those of the round's
+            beginning. Otherwise a copy, frozen as it is now (a policy with nothing to train is one already).
+        name: of the policy in ``families``, "policy:NAME".
     """
-    small = isinstance(judge.speech, GlimpseSpeech)
-    texts = texts_of([task.prompt for task in tasks], len(tasks))
-    yes, no = _words(judge)
-    found: list[float] = []
-    for first in range(0, len(tasks), judge.at_once):
-        rows = range(first, min(first + judge.at_once, len(tasks)))
-        asked = []
-        for row in rows:
+
+    def __init__(self, policy: TokenPolicy, *, live: bool = False, name: str = "self") -> None:
+        self.policy = judging(policy, live, name)
+        self.families = frozenset({f"policy:{name}"})
+
+    def __call__(self, prompts: Sequence[Prompt]) -> list[float]:
+        """P(yes) / (P(yes) + P(no)) of the next token after each prompt.
+
+        Raises:
+            UsageError: a picture stands after words; policies see pictures first.
+        """
+        return self.p_yes([_task(row, prompt) for row, prompt in enumerate(prompts)])
+
+    def p_yes(self, tasks: Sequence[Task]) -> list[float]:
+        """The same of tasks, whose prompts are the questions."""
+        (yes, no), answers = self._words(), []
+        with evaluating(self.policy.module), self.policy._mixed():
+            for first in range(0, len(tasks), self.policy.at_once):
+                logits = self._next(tasks[first : first + self.policy.at_once])
+                answers += share_of_yes(logits, yes, no).tolist()
+        return answers
+
+    def rightness(self, tasks: Sequence[Task], completions: Sequence[Any]) -> list[float]:
+        """P(yes) when asked whether each completion is the right answer to its task.
+
+        The small default is asked "QUESTION check ANSWER", as it was taught; others in words, with the task's images.
+        """
+        small = isinstance(self.policy.speech, GlimpseSpeech)
+        questions = []
+        for row, (task, text) in enumerate(zip(tasks, texts_of([t.prompt for t in tasks], len(tasks)), strict=True)):
             said = str(completions[row])
-            question = f"{texts[row]} check {' '.join(said.split()[:16])}"
-            prompt = question if small else RIGHT.format(prompt=texts[row], completion=said)
-            asked.append(replace(tasks[row], id=f"{tasks[row].id}/check/{row}", prompt=prompt))
-        with torch.no_grad():
-            logits = _next(judge, asked)
-        found += (logits[:, yes].logsumexp(-1) - logits[:, no].logsumexp(-1)).sigmoid().tolist()
-    return found
+            check = f"{text} check {' '.join(said.split()[:16])}"
+            prompt = check if small else RIGHT.format(prompt=text, completion=said)
+            questions.append(replace(task, id=f"{task.id}/check/{row}", prompt=prompt))
+        return self.p_yes(questions)
+
+    def _words(self) -> tuple[Tensor, Tensor]:
+        speech, device = self.policy.speech, self.policy.device
+        if isinstance(speech, ProcessorSpeech):
+            return tokens_of(speech.tokenizer, "yes").to(device), tokens_of(speech.tokenizer, "no").to(device)
+        return torch.tensor([IDS["yes"]], device=device), torch.tensor([IDS["no"]], device=device)
+
+    def _next(self, tasks: Sequence[Task]) -> Tensor:
+        """[N, V] logits of the token after each question."""
+        policy = self.policy
+        prompts = [policy.speech.prompt(task) for task in tasks]
+        if isinstance(policy.speech, GlimpseSpeech):  # its answers begin with "="
+            words = torch.tensor([[IDS["="], IDS["yes"]]], device=policy.device).expand(len(prompts), -1)
+            mask = torch.ones_like(words, dtype=torch.bool)
+            return policy.logits(policy.backbone.read_whole(prompts, words, mask)[:, 1])
+        hidden, _ = policy.backbone.read(prompts)
+        return policy.logits(hidden)
 
 
-def _words(judge: TokenPolicy) -> tuple[Tensor, Tensor]:
-    if isinstance(judge.speech, ProcessorSpeech):
-        tokenizer = judge.speech.tokenizer
-        return tokens_of(tokenizer, "yes").to(judge.device), tokens_of(tokenizer, "no").to(judge.device)
-    return torch.tensor([IDS["yes"]], device=judge.device), torch.tensor([IDS["no"]], device=judge.device)
+def judging(policy: TokenPolicy, live: bool, name: str) -> TokenPolicy:
+    """The policy itself where it is live or has nothing to train, else a copy, frozen as it is now."""
+    frozen = next(iter(policy.parameters()), None) is None
+    return policy if live or frozen else policy.fork(name)
 
 
-def _next(judge: TokenPolicy, asked: Sequence[Task]) -> Tensor:
-    """[N, V] logits of the token after each question."""
-    prompts = [judge.speech.prompt(task) for task in asked]
-    if isinstance(judge.speech, GlimpseSpeech):  # its answers begin with "="
-        words = torch.tensor([[IDS["="], IDS["yes"]]], device=judge.device).expand(len(prompts), -1)
-        return judge.logits(judge.backbone.read_whole(prompts, words, torch.ones_like(words, dtype=torch.bool))[:, 1])
-    hidden, _ = judge.backbone.read(prompts)
-    return judge.logits(hidden)
+def _task(row: int, prompt: Prompt) -> Task:
+    pictures = [part for part in prompt if not isinstance(part, str)]
+    words = [part for part in prompt[len(pictures) :] if isinstance(part, str)]
+    if len(pictures) + len(words) < len(prompt):
+        raise UsageError("a policy that is asked sees pictures before words: put the words of the question last")
+    return Task(f"asked/{row}", "\n".join(words), tuple(pictures))
 
 
-@dataclass(frozen=True)
-class AskingConsensus:
-    """The answer that gets most votes, each weighted by the frozen start's P(yes) to it; 1 for who gave it, else 0."""
+class Asking:
+    """Reward: the policy's P(yes) that an answer is right.
 
-    judge: TokenPolicy
+    Args:
+        policy, live, name: as of ``PolicyAsker``.
+    """
+
+    def __init__(self, policy: TokenPolicy, *, live: bool = False, name: str = "self") -> None:
+        self.asker = PolicyAsker(policy, live=live, name=name)
+        self.families = self.asker.families
+
+    def __call__(self, tasks: Sequence[Task], completions: Sequence[Any], **columns: Any) -> list[float]:
+        """One score per sample, in 0..1."""
+        return self.asker.rightness(tasks, completions)
+
+
+class AskingConsensus(Asking):
+    """Reward: 1 for the answer that gets most votes, each weighted by the policy's P(yes) to it, else 0."""
 
     group_aware = True
 
+    def __init__(self, policy: TokenPolicy, *, live: bool = False, name: str = "self") -> None:
+        super().__init__(policy, live=live, name=name)
+        self.families |= {"majority vote"}
+
     def __call__(
-        self, tasks: Sequence[Task], completions: Sequence[Any], groups: Sequence[str], **columns: Any
+        self, tasks: Sequence[Task], completions: Sequence[Any], groups: Sequence[str] = (), **columns: Any
     ) -> list[float]:
-        weights = p_yes(self.judge, tasks, completions)
+        """One score per sample; the samples of a question have one group."""
+        weights = self.asker.rightness(tasks, completions)
         votes = [vote_of(str(said)) for said in completions]
         sums: dict[str, dict[str | None, float]] = defaultdict(lambda: defaultdict(float))
         for group, vote, weight in zip(groups, votes, weights, strict=True):
@@ -81,11 +140,31 @@ class AskingConsensus:
         return [float(vote is not None and vote == best[group]) for group, vote in zip(groups, votes, strict=True)]
 
 
-@dataclass(frozen=True)
-class Asking:
-    """The frozen start's P(yes) to an answer."""
+def own_rewards(policy: TokenPolicy, start: TokenPolicy, *, live: bool = False) -> dict[str, Callable[[], Any]]:
+    """Rewards that need the policy, by the names of ``--rewards`` and ``--judge``, each made when called.
 
-    judge: TokenPolicy
+    * self_yes_no: P(yes) when it is asked whether the answer is right.
+    * self_vote: the majority's answer, votes weighted by that.
+    * log_ratio: which way the policy moved away from the start; always live (CREAM's and DPO's implicit reward).
+    * weakest_step: for right answers the least share of its continuations, over lines, that are right too.
 
-    def __call__(self, tasks: Sequence[Task], completions: Sequence[Any], **columns: Any) -> list[float]:
-        return p_yes(self.judge, tasks, completions)
+    Args:
+        policy: the one that learns.
+        start: it before it learned, frozen.
+        live: the first two and the last ask the policy at the round's beginning, not the start.
+    """
+
+    def weakest_step() -> Any:
+        from ..rewards.steps import MonteCarlo, WeakestStep
+        from ..rewards.verifiers import Exact
+        from .continuation import Continuation
+
+        return WeakestStep(MonteCarlo(Continuation(judge, live=live), Exact(), n=4), Exact())
+
+    judge = policy if live else start
+    return {
+        "self_yes_no": lambda: Asking(judge, live=live),
+        "self_vote": lambda: AskingConsensus(judge, live=live),
+        "log_ratio": lambda: LogRatio(scorer(policy), scorer(start)),
+        "weakest_step": weakest_step,
+    }

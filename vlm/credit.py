@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import unknown
+from ..families import families_of
 from ..trainers.objectives.base import Metrics, Term
 from ..types import Batch, Evaluation, RewardFunction, Score
 from .conversation import Transcript
@@ -39,6 +40,7 @@ class PerTurn:
     def __init__(self, reward: RewardFunction) -> None:
         self.reward = reward
         self.name = f"{getattr(reward, 'name', type(reward).__name__)} per turn"
+        self.families = families_of(reward)
 
     def __call__(self, completions: Sequence[Any], **columns: Any) -> list[Tensor]:
         """Scores by turn.
@@ -71,6 +73,7 @@ class Correction:
         if stage not in ("first", "second"):
             raise unknown("stage", stage, ("first", "second"))
         self.reward, self.stage, self.alpha = reward, stage, alpha
+        self.families = families_of(reward)
 
     @property
     def terms(self) -> list[tuple[float, RewardFunction]]:

@@ -9,10 +9,11 @@ from typing import Any
 
 from ..envs import scenes
 from ..envs.scenes import Question
+from ..families import of_family
 from ..types import Rollout, Score, Task
 from .conversation import Reply, Transcript, Turn
 from .policy import TokenPolicy
-from .rereading import OwnEyes, RereadingConsensus, or_zeros, standing
+from .rereading import SECOND_LOOK, OwnEyes, RereadingConsensus, or_zeros, standing
 from .wrapped import Wrapped
 
 
@@ -53,6 +54,7 @@ class StepCritique:
     cost: float = 0.05
 
     group_aware = True
+    families = SECOND_LOOK
 
     def verdicts(self, prompt: str, said: str, picture: Any) -> list[Verdict]:
         """One per step."""
@@ -125,6 +127,7 @@ class Standing(Wrapped):
         return rollouts
 
 
+@of_family(*SECOND_LOOK)
 def agreed(rollouts: Sequence[Rollout], **columns: Any) -> list[float]:
     """How far a question's attempts agreed with what stands of them."""
     return [float(rollout.info["agreed"]) for rollout in rollouts]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..cache import cache_folder
 from ..envs import scenes
 from ..envs.scenes import CELLS, KINDS, Question, Scene, View
+from ..fitting import fit
 from ..trainers.randomness import generator, seed_of
 from .glimpse import END, IMAGE, NUMBERS, GlimpseConfig, GlimpseModel, causal
 from .glimpse_backbone import GlimpseSpeech
@@ -74,13 +75,16 @@ def learn_to_see(model: GlimpseModel, how: Schooling, *, count: int = 1800) -> f
     labels = torch.tensor(found)
     wanted = [model.see, model.seen, model.words]
     model.config.frozen_vision = False
-    steps = _steps([p for part in wanted for p in part.parameters()], how, how.seeing, 3e-3)
     hit = 0.0
-    for step in steps:
+
+    def loss(step: int) -> Tensor:
+        nonlocal hit
         rows = torch.randint(count, (32,), generator=generator("see", how.seed, step))
         log_probs = model.kinds(model.look(_noisy(pixels[rows], how, step)))
-        F.nll_loss(log_probs.flatten(0, 1), labels[rows].flatten()).backward()  # type: ignore[no-untyped-call]
         hit = (log_probs.argmax(-1) == labels[rows]).float().mean().item()
+        return F.nll_loss(log_probs.flatten(0, 1), labels[rows].flatten())
+
+    _fit([p for part in wanted for p in part.parameters()], loss, how, how.seeing, 3e-3)
     model.config.frozen_vision = True
     for part in (model.see, model.seen):
         part.requires_grad_(False)
@@ -119,18 +123,19 @@ def learn_answers(
     """Imitate answers, each time in another view; returns the last loss. ``also`` gets ``share`` of every batch."""
     speech = GlimpseSpeech()
     draw = random.Random(f"answers {how.seed}")
-    loss = torch.zeros(())
     extra = round(share * how.batch) if also else 0
-    for step in _steps([p for p in model.parameters() if p.requires_grad], how, steps, how.lr):
-        loss = torch.zeros(())
+
+    def loss(step: int) -> Tensor:
+        total = torch.zeros(())
         # Apart, as other roles have long answers and a batch is as long as its longest.
         for some, count, which in ((items, how.batch - extra, "questions"), (also, extra, "roles")):
             if count:
                 chosen = [in_view(item, draw) for item in draw.choices(some, k=count)]
                 noisy = partial(_noisy, how=how, step=(which, step))
-                loss = loss + count / how.batch * imitation_loss(model, speech, chosen, noisy)
-        loss.backward()  # type: ignore[no-untyped-call]
-    return loss.item()
+                total = total + count / how.batch * imitation_loss(model, speech, chosen, noisy)
+        return total
+
+    return _fit([p for p in model.parameters() if p.requires_grad], loss, how, steps, how.lr)
 
 
 def in_view(item: Item, draw: random.Random) -> Item:
@@ -222,16 +227,12 @@ def _noisy(pixels: Tensor, how: Schooling, step: object) -> Tensor:
     return pixels.float() + 64.0 * how.noise * noise
 
 
-def _steps(parameters: Sequence[torch.nn.Parameter], how: Schooling, count: int, lr: float) -> Iterator[int]:
-    """Numbers of gradient steps; the gradient left by the caller is applied after each. Linear decay to a tenth."""
-    optimizer = torch.optim.AdamW(parameters, lr, weight_decay=how.weight_decay, fused=True)
-    for step in range(count):
-        for group in optimizer.param_groups:
-            group["lr"] = lr * min(1.0, (step + 1) / 20) * (1 - 0.9 * step / count)
-        optimizer.zero_grad(set_to_none=True)
-        yield step
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
+def _fit(
+    parameters: Sequence[torch.nn.Parameter], loss: Callable[[int], Tensor], how: Schooling, steps: int, lr: float
+) -> float:
+    """Warm-up over 20 steps, and linear decay to a tenth."""
+    rates = [lr * min(1.0, (step + 1) / 20) * (1 - 0.9 * step / steps) for step in range(steps)]
+    return fit(parameters, loss, rates, weight_decay=how.weight_decay, max_grad_norm=1.0, fused=True)
 
 
 # the default model

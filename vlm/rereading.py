@@ -1,4 +1,4 @@
-"""Self-critique by looking again: does each cell that an answer points at show what the answer takes it for?
+"""Self-verification by a second look: does each cell that an answer points at show what the answer takes it for?
 
 The critic's eyes are the policy's own, frozen as they were at the start; what follows from what is a rule of the small
 world. It is label-free and model-perceived; it is not a learned verifier.
@@ -6,7 +6,7 @@ world. It is label-free and model-perceived; it is not a learned verifier.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +16,11 @@ import torch
 
 from ..envs import scenes
 from ..envs.scenes import Answer, Question, Scene
+from ..numbers import rows_by_key
 from ..types import Score
 from .glimpse import GlimpseModel
+
+SECOND_LOOK = frozenset({"second look"})
 
 Reader = Callable[[Sequence[Any]], Sequence[Scene]]
 """Pictures [32, 32, 3] -> what somebody reads in their cells."""
@@ -74,6 +77,7 @@ class RereadingConsensus:
     eyes: Reader
 
     group_aware = True
+    families = SECOND_LOOK
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], images: Any, groups: Sequence[str], **columns: Any
@@ -84,13 +88,10 @@ class RereadingConsensus:
         self, prompts: Sequence[Any], completions: Sequence[Any], images: Any, groups: Sequence[str]
     ) -> list[Score]:
         """The scores, None for all answers to a question without a consensus."""
-        rows: dict[str, list[int]] = defaultdict(list)
-        for row, group in enumerate(groups):
-            rows[group].append(row)
         answers = [scenes.parse_answer(str(said)) for said in completions]
         seen = self.eyes([image[0] for image in images])
         scores: list[Score] = [None] * len(groups)
-        for members in rows.values():
+        for members in rows_by_key(groups).values():
             said = [answer for row in members if (answer := answers[row]) is not None]
             found = standing(Question.parse(str(prompts[members[0]])), said, seen[members[0]])
             for row in members if found is not None else ():
@@ -109,6 +110,8 @@ class Rereading:
     """The share of an answer's claims that hold at a second look; 0 for what cannot be parsed."""
 
     eyes: Reader
+
+    families = SECOND_LOOK
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], images: Any, **columns: Any) -> list[float]:
         scores = []

@@ -263,7 +263,7 @@ class Results:
         Raises:
             UsageError: there is no such arm or measure, or two arms share no seed.
         """
-        from .trainers.statistics import holm, mean_interval, mean_p
+        from .statistics import holm, mean_interval, mean_p
 
         pairs = {arm: base for arm in self.runs if arm != base} if isinstance(base, str) else base
         rows: list[Difference] = []
@@ -293,7 +293,7 @@ class Results:
 
     def summary(self, arm: str) -> dict[str, dict[str, Any]]:
         """Per measure: mean before and after over seeds, and the change with its 95 % interval over seeds."""
-        from .trainers.statistics import mean_interval
+        from .statistics import mean_interval
 
         sides = [(run.measures("before"), run.measures("after")) for run in self.runs[arm]]
         table: dict[str, dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""The statistics that gates and reports stand on: intervals, paired tests, rank measures.
+"""Statistics of gates, audits and reports: intervals, paired tests, rank measures, and what an AUC says in words.
 
 Outcomes are sequences of numbers, mostly 0/1 successes; paired functions take the same episodes
 (same task, same seed) in the same order. Every interval is a pair (low, high) at the given level.
@@ -15,8 +15,49 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Interval = tuple[float, float]
-Floats = NDArray[np.float64]
+from .numbers import Interval
+
+Doubles = NDArray[np.float64]
+
+FEW = 5
+"""With fewer successes or failures than this, how a score tells them apart is not judged."""
+
+
+@dataclass(frozen=True)
+class Grade:
+    """How well a score tells success from failure.
+
+    Attributes:
+        below: the AUC at which the next grade begins.
+        words: what a score of this grade does.
+        advice: to whoever would train on it.
+    """
+
+    below: float
+    words: str
+    advice: str
+
+    @property
+    def doubtful(self) -> bool:
+        """It does not rank successes above failures."""
+        return self.below <= 0.6
+
+    @property
+    def clear(self) -> bool:
+        return self.below == math.inf
+
+
+GRADES = (
+    Grade(0.4, "prefers failures", "do not train on it"),
+    Grade(0.6, "cannot tell success from failure", "do not train on it"),
+    Grade(0.8, "tells success from failure only roughly", "whoever trains on it needs a gate"),
+    Grade(math.inf, "tells success from failure", ""),
+)
+
+
+def grade(auc: float) -> Grade:
+    """The grade of an AUC in 0..1."""
+    return next(each for each in GRADES if auc < each.below)
 
 
 def wilson(successes: float, n: int, level: float = 0.95) -> Interval:
@@ -54,15 +95,6 @@ def mean_p(values: ArrayLike) -> float:
     if error == 0:
         return float(mean == 0)
     return 2 * (1 - _student_t_cdf(abs(mean) / error, len(x) - 1))
-
-
-def bootstrap_interval(values: ArrayLike, level: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Interval:
-    """Percentile bootstrap interval of a mean; the same seed gives the same interval."""
-    x = _floats(values)
-    rng = np.random.default_rng(seed)
-    means = np.array([rng.choice(x, len(x)).mean() for _ in range(resamples)])
-    low, high = np.quantile(means, [0.5 - level / 2, 0.5 + level / 2])
-    return float(low), float(high)
 
 
 def paired_difference_interval(before: ArrayLike, after: ArrayLike, level: float = 0.95) -> Interval:
@@ -224,18 +256,18 @@ def _z(p: float) -> float:
     return NormalDist().inv_cdf(p)
 
 
-def _floats(values: ArrayLike) -> Floats:
+def _floats(values: ArrayLike) -> Doubles:
     return np.asarray(values, dtype=np.float64)
 
 
-def _pair(x: ArrayLike, y: ArrayLike) -> tuple[Floats, Floats]:
+def _pair(x: ArrayLike, y: ArrayLike) -> tuple[Doubles, Doubles]:
     a, b = _floats(x), _floats(y)
     if a.shape != b.shape or a.ndim != 1 or len(a) == 0:
         raise ValueError(f"paired values need two flat sequences of one length, got shapes {a.shape} and {b.shape}")
     return a, b
 
 
-def _ranks(values: Floats) -> Floats:
+def _ranks(values: Doubles) -> Doubles:
     """Ranks from 1, ties share their mean rank."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)

@@ -1,0 +1,60 @@
+"""Training of small networks: AdamW over a loss that is drawn anew at every step.
+
+    fit(network, loss, cosine(1e-3, 500))
+
+Policies learn through ``trainers.learner``; this is for what is fitted once to data: critics, classifiers, clones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def cosine(lr: float, steps: int) -> list[float]:
+    """The learning rate of each step: from lr to zero along a cosine, to the bit as torch's CosineAnnealingLR."""
+    rates = [lr]
+    for step in range(1, steps):
+        fall = (1 + math.cos(math.pi * step / steps)) / (1 + math.cos(math.pi * (step - 1) / steps))
+        rates.append(fall * rates[-1])
+    return rates[:steps]
+
+
+def fit(
+    network: nn.Module | Iterable[nn.Parameter],
+    loss: Callable[[int], Tensor],
+    rates: Iterable[float],
+    *,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    max_grad_norm: float | None = None,
+    fused: bool | None = None,
+    after: Callable[[int], None] | None = None,
+) -> float:
+    """Fit a network, or the given parameters, by AdamW; returns the last loss, NaN of no steps.
+
+    Args:
+        loss: called with the number of the step, from 0; a scalar with gradient.
+        rates: the learning rate of each step, and with that how many there are.
+        max_grad_norm: gradients are clipped to this norm.
+        fused: AdamW's own.
+        after: called with the number of the step once it is taken.
+    """
+    parameters: Sequence[nn.Parameter] = list(network.parameters() if isinstance(network, nn.Module) else network)
+    optimizer = torch.optim.AdamW(parameters, betas=betas, weight_decay=weight_decay, fused=fused)
+    value = torch.full((), torch.nan)
+    for step, rate in enumerate(rates):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        value = loss(step)
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward([value])
+        if max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        optimizer.step()
+        if after is not None:
+            after(step)
+    return float(value.detach())
