@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
+
+from ..plugins import use
+from ..trainers import setting as shared
+from ..trainers.config import BY_MODEL, RunConfig, grouped
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ..rewards.shapes import AttributeReward, NearestRender
-    from ..trainers.loop import Experiment, Stage
+    from ..trainers.learner import AnchorSet
     from ..trainers.run_folder import RunFolder
-    from ..types import Learner, RewardFunction, Rollout
+    from ..types import Learner, RewardFunction, Rollout, Task
     from .pipelines import PipelineAdapter
     from .policy import DenoisingPolicy
     from .prompts import Prompts
@@ -20,93 +25,85 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+def adapters_lr(config: DiffusionConfig) -> float:
+    """1e-4 with adapters and 1e-5 without"""
+    return 1e-4 if config.lora_rank else 1e-5
+
+
 @dataclass(frozen=True)
-class DrawingConfig:
+class DiffusionConfig(RunConfig):
     """Fields that every recipe for pictures has."""
 
-    pipeline: str = ""
+    group: ClassVar[str] = "diffusion"
+    SMALL: ClassVar[Mapping[str, Any]] = {
+        "lr": 1e-3,
+        "group_size": 8,
+        "tasks_per_step": 16,
+        "micro_batch_size": 1024,
+        "num_inference_steps": 6,
+    }
+    LOADED: ClassVar[Mapping[str, Any]] = {"lr": adapters_lr, "num_inference_steps": 50}
+    TINY: ClassVar[Mapping[str, Any]] = {
+        "tasks_per_step": 3,
+        "group_size": 3,
+        "eval_episodes": 1,
+        "gate_pictures": 1,
+        "grid": 2,
+    }
+    FIXED: ClassVar[tuple[str, ...]] = ("temperature", "entropy_coef")
+
+    model: str = ""
     """A pipeline folder or hub name; empty takes the small default, made in a CPU minute at first use."""
-    prompts: str = ""
+    lora_rank: int = grouped("model", 8)
+    """Rank of the adapters; 0 trains all weights of the denoiser."""
+    lora_targets: tuple[str, ...] = grouped("model", ("all-linear",))
+    """Ends of module names that get an adapter, such as to_q; all-linear takes every linear layer."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = grouped("model", "auto")
+    """Of the pipeline's weights; auto is fp32 on CPU and bf16 on GPU. Adapters are fp32."""
+    data: str = grouped("data", "")
     """A file with one prompt per line, or one JSON object {"prompt": ...}; empty takes the small world's captions."""
+    split: int = grouped("data", 0)
+    """Which captions of the small world are unseen; settings are chosen on another than results are reported on."""
+    max_steps: int = 62
+    num_inference_steps: int = grouped("sampling", BY_MODEL)
+    """Denoising steps."""
+    guidance_scale: float | None = grouped("sampling", None)
+    """Scale of classifier-free guidance, in drawing and in learning; None is 1 (no guidance), and the usual scale of a
+    guidance-distilled model, whose denoiser is told it."""
+    micro_batch_size: int = BY_MODEL
+    """Denoiser calls held in memory at once; gradients are those of the whole batch."""
     rewards: tuple[str, ...] = ("attributes",)
-    """NAME, NAME:WEIGHT, package.module:function or file.py:function; several are normalised per prompt, then added."""
+    """NAME, NAME:WEIGHT, package.module:NAME or FILE.py:NAME; several are normalised per prompt, then added."""
     judge: str = ""
     """The held-out judge, a reward of another family; empty takes the nearest true render in the small world, else
     none: then nothing is gated."""
-    seed: int = 0
-    """Keys adapters, noise and the order of prompts."""
-    split: int = 0
-    """Which captions of the small world are unseen; settings are chosen on another than results are reported on."""
-    iterations: int = 62
-    """Rounds of drawing and learning."""
-    prompts_per_step: int = 16
-    """Prompts per round."""
-    group: int = 8
-    """Pictures per prompt and round."""
-    lr: float = 1e-3
-    """Learning rate of AdamW."""
-    inner_steps: int = 1
-    """Gradient steps per round."""
-    max_grad_norm: float = 1.0
-    """Clipping of the global gradient norm."""
-    steps: int = 0
-    """Denoising steps; 0 takes 6 for the small default and 50 for others."""
+    gate: str = "non_inferiority"
+    gate_pictures: int = grouped("gate", 4)
+    """Pictures per probe prompt."""
+    eval_episodes: int = 4
+    """Pictures per prompt at an evaluation, at fixed noise."""
+    grid: int = grouped("logging", 6)
+    """Prompts of each kind whose pictures are shown before and after."""
     sampler: Literal["auto", "ddim", "ddpm", "euler_ancestral", "flow_ancestral", "flow_sde"] = "auto"
     """Kind of Gaussian step; auto follows the pipeline's scheduler, and is flow_ancestral for flow matching."""
     eta: float = 1.0
     """Share of the ancestral noise."""
     noise_level: float = 0.7
     """a of the flow SDE (Flow-GRPO, arXiv 2505.05470; checked against the code)."""
-    guidance: float | None = None
-    """Scale of classifier-free guidance, in drawing and in learning; None is 1 (no guidance), and the usual scale of a
-    guidance-distilled model, whose denoiser is told it."""
-    lora_rank: int = 8
-    """Rank of the adapters; 0 trains all weights of the denoiser."""
-    lora_targets: tuple[str, ...] = ("all-linear",)
-    """Ends of module names that get an adapter, such as to_q; all-linear takes every linear layer."""
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Of the pipeline's weights; auto is fp32 on CPU and bf16 on GPU. Adapters are fp32."""
-    at_once: int = 1024
-    """Denoiser calls held in memory at once; about 8 for SD 1.5 on 24 GB."""
     keep_graph: bool = True
-    """Keep the graph of drawing for the first gradient step where it fits into at_once: faster, the same gradient."""
+    """Keep the graph of drawing for the first gradient step where it fits into micro_batch_size: faster, the same
+    gradient."""
     ema: float = 0.0
     """Decay of an average of the weights that is evaluated and saved instead of the last ones; 0 is none."""
-    eval_episodes: int = 4
-    """Pictures per prompt at an evaluation, at fixed noise."""
-    eval_offset: int = 0
-    """First of them."""
-    evaluate_every: int = 0
-    """Rounds between further evaluations."""
-    gate: Literal["best", "non_inferiority", "none"] = "non_inferiority"
-    """A held-out judge keeps what did not fall, or the best so far and stops when it stays away."""
-    gate_every: int = 8
-    gate_pictures: int = 4
-    """Pictures per probe prompt."""
-    gate_margin: float = 0.1
-    """How far the judge may fall; for the small world the logarithm of the error to the true render."""
-    gate_patience: int = 2
-    """Looks without a new best before the best one's gate stops the run."""
-    grid: int = 6
-    """Prompts of each kind whose pictures are shown before and after."""
-
-
-TINY: Mapping[str, Any] = {
-    "iterations": 2,
-    "prompts_per_step": 3,
-    "eval_episodes": 1,
-    "gate_every": 1,
-    "gate_pictures": 1,
-    "grid": 2,
-}
-"""What makes a recipe end in seconds."""
+    sft_pictures: int = 256
+    """Pictures that are imitated where sft_coef is above 0: true renders in the small world, else the start's own."""
 
 
 @dataclass(eq=False)
-class Setting:
+class Setting(shared.Setting):
     """A started run."""
 
-    config: DrawingConfig
+    config: DiffusionConfig
     policy: DenoisingPolicy
     start: DenoisingPolicy
     prompts: Prompts
@@ -114,47 +111,50 @@ class Setting:
     judge: RewardFunction | None
     world: NearestRender | None
     average: Any = None
+    kl_estimator: ClassVar[Literal["k3", "exact"]] = "exact"
+    probing: ClassVar[Mapping[str, Any]] = {}
 
     @property
     def shown(self) -> Any:
         """The policy that is evaluated and saved: the average, where there is one."""
         return self.policy if self.average is None else self.average.average
 
-    def learner(self, objective: Any, *, kind: Any = None, **options: Any) -> Learner:
-        """A learner of the policy with the config's optimisation; the start is the reference that it may ask for."""
-        from ..trainers.learner import Optimisation, PolicyLearner
+    @property
+    def longest(self) -> int:
+        return self.policy.sampler.steps
 
-        config = self.config
-        how = Optimisation(config.lr, config.inner_steps, max_grad_norm=config.max_grad_norm, seed=config.seed)
-        made: Learner = (kind or PolicyLearner)(
-            self.policy, objective, how, references={"start": self.start}, **options
-        )
-        return made
-
-    def stage(self, learner: Learner, *, actor: Any = None, reward: Any = None, **sampling: Any) -> Stage:
-        """Prompts -> pictures -> reward -> the given learner -> gate. ``sampling`` goes to ``act``."""
-        from ..trainers.curricula import Uniform
-        from ..trainers.loop import Stage
+    def sources(self) -> Mapping[str, Any]:
         from .prompts import source_of
+
+        return {"seen": source_of(self.prompts.seen, self.config.seed)}
+
+    def probes(self) -> Sequence[Task]:
+        from dataclasses import replace
+
+        return [replace(t, id=f"{t.id}/{i}") for t in self.prompts.probes for i in range(self.config.gate_pictures)]
+
+    def held_out_judge(self) -> RewardFunction | None:
+        return self.judge
+
+    def learners(self, learner: Learner) -> dict[str, Learner]:
         from .watch import Watch
 
+        average = {} if self.average is None else {"average": self.average}
+        return {"policy": learner, "watch": Watch(), **average}
+
+    def anchors(self) -> AnchorSet | None:
+        from ..trainers.learner import AnchorSet
+        from ..trainers.objectives import WeightedImitation
+
         config = self.config
-        learners: dict[str, Learner] = {"policy": learner, "watch": Watch()}
-        if self.average is not None:
-            learners["average"] = self.average
-        source = source_of(self.prompts.seen, config.seed)
-        return Stage(
-            steps=config.iterations,
-            actor=self.policy if actor is None else actor,
-            curriculum=Uniform({"seen": source}, seed=config.seed),
-            reward=reward or self.reward,
-            learners=learners,
-            tasks_per_step=config.prompts_per_step,
-            group_size=config.group,
-            sampling=sampling,
-            gate=self.gate(),
-            gate_every=config.gate_every,
-        )
+        if not config.sft_coef:
+            return None
+        pictures = self.real_pictures(config.sft_pictures)
+        return AnchorSet(pictures, WeightedImitation(), weight=config.sft_coef, size=config.sft_batch_size)
+
+    def stage(self, learner: Learner, reward: RewardFunction | None = None, **changes: Any) -> Any:
+        """Prompts -> pictures -> reward -> the given learner -> gate; ``changes`` as in every modality."""
+        return super().stage(learner, reward or self.reward, **{"proxy": self.reward} | changes)
 
     def real_pictures(self, count: int) -> list[Rollout]:
         """Pictures to hold on to: true renders of seen captions in the small world, else what the start draws."""
@@ -189,7 +189,7 @@ class Setting:
             if task.prompt not in shapes.LABELS:
                 raise UsageError(
                     f'"{task.prompt}" in {path} is no caption of the small world: give prompts of the same kind '
-                    "with --prompts FILE, and a reward of theirs"
+                    "with --data FILE, and a reward of theirs"
                 )
         tasks = [task for task, _, _ in pairs for _ in range(2)]
         rollouts = self.policy.encode(tasks, [picture for _, *two in pairs for picture in two])
@@ -201,22 +201,9 @@ class Setting:
             for side in (self.prompts.unseen, self.prompts.probes)
         )
         if not (unseen and probes):
-            raise UsageError(f"{path} names every prompt that is held out: give others with --prompts FILE")
+            raise UsageError(f"{path} names every prompt that is held out: give others with --data FILE")
         self.prompts = Prompts(tuple(replace(task, category="seen") for task, _, _ in pairs), unseen, probes)
         return rollouts
-
-    def gate(self) -> Any:
-        """What the held-out judge decides on the probes; None without a judge."""
-        from dataclasses import replace
-
-        from ..trainers.gates import BestSoFar, NonInferiority
-
-        if self.config.gate == "none" or self.judge is None:
-            return None
-        probes = [replace(t, id=f"{t.id}/{i}") for t in self.prompts.probes for i in range(self.config.gate_pictures)]
-        if self.config.gate == "best":
-            return BestSoFar(probes, self.judge, self.config.gate_patience, reward=self.reward, sampling={})
-        return NonInferiority(probes, self.judge, margin=self.config.gate_margin, reward=self.reward, sampling={})
 
     def evaluate(self, actor: Any) -> Mapping[str, Any]:
         """Judge, reward and figures on seen and unseen prompts, at noise that training never draws."""
@@ -225,25 +212,12 @@ class Setting:
         drawing = getattr(actor, "policy", actor)
         return evaluate(self, self.shown if drawing is self.policy else drawing)
 
-    def experiment(self, stages: Sequence[Stage]) -> Experiment:
-        """Stages with this setting's evaluation, grids and model card around them."""
-        from ..trainers.loop import Experiment
+    def finish(self, folder: RunFolder) -> None:
         from .evaluation import write_grids
 
-        def finish(folder: RunFolder) -> None:
-            write_grids(self, folder)
-            self.save(folder.path / "policy")
-            folder.write_card()
-
-        return Experiment(
-            stages,
-            self.evaluate,
-            evaluate_every=self.config.evaluate_every,
-            seed=self.config.seed,
-            label_account="gate_labels: none",
-            cpu_clock=time.process_time,
-            finish=finish,
-        )
+        write_grids(self, folder)
+        self.save(folder.path / "policy")
+        folder.write_card()
 
     def save(self, place: Any) -> None:
         """Adapters as ``pipeline.load_lora_weights`` reads them; without adapters the whole pipeline."""
@@ -256,8 +230,14 @@ class Setting:
                 self.policy.adapter.pipeline.save_pretrained(str(place))
 
 
-def start(config: DrawingConfig, *, differentiable: bool = False, forward_draws: int = 2) -> Setting:
-    """Load pipeline, rewards and prompts; a gradient method asks for a differentiable reward."""
+def start(
+    config: DiffusionConfig, folder: RunFolder | None = None, *, differentiable: bool = False, forward_draws: int = 2
+) -> Setting:
+    """Load pipeline, rewards and prompts; a gradient method asks for a differentiable reward.
+
+    Args:
+        folder: the run's, whose config.json gets the defaults by model.
+    """
     import torch
 
     from ..errors import UsageError
@@ -270,14 +250,17 @@ def start(config: DrawingConfig, *, differentiable: bool = False, forward_draws:
     from .prompts import file_prompts, shapes_prompts
     from .watch import MovingAverage
 
-    if config.group < 2 and not differentiable:
-        raise UsageError(f"this method compares the pictures of a prompt: --group 2 or more, not {config.group}")
-    small = not config.pipeline
+    small = not config.model
+    use(config.use)
+    config = shared.settled(config, small, folder)
+    if config.group_size < 2 and not differentiable:
+        least = "this method compares the pictures of a prompt: --group-size 2 or more"
+        raise UsageError(f"{least}, not {config.group_size}")
     if small:
         torch.set_num_threads(1)  # more gain nothing at this size
     dtypes = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     check_dtype(dtypes[config.dtype], device())
-    prompts = file_prompts(config.prompts, config.seed) if config.prompts else shapes_prompts(config.split)
+    prompts = file_prompts(config.data, config.seed) if config.data else shapes_prompts(config.split)
     reward, judge, world = rewards(config, differentiable)
     if differentiable:
         check_differentiable(reward)
@@ -286,8 +269,8 @@ def start(config: DrawingConfig, *, differentiable: bool = False, forward_draws:
         if is_main():
             default_pipeline()
         barrier()  # the others read what the main process made
-    source = str(default_pipeline()) if small else config.pipeline
-    adapter = adapter_for(load(source, dtype=dtypes[config.dtype], device=device()), guidance=config.guidance)
+    source = str(default_pipeline()) if small else config.model
+    adapter = adapter_for(load(source, dtype=dtypes[config.dtype], device=device()), guidance=config.guidance_scale)
     if world is not None:
         _check_size(adapter)
     if config.lora_rank:
@@ -297,12 +280,14 @@ def start(config: DrawingConfig, *, differentiable: bool = False, forward_draws:
         )
     else:
         adapter.denoiser.requires_grad_(True)
-    guidance = (adapter.guidance if adapter.distilled else 1.0) if config.guidance is None else config.guidance
+    guidance = (
+        (adapter.guidance if adapter.distilled else 1.0) if config.guidance_scale is None else config.guidance_scale
+    )
     policy = DenoisingPolicy(
         adapter,
         sampler(config, adapter),
         guidance=guidance,
-        at_once=config.at_once,
+        at_once=config.micro_batch_size,
         forward_draws=forward_draws,
         autocast=torch.bfloat16 if device().type == "cuda" else None,
     )
@@ -312,14 +297,14 @@ def start(config: DrawingConfig, *, differentiable: bool = False, forward_draws:
     return Setting(config, policy, policy.fork("start"), prompts, reward, judge, world, average)
 
 
-def _plan(config: DrawingConfig, policy: DenoisingPolicy, differentiable: bool) -> Any:
+def _plan(config: DiffusionConfig, policy: DenoisingPolicy, differentiable: bool) -> Any:
     from .memory import memory_plan
 
-    pictures = config.prompts_per_step * config.group
+    pictures = config.tasks_per_step * config.group_size
     steps = policy.sampler.steps
     return memory_plan(
         policy.adapter,
-        batch=min(config.at_once, pictures if differentiable else pictures * steps),
+        batch=min(config.micro_batch_size, pictures if differentiable else pictures * steps),
         steps=steps,
         grad_steps=steps if differentiable else 1,
         guided=policy.guidance != 1.0,
@@ -327,23 +312,24 @@ def _plan(config: DrawingConfig, policy: DenoisingPolicy, differentiable: bool) 
     )
 
 
-def sampler(config: DrawingConfig, adapter: Any) -> Any:
+def sampler(config: DiffusionConfig, adapter: Any) -> Any:
     """The chain that a config asks for."""
     from .sampler import sampler_for
 
-    steps = config.steps or (50 if config.pipeline else 6)
     flow = "FlowMatch" in type(adapter.scheduler).__name__
     kind = "flow_ancestral" if config.sampler == "auto" and flow else config.sampler
     noise: Any = {"eta": config.eta, "noise_level": config.noise_level}
-    return sampler_for(adapter.scheduler, steps, kind, **noise, set_timesteps=adapter.set_timesteps)
+    return sampler_for(
+        adapter.scheduler, config.num_inference_steps, kind, **noise, set_timesteps=adapter.set_timesteps
+    )
 
 
-def rewards(config: DrawingConfig, differentiable: bool) -> tuple[Any, RewardFunction | None, Any]:
+def rewards(config: DiffusionConfig, differentiable: bool) -> tuple[Any, RewardFunction | None, Any]:
     """The training reward, the held-out judge, and the small world's judge where its captions are drawn."""
     from ..rewards.names import compose, make_reward
     from ..trainers.distributed import device
 
-    world = None if config.prompts else _world()
+    world = None if config.data else _world()
     own: dict[str, Callable[[], Any]] = {
         "attributes": lambda: _attributes(differentiable) if world else _captions_only("attributes"),
         "nearest_render": lambda: world or _captions_only("nearest_render"),
@@ -364,14 +350,14 @@ def _check_size(adapter: PipelineAdapter) -> None:
     if (adapter.height, adapter.width) != (side, side):
         raise UsageError(
             f"the small world's captions are judged at {side} x {side} pixels, and this pipeline draws "
-            f"{adapter.height} x {adapter.width}: give prompts of your own with --prompts FILE"
+            f"{adapter.height} x {adapter.width}: give prompts of your own with --data FILE"
         )
 
 
 def _captions_only(name: str) -> NoReturn:
     from ..errors import UsageError
 
-    raise UsageError(f"the reward {name} knows the small world's captions alone: with --prompts, name others")
+    raise UsageError(f"the reward {name} knows the small world's captions alone: with --data, name others")
 
 
 def _world() -> NearestRender:

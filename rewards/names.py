@@ -36,7 +36,8 @@ def make_reward(spec: str, device: str = "cpu", own: Own | None = None) -> Rewar
         UsageError: there is no such name, module, file or function, or a package that it needs is missing.
     """
     if own and spec in own:
-        return Reward(own[spec](), spec)
+        made = own[spec]()
+        return made if isinstance(made, Reward) else Reward(made, spec)
     value = named("reward", spec, also=own or ())
     if isinstance(value, type):
         takes_device = "device" in inspect.signature(value).parameters

@@ -7,10 +7,11 @@ random choice is keyed by (seed, update), so a resumed run repeats it.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -32,7 +33,8 @@ class Optimisation:
         max_grad_norm: clipping of the global gradient norm.
         weight_decay, eps: AdamW's. Its step is g / (|g| + eps), so rounding noise in a gradient g near zero
             moves weights; an eps of 1e-5, as many PPO implementations have it, keeps it from doing so.
-        decay: updates over which the learning rate falls linearly to a tenth; 0 keeps it.
+        decay: updates over which the learning rate falls to a tenth; 0 keeps it.
+        schedule: how it falls.
         seed: keys the order of minibatches.
         repair_lr: what a repair multiplies the learning rate by.
     """
@@ -44,8 +46,16 @@ class Optimisation:
     weight_decay: float = 0.0
     eps: float = 1e-8
     decay: int = 0
+    schedule: Literal["linear", "cosine"] = "linear"
     seed: int = 0
     repair_lr: float = 1.0
+
+    def share(self, updates: int) -> float:
+        """What is left of the learning rate after so many updates."""
+        if not self.decay:
+            return 1.0
+        done = min(1.0, updates / self.decay)
+        return 1.0 - 0.9 * (done if self.schedule == "linear" else (1 - math.cos(math.pi * done)) / 2)
 
 
 class PolicyLearner:
@@ -111,8 +121,7 @@ class PolicyLearner:
 
     def _slow_down(self) -> None:
         """Count the update, and take the next one at the learning rate that is due then."""
-        decay = self.optimisation.decay
-        before, after = (1.0 - 0.9 * min(1.0, n / decay) if decay else 1.0 for n in (self.updates, self.updates + 1))
+        before, after = (self.optimisation.share(n) for n in (self.updates, self.updates + 1))
         for group in self.optimizer.param_groups:
             group["lr"] *= after / before
         self.updates += 1

@@ -9,7 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from ..trainers import setting as shared
+from ..trainers.config import BY_MODEL, RunConfig, grouped
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,9 +22,10 @@ if TYPE_CHECKING:
     from ..envs.pool import Episode, Pool
     from ..envs.simulator import View
     from ..rewards.progress import ProgressModel
+    from ..trainers.learner import AnchorSet
     from ..trainers.loop import Experiment, Stage
     from ..trainers.run_folder import RunFolder
-    from ..types import Actor, RewardFunction, Rollout, Task
+    from ..types import RewardFunction, Rollout, Task
     from .actor import RobotActor
     from .chunk_policy import ChunkPolicy
     from .cloning import Cloning
@@ -38,59 +43,75 @@ METAWORLD_EPISODE = 150
 
 
 @dataclass(frozen=True)
-class RobotConfig:
+class RobotConfig(RunConfig):
     """Fields that every robot recipe has."""
 
+    group: ClassVar[str] = "vla"
+    SMALL: ClassVar[Mapping[str, Any]] = {"lr": 2e-4, "group_size": 8, "std_floor": 0.1}
+    LOADED: ClassVar[Mapping[str, Any]] = {"std_floor": 0.1}
+    TINY: ClassVar[Mapping[str, Any]] = {
+        "tasks": ("reach-v3", "drawer-close-v3"),
+        "bc_steps": 30,
+        "max_episode_steps": 40,
+        "tasks_per_step": 2,
+        "group_size": 4,
+        "eval_episodes": 2,
+        "gate_states": 2,
+        "videos": 0,
+    }
+
     start_fields: ClassVar[tuple[str, ...]] = (
-        *("tasks", "use", "demonstrations", "seed", "demonstrations_from", "clone_tasks", "policy", "sees", "head"),
-        *("frame_size", "clone_steps", "horizon", "settle"),
+        *("tasks", "use", "demonstrations", "seed", "demonstrations_from", "clone_tasks", "model", "obs_type", "head"),
+        *("frame_size", "bc_steps", "max_episode_steps", "settle"),
     )
     """What demonstrations and clone depend on: runs that agree in them can share a start."""
 
-    tasks: tuple[str, ...] = ("drawer-open-v3", "door-open-v3", "drawer-close-v3", "push-v3:3", "reach-v3:3")
-    """MetaWorld tasks (or registered environments); NAME:K gives K demonstrations of one."""
-    demonstrations: int = 1
-    """Demonstrations of a task that does not say."""
-    seed: int = 0
-    """Keys demonstrations, the clone, exploration and everything else."""
-    iterations: int = 16
-    """Rounds of acting and learning."""
-    demonstrations_from: tuple[str, ...] = ()
-    """Folders with a LeRobotDataset each, one per task in their order, instead of the scripted experts."""
-    clone_tasks: tuple[str, ...] = ()
-    """Tasks whose demonstrations the policy imitates instead of those of its own tasks."""
-    policy: str = ""
+    model: str = ""
     """A folder or hub name to start from instead of cloning, or a class of one's own to clone: FILE.py:NAME."""
-    sees: Literal["states", "frames"] = "states"
+    obs_type: Literal["state", "pixels"] = grouped("model", "state")
     """What the policy and a learned critic are given: the simulator's state, or pictures and the robot's own joints."""
-    head: Literal["tokens", "gaussian", "flow"] = "gaussian"
-    """Action tokens, a Gaussian per step, or a flow from noise to actions."""
-    frame_size: int = 64
+    frame_size: int = grouped("model", 64)
     """Pixels along a side of what is seen."""
-    tower: Literal["frozen", "trained"] = "frozen"
-    """Whether what looks at frames goes on learning once the policy has been cloned."""
-    rho: float = 0.9
-    """Correlation of the exploration noise between consecutive environment steps; 0 is independent noise. A flow has
-    noise of its own."""
-    clone_steps: int = 0
-    """Gradient steps of behaviour cloning; 0 is 1000 of 256 chunks each on states, and 3000 of 64 on frames."""
-    horizon: int = 0
+    freeze_vision: bool = grouped("model", True)
+    """What looks at frames stays as it is once the policy has been cloned."""
+    head: Literal["tokens", "gaussian", "flow"] = grouped("model", "gaussian")
+    """Action tokens, a Gaussian per step, or a flow from noise to actions."""
+    tasks: tuple[str, ...] = grouped(
+        "data", ("drawer-open-v3", "door-open-v3", "drawer-close-v3", "push-v3:3", "reach-v3:3")
+    )
+    """MetaWorld tasks (or registered environments); NAME:K gives K demonstrations of one."""
+    demonstrations: int = grouped("data", 1)
+    """Demonstrations of a task that does not say."""
+    demonstrations_from: tuple[str, ...] = grouped("data", ())
+    """Folders with a LeRobotDataset each, one per task in their order, instead of the scripted experts."""
+    tasks_per_step: int = BY_MODEL
+    """Initial states per round, over all tasks; None: 8 for each."""
+    micro_batch_size: int | None = None  # type: ignore[assignment]
+    """Rollouts evaluated at once in learning; None: 256 on states, 8 on frames, or what a policy of one's own says."""
+    max_episode_steps: int = grouped("sampling", 0)
     """Environment steps of an episode; 0 is 150 in MetaWorld and the spec's own number elsewhere. A task whose
     demonstrations are longer gets their length and a fifth."""
-    settle: int = 20
-    """Steps that demonstrations go on after they first succeed, so that they end well inside the goal."""
-    states: int = 8
-    """Initial states per task and iteration."""
-    group: int = 8
-    """Episodes per initial state."""
+    rho: float = grouped("sampling", 0.9)
+    """Correlation of the exploration noise between consecutive environment steps; 0 is independent noise. A flow has
+    noise of its own."""
+    max_steps: int = 16
+    rewards: tuple[str, ...] = ("progress",)
+    """progress (the estimator's), NAME:WEIGHT, package.module:NAME or FILE.py:NAME; several are weighted and added."""
+    gate_margin: float = 0.2
+    gate_states: int = grouped("gate", 24)
+    """Probe states per task."""
     eval_episodes: int = 40
     """Held-out initial states per task."""
-    eval_offset: int = 0
-    """First of them."""
+    videos: int = grouped("logging", 1)
+    """Initial states per task whose episodes before and after are filmed; needs OSMesa or EGL."""
+    clone_tasks: tuple[str, ...] = ()
+    """Tasks whose demonstrations the policy imitates instead of those of its own tasks."""
+    bc_steps: int = 0
+    """Gradient steps of behaviour cloning; 0 is 1000 of 256 chunks each on states, and 3000 of 64 on frames."""
+    settle: int = 20
+    """Steps that demonstrations go on after they first succeed, so that they end well inside the goal."""
     workers: int = 0
     """Simulator processes; 0 takes one per core."""
-    videos: int = 1
-    """Initial states per task whose episodes before and after are filmed; needs OSMesa or EGL."""
 
     @property
     def view(self) -> View:
@@ -101,7 +122,7 @@ class RobotConfig:
 
 
 @dataclass(eq=False)
-class Setting:
+class Setting(shared.Setting):
     """A started run: simulators, demonstrations and the policy that imitates them."""
 
     config: RobotConfig
@@ -112,8 +133,11 @@ class Setting:
     encoded: list[Rollout]
     watched: View | None = None
     """How frames of every episode are taken; None where nobody looks at them."""
+    told: Any = None
+    """The reward that an evaluation tells beside success."""
     played: dict[int, list[Episode]] = field(default_factory=dict)
     """Episodes of the cloned policy, by how many of each task."""
+    probing: ClassVar[Mapping[str, Any]] = {"greedy": True, "stop": False}
 
     @property
     def all_demonstrations(self) -> list[Demonstration]:
@@ -135,20 +159,59 @@ class Setting:
             for name in self.names
         }
 
-    def probes(self, states: int) -> list[Task]:
+    def probes(self) -> list[Task]:
         """Frozen tasks for a gate."""
         from ..envs.splits import seeds
 
-        return [self.task(name, seed) for name in self.names for seed in seeds("probe", states)]
+        return [self.task(name, seed) for name in self.names for seed in seeds("probe", self.config.gate_states)]
+
+    @cached_property
+    def start(self) -> ChunkPolicy:  # type: ignore[override]
+        """The cloned policy as it is when this is first asked for: before a learner or an experiment is made."""
+        return self.policy.fork("start")
+
+    @property
+    def longest(self) -> int:
+        return max(horizon_in(self.config, name) for name in self.names)
+
+    def anchors(self) -> AnchorSet:
+        from ..trainers.learner import AnchorSet
+        from ..trainers.objectives import WeightedImitation
+
+        config = self.config
+        return AnchorSet(self.encoded, WeightedImitation(), weight=config.sft_coef, size=config.sft_batch_size)
+
+    def reward(self, own: Mapping[str, Callable[[], Any]], specs: Sequence[str] | None = None) -> Any:
+        """The config's rewards of episodes, weighted and added.
+
+        Args:
+            own: name -> what makes a reward that the recipe knows.
+            specs: others than ``--rewards``.
+
+        Raises:
+            UsageError: an unknown name, or nothing at a place.
+        """
+        from ..rewards.names import compose
+        from ..rewards.reward import Reward
+
+        specs = self.config.rewards if specs is None else specs
+        if len(specs) == 1 and specs[0] in own:
+            return own[specs[0]]()
+
+        def renamed(name: str, make: Callable[[], Any]) -> Callable[[], Any]:
+            return lambda: Reward(make(), f"{name} reward")  # scores called "progress" are the estimator's own
+
+        return compose(specs, own={name: renamed(name, make) for name, make in own.items()})
+
+    def held_out_judge(self) -> RewardFunction | None:
+        return self.reward({}, (self.config.judge,)) if self.config.judge else None
 
     def actor(self, *, estimator: Any = None) -> RobotActor:
         from .actor import RobotActor
 
-        return RobotActor(self.policy, self.pool, estimator=estimator, view=self.watched)
-
-    def minibatches(self, groups: int) -> int:
-        """Gradient steps per pass over an iteration's groups, that many in each."""
-        return max(1, self.config.states * len(self.names) // groups)
+        return RobotActor(
+            self.policy, self.pool, estimator=estimator, view=self.watched, temperature=self.config.temperature
+        )
 
     def play(self, episodes: int) -> list[Episode]:
         """Episodes of the cloned policy, sampled on training states of every task; success is not read.
@@ -168,49 +231,46 @@ class Setting:
         """CPU time of this process and its workers."""
         return time.process_time() + self.pool.cpu_seconds
 
-    def evaluator(self, reward: Any) -> Callable[[Actor], Mapping[str, Any]]:
-        """An actor -> the oracle's and the reward's outcome per held-out state, acting greedily."""
+    def evaluate(self, actor: Any) -> Mapping[str, Any]:
+        """The oracle's and the reward's outcome per held-out state, acting greedily."""
         from ..envs.splits import seeds
         from ..trainers.scoring import score
 
         states = seeds("eval", self.config.eval_episodes, self.config.eval_offset)
         tasks = [self.task(name, seed) for name in self.names for seed in states]
+        blind = self.actor()
+        blind.policy = actor.policy
+        rollouts = blind.act(tasks, 1, greedy=True, oracle=True, stop=False, render=self.watched)
+        score(rollouts, self.told)
+        outcomes: dict[str, Any] = {}
+        for rollout in rollouts:
+            row = outcomes.setdefault(rollout.task.category, {"success": [], "score": [], "seeds": []})
+            row["success"].append(int(bool(rollout.output.success)))
+            row["score"].append(rollout.scores["total"])
+            row["seeds"].append(rollout.task.seed)
+        return {"unit": "success", "outcomes": outcomes}
 
-        def evaluate(actor: Any) -> Mapping[str, Any]:
-            blind = self.actor()
-            blind.policy = actor.policy
-            rollouts = blind.act(tasks, 1, greedy=True, oracle=True, stop=False, render=self.watched)
-            score(rollouts, reward)
-            outcomes: dict[str, Any] = {}
-            for rollout in rollouts:
-                row = outcomes.setdefault(rollout.task.category, {"success": [], "score": [], "seeds": []})
-                row["success"].append(int(bool(rollout.output.success)))
-                row["score"].append(rollout.scores["total"])
-                row["seeds"].append(rollout.task.seed)
-            return {"unit": "success", "outcomes": outcomes}
+    def finish(self, folder: RunFolder) -> None:
+        self.film(folder, self.start)
+        self.policy.save_pretrained(str(folder.path / "policy"))
+        folder.write_card(citation=CITATION)
 
-        return evaluate
+    def stage(self, learner: Any, reward: RewardFunction, **changes: Any) -> Stage:
+        """Initial states -> episodes -> reward -> the given learner -> gate; ``changes`` as in every modality."""
+        if "actor" not in changes:
+            changes["actor"] = self.actor()
+        return super().stage(learner, reward, **changes)
 
-    def experiment(self, stages: Sequence[Stage], reward: RewardFunction, label_account: str) -> Experiment:
-        """Stages with this setting's evaluation, videos and model card around them."""
-        from ..trainers.loop import Experiment
+    def experiment(self, stages: Sequence[Stage], reward: RewardFunction | None = None, **changes: Any) -> Experiment:
+        """Stages with this setting's evaluation, videos and model card around them.
 
-        before = self.policy.fork("before")
-
-        def finish(folder: RunFolder) -> None:
-            self.film(folder, before)
-            self.policy.save_pretrained(str(folder.path / "policy"))
-            folder.write_card(citation=CITATION)
-
-        return Experiment(
-            stages,
-            self.evaluator(reward),
-            seed=self.config.seed,
-            label_account=label_account,
-            cpu_clock=self.cpu_seconds,
-            finish=finish,
-            close=self.pool.close,
-        )
+        Args:
+            reward: what the evaluation tells beside success; None is the last stage's.
+            changes: fields of Experiment.
+        """
+        self.told = stages[-1].reward if reward is None else reward
+        _ = self.start  # before anything is learned
+        return super().experiment(stages, **{"cpu_clock": self.cpu_seconds, "close": self.pool.close} | changes)
 
     def film(self, folder: RunFolder, before: ChunkPolicy) -> None:
         """Side-by-side videos of the same held-out states before and after, or a line saying why not."""
@@ -243,7 +303,9 @@ def horizon_in(config: RobotConfig, environment: str) -> int:
     """Environment steps after which an episode of a task is cut, however long its demonstrations are."""
     from ..envs.simulator import METAWORLD, horizon_of
 
-    return config.horizon or (METAWORLD_EPISODE if environment.startswith(METAWORLD) else horizon_of(environment))
+    return config.max_episode_steps or (
+        METAWORLD_EPISODE if environment.startswith(METAWORLD) else horizon_of(environment)
+    )
 
 
 def make_task(environment: str, seed: int, horizon: int | None = None) -> Task:
@@ -296,10 +358,12 @@ def start(config: RobotConfig, folder: RunFolder) -> Setting:
     from .network import NetworkPolicy
 
     wanted, taught = counts(config.tasks, config), counts(config.clone_tasks, config)
+    config = shared.settled(config, is_small(config), folder, tasks_per_step=8 * len(wanted))
     torch.set_num_threads(1)
     pool = Pool([*wanted, *taught], chunk=CHUNK, workers=config.workers or None)
     policy = _policy(config, next(iter(wanted)), pool)
     policy.module.to(distributed.device())
+    policy.piece = config.micro_batch_size or policy.piece
     _try_out(policy, next(iter(wanted)), pool)
     place = folder.path / "start"
     if distributed.is_main() and not place.exists():
@@ -307,13 +371,22 @@ def start(config: RobotConfig, folder: RunFolder) -> Setting:
     distributed.barrier()
     state = checkpoint.load(place)
     policy.load_state_dict(state["policy"])
-    if config.tower == "frozen" and isinstance(policy, NetworkPolicy) and policy.sees == "frames":
+    if config.freeze_vision and isinstance(policy, NetworkPolicy) and policy.sees == "frames":
         policy.freeze_tower()
     shown = demonstrations_in(state)
     encoded = _encode(policy, {name: shown[name] for name in taught or wanted})
     own = {name: shown[name] for name in wanted}
-    watched = policy.view or (config.view if config.sees == "frames" else None)
+    watched = policy.view or (config.view if config.obs_type == "pixels" else None)
     return Setting(config, tuple(wanted), pool, own, policy, encoded, watched)
+
+
+def is_small(config: RobotConfig) -> bool:
+    """Whether a small network learns: the default, one of one's own, or what a run with one saved."""
+    from pathlib import Path
+
+    from .network import SETTINGS
+
+    return not config.model or ":" in config.model or (Path(config.model) / SETTINGS).is_file()
 
 
 def demonstrations_in(state: Mapping[str, Any]) -> dict[str, list[Demonstration]]:
@@ -343,7 +416,7 @@ def _make_start(place: Path, config: RobotConfig, pool: Pool, policy: ChunkPolic
     wanted, taught = counts(config.tasks, config), counts(config.clone_tasks, config)
     demonstrations = _recorded(config, wanted) or {name: record(pool, name, k, config) for name, k in wanted.items()}
     demonstrations |= {name: record(pool, name, k, config) for name, k in taught.items() if name not in wanted}
-    if not config.policy or is_named("policy", config.policy):
+    if not config.model or is_named("policy", config.model):
         imitated = {name: demonstrations[name] for name in taught or wanted}
         clone(policy, _encode(policy, imitated), cloning_of(config))
     arrays = {
@@ -362,9 +435,9 @@ def cloning_of(config: RobotConfig) -> Cloning:
     """
     from .cloning import Cloning
 
-    if config.sees == "frames":
-        return Cloning(config.clone_steps or 3000, batch=64, seed=config.seed)
-    return Cloning(config.clone_steps or 1000, seed=config.seed)
+    if config.obs_type == "pixels":
+        return Cloning(config.bc_steps or 3000, batch=64, seed=config.seed)
+    return Cloning(config.bc_steps or 1000, seed=config.seed)
 
 
 def record(pool: Pool, name: str, count: int, config: RobotConfig) -> list[Demonstration]:
@@ -372,7 +445,7 @@ def record(pool: Pool, name: str, count: int, config: RobotConfig) -> list[Demon
     from ..envs.splits import seeds
 
     first = 1000 * (config.seed % 900)
-    render = config.view if config.sees == "frames" else None
+    render = config.view if config.obs_type == "pixels" else None
     limit = max(350, horizon_in(config, name))
     return pool.demonstrate(name, seeds("demo", count, first), horizon=limit, settle=config.settle, render=render)
 
@@ -387,7 +460,7 @@ def _recorded(config: RobotConfig, wanted: Mapping[str, int]) -> dict[str, list[
     if config.demonstrations_from and len(config.demonstrations_from) != len(wanted):
         have, need = len(config.demonstrations_from), len(wanted)
         raise UsageError(f"demonstrations-from names {have} folders for {need} tasks: give one each, in their order")
-    camera = "observation.images.main" if config.sees == "frames" else None
+    camera = "observation.images.main" if config.obs_type == "pixels" else None
     found: dict[str, list[Demonstration]] = {}
     for (name, count), folder in zip(wanted.items(), config.demonstrations_from, strict=False):
         several = read_demonstrations(folder, environment=name, camera=camera)[:count]
@@ -413,23 +486,23 @@ def _policy(config: RobotConfig, environment: str, pool: Pool) -> ChunkPolicy:
     from .vision import Vision
 
     observation_size, action_size = pool.sizes(environment)
-    if config.sees == "frames":
+    if config.obs_type == "pixels":
         observation_size = len(range(observation_size)[proprioception_of(environment)])
     sizes = (observation_size, action_size, CHUNK)
     noise: dict[str, Any] = {} if config.head == "flow" else {"rho": config.rho}
     with torch.random.fork_rng():
         torch.manual_seed(seed_of("model", config.seed))
-        if is_named("policy", config.policy):
-            return _own_policy(config.policy, sizes)
-        if config.policy:
-            trained = (FlowPolicy if config.head == "flow" else ActionPolicy).from_pretrained(config.policy, **noise)
+        if is_named("policy", config.model):
+            return _own_policy(config.model, sizes)
+        if config.model:
+            trained = (FlowPolicy if config.head == "flow" else ActionPolicy).from_pretrained(config.model, **noise)
             has = (trained.model.observation_size, trained.action_size, trained.chunk)
             if has != sizes:
                 raise UsageError(
-                    f"policy {config.policy} has (observation, action, chunk) sizes {has}, needed are {sizes}"
+                    f"policy {config.model} has (observation, action, chunk) sizes {has}, needed are {sizes}"
                 )
             return trained
-        inputs: dict[str, Any] = {"vision": Vision(size=config.frame_size)} if config.sees == "frames" else {}
+        inputs: dict[str, Any] = {"vision": Vision(size=config.frame_size)} if config.obs_type == "pixels" else {}
         if not inputs and environment.startswith(METAWORLD):
             inputs = {"origin": HAND, "positions": (OBJECT, SECOND, GOAL)}
         if config.head == "flow":

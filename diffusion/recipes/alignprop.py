@@ -12,14 +12,14 @@ by the gate; +1.03 at 1.66 times that distance without it; see docs/results.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ..setting import TINY, DrawingConfig
+from ...trainers.config import POLICY_GRADIENT
+from ..setting import DiffusionConfig
 
 if TYPE_CHECKING:
-    from ...trainers.learner import AnchorSet
     from ...trainers.loop import Experiment
     from ...trainers.run_folder import RunFolder
     from ...types import Batch
@@ -27,13 +27,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Config(DrawingConfig):
+class Config(DiffusionConfig):
     """Numbers without a source were chosen on the tuning split."""
 
-    iterations: int = 48
-    prompts_per_step: int = 32
-    group: int = 1
-    """The gradient compares a picture with nothing: one of each prompt."""
+    SMALL: ClassVar[Mapping[str, Any]] = {"tasks_per_step": 32, "lr": 7e-4}
+    TINY: ClassVar[Mapping[str, Any]] = {"group_size": 1}
+    FIXED: ClassVar[tuple[str, ...]] = POLICY_GRADIENT
+
+    max_steps: int = 48
+    group_size: int = 1
+    """Pictures per prompt and round; the gradient compares a picture with nothing."""
     truncation: Literal["uniform", "gaussian", "fixed"] = "uniform"
     """How the number K of steps with gradient is drawn."""
     last_steps: int = 1
@@ -44,21 +47,20 @@ class Config(DrawingConfig):
     """A reward to reach instead of one to exceed."""
     checkpointing: bool = True
     """One step in memory at a time; without it all K."""
-    lr: float = 7e-4
-    gate: Literal["best", "non_inferiority", "none"] = "best"
+    gate: str = "best"
     gate_every: int = 4
 
 
 def debug() -> Config:
     """Two rounds in seconds."""
-    return Config(**TINY)
+    return Config.tiny()
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ..gradients import Truncation
     from ..setting import start
 
-    setting = start(config, differentiable=True)
+    setting = start(config, folder, differentiable=True)
     most = config.most_steps or max(1, setting.policy.sampler.steps - 1)
     setting.policy.checkpointing = config.checkpointing
     return assemble(config, setting, Truncation(config.truncation, config.last_steps, most), target=config.target)
@@ -71,10 +73,9 @@ def assemble(
     *,
     target: float | None = None,
     ceiling: float | None = None,
-    anchors: AnchorSet | None = None,
 ) -> Experiment:
     """An experiment that follows the reward's gradient, with the given way to cut the chain."""
     from ..gradients import RewardGradient
 
-    learner = setting.learner(RewardGradient(setting.reward, target, ceiling), prepare=[cut], anchors=anchors)
+    learner = setting.learner(RewardGradient(setting.reward, target, ceiling), prepare=[cut])
     return setting.experiment([setting.stage(learner)])

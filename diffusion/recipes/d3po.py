@@ -8,9 +8,10 @@ prefers: the best and the worst picture of each prompt. Not checked: beta. Numbe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from ..setting import TINY, DrawingConfig
+from ...trainers.config import POLICY_GRADIENT
+from ..setting import DiffusionConfig
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Config(DrawingConfig):
+class Config(DiffusionConfig):
     """Numbers without a source are not tuned."""
+
+    FIXED: ClassVar[tuple[str, ...]] = (*POLICY_GRADIENT, "reference", "kl_coef")
 
     beta: float = 0.1
     """Nats of a step's log-ratio count this much (0.1 recalled, not checked)."""
@@ -27,7 +30,7 @@ class Config(DrawingConfig):
 
 def debug() -> Config:
     """Two rounds in seconds."""
-    return Config(**TINY, group=3)
+    return Config.tiny()
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
@@ -35,6 +38,6 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     from ...trainers.pairing import best_worst
     from ..setting import start
 
-    setting = start(config)
+    setting = start(config, folder)
     learner = setting.learner(DPO(config.beta, "start", level="decision"), prepare=[best_worst])
-    return setting.experiment([setting.stage(learner, keep_graph=config.keep_graph)])
+    return setting.experiment([setting.stage(learner, sampling={"keep_graph": config.keep_graph})])

@@ -9,9 +9,10 @@ the reward ranks it. Numbers are not tuned.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from ..setting import TINY, DrawingConfig
+from ...trainers.config import POLICY_GRADIENT
+from ..setting import DiffusionConfig
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Config(DrawingConfig):
+class Config(DiffusionConfig):
     """Numbers without a source are not tuned."""
+
+    FIXED: ClassVar[tuple[str, ...]] = (*POLICY_GRADIENT, "reference", "kl_coef")
 
     pairs: str = ""
     """A file of lines {"prompt": text, "chosen": file, "rejected": file}; empty lets the start draw and the reward
@@ -33,7 +36,7 @@ class Config(DrawingConfig):
 
 def debug() -> Config:
     """Two rounds in seconds."""
-    return Config(**TINY, group=3)
+    return Config.tiny()
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
@@ -42,11 +45,12 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     from ..offline import Recorded, preferred
     from ..setting import start
 
-    setting = start(config, forward_draws=config.forward_draws)
+    setting = start(config, folder, forward_draws=config.forward_draws)
     if config.pairs:
         recorded, reward = setting.recorded_pairs(config.pairs), preferred
     else:
-        recorded, reward = setting.policy.act(setting.prompts.seen, config.group, key=(config.seed, 1)), None
+        size = setting.config.group_size
+        recorded, reward = setting.policy.act(setting.prompts.seen, size, key=(config.seed, 1)), None
     learner = setting.learner(DPO(config.beta, "start", decisions="forward"), prepare=[best_worst])
     actor = Recorded(setting.policy, recorded)
-    return setting.experiment([setting.stage(learner, actor=actor, reward=reward, recorded=True)])
+    return setting.experiment([setting.stage(learner, reward, actor=actor, sampling={"recorded": True})])

@@ -7,10 +7,12 @@ two copies for LV. Numbers below were chosen on this project's tuning split.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..setting import TINY, DrawingConfig
+from ...trainers.config import POLICY_GRADIENT
+from ..setting import DiffusionConfig
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -18,24 +20,27 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Config(DrawingConfig):
+class Config(DiffusionConfig):
     """Numbers without a source were chosen on the tuning split."""
 
-    iterations: int = 48
-    prompts_per_step: int = 32
-    group: int = 1
-    """The gradient compares a picture with nothing: one of each prompt."""
+    SMALL: ClassVar[Mapping[str, Any]] = {"tasks_per_step": 32}
+    TINY: ClassVar[Mapping[str, Any]] = {"group_size": 1}
+    FIXED: ClassVar[tuple[str, ...]] = POLICY_GRADIENT
+
+    max_steps: int = 48
+    group_size: int = 1
+    """Pictures per prompt and round; the gradient compares a picture with nothing."""
     last_steps: int = 1
     """K, the steps with gradient."""
     renoised: int = 0
     """Copies of each picture that are noised again: DRaFT-LV; 0 is DRaFT-K."""
-    gate: Literal["best", "non_inferiority", "none"] = "best"
+    gate: str = "best"
     gate_every: int = 4
 
 
 def debug() -> Config:
     """Two rounds in seconds."""
-    return Config(**TINY)
+    return Config.tiny()
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
@@ -43,6 +48,6 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     from ..setting import start
     from .alignprop import assemble
 
-    setting = start(config, differentiable=True)
+    setting = start(config, folder, differentiable=True)
     cut = Renoised(config.renoised) if config.renoised else Truncation("fixed", config.last_steps)
     return assemble(config, setting, cut)

@@ -11,10 +11,11 @@ diffusion/ddpo's, not tuned for it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ..setting import TINY, DrawingConfig
+from ..setting import DiffusionConfig
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -22,30 +23,33 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Config(DrawingConfig):
+class Config(DiffusionConfig):
     """Numbers without a source are not tuned."""
+
+    SMALL: ClassVar[Mapping[str, Any]] = {"lr": 2e-3}
 
     sampler: Literal["flow_sde", "flow_ancestral"] = "flow_sde"
     window: int = 0
     """Neighbouring steps with noise; 0 takes all but the last, whose noise would stay in the picture."""
-    clip: float = 2.604e-4
+    clip_low: float | None = 2.604e-4
     """As in diffusion/ddpo."""
-    kl: float = 0.0
+    clip_high: float | None = 2.604e-4
+    kl_coef: float = 0.0
     """Weight of the exact KL to the start, as in diffusion/ddpo."""
-    lr: float = 2e-3
 
 
 def debug() -> Config:
     """Two rounds in seconds."""
-    return Config(**TINY, group=3)
+    return Config.tiny()
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
+    from ...trainers.published import grpo
     from ..setting import start
-    from .ddpo import learner_of
 
-    setting = start(config)
+    setting = start(config, folder)
     policy = setting.policy
     policy.sampler = policy.sampler.windowed(0, policy.sampler.steps - 1)
-    stage = setting.stage(learner_of(config, setting), window=config.window or None, keep_graph=config.keep_graph)
+    sampling = {"window": config.window or None, "keep_graph": config.keep_graph}
+    stage = setting.stage(setting.learner(*grpo(setting.config)), sampling=sampling)
     return setting.experiment([stage])

@@ -12,9 +12,10 @@ Numbers chosen on this project's tuning split.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from ..setting import TINY, DrawingConfig
+from ...trainers.config import POLICY_GRADIENT
+from ..setting import DiffusionConfig
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -22,19 +23,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Config(DrawingConfig):
+class Config(DiffusionConfig):
     """Numbers without a source were chosen on the tuning split."""
+
+    FIXED: ClassVar[tuple[str, ...]] = POLICY_GRADIENT
 
     beta: float = 1.0
     """How far the implied policies stand from the old one (1 in the code; checked)."""
     forward_draws: int = 2
     """Levels at which a picture is noised again."""
-    inner_steps: int = 2
+    epochs: int = 2
 
 
 def debug() -> Config:
     """Two rounds in seconds."""
-    return Config(**TINY, group=3)
+    return Config.tiny()
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
@@ -42,6 +45,6 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     from ...trainers.pairing import optimality
     from ..setting import start
 
-    setting = start(config, forward_draws=config.forward_draws)
+    setting = start(config, folder, forward_draws=config.forward_draws)
     learner = setting.learner(ForwardNFT(config.beta), prepare=[optimality])
     return setting.experiment([setting.stage(learner)])

@@ -2,15 +2,16 @@
 
 RAFT (Dong et al., arXiv:2304.06767): draw, keep the best of each prompt, finetune on them with the denoising loss,
 repeat. No policy gradient, no likelihood of a chain. Not checked against the paper: best of 8, fresh pictures in each
-round. Numbers are not tuned; without anchors it forgets what pictures look like.
+round. Numbers are not tuned; without real pictures beside them (``--sft-coef``) it forgets what pictures look like.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from ..setting import TINY, DrawingConfig
+from ...trainers.config import POLICY_GRADIENT
+from ..setting import DiffusionConfig
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -18,19 +19,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Config(DrawingConfig):
+class Config(DiffusionConfig):
     """Numbers without a source are not tuned."""
+
+    FIXED: ClassVar[tuple[str, ...]] = POLICY_GRADIENT
 
     best: int = 2
     """Pictures kept of each group."""
     forward_draws: int = 4
     """Levels at which a picture is noised again."""
-    inner_steps: int = 2
+    epochs: int = 2
 
 
 def debug() -> Config:
     """Two rounds in seconds."""
-    return Config(**TINY, group=3)
+    return Config.tiny()
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
@@ -38,7 +41,7 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     from ...trainers.pairing import best_of_group
     from ..setting import start
 
-    setting = start(config, forward_draws=config.forward_draws)
+    setting = start(config, folder, forward_draws=config.forward_draws)
     learner = setting.learner(
         WeightedImitation(decisions="forward"), prepare=[lambda batch: best_of_group(batch, config.best)]
     )

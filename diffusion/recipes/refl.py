@@ -9,10 +9,12 @@ prompts of your own there are none, and the pictures of the start take their pla
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..setting import TINY, DrawingConfig
+from ...trainers.config import POLICY_GRADIENT
+from ..setting import DiffusionConfig
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -20,37 +22,35 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Config(DrawingConfig):
+class Config(DiffusionConfig):
     """Numbers without a source are not tuned."""
 
-    iterations: int = 48
-    prompts_per_step: int = 32
-    group: int = 1
-    """The gradient compares a picture with nothing: one of each prompt."""
+    SMALL: ClassVar[Mapping[str, Any]] = {"tasks_per_step": 32}
+    TINY: ClassVar[Mapping[str, Any]] = {"group_size": 1}
+    FIXED: ClassVar[tuple[str, ...]] = POLICY_GRADIENT
+
+    max_steps: int = 48
+    group_size: int = 1
+    """Pictures per prompt and round; the gradient compares a picture with nothing."""
     first: float = 0.5
     """Where the range of random steps begins, as a share of the chain (0.75 of 40 in the paper)."""
     ceiling: float | None = None
     """Rewards above it are not pushed further (2 in the paper, whose reward is normalised)."""
-    anchor: float = 0.1
+    sft_coef: float = 0.1
     """Weight of the denoising loss on real pictures."""
-    anchors: int = 256
-    """Real pictures."""
-    gate: Literal["best", "non_inferiority", "none"] = "best"
+    gate: str = "best"
     gate_every: int = 4
 
 
 def debug() -> Config:
     """Two rounds in seconds."""
-    return Config(**TINY)
+    return Config.tiny()
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
-    from ...trainers.learner import AnchorSet
-    from ...trainers.objectives import WeightedImitation
     from ..gradients import OneStep
     from ..setting import start
     from .alignprop import assemble
 
-    setting = start(config, differentiable=True)
-    anchors = AnchorSet(setting.real_pictures(config.anchors), WeightedImitation(), weight=config.anchor)
-    return assemble(config, setting, OneStep(config.first), ceiling=config.ceiling, anchors=anchors)
+    setting = start(config, folder, differentiable=True)
+    return assemble(config, setting, OneStep(config.first), ceiling=config.ceiling)

@@ -38,6 +38,9 @@ REWARDS: Mapping[str, Mapping[str, str]] = {
 }
 """What a reward scores -> the rewards' names."""
 
+PUBLISHED = ("grpo", "dr_grpo", "dapo", "gspo", "rloo", "reinforce_pp", "nft")
+"""Objectives that bring an advantage along."""
+
 BUILT_IN: Mapping[str, Mapping[str, str]] = {
     "reward": {name: place for rewards in REWARDS.values() for name, place in rewards.items()},
     "progress": {
@@ -61,24 +64,20 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "sec": "autotelic.trainers.curricula:SEC",
     },
     "objective": {
+        **{name: f"autotelic.trainers.published:{name}" for name in PUBLISHED},
         "ppo_clip": "autotelic.trainers.objectives:PPOClip",
         "reinforce": "autotelic.trainers.objectives:Reinforce",
-        "imitation": "autotelic.trainers.objectives:WeightedImitation",
-        "dpo": "autotelic.trainers.objectives:DPO",
-        "pairwise": "autotelic.trainers.objectives:PairwiseRegression",
-        "nft": "autotelic.trainers.objectives:NFT",
-        "forward_nft": "autotelic.trainers.objectives:ForwardNFT",
     },
     "advantage": {
-        "grpo": "autotelic.trainers.advantages:grpo",
+        "grpo": "autotelic.trainers.published:normalised",
         "dr_grpo": "autotelic.trainers.advantages:dr_grpo",
         "rloo": "autotelic.trainers.advantages:rloo",
-        "reinforce_plus_plus": "autotelic.trainers.advantages:ReinforcePlusPlus",
+        "reinforce_pp": "autotelic.trainers.advantages:ReinforcePlusPlus",
     },
     "gate": {
         "non_inferiority": "autotelic.trainers.gates:NonInferiority",
         "best": "autotelic.trainers.gates:BestSoFar",
-        "canary": "autotelic.vlm.gates:Canary",
+        "canary": "autotelic.trainers.gates:Canary",
     },
 }
 """Kind -> name -> where it is. The other kinds have registered names alone."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import inspect
 import io
+import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import tyro
 
 from .errors import UsageError, unknown
+from .trainers.config import by_model, fixed, flag, groups_of
 
 T = TypeVar("T")
 
@@ -146,6 +150,8 @@ def parse(kind: type[T], words: Sequence[str], command: str) -> T:
         raise UsageError(_first_paragraph(said.getvalue())) from None
     if left and left[0].startswith("-"):
         option, valid = left[0].partition("=")[0], list(_names(kind))
+        if option in vars(kind).get("fixed", ()):
+            raise UsageError(f"{option} has no effect in autotelic {command}, whose method fixes it: leave it out")
         if (ours := SYNONYMS.get(option.replace("_", "-"))) in valid:
             raise UsageError(f'unknown option of autotelic {command} "{option}": it is {ours} here')
         raise unknown(f"option of autotelic {command}", option, valid)
@@ -154,19 +160,66 @@ def parse(kind: type[T], words: Sequence[str], command: str) -> T:
     return options
 
 
+class Group:
+    """Base of the options of one group, whose flags carry no prefix."""
+
+
 def run_options(config: Any) -> Any:
-    """The options of ``autotelic run``: its own, then every field of a recipe's config, whose values are defaults."""
+    """The options of ``autotelic run``: its own, then a recipe's fields in their groups, whose values are defaults.
+
+    The property ``config`` of what :func:`parse` returns is the recipe's config with what was said.
+    """
     where = tyro.conf.arg(help="Folder of the run; the first free runs/NAME-n if not given.")
     debug = tyro.conf.arg(help="Start from the preset of two small steps.")
+    groups = groups_of(type(config))
+
+    def said(options: Any) -> Any:
+        values = {name: getattr(getattr(options, group), name) for group, names in groups.items() for name in names}
+        return replace(config, **values)
+
+    kinds = {group: _group(group, names, config) for group, names in groups.items()}
     return make_dataclass(
         "RunOptions",
         [
             ("output_dir", Annotated[Path | None, where], field(default=None)),
             ("debug", Annotated[tyro.conf.FlagCreatePairsOff[bool], debug], field(default=False)),
-            ("config", Annotated[type(config), tyro.conf.arg(name="")], field(default=config)),
+            *((group, kind, field(default=kind())) for group, kind in kinds.items()),
         ],
         frozen=True,
+        namespace={"config": property(said), "fixed": frozenset(map(flag, fixed(type(config))))},
     )
+
+
+def _group(group: str, names: Sequence[str], config: Any) -> Any:
+    """Some fields of a config as a dataclass of their own, with the config's values as defaults."""
+    hints = get_type_hints(type(config), include_extras=True)
+    columns = []
+    for name in names:
+        default = getattr(config, name)
+        kind = hints[name] if default is not None else hints[name] | None
+        told = tyro.conf.arg(prefix_name=False, help=help_of(type(config), name))
+        columns.append((name, Annotated[kind, told], field(default=default)))
+    return make_dataclass(group, columns, bases=(Group,), frozen=True)
+
+
+def help_of(kind: type, name: str) -> str:
+    """The docstring of a dataclass's field, of the latest class that has one, and what its None stands for."""
+    told = next((text for each in kind.__mro__ if is_dataclass(each) and (text := _docstring(each, name))), "")
+    filled = by_model(kind, name)
+    return f"{told} None: {filled}." if filled else told
+
+
+def _docstring(kind: type, name: str) -> str:
+    """What stands under a field in the class's own body."""
+    if name not in vars(kind).get("__annotations__", {}):
+        return ""
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(body, ast.ClassDef)
+    for line, after in zip(body.body, body.body[1:], strict=False):
+        named = isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.target.id == name
+        if named and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            return " ".join(str(after.value.value).split())
+    return ""
 
 
 def _first_paragraph(box: str) -> str:
@@ -181,10 +234,11 @@ def _first_paragraph(box: str) -> str:
 
 
 def _names(kind: Any, prefix: str = "--") -> Iterator[str]:
-    """Every option of a dataclass; the fields of a recipe's config stand without a prefix."""
+    """Every option of a dataclass; a group's stand without a prefix."""
     for each in fields(kind):
-        if is_dataclass(each.default):
-            whole = each.name == "config" and prefix == "--"
-            yield from _names(each.default, prefix if whole else f"{prefix}{each.name}.".replace("_", "-"))
+        if isinstance(each.default, Group):
+            yield from _names(each.default, prefix)
+        elif is_dataclass(each.default):
+            yield from _names(each.default, f"{prefix}{each.name}.".replace("_", "-"))
         else:
             yield f"{prefix}{each.name}".replace("_", "-")

@@ -16,9 +16,9 @@ controls.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..setting import RobotConfig
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ...rewards.progress import Accumulator, ProgressModel, Threshold
     from ...trainers.loop import Experiment
     from ...trainers.run_folder import RunFolder
-    from ...types import Advantage, Batch, Objective
+    from ...types import Learner
     from ..setting import Setting
 
 logger = logging.getLogger(__name__)
@@ -42,6 +42,9 @@ UNSEEN_THRESHOLD = 0.9
 @dataclass(frozen=True)
 class Config(RobotConfig):
     """Numbers without a source in the comment were chosen on tuning states."""
+
+    SMALL: ClassVar[Mapping[str, Any]] = {"batch_size": 40}
+    TINY: ClassVar[Mapping[str, Any]] = {"horizon_shares": (0.5, 1.0), "play": 2, "frame_steps": 8}
 
     accumulate: Literal["auto", "milestones", "last", "best", "mean", "difference"] = "auto"
     """How answers over an episode become the estimate; "auto" is the best so far on states and the last on frames."""
@@ -65,110 +68,53 @@ class Config(RobotConfig):
     """The critic sees where the goal is marked."""
     horizon_shares: tuple[float, ...] = (1.0,)
     """Shares of the horizon in equally long stages; (0.6, 1) trains the openings first."""
-    lr: float = 2e-4
     epochs: int = 2
-    minibatch: int = 5
-    """Groups per gradient step: more tasks take more steps."""
-    clip_low: float = 0.2
-    clip_high: float = 0.28  # clip-higher, as in SimpleVLA-RL's scripts (checked against the code)
-    std_floor: float = 0.1
-    """Smallest standard deviation a group's returns are divided by, so that noise is not blown up."""
-    anchor: float = 0.0
-    """Weight of going on imitating the demonstrations; a repair raises it."""
-    gate: bool = True
-    """Keep, repair or roll back by a judge of another family."""
+    gate: str = "non_inferiority"
     gate_every: int = 4
-    gate_states: int = 24
-    """Probe states per task."""
-    gate_margin: float = 0.2
-    """How far the judge's score may fall, at 90 % confidence."""
     quarantine: int = 8
-    """Iterations that a harmed task is left out for."""
 
 
 def debug() -> Config:
     """Two iterations in seconds."""
-    return Config(
-        tasks=("reach-v3", "drawer-close-v3"),
-        iterations=2,
-        clone_steps=30,
-        horizon=40,
-        horizon_shares=(0.5, 1.0),
-        states=1,
-        group=4,
-        eval_episodes=2,
-        gate_every=1,
-        gate_states=2,
-        play=2,
-        frame_steps=8,
-        videos=0,
-    )
+    return Config.tiny()
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
-    from ...trainers.advantages import grpo
-    from ...trainers.objectives import PPOClip
-
-    objective = PPOClip(config.clip_low, config.clip_high)
-    return assemble(config, folder, objective, grpo(std_floor=config.std_floor))
-
-
-def assemble(
-    config: Config,
-    folder: RunFolder,
-    objective: Objective,
-    advantage: Advantage | None,
-    prepare: Sequence[Callable[[Batch], Batch]] = (),
-) -> Experiment:
-    """Progress as reward and termination, a gate, a horizon curriculum, and the given way of learning."""
-    from ...envs.oracle import sealed
-    from ...rewards.progress import Accumulator, EpisodeProgress, FinalProgress, ProgressEstimator
-    from ...trainers.curricula import ProgressiveHorizon, Uniform
-    from ...trainers.gates import NonInferiority
-    from ...trainers.learner import AnchorSet, Optimisation, PolicyLearner
-    from ...trainers.loop import Stage
-    from ...trainers.objectives import WeightedImitation
+    from ...trainers.published import clipped, normalised
     from ..setting import start
 
     setting = start(config, folder)
+    # Clip-higher, as in SimpleVLA-RL's scripts (checked against the code).
+    learner = setting.learner(clipped(setting.config, 0.2, 0.28), normalised(setting.config))
+    return assemble(config, setting, folder, learner)
+
+
+def assemble(config: Config, setting: Setting, folder: RunFolder, learner: Learner) -> Experiment:
+    """Progress as reward and termination, a gate, a horizon curriculum, and the given way of learning."""
+    from ...envs.oracle import sealed
+    from ...rewards.progress import Accumulator, EpisodeProgress, FinalProgress, ProgressEstimator
+    from ...trainers.curricula import ProgressiveHorizon
+
     progress, judge = critics(config, setting, folder)
-    auto: Literal["last", "best"] = "last" if config.sees == "frames" else "best"
+    auto: Literal["last", "best"] = "last" if config.obs_type == "pixels" else "best"
     accumulator = Accumulator(auto if config.accumulate == "auto" else config.accumulate)
     done = thresholds(config, setting, progress, accumulator)
-    hindsight = FinalProgress(done, config.completion, EpisodeProgress(progress, accumulator))
-    learner = PolicyLearner(
-        setting.policy,
-        objective,
-        Optimisation(config.lr, config.epochs, setting.minibatches(config.minibatch), seed=config.seed),
-        advantage=advantage,
-        prepare=prepare,
-        anchors=AnchorSet(setting.encoded, WeightedImitation(), weight=config.anchor),
-    )
-    gate = NonInferiority(
-        setting.probes(config.gate_states),
-        EpisodeProgress(judge, Accumulator("best")),
-        margin=config.gate_margin,
-        reward=hindsight,
-        sampling={"greedy": True, "stop": False},
-    )
+    reward = setting.reward({"progress": lambda: FinalProgress(done, config.completion)})
+    whole = EpisodeProgress(progress, accumulator)
+    hindsight = setting.reward({"progress": lambda: FinalProgress(done, config.completion, whole)})
     shares = config.horizon_shares
-    horizons = [(i * config.iterations // len(shares), share) for i, share in enumerate(shares)]
-    tasks = Uniform(setting.sources(), seed=config.seed, quarantine=config.quarantine)
-    stage = Stage(
-        steps=config.iterations,
-        actor=setting.actor(
-            estimator=ProgressEstimator(progress, accumulator, threshold=done if config.termination else None)
-        ),
-        curriculum=ProgressiveHorizon(tasks, horizons),
-        reward=FinalProgress(done, config.completion),
-        learners={"policy": learner},
-        tasks_per_step=config.states * len(setting.names),
-        group_size=config.group,
-        gate=gate if config.gate else None,
-        gate_every=config.gate_every,
+    horizons = [(i * config.max_steps // len(shares), share) for i, share in enumerate(shares)]
+    estimator = ProgressEstimator(progress, accumulator, threshold=done if config.termination else None)
+    stage = setting.stage(
+        learner,
+        reward,
+        judge=EpisodeProgress(judge, Accumulator("best")),
+        proxy=hindsight,
+        actor=setting.actor(estimator=estimator),
+        curriculum=ProgressiveHorizon(setting.curriculum(), horizons),
         guard=lambda: sealed("this recipe learns without an oracle"),
     )
-    return setting.experiment([stage], hindsight, "gate_labels: none")
+    return setting.experiment([stage], hindsight)
 
 
 def thresholds(config: Config, setting: Setting, model: ProgressModel, accumulator: Accumulator) -> Threshold:
@@ -197,7 +143,7 @@ def critics(config: Config, setting: Setting, folder: RunFolder) -> tuple[Progre
 
     features, shown = seen_relations(setting, config.goal_features), setting.all_demonstrations
     progress = estimator(config, setting, folder, features)
-    if config.sees == "frames":
+    if config.obs_type == "pixels":
         return progress, looking(config, setting, folder, "judge", "pairwise", config.seed + 1)
     if config.critic in CONDITIONED:
         pairs = ProgressCritic("pairwise", features, CriticTraining(seed=config.seed + 1))
@@ -248,12 +194,12 @@ def estimator(config: Config, setting: Setting, folder: RunFolder, features: Fea
     from ..setting import learned
 
     shown, kind = setting.all_demonstrations, KINDS.get(config.critic)
-    if kind and config.sees == "frames":
+    if kind and config.obs_type == "pixels":
         alone = looking(config, setting, folder, "reward", kind, config.seed)
         if config.critic != "own":
             return alone
         return MeanProgress([alone, looking(config, setting, folder, "pairs", "pairwise", config.seed + 2)])
-    if config.sees == "frames" and config.critic in CONDITIONED:
+    if config.obs_type == "pixels" and config.critic in CONDITIONED:
         raise UsageError(f"the critic {config.critic!r} sees states: take --critic own for frames")
     conditions = EndConditions(features)
     if config.critic in CONDITIONED:

@@ -6,10 +6,11 @@ steps of behaviour cloning are added (supervised fine-tuning; no paper).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from ...trainers.config import NO_GATE, POLICY_GRADIENT
 from ..setting import RobotConfig
 
 if TYPE_CHECKING:
@@ -23,15 +24,24 @@ if TYPE_CHECKING:
 class Config(RobotConfig):
     """Gradient steps instead of episodes; fewer CPU seconds than evolve_vla takes (see docs/results.md)."""
 
-    lr: float = 3e-4
-    steps: int = 200
-    """Gradient steps per iteration."""
+    SMALL: ClassVar[Mapping[str, Any]] = {"lr": 3e-4}
+    TINY: ClassVar[Mapping[str, Any]] = {"epochs": 4}
+    FIXED: ClassVar[tuple[str, ...]] = (
+        *POLICY_GRADIENT,
+        *NO_GATE,
+        *("gate_states", "rewards", "tasks_per_step", "group_size", "temperature", "curriculum"),
+        *("sft_coef", "sft_batch_size", "minibatches", "batch_size"),
+    )
+
+    epochs: int = 200
+    """Passes over all demonstrations per round, a gradient step each."""
+    tasks_per_step: int = 1
+    group_size: int = 1
 
 
 def debug() -> Config:
     """Two iterations in seconds."""
-    tiny = {"iterations": 2, "clone_steps": 30, "horizon": 40, "steps": 4, "eval_episodes": 2, "videos": 0}
-    return Config(tasks=("reach-v3", "drawer-close-v3"), **tiny)  # type: ignore[arg-type]
+    return Config.tiny()
 
 
 class Demonstrations:
@@ -50,21 +60,10 @@ def nothing(rollouts: Sequence[Any], **columns: Any) -> list[float]:
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
-    from ...trainers.curricula import Uniform
-    from ...trainers.learner import Optimisation, PolicyLearner
-    from ...trainers.loop import Stage
     from ...trainers.objectives import WeightedImitation
     from ..setting import start
 
     setting = start(config, folder)
-    optimisation = Optimisation(config.lr, epochs=config.steps, minibatches=1, seed=config.seed)
-    stage = Stage(
-        steps=config.iterations,
-        actor=Demonstrations(setting.policy, setting.encoded),
-        curriculum=Uniform(setting.sources(), seed=config.seed),
-        reward=nothing,
-        learners={"policy": PolicyLearner(setting.policy, WeightedImitation(), optimisation)},
-        tasks_per_step=1,
-        group_size=1,
-    )
-    return setting.experiment([stage], nothing, "gate_labels: none")
+    actor: Any = Demonstrations(setting.policy, setting.encoded)
+    stage = setting.stage(setting.learner(WeightedImitation(), anchors=None), nothing, actor=actor)
+    return setting.experiment([stage], nothing)

@@ -7,12 +7,12 @@ nothing that it reaches was learned without labels; it tells how much of that a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from ...trainers.config import NO_GATE
 from ..setting import RobotConfig
-from . import evolve_vla
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -23,18 +23,17 @@ if TYPE_CHECKING:
 class Config(RobotConfig):
     """Numbers without a source are evolve_vla's."""
 
-    lr: float = evolve_vla.Config.lr
-    epochs: int = evolve_vla.Config.epochs
-    minibatch: int = evolve_vla.Config.minibatch
-    clip_low: float = 0.2
-    clip_high: float = 0.28
-    std_floor: float = evolve_vla.Config.std_floor
+    SMALL: ClassVar[Mapping[str, Any]] = {"batch_size": 40}
+    FIXED: ClassVar[tuple[str, ...]] = (*NO_GATE, "gate_states")
+
+    epochs: int = 2
+    rewards: tuple[str, ...] = ("success",)
+    """success (the simulator's), NAME:WEIGHT, package.module:NAME or FILE.py:NAME; several are weighted and added."""
 
 
 def debug() -> Config:
     """Two iterations in seconds."""
-    tiny = {"iterations": 2, "clone_steps": 30, "horizon": 40, "states": 1, "group": 4, "eval_episodes": 2, "videos": 0}
-    return Config(tasks=("reach-v3", "drawer-close-v3"), **tiny)  # type: ignore[arg-type]
+    return Config.tiny()
 
 
 def success(episodes: Sequence[Any], **columns: Any) -> list[float]:
@@ -43,28 +42,12 @@ def success(episodes: Sequence[Any], **columns: Any) -> list[float]:
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
-    from ...trainers.advantages import grpo
-    from ...trainers.curricula import Uniform
-    from ...trainers.learner import Optimisation, PolicyLearner
-    from ...trainers.loop import Stage
-    from ...trainers.objectives import PPOClip
+    from ...trainers.published import clipped, normalised
     from ..setting import start
 
     setting = start(config, folder)
-    learner = PolicyLearner(
-        setting.policy,
-        PPOClip(config.clip_low, config.clip_high),
-        Optimisation(config.lr, config.epochs, setting.minibatches(config.minibatch), seed=config.seed),
-        advantage=grpo(std_floor=config.std_floor),
-    )
-    stage = Stage(
-        steps=config.iterations,
-        actor=setting.actor(),
-        curriculum=Uniform(setting.sources(), seed=config.seed),
-        reward=success,
-        learners={"policy": learner},
-        tasks_per_step=config.states * len(setting.names),
-        group_size=config.group,
-        sampling={"oracle": True},
-    )
-    return setting.experiment([stage], success, "training reads the oracle's success of every episode")
+    reward = setting.reward({"success": lambda: success})
+    learner = setting.learner(clipped(setting.config, 0.2, 0.28), normalised(setting.config))
+    stage = setting.stage(learner, reward, sampling={"oracle": True})
+    account = "training reads the oracle's success of every episode"
+    return setting.experiment([stage], reward, label_account=account)

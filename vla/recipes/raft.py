@@ -7,8 +7,9 @@ paper's abstract, no number is). Same start, critic, termination and budget as e
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
+from ...trainers.config import POLICY_GRADIENT
 from . import evolve_vla
 
 if TYPE_CHECKING:
@@ -20,15 +21,16 @@ if TYPE_CHECKING:
 class Config(evolve_vla.Config):
     """evolve_vla's, and how many episodes are kept."""
 
+    FIXED: ClassVar[tuple[str, ...]] = POLICY_GRADIENT
+
     keep: int = 1
     """Episodes of each group that are imitated."""
-    gate: bool = False
-    """Keep, repair or roll back by a judge of another family."""
+    gate: str = "none"
 
 
 def debug() -> Config:
     """Two iterations in seconds."""
-    return Config(**vars(evolve_vla.debug()) | {"gate": False})
+    return Config.tiny()
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
@@ -36,6 +38,8 @@ def build(config: Config, folder: RunFolder) -> Experiment:
 
     from ...trainers.objectives import WeightedImitation
     from ...trainers.pairing import best_of_group
+    from ..setting import start
 
-    keep = partial(best_of_group, k=config.keep)
-    return evolve_vla.assemble(config, folder, WeightedImitation(), None, (keep,))
+    setting = start(config, folder)
+    learner = setting.learner(WeightedImitation(), prepare=[partial(best_of_group, k=config.keep)])
+    return evolve_vla.assemble(config, setting, folder, learner)

@@ -9,8 +9,9 @@ question 22).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from . import grpo
 
@@ -23,21 +24,23 @@ if TYPE_CHECKING:
 class Config(grpo.Config):
     """vlm/grpo's for this model."""
 
+    TINY: ClassVar[Mapping[str, Any]] = {"tasks_per_step": 2, "group_size": 2, "gate_labels": 4}
+
     model: str = "smollm2"
     rewards: tuple[str, ...] = ("digits",)
-    loss: grpo.Loss = "dapo"
+    objective: str = "dapo"
     std_floor: float = 0.0
-    iterations: int = 30
-    prompts_per_step: int = 8
-    group: int = 8
+    max_steps: int = 30
+    tasks_per_step: int = 8
+    group_size: int = 8
     lr: float = 3e-4
-    decay: bool = False
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     weight_decay: float = 0.0
-    entropy: float = 0.0
-    replay: float = 0.0
+    entropy_coef: float = 0.0
+    sft_coef: float = 0.0
     temperature: float = 0.8
-    horizon: int = 16
-    at_once: int = 64
+    max_new_tokens: int = 16
+    micro_batch_size: int = 64
     lora_alpha: float = 32.0
     dtype: Literal["auto", "fp32", "bf16"] = "bf16"
     gate_labels: int = 200
@@ -47,7 +50,7 @@ class Config(grpo.Config):
 
 def debug() -> Config:
     """Two rounds in seconds, once the model is converted."""
-    return Config(iterations=2, prompts_per_step=2, group=2, gate_labels=4, eval_episodes=2, shown=2)
+    return Config.tiny()
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:

@@ -8,9 +8,8 @@ here by the frequencies of their letters. ``--no-novelty`` pays 1 and -1 instead
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..setting import TINY
 from . import grpo
 
 if TYPE_CHECKING:
@@ -22,26 +21,28 @@ if TYPE_CHECKING:
 class Config(grpo.Config):
     """Numbers with a source are the paper's."""
 
+    FIXED: ClassVar[tuple[str, ...]] = ("rewards",)
+
+    objective: str = ""
     novelty: bool = True
     """Pay novelty within the band that the majority's verdict sets."""
-    entropy: float = 0.003  # evol_rl.sh (checked against the code)
-    kl: float = 0.001  # evol_rl.sh (checked against the code)
+    entropy_coef: float = 0.003  # evol_rl.sh (checked against the code)
+    kl_coef: float = 0.001  # evol_rl.sh (checked against the code)
 
 
 def debug() -> Config:
     """Two rounds in seconds."""
-    return Config(**TINY)
+    return Config.tiny()
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ...rewards.consensus import MajorityNovelty, MajorityVote
     from ...rewards.reward import Reward
-    from ...trainers.advantages import grpo as normalised
-    from ...trainers.objectives import PPOClip
+    from ...trainers.published import clipped, normalised
     from ..setting import start
 
-    setting = start(config, labels=False)
+    setting = start(config, folder, labels=False)
     reward: Any = MajorityNovelty() if config.novelty else MajorityVote()
-    objective = setting.regularised(PPOClip(clip_high=0.28))
-    learner = setting.learner(objective, advantage=normalised(config.std_floor))
+    objective = clipped(setting.config, 0.2, 0.28)
+    learner = setting.learner(objective, advantage=normalised(setting.config))
     return setting.experiment([setting.stage(learner, Reward(reward))])

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..setting import TINY, SpeakingConfig
+from ...trainers.config import POLICY_GRADIENT
+from ..setting import LanguageConfig
 from ..wrapped import Wrapped
 
 if TYPE_CHECKING:
@@ -24,9 +25,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Config(SpeakingConfig):
+class Config(LanguageConfig):
     """Numbers with a source are the paper's."""
 
+    FIXED: ClassVar[tuple[str, ...]] = (*POLICY_GRADIENT, "rewards")
+
+    entropy_coef: float = 0.0
     process: bool = True
     """Choose among right answers by their steps."""
     keep: int = 2  # Top-2 (notes on the paper)
@@ -40,7 +44,7 @@ class Config(SpeakingConfig):
 
 def debug() -> Config:
     """Two rounds in seconds."""
-    return Config(**TINY, tune_every=1, validation=7, temperatures=(0.7, 1.0))
+    return Config.tiny(tune_every=1, validation=7, temperatures=(0.7, 1.0))
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
@@ -52,7 +56,7 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     from ..setting import start
     from ..watch import Watch
 
-    setting = start(config)
+    setting = start(config, folder)
     reward = RightAndSound(Exact(), Rereading(setting.eyes) if config.process else None)
     sources = {kind: Backwards(source) for kind, source in setting.questions.train.items()}
     validation = Uniform(sources, seed=config.seed).sample(config.validation)

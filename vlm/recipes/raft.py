@@ -7,9 +7,10 @@ abstract, no number is). Same start, questions, reward and budget as vlm/grpo; n
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from ..setting import TINY, SpeakingConfig
+from ...trainers.config import POLICY_GRADIENT
+from ..setting import LanguageConfig
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -17,16 +18,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Config(SpeakingConfig):
+class Config(LanguageConfig):
     """vlm/grpo's, and what counts as right."""
 
+    FIXED: ClassVar[tuple[str, ...]] = POLICY_GRADIENT
+
+    entropy_coef: float = 0.0
     threshold: float = 0.5
     """Answers that score more are imitated."""
 
 
 def debug() -> Config:
     """Two rounds in seconds."""
-    return Config(**TINY)
+    return Config.tiny()
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
@@ -36,7 +40,7 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     from ...trainers.pairing import threshold
     from ..setting import start
 
-    setting = start(config)
+    setting = start(config, folder)
     reward = setting.reward()
     learner = setting.learner(WeightedImitation(), dropout=True, prepare=[partial(threshold, value=config.threshold)])
     return setting.experiment([setting.stage(learner, reward, proxy=reward)])

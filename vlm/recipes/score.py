@@ -8,10 +8,11 @@ bonus of the next learns to fail. ``--bonus 0`` is two-turn learning without the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..setting import TINY, SpeakingConfig
+from ..setting import LanguageConfig
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Config(SpeakingConfig):
+class Config(LanguageConfig):
     """Numbers with a source are the paper's."""
+
+    SMALL: ClassVar[Mapping[str, Any]] = {"tasks_per_step": 16}
+    FIXED: ClassVar[tuple[str, ...]] = ("advantage",)
 
     again: str = ""
     """What is said between the attempts; empty takes one word for the default model and a sentence for others."""
@@ -28,15 +32,14 @@ class Config(SpeakingConfig):
     """Weight of the improvement."""
     kl_first: float = 0.1  # beta2 (re-implementation)
     """KL weight on the first attempt in stage one."""
-    kl: float = 0.01  # beta1 (re-implementation)
+    kl_coef: float = 0.01  # beta1 (re-implementation)
     stage_one: float = 0.3
     """Share of the rounds that stage one takes."""
-    prompts_per_step: int = 16
 
 
 def debug() -> Config:
     """Two rounds in seconds."""
-    return Config(**TINY, stage_one=0.5)
+    return Config.tiny(stage_one=0.5)
 
 
 SENTENCE = "There may be a mistake in the answer above. Answer the question again."
@@ -45,25 +48,23 @@ SENTENCE = "There may be a mistake in the answer above. Answer the question agai
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ...rewards.reward import Reward
     from ...trainers.advantages import GroupRelative
-    from ...trainers.objectives import KLPenalty, PPOClip
+    from ...trainers.objectives import KLPenalty
+    from ...trainers.published import clipped
     from ..conversation import Conversation, Script
     from ..credit import Correction, OnTurns
     from ..setting import is_small, start
 
-    setting = start(config)
+    setting = start(config, folder)
     again = config.again or ("again" if is_small(config) else SENTENCE)
     actor: Any = Conversation(setting.policy, Script((again,)), turns=2)
     reward = setting.reward()
-    advantage = GroupRelative(per_segment=True, std_floor=0.1)
-    held: Any = PPOClip() + config.kl_first * OnTurns(KLPenalty("start"), (0,))
-    first = round(config.stage_one * config.iterations)
-    plan = [("first", held, first), ("second", setting.regularised(PPOClip()), config.iterations - first)]
+    advantage = GroupRelative(per_segment=True, std_floor=setting.config.std_floor)
+    held: Any = config.kl_first * OnTurns(KLPenalty("start"), (0,))
+    first = round(config.stage_one * config.max_steps)
     stages = []
-    for name, objective, steps in plan:
+    for name, term, steps in (("first", held, first), ("second", None, config.max_steps - first)):
         if steps:
             paid = Reward(Correction(reward, name, config.bonus), f"correction {name}")  # type: ignore[arg-type]
-            learner = setting.learner(objective, advantage=advantage, decay=steps)
-            stages.append(
-                setting.stage(learner, paid, actor=actor, steps=steps, sampling={"temperature": config.temperature})
-            )
+            learner = setting.learner(clipped(config), advantage=advantage, steps=steps, regulariser=term)
+            stages.append(setting.stage(learner, paid, actor=actor, steps=steps))
     return setting.experiment(stages)

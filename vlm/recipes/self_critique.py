@@ -22,10 +22,10 @@ questions in about 97 CPU seconds of loop (docs/results.md).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ..setting import TINY
 from . import grpo
 
 if TYPE_CHECKING:
@@ -33,17 +33,24 @@ if TYPE_CHECKING:
     from ...trainers.run_folder import RunFolder
 
 
+def entropy(config: Config) -> float:
+    """0 where what stands is imitated and 0.01 elsewhere"""
+    return 0.0 if config.learn == "standing" and not config.data else 0.01
+
+
 @dataclass(frozen=True)
 class Config(grpo.Config):
     """Numbers of eq. 2-5 are the paper's (recalled, not checked)."""
 
+    SMALL: ClassVar[Mapping[str, Any]] = {"tasks_per_step": 64, "group_size": 8, "lr": 1e-3, "entropy_coef": entropy}
+    TINY: ClassVar[Mapping[str, Any]] = {"gate_labels": 0}
+    FIXED: ClassVar[tuple[str, ...]] = ("rewards",)
+
+    objective: str = ""
     learn: Literal["standing", "outcome", "process"] = "standing"
     critic: Literal["looking", "asking"] = "looking"
     """A second look at each cell, or the model's own yes or no to the whole answer."""
-    iterations: int = 300
-    prompts_per_step: int = 64
-    group: int = 8
-    lr: float = 1e-3
+    max_steps: int = 300
     outcome: float = 1.0
     """alpha: weight of the outcome beside the steps."""
     gamma: float = 0.99
@@ -58,13 +65,14 @@ class Config(grpo.Config):
 
 def debug() -> Config:
     """Two rounds in seconds."""
-    return Config(**{**TINY, "gate_labels": 0})
+    return Config.tiny()
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ...errors import UsageError
     from ...rewards.reward import Reward
     from ...trainers.objectives import WeightedImitation
+    from ...trainers.published import grpo as grpo_of
     from ..asking import Asking, AskingConsensus
     from ..critique import Standing, agreed
     from ..rereading import Rereading
@@ -72,7 +80,9 @@ def build(config: Config, folder: RunFolder) -> Experiment:
 
     if config.critic == "asking" and config.learn != "outcome":
         raise UsageError("a verdict of the whole answer has no steps: --critic asking goes with --learn outcome")
-    setting = start(config, labels=False)
+    if config.learn == "standing" and (config.objective or config.advantage):
+        raise UsageError("what stands is imitated: --objective and --advantage go with --learn outcome or process")
+    setting = start(config, folder, labels=False)
     looks = setting.questions.small_world
     proxy = Reward(Rereading(setting.eyes), "second look") if looks else Reward(Asking(setting.start), "asked")
     if config.learn == "standing" and looks:
@@ -81,8 +91,7 @@ def build(config: Config, folder: RunFolder) -> Experiment:
         stage = setting.stage(learner, Reward(agreed), actor=actor, proxy=proxy)
     else:
         reward, actor = critic(config, setting) if looks else (AskingConsensus(setting.start), None)
-        objective, advantage = grpo.loss_of(config)
-        learner = setting.learner(setting.regularised(objective), advantage=advantage)
+        learner = setting.learner(*grpo_of(setting.config))
         stage = setting.stage(learner, Reward(reward, "self-critique"), actor=actor, proxy=proxy)
     return setting.experiment([stage])
 

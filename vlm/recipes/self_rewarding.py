@@ -8,15 +8,17 @@ Self-rewarding preference learning (DPO) in three variants:
 * temporal: Temporal Self-Rewarding (arXiv:2508.06026; checked against notes on the paper): the rejected answer comes
   from the start, the chosen one from a look one update ahead.
 
-The judge of plain and temporal is the second look (``--judge looking``) or the model's own yes or no (``asking``).
+The judge of plain and temporal is the second look (``--ranker looking``) or the model's own yes or no (``asking``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ..setting import TINY, SpeakingConfig
+from ...trainers.config import POLICY_GRADIENT
+from ..setting import LanguageConfig
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -24,18 +26,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Config(SpeakingConfig):
+class Config(LanguageConfig):
     """Numbers without a source were chosen on the tuning split."""
 
+    SMALL: ClassVar[Mapping[str, Any]] = {"tasks_per_step": 32, "group_size": 8, "lr": 3e-4}
+    TINY: ClassVar[Mapping[str, Any]] = {"gate_labels": 0}
+    FIXED: ClassVar[tuple[str, ...]] = (*POLICY_GRADIENT, "rewards", "reference", "kl_coef")
+
+    entropy_coef: float = 0.0
     variant: Literal["plain", "cream", "temporal"] = "plain"
-    judge: Literal["looking", "asking"] = "looking"
+    ranker: Literal["looking", "asking"] = "looking"
     """Who scores the answers of plain and temporal."""
     beta: float = 0.1
     """DPO's (the usual value; not checked)."""
-    group: int = 8
-    """Answers per question; temporal draws as many again from the start, and from the future."""
-    prompts_per_step: int = 32
-    lr: float = 3e-4
     soften: bool = True
     """cream: weigh preferences by consistency; without it they are hard, its own ablation."""
     future: bool = True
@@ -45,7 +48,7 @@ class Config(SpeakingConfig):
 
 def debug() -> Config:
     """Two rounds in seconds."""
-    return Config(**{**TINY, "gate_labels": 0})
+    return Config.tiny()
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
@@ -60,10 +63,10 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     from ..setting import start
     from ..watch import Watch
 
-    setting = start(config, labels=False)
-    judge: Any = Rereading(setting.eyes) if config.judge == "looking" else Asking(setting.start)
+    setting = start(config, folder, labels=False)
+    judge: Any = Rereading(setting.eyes) if config.ranker == "looking" else Asking(setting.start)
     if config.variant == "temporal":
-        look = Optimisation(config.lr, max_grad_norm=config.max_grad_norm)
+        look = Optimisation(setting.config.lr, max_grad_norm=config.max_grad_norm)
         actor: Any = PastAndFuture(setting.policy, setting.start, judge, look, beta=config.beta, guided=config.future)
         learner = setting.learner(DPO(config.beta, "proximal"), prepare=[best_worst])
         sampling = {"pairs": True, "temperature": config.temperature}
@@ -76,9 +79,9 @@ def build(config: Config, folder: RunFolder) -> Experiment:
         learner = setting.learner(DPO(config.beta), prepare=prepare, references=references)
         watch = Watch(rankings=(scorer(setting.policy), scorer(previous)))
         learners = {"policy": learner, "watch": watch}
-        return setting.experiment([setting.stage(learner, Reward(judge, config.judge), learners=learners)])
+        return setting.experiment([setting.stage(learner, Reward(judge, config.ranker), learners=learners)])
     learner = setting.learner(DPO(config.beta, "start"), prepare=[best_worst])
-    return setting.experiment([setting.stage(learner, Reward(judge, config.judge))])
+    return setting.experiment([setting.stage(learner, Reward(judge, config.ranker))])
 
 
 def hard(batch: Any) -> Any:

@@ -7,11 +7,12 @@ label-free may do, and which is the stronger control wherever labels exist.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ..setting import TINY, SpeakingConfig
+from ...trainers.config import POLICY_GRADIENT
+from ..setting import LanguageConfig
 from ..wrapped import Wrapped
 
 if TYPE_CHECKING:
@@ -21,24 +22,31 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Config(SpeakingConfig):
-    """A round is one gradient step."""
+class Config(LanguageConfig):
+    """A round's epochs are gradient steps on one batch."""
+
+    SMALL: ClassVar[Mapping[str, Any]] = {"lr": 1.5e-3, "batch_size": 64}
+    LOADED: ClassVar[Mapping[str, Any]] = {"batch_size": 64}
+    FIXED: ClassVar[tuple[str, ...]] = (
+        *POLICY_GRADIENT,
+        *("rewards", "tasks_per_step", "group_size", "temperature", "minibatches", "reference", "kl_coef"),
+    )
+    TINY: ClassVar[Mapping[str, Any]] = {"batch_size": 8}
+
+    entropy_coef: float = 0.0
 
     target: Literal["demonstrations", "answers"] = "demonstrations"
     """What is imitated."""
-    lr: float = 1.5e-3
-    """That of the start's own imitation."""
-    batch: int = 64
-    """Demonstrations or answers per gradient step."""
-    iterations: int = 1000
-    """Gradient steps."""
+    max_steps: int = 1000
+    tasks_per_step: int = 1
+    group_size: int = 1
     gate_every: int = 100
-    replay: float = 0.0
+    sft_coef: float = 0.0
 
 
 def debug() -> Config:
     """Two rounds in seconds."""
-    return Config(**TINY, batch=8)
+    return Config.tiny()
 
 
 def nothing(rollouts: Sequence[Any], **columns: Any) -> list[float]:
@@ -52,13 +60,13 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     from ..setting import showing, start
 
     labels = config.target == "answers"
-    setting = start(config, labels=labels)
+    setting = start(config, folder, labels=labels)
     if not labels and not setting.encoded:
         raise UsageError("there are no demonstrations to imitate: give rows a demonstration, or --target answers")
-    actor: Any = Labels(setting.policy) if labels else showing(setting.policy, setting.encoded, config.batch)
-    learner = setting.learner(WeightedImitation(), dropout=True)
-    asked = config.batch if labels else 1
-    stage = setting.stage(learner, nothing, actor=actor, tasks_per_step=asked, group_size=1)
+    size = setting.config.batch_size or 1
+    actor: Any = Labels(setting.policy) if labels else showing(setting.policy, setting.encoded, size)
+    learner = setting.learner(WeightedImitation(), dropout=True, rollouts=size)
+    stage = setting.stage(learner, nothing, actor=actor, tasks_per_step=size if labels else 1)
     return setting.experiment([stage])
 
 

@@ -2,15 +2,14 @@
 
 TTRL (arXiv:2504.16084, not checked): sample answers to unlabelled questions, pay those that agree with the most
 frequent one, GRPO. Where the majority is right less often than not, its reward goes to one while accuracy falls; here
-it is the standing test of the gate, which is why it has neither replay nor an entropy bonus.
+it is the standing test of the gate, which is why it has neither demonstrations nor an entropy bonus.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from ..setting import TINY
 from . import grpo
 
 if TYPE_CHECKING:
@@ -22,13 +21,15 @@ if TYPE_CHECKING:
 class Config(grpo.Config):
     """vlm/grpo's, with nothing that holds on to the start."""
 
-    replay: float = 0.0
-    entropy: float = 0.0
+    FIXED: ClassVar[tuple[str, ...]] = ("rewards",)
+
+    sft_coef: float = 0.0
+    entropy_coef: float = 0.0
 
 
 def debug() -> Config:
     """Two rounds in seconds."""
-    return Config(**TINY)
+    return Config.tiny()
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
@@ -36,7 +37,5 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     from ...rewards.reward import Reward
     from ..setting import start
 
-    setting = start(config, labels=False)
-    objective, advantage = grpo.loss_of(config)
-    learner = setting.learner(setting.regularised(objective), advantage=advantage)
-    return setting.experiment([setting.stage(learner, Reward(MajorityVote(), "majority"))])
+    setting = start(config, folder, labels=False)
+    return setting.experiment([setting.stage(setting.learner(), Reward(MajorityVote(), "majority"))])

@@ -13,11 +13,11 @@ and a text embedding compares. ``--stages operations`` or ``captions`` is one st
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ..setting import TINY, SpeakingConfig
+from ..setting import LanguageConfig
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -26,31 +26,30 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Config(SpeakingConfig):
+class Config(LanguageConfig):
     """Numbers with a source are the paper's."""
 
+    SMALL: ClassVar[Mapping[str, Any]] = {"max_new_tokens": 26}
+    TINY: ClassVar[Mapping[str, Any]] = {"gate_labels": 0}
+    FIXED: ClassVar[tuple[str, ...]] = ("rewards",)
+
     stages: Literal["both", "captions", "operations"] = "both"
-    horizon: int = 26
-    """Captions are longer than answers."""
-    std_floor: float = 0.1
     form: float = 0.05  # R = 0.05 form + 0.95 content (notes on the paper)
     gate_labels: int = 0
 
 
 def debug() -> Config:
     """Two rounds in seconds."""
-    return Config(**{**TINY, "gate_labels": 0})
+    return Config.tiny()
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ...envs import scenes
     from ...rewards.reward import Reward
-    from ...trainers.advantages import grpo
-    from ...trainers.curricula import Uniform
-    from ...trainers.objectives import PPOClip
+    from ...trainers.published import clipped, normalised
     from ..setting import start
 
-    setting = start(config, labels=False)
+    setting = start(config, folder, labels=False)
     eyes = setting.eyes
 
     def draw(captions: Sequence[str]) -> list[Any]:
@@ -66,10 +65,10 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     stages = []
     for name in names:
         sources, reward = plan[name]
-        steps = config.iterations // len(names)
-        objective = setting.regularised(PPOClip(clip_high=0.28))
-        learner = setting.learner(objective, advantage=grpo(config.std_floor), decay=steps)
-        curriculum = Uniform(sources, seed=config.seed)
+        steps = config.max_steps // len(names)
+        objective = clipped(config, 0.2, 0.28)
+        learner = setting.learner(objective, advantage=normalised(setting.config), steps=steps)
+        curriculum = setting.curriculum(sources)
         stages.append(setting.stage(learner, Reward(reward, name), curriculum=curriculum, steps=steps))
     return setting.experiment(stages)
 

@@ -1,0 +1,295 @@
+"""What every started run shares: its nouns, made of a config; each modality extends :class:`Setting`.
+
+Importing this imports no torch.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+
+from ..errors import UsageError
+from ..plugins import named
+from .config import RunConfig, fixed
+
+if TYPE_CHECKING:
+    from ..types import Actor, Advantage, Curriculum, Gate, Learner, Objective, Policy, RewardFunction, Task
+    from .curricula import Source
+    from .learner import AnchorSet, Optimisation
+    from .loop import Experiment, Stage
+    from .run_folder import RunFolder
+
+Config = TypeVar("Config", bound=RunConfig)
+
+
+def make(kind: str, spec: str, **offered: Any) -> Any:
+    """What a spec stands for, made: called with those of ``offered`` that it names.
+
+    What asks for something else is no maker but the thing itself: an advantage takes a batch, an objective an
+    evaluation and a batch, a gate the candidate.
+
+    Raises:
+        UsageError: there is no such thing, or a class asks for what is not offered.
+    """
+    thing = named(kind, spec)
+    asked = inspect.signature(thing).parameters.values() if callable(thing) else ()
+    takes = [p for p in asked if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    lacking = [p.name for p in takes if p.default is p.empty and p.name not in offered]
+    if not callable(thing) or (lacking and not inspect.isclass(thing)):
+        return thing
+    if lacking:
+        raise UsageError(f"the {kind} {spec} asks for {lacking[0]}, and is offered {', '.join(offered)}")
+    return thing(**{p.name: offered[p.name] for p in takes if p.name in offered})
+
+
+def settled(config: Config, small: bool, folder: RunFolder | None, **computed: Any) -> Config:
+    """The config with its defaults by model, which are told in a line and written to the run's config.json.
+
+    Args:
+        small: whether the small default model learns.
+        folder: None writes nothing.
+        computed: further defaults, known only now.
+    """
+    from .distributed import is_main
+
+    taken = config.taken(small, **computed)
+    if not taken:
+        return config
+    config = replace(config, **taken)
+    if is_main():
+        values = ", ".join(f"{name} {value:g}" for name, value in taken.items())
+        print(f"defaults for {'the small default model' if small else 'a loaded model'}: {values}")
+        if folder is not None:
+            folder.describe(config=folder.config | taken)
+    return config
+
+
+class Setting(ABC):
+    """A started run, of which a recipe takes its learner, stages and experiment.
+
+    Attributes:
+        config: every None that stands for a default by model is filled.
+        policy: what learns.
+        start: the policy as it was at the start, frozen; the reference "start".
+        repair_lr: what a repair multiplies the learning rate by.
+        kl_estimator: as of ``KLPenalty``.
+        probing: how a gate's probes are attempted.
+    """
+
+    config: RunConfig
+    policy: Policy
+    start: Policy
+    repair_lr: ClassVar[float] = 1.0
+    kl_estimator: ClassVar[Literal["k3", "exact"]] = "k3"
+    probing: ClassVar[Mapping[str, Any]] = {"greedy": True}
+
+    # what a modality says
+
+    @property
+    @abstractmethod
+    def longest(self) -> int:
+        """Most decisions of a rollout."""
+
+    @abstractmethod
+    def sources(self) -> Mapping[str, Source]:
+        """Per category, its training tasks."""
+
+    @abstractmethod
+    def probes(self) -> Sequence[Task]:
+        """A gate's frozen tasks."""
+
+    @abstractmethod
+    def held_out_judge(self) -> RewardFunction | None:
+        """The reward that ``--judge`` names, or the modality's own; None where there is none."""
+
+    @abstractmethod
+    def anchors(self) -> AnchorSet | None:
+        """What every gradient step imitates as well, with the config's weight."""
+
+    @abstractmethod
+    def evaluate(self, actor: Actor) -> Mapping[str, Any]:
+        """An evaluation, see ``trainers.report``."""
+
+    @abstractmethod
+    def finish(self, folder: RunFolder) -> None:
+        """Samples, weights and model card at the end of a run."""
+
+    def learners(self, learner: Learner) -> dict[str, Learner]:
+        """Everything that learns in a stage."""
+        return {"policy": learner}
+
+    @property
+    def label_account(self) -> str:
+        """How many labels the gate reads."""
+        return "gate_labels: none"
+
+    # what all share
+
+    def optimisation(self, steps: int | None = None, rollouts: int | None = None) -> Optimisation:
+        """The config's, for a stage of ``steps`` rounds (all) with ``rollouts`` each (tasks times group size)."""
+        from .learner import Optimisation
+
+        config = self.config
+        falls = config.lr_schedule != "constant"
+        size = config.tasks_per_step * config.group_size if rollouts is None else rollouts
+        return Optimisation(
+            config.lr,
+            config.epochs,
+            config.minibatches or max(1, size // (config.batch_size or size)),
+            max_grad_norm=config.max_grad_norm,
+            weight_decay=config.weight_decay,
+            decay=(config.max_steps if steps is None else steps) if falls else 0,
+            schedule="cosine" if config.lr_schedule == "cosine" else "linear",
+            seed=config.seed,
+            repair_lr=self.repair_lr,
+        )
+
+    def learner(
+        self,
+        objective: Objective | None = None,
+        advantage: Advantage | None = None,
+        *,
+        steps: int | None = None,
+        rollouts: int | None = None,
+        regulariser: Any = None,
+        kind: Any = None,
+        **options: Any,
+    ) -> Learner:
+        """A learner of the policy by the config's objective, or the recipe's where that names none.
+
+        Args:
+            objective, advantage: the recipe's own.
+            steps, rollouts: as of :meth:`optimisation`.
+            regulariser: a term in place of the config's entropy bonus and KL.
+            kind: a class beside ``PolicyLearner``.
+            options: of that class; its references and anchors are the config's unless they are given.
+        """
+        from .learner import PolicyLearner
+
+        objective, advantage = self.way(objective, advantage)
+        objective = self.regularised(objective) if regulariser is None else objective + regulariser
+        starts = any(need.endswith(":start") for need in objective.needs)
+        given = {"references": {"start": self.start} if starts else {}, "advantage": advantage, **options}
+        if "anchors" not in given:
+            given["anchors"] = self.anchors()
+        made: Learner = (kind or PolicyLearner)(self.policy, objective, self.optimisation(steps, rollouts), **given)
+        return made
+
+    def way(self, objective: Any, advantage: Any) -> tuple[Any, Any]:
+        """The objective and the advantage that the config names, or else the given ones."""
+        config, offered = self.config, {"config": self.config, "longest": self.longest}
+        if config.objective or objective is None:
+            made = make("objective", config.objective, **offered)
+            objective, theirs = made if isinstance(made, tuple) else (made, advantage)
+            advantage = advantage if "advantage" in fixed(type(config)) else theirs
+        if config.advantage:
+            advantage = make("advantage", config.advantage, **offered)
+        return objective, advantage
+
+    def regularised(self, objective: Any) -> Any:
+        """The objective with the config's entropy bonus and KL to its reference."""
+        from .objectives import Entropy, KLPenalty
+
+        config = self.config
+        if config.entropy_coef:
+            objective = objective - config.entropy_coef * Entropy()
+        if config.kl_coef:
+            objective = objective + config.kl_coef * KLPenalty(config.reference, self.kl_estimator)
+        return objective
+
+    def curriculum(self, sources: Mapping[str, Source] | None = None) -> Curriculum:
+        """The config's, over the modality's sources or others."""
+        config = self.config
+        made: Curriculum = make(
+            "curriculum",
+            config.curriculum,
+            sources=self.sources() if sources is None else sources,
+            seed=config.seed,
+            quarantine=config.quarantine or config.gate_every,
+            config=config,
+        )
+        return made
+
+    def gate(self, judge: RewardFunction | None = None, proxy: RewardFunction | None = None) -> Gate | None:
+        """The config's gate; None for "none", and where there is nothing to judge by.
+
+        Args:
+            judge: the recipe's own; ``--judge`` goes before it.
+            proxy: the training reward, to tell in the evidence where it rose while the judge fell.
+        """
+        config = self.config
+        if config.gate == "none":
+            return None
+        if judge is None or config.judge:
+            judge = self.held_out_judge()
+        if judge is None:
+            return None
+        made: Gate = make(
+            "gate",
+            config.gate,
+            probes=self.probes(),
+            judge=judge,
+            reward=proxy,
+            sampling=self.probing,
+            margin=config.gate_margin,
+            z=config.gate_z,
+            patience=config.gate_patience,
+            config=config,
+        )
+        return made
+
+    def stage(
+        self,
+        learner: Learner,
+        reward: RewardFunction,
+        *,
+        judge: RewardFunction | None = None,
+        proxy: RewardFunction | None = None,
+        **changes: Any,
+    ) -> Stage:
+        """Tasks -> rollouts -> reward -> the given learner -> gate.
+
+        Args:
+            judge, proxy: as of :meth:`gate`.
+            changes: fields of Stage.
+        """
+        from .loop import Stage
+
+        config = self.config
+        fields: dict[str, Any] = {
+            "steps": config.max_steps,
+            "actor": self.policy,
+            "reward": reward,
+            "learners": self.learners(learner),
+            "tasks_per_step": config.tasks_per_step,
+            "group_size": config.group_size,
+            "gate_every": config.gate_every,
+        }
+        fields |= changes
+        if "curriculum" not in fields:
+            fields["curriculum"] = self.curriculum()
+        if "gate" not in fields:
+            fields["gate"] = self.gate(judge, proxy)
+        return Stage(**fields)
+
+    def experiment(self, stages: Sequence[Stage], **changes: Any) -> Experiment:
+        """Stages with this setting's evaluation, samples and model card around them.
+
+        Args:
+            changes: fields of Experiment.
+        """
+        from .loop import Experiment
+
+        fields: dict[str, Any] = {
+            "evaluate": self.evaluate,
+            "evaluate_every": self.config.eval_every,
+            "seed": self.config.seed,
+            "label_account": self.label_account,
+            "cpu_clock": time.process_time,
+            "finish": self.finish,
+        }
+        return Experiment(stages, **fields | changes)
