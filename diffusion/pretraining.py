@@ -1,4 +1,4 @@
-"""Making the small default pipeline: flow matching on true renders, to a start that is good but not finished.
+"""Pretraining of the small default pipeline: flow matching on true renders, to a start that is good but not finished.
 
 Flow matching (Lipman et al., arXiv 2210.02747; rectified form, not checked): x_t = (1 - t) x_0 + t eps with t uniform,
 the transformer regresses eps - x_0.

@@ -1,14 +1,14 @@
-"""How much two rankings of the same things agree: the weight of a preference that judges itself, and an alarm of drift.
+"""Rank agreement of two scores of the same things: weight of a preference that judges itself, and alarm of drift.
 
 CREAM (arXiv 2410.12735) softens a preference by how much this iteration's ranking agrees with the last one's. The
-formulas are by definition and were checked against a description of the released code, not against the paper: there
-the consistencies are matched to prompts by position, here by name, and "best" is the best response, not a position.
+formulas are by definition and were checked against a description of the released code, not against the paper; "best"
+is the best response here, not a position.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 
 def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float:
@@ -48,19 +48,6 @@ def same_extremes(first: Sequence[float], second: Sequence[float]) -> bool:
         pick(range(len(first)), key=first.__getitem__) == pick(range(len(second)), key=second.__getitem__)
         for pick in (max, min)
     )
-
-
-def consistencies(now: Mapping[str, Sequence[float]], before: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """C of every prompt that is ranked now, by name; the mean of the others for prompts that were not ranked before.
-
-    Raises:
-        ValueError: no prompt is in both.
-    """
-    known = {name: consistency(scores, before[name]) for name, scores in now.items() if name in before}
-    if not known:
-        raise ValueError("no prompt is ranked in both rounds")
-    mean = math.fsum(known.values()) / len(known)
-    return {name: known.get(name, mean) for name in now}
 
 
 def _sign(value: float) -> int:

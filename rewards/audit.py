@@ -1,4 +1,4 @@
-"""Is a reward worth following? What it says of recorded episodes, against what came of them.
+"""Audit of rewards and progress models: what they say of recorded episodes, against what came of them.
 
     audit = audit_progress(model, episodes, demonstrations=shown)
     print(audit.verdict)

@@ -1,4 +1,4 @@
-"""How much a frame looks like a sentence: CLIP and SigLIP as judges of progress, without training."""
+"""CLIP and SigLIP as progress models, without training: how much a frame looks like a sentence."""
 
 from __future__ import annotations
 

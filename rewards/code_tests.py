@@ -1,4 +1,4 @@
-"""Programs as answers, judged by tests that they are run against."""
+"""Code rewards: programs as answers, judged by tests that they are run against."""
 
 from __future__ import annotations
 

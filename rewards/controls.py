@@ -1,4 +1,4 @@
-"""Progress models that know nothing: what any estimator must beat before it is worth anything.
+"""Control baselines for progress models, which know nothing: what any estimator must beat before it is worth anything.
 
 Cheap signals can look like progress. A clock orders every episode perfectly; a hand that travels far has often done
 something. An audit of an estimator says little without theirs beside it.

@@ -137,7 +137,8 @@ class ProgressCritic:
         text = nn.functional.one_hot(sample.instruction, len(self.instructions)).float()
         out = network(torch.cat([inputs, text], -1))[:, 0]
         guess = out.sigmoid() if self.kind == "absolute" else out.tanh()
-        return ((guess - target) ** 2).mean()
+        loss: Tensor = ((guess - target) ** 2).mean()
+        return loss
 
     def _inputs(self, now: Tensor, initial: Tensor) -> Tensor:
         return self.features(now, initial)

@@ -1,4 +1,4 @@
-"""Numbers that are nearly right: part of the reward for every figure in its place."""
+"""Verifier of numbers that are nearly right: part of the reward for every figure in its place."""
 
 from __future__ import annotations
 

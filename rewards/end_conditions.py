@@ -1,4 +1,4 @@
-"""A judge without training: does the world end up as it did in the demonstrations?
+"""Goal classifier without training: does the world end up as it did in the demonstrations?
 
 From the end states of a few demonstrations it reads which relations changed and came to the same
 value each time, and scores how far an observation is from there. It shares neither the form nor the

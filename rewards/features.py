@@ -1,4 +1,4 @@
-"""What progress critics look at in a state.
+"""Features of states for progress critics: relations between hand, objects and goal, or plain numbers.
 
 Where it is known what the numbers of an observation are, critics see relations between hand, objects and
 goal rather than raw positions, because few demonstrations cover few places. Which relations they use is a

@@ -72,6 +72,12 @@ class IsolatedReward:
         self._takes: frozenset[str] = frozenset()
         self._needs: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, spec: str) -> IsolatedReward:
+        """By "TARGET", called by this interpreter, or "INTERPRETER@TARGET", as in "/old/bin/python@old_scorer:score"."""
+        command, _, target = spec.rpartition("@")
+        return cls(target, (command,) if command else (sys.executable,))
+
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.target, self.command, self.timeout)
 

@@ -1,4 +1,4 @@
-"""Several rewards at once, each on the scale of its own prompt.
+"""Normalised sum of rewards: several at once, each on the scale of its own prompt.
 
 Added raw, the reward with the largest spread decides alone. Here every term is first expressed in standard deviations
 from the mean of its group, the samples of one prompt, and only then weighted and added.

@@ -1,4 +1,4 @@
-"""Whether a picture shows what its caption says, in a world whose true pictures are all known.
+"""Rewards of the world of shapes: does a picture show its caption, where all true pictures are known?
 
 Two families that share nothing but the pictures: a small network that learned the attributes, to be optimised
 against, and the nearest true render, which learns nothing and judges. Neither knows how pictures are drawn: the

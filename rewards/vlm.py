@@ -248,7 +248,7 @@ class VLM:
 
     def _write(self, prompts: Sequence[Prompt], tokens: int) -> list[Written]:
         ids, scores = self._generate(prompts, tokens, do_sample=False)
-        steps = torch.stack(scores, 1).float().cpu().softmax(-1)
+        steps = torch.stack(list(scores), 1).float().cpu().softmax(-1)
         return [self._written(row, probabilities) for row, probabilities in zip(ids, steps, strict=True)]
 
     def _generate(self, prompts: Sequence[Prompt], tokens: int, **how: Any) -> tuple[Tensor, Sequence[Tensor]]:

@@ -34,7 +34,7 @@ from autotelic.rewards.verifiers import Exact, Numeric
 from autotelic.rewards.vlm import VLM
 from autotelic.rewards.vlm_progress import VLAC
 
-from .toys import TokenToy, spelling_tasks
+from .toys import TokenToy
 
 
 def brief(completions: Any, **columns: Any) -> list[float]:
@@ -105,7 +105,7 @@ def test_judges_are_of_their_askers_family() -> None:
 
 
 def test_rewards_by_the_policy_are_the_policys() -> None:
-    toy = TokenToy(spelling_tasks())
+    toy = TokenToy(1)
     score = scorer(toy)
     assert LogRatio(score, scorer(toy, "base")).families == {"policy:self", "policy:base"}
     steps = WeakestStep(MonteCarlo(score, Exact()), Exact())  # type: ignore[arg-type]

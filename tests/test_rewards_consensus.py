@@ -14,7 +14,7 @@ import pytest
 
 from autotelic.envs import scenes
 from autotelic.errors import UsageError
-from autotelic.rewards.agreement import consistencies, consistency, kendall_tau, same_extremes
+from autotelic.rewards.agreement import consistency, kendall_tau, same_extremes
 from autotelic.rewards.answers import answer_of
 from autotelic.rewards.consensus import (
     CrowdVote,
@@ -243,12 +243,6 @@ def test_extremes_are_things_and_not_places() -> None:
     assert not same_extremes([3, 1, 2], [3, 2, 1]) and not same_extremes([3, 1, 2], [2, 1, 3])
 
 
-def test_consistencies_belong_to_their_prompts() -> None:
-    now = {"a": [1, 2, 3], "skipped": [1, 2, 3], "b": [1, 2, 3]}
-    before = {"b": [3, 2, 1], "a": [1, 2, 3], "gone": [1]}
-    assert consistencies(now, before) == {"a": 1.0, "skipped": 0.5, "b": 0.0}
-
-
 # Bad input ------------------------------------------------------------------------------------------------------
 
 
@@ -264,5 +258,3 @@ def test_bad_input_is_told_in_one_line() -> None:
         kendall_tau([1], [1, 2])
     with pytest.raises(ValueError, match="holds a score that is not finite"):
         kendall_tau([1, math.nan], [1, 2])
-    with pytest.raises(ValueError, match="no prompt is ranked in both rounds"):
-        consistencies({"a": [1.0]}, {"b": [1.0]})

@@ -98,6 +98,14 @@ def test_scores_are_those_of_the_same_function_in_this_process(scorer: str, capf
     assert out == "" and "printed by a shell" in err and "printed on call 3 []" in err
 
 
+def test_an_interpreter_can_stand_in_the_name(scorer: str) -> None:
+    plain, other = IsolatedReward.of(f"{scorer}:several"), IsolatedReward.of(f"{sys.executable}@{scorer}:several")
+    assert plain.target == other.target == f"{scorer}:several" and plain.command == other.command == (sys.executable,)
+    assert other(prompts=["ab"])["length"] == [2]  # type: ignore[call-overload]
+    assert plain.families == {f"undeclared:{scorer}:several"}
+    assert IsolatedReward.of("/elsewhere/python@scores:f").command == ("/elsewhere/python",)
+
+
 def test_several_scores_come_back_by_name(scorer: str) -> None:
     scores = IsolatedReward(f"{scorer}:several")(prompts=["ab", "abc"])
     assert scores == {"length": [2, 3], "halves": [[0.5, 0.5], [0.5, 0.5]], "total": [1, 1]}

@@ -42,7 +42,7 @@ LABEL_FREE: dict[str, tuple[str, ...]] = {
     "vlm/self_critique --critic asking": ("--learn", "outcome", "--critic", "asking"),
     "vlm/self_rewarding": (),
     "vlm/self_rewarding --judge asking": ("--judge", "asking"),
-    "vlm/self_rewarding --variant cream": ("--variant", "cream"),
+    "vlm/self_rewarding --variant cream": ("--variant", "cream", "--agreement", "extremes"),
     "vlm/self_rewarding --variant temporal": ("--variant", "temporal"),
     "vlm/viper": (),
     "vlm/sft": FREE,

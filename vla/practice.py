@@ -1,4 +1,4 @@
-"""A progress model pretrained on other tasks, and what it learns from: scripted experts gone astray.
+"""Perturbed demonstrations of other tasks, and the progress critic that is pretrained on them.
 
 The experts' chunks are disturbed in the ways in which a policy that imitated little goes wrong: it takes
 things to be where they are not, it shakes, it stops half-way. Success is read, which is the point: labels
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,15 +66,15 @@ def practise(pool: Pool, environment: str, *, demonstrations: int, episodes: int
     from ..envs.splits import seeds
 
     first = FIRST_SEED + 10_000 * seed
-    shown = pool.demonstrate(environment, seeds("train", demonstrations, first), horizon=350, settle=20)
-    horizon = min(max(150, max(len(d.actions) for d in shown) * 6 // 5), 250)
+    demonstrated = pool.demonstrate(environment, seeds("train", demonstrations, first), horizon=350, settle=20)
+    horizon = min(max(150, max(len(d.actions) for d in demonstrated) * 6 // 5), 250)
     requests = [EpisodeRequest(environment, s, horizon) for s in seeds("train", episodes, first + 1000)]
-    astray = [_Astray(environment, request.seed, horizon, pool.chunk) for request in requests]
+    experts = [_DisturbedExpert(environment, request.seed, horizon, pool.chunk) for request in requests]
 
     def act(rows: NDArray[np.int64], observations: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.stack([astray[row](seen) for row, seen in zip(rows, observations, strict=True)])
+        return np.stack([experts[row](now) for row, now in zip(rows, observations, strict=True)])
 
-    return Practice(environment, shown, pool.run(requests, act, oracle=True))
+    return Practice(environment, demonstrated, pool.run(requests, act, oracle=True))
 
 
 def pretrained_critic(
@@ -100,15 +100,15 @@ def pretrained_critic(
     training = training or Pretraining()
     names = other_tasks(exclude)
     critic = PretrainedCritic(OBSERVATION, training)
-    what = repr((sorted(names), sorted(vars(training).items()), episodes))
-    place = cache_folder() / f"pretrained-critic-v{VERSION}-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
-    if not place.exists():
+    what = repr((sorted(names), sorted(asdict(training).items()), episodes))
+    path = cache_folder() / f"pretrained-critic-v{VERSION}-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
+    if not path.exists():
         from rich.progress import track
 
         steps = track(names, "practising other tasks", disable=quiet, transient=True)
         critic.pretrain([_recorded(name, episodes, training.seed) for name in steps])
-        checkpoint.save(place, critic.state_dict())
-    critic.load_state_dict(checkpoint.load(place))
+        checkpoint.save(path, critic.state_dict())
+    critic.load_state_dict(checkpoint.load(path))
     return critic
 
 
@@ -122,27 +122,27 @@ def _recorded(environment: str, episodes: int, seed: int) -> Practice:
     from ..trainers import checkpoint
 
     name = f"practice-v{VERSION}-{environment.removeprefix('metaworld/')}-e{episodes}-s{seed}"
-    place = cache_folder() / name
-    if not place.exists():
+    path = cache_folder() / name
+    if not path.exists():
         with Pool([environment], workers=0) as pool:
             made = practise(pool, environment, demonstrations=4, episodes=episodes, seed=seed)
         records: dict[str, Any] = {"demonstrations": made.demonstrations, "episodes": made.episodes}
         state = {
             key: [
-                {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in vars(r).items()} for r in rows
+                {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in asdict(r).items()} for r in rows
             ]
             for key, rows in records.items()
         }
-        checkpoint.save(place, state)
-    kept: dict[str, list[dict[str, Any]]] = {
+        checkpoint.save(path, state)
+    arrays: dict[str, list[dict[str, Any]]] = {
         key: [{k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in row.items()} for row in rows]
-        for key, rows in checkpoint.load(place).items()
+        for key, rows in checkpoint.load(path).items()
     }
-    demonstrations = [Demonstration(**row) for row in kept["demonstrations"]]
-    return Practice(environment, demonstrations, [Episode(**row) for row in kept["episodes"]])
+    demonstrations = [Demonstration(**row) for row in arrays["demonstrations"]]
+    return Practice(environment, demonstrations, [Episode(**row) for row in arrays["episodes"]])
 
 
-class _Astray:
+class _DisturbedExpert:
     """One episode's disturbed expert: an observation [21] in, a chunk of actions [C, 4] out.
 
     Within a chunk it plans ahead: the hand is taken to move as told, and everything else to stand still.
@@ -162,10 +162,10 @@ class _Astray:
         self.noise = np.zeros(4)
         self.steps = 0
 
-    def __call__(self, seen: NDArray[np.float32]) -> NDArray[np.float32]:
-        believed = seen.astype(np.float64)
+    def __call__(self, observation: NDArray[np.float32]) -> NDArray[np.float32]:
+        believed = observation.astype(np.float64)
         for mistake, where in zip(self.mistakes, (4, 11, 18), strict=True):
-            if np.abs(seen[where : where + 3]).max() > 0:  # absent things stay absent
+            if np.abs(observation[where : where + 3]).max() > 0:  # absent things stay absent
                 believed[where : where + 3] += mistake
         actions = []
         for _ in range(self.chunk):

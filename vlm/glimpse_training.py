@@ -1,4 +1,4 @@
-"""How the small model comes to be: it learns to see, to name and find, and then to answer from a few demonstrations."""
+"""Pretraining of the small vision-language model: to see, to name and find, then to answer as a few demonstrations."""
 
 from __future__ import annotations
 

@@ -41,6 +41,8 @@ class Config(LanguageConfig):
     """DPO's (the usual value; not checked)."""
     soften: bool = True
     """cream: weigh preferences by consistency; without it they are hard, its own ablation."""
+    agreement: Literal["rank", "extremes"] = "rank"
+    """cream: consistency is (tau + 1) / 2 of the two rankings, or whether their best and worst are the same."""
     future: bool = True
     """temporal: choose from the future too; without it from the present alone, its own ablation."""
     gate_labels: int = 0
@@ -52,6 +54,7 @@ def debug() -> Config:
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
+    from ...rewards.agreement import consistency, same_extremes
     from ...rewards.log_ratio import scorer
     from ...rewards.reward import Reward
     from ...trainers.learner import Optimisation
@@ -73,7 +76,8 @@ def build(config: Config, folder: RunFolder) -> Experiment:
         return setting.experiment([setting.stage(learner, kept_score, actor=actor, sampling=sampling)])
     if config.variant == "cream":
         previous = setting.policy.fork("previous")
-        cream = Cream(setting.policy, previous, setting.start)
+        agreement = consistency if config.agreement == "rank" else same_extremes
+        cream = Cream(setting.policy, previous, setting.start, agreement=agreement)
         references = {"reference": setting.start, "previous": previous}
         prepare: list[Any] = [cream] if config.soften else [cream, hard]
         learner = setting.learner(DPO(config.beta), prepare=prepare, references=references)
