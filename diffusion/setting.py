@@ -131,21 +131,33 @@ class Setting:
         )
         return made
 
-    def stage(self, learner: Learner, *, actor: Any = None, reward: Any = None, **sampling: Any) -> Stage:
-        """Prompts -> pictures -> reward -> the given learner -> gate. ``sampling`` goes to ``act``."""
+    def stage(
+        self,
+        learner: Learner,
+        *,
+        actor: Any = None,
+        reward: Any = None,
+        keep_graph: bool = False,
+        window: int | None = None,
+    ) -> Stage:
+        """Prompts -> pictures -> reward -> the given learner -> gate; ``keep_graph`` and ``window`` go to ``act``."""
         from ..trainers.curricula import Uniform
         from ..trainers.loop import Stage
         from .prompts import source_of
-        from .watch import Watch
+        from .watch import Averaged, Watch
 
         config = self.config
         learners: dict[str, Learner] = {"policy": learner, "watch": Watch()}
+        actor = self.policy if actor is None else actor
         if self.average is not None:
             learners["average"] = self.average
+            actor = Averaged(actor, self.average)
+        sampling: dict[str, Any] = {"keep_graph": keep_graph} if keep_graph else {}
+        sampling |= {} if window is None else {"window": window}
         source = source_of(self.prompts.seen, config.seed)
         return Stage(
             steps=config.iterations,
-            actor=self.policy if actor is None else actor,
+            actor=actor,
             curriculum=Uniform({"seen": source}, seed=config.seed),
             reward=reward or self.reward,
             learners=learners,
@@ -222,8 +234,7 @@ class Setting:
         """Judge, reward and figures on seen and unseen prompts, at noise that training never draws."""
         from .evaluation import evaluate
 
-        drawing = getattr(actor, "policy", actor)
-        return evaluate(self, self.shown if drawing is self.policy else drawing)
+        return evaluate(self, actor.evaluated())
 
     def experiment(self, stages: Sequence[Stage]) -> Experiment:
         """Stages with this setting's evaluation, grids and model card around them."""

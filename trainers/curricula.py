@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 
-from ..types import Curriculum, Rollout, Task, Verdict
+from ..types import Rollout, Task, Verdict
+from .contracts import Curriculum
 from .randomness import generator
 
 Source = Callable[[int], Task] | Sequence[Task]
 
 
-class Uniform:
+class Uniform(Curriculum):
     """Every category in turn.
 
     Args:
@@ -126,7 +127,7 @@ class SEC(Uniform):
         self.values = {c: float(state["values"][c]) for c in self.sources}
 
 
-class ProgressiveHorizon:
+class ProgressiveHorizon(Curriculum):
     """Beginnings first: wraps a curriculum and cuts each task's horizon, less and less.
 
     EVOLVE-VLA trains in stages with an increasing horizon (arXiv 2512.14666; the idea is checked
@@ -161,8 +162,7 @@ class ProgressiveHorizon:
         return metrics
 
     def repair(self, verdict: Verdict) -> dict[str, float]:
-        change = getattr(self.inner, "repair", None)
-        return {} if change is None else dict(change(verdict))
+        return self.inner.repair(verdict)
 
     def state_dict(self) -> dict[str, Any]:
         return {"inner": self.inner.state_dict(), "updates": self.updates}

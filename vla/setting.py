@@ -173,9 +173,8 @@ class Setting:
         tasks = [self.task(name, seed) for name in self.names for seed in states]
 
         def evaluate(actor: Any) -> Mapping[str, Any]:
-            blind = self.actor()
-            blind.policy = actor.policy
-            rollouts = blind.act(tasks, 1, greedy=True, oracle=True, stop=False, render=self.watched)
+            system = actor.evaluated()
+            rollouts = system.act(tasks, 1, mode="evaluate", greedy=True, oracle=True, render=self.watched)
             score(rollouts, reward)
             outcomes: dict[str, Any] = {}
             for rollout in rollouts:
@@ -223,9 +222,9 @@ class Setting:
         actor = self.actor()
         render = before.view or View(160, "plain")
         try:
-            now = actor.act(tasks, 1, greedy=True, render=render)
+            now = actor.act(tasks, 1, mode="evaluate", greedy=True, render=render)
             actor.policy = before
-            then = actor.act(tasks, 1, greedy=True, render=render)
+            then = actor.act(tasks, 1, mode="evaluate", greedy=True, render=render)
         except Refusal as error:
             (target / "missing.txt").write_text(f"{error}\n")
             return

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
-
-from .wrapped import WithDropout, Wrapped
 
 if TYPE_CHECKING:
     from ..trainers.learner import AnchorSet
     from ..trainers.loop import Experiment, Stage
     from ..trainers.run_folder import RunFolder
-    from ..types import Actor, Rollout
+    from ..types import Rollout
     from .policy import TokenPolicy
     from .questions import Questions
     from .rereading import OwnEyes
@@ -167,6 +165,7 @@ class Setting:
             dropout: learn in training mode, for imitation; what is on-policy must see what was sampled.
         """
         from ..trainers.learner import Optimisation, PolicyLearner
+        from .wrapped import WithDropout
 
         config = self.config
         how = Optimisation(
@@ -222,7 +221,7 @@ class Setting:
         """A canary of labelled questions, or agreement between views; never the training reward itself."""
         from ..errors import UsageError
         from ..rewards.consensus import ViewConsistency
-        from .gates import Canary
+        from ..trainers.gates import Canary
 
         if not self.config.gate_labels and not any(task.parent for task in self.questions.probes):
             raise UsageError(
@@ -369,26 +368,3 @@ def _encoded(config: SpeakingConfig, policy: TokenPolicy, questions: Questions) 
         return policy.encode(tasks, [item.answer for item in shown])
     pairs = questions.demonstrations
     return policy.encode([task for task, _ in pairs], [said for _, said in pairs])
-
-
-def showing(actor: Actor, encoded: Sequence[Rollout], per_step: int) -> Actor:
-    """An actor that shows ``per_step`` random demonstrations per round instead of answering."""
-    return _Shown(actor, list(encoded), per_step)
-
-
-@dataclass
-class _Shown(Wrapped):
-    policy: Any
-    encoded: list[Rollout]
-    per_step: int
-
-    def act(self, tasks: Sequence[Any], n: int, *, key: tuple[int, ...] = (0,), **sampling: Any) -> list[Rollout]:
-        import torch
-
-        from ..trainers.randomness import generator
-
-        if sampling.get("greedy"):  # a gate or an evaluation asks the policy itself
-            answers: list[Rollout] = self.policy.act(tasks, n, key=key, **sampling)
-            return answers
-        chosen = torch.randint(len(self.encoded), (self.per_step,), generator=generator("shown", *key))
-        return [replace(self.encoded[i], group=f"shown/{i}/{place}") for place, i in enumerate(chosen.tolist())]

@@ -149,7 +149,7 @@ def assemble(
         EpisodeProgress(judge, Accumulator("best")),
         margin=config.gate_margin,
         reward=hindsight,
-        sampling={"greedy": True, "stop": False},
+        sampling={"greedy": True},
     )
     shares = config.horizon_shares
     horizons = [(i * config.iterations // len(shares), share) for i, share in enumerate(shares)]

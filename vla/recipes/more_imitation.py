@@ -15,8 +15,6 @@ from ..setting import RobotConfig
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
     from ...trainers.run_folder import RunFolder
-    from ...types import Rollout, Task
-    from ..chunk_policy import ChunkPolicy
 
 
 @dataclass(frozen=True)
@@ -34,22 +32,13 @@ def debug() -> Config:
     return Config(tasks=("reach-v3", "drawer-close-v3"), **tiny)  # type: ignore[arg-type]
 
 
-class Demonstrations:
-    """An actor that shows demonstrations instead of acting."""
-
-    def __init__(self, policy: ChunkPolicy, encoded: Sequence[Rollout]) -> None:
-        self.policy, self.encoded = policy, list(encoded)
-
-    def act(self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...] = (0,), **sampling: Any) -> list[Rollout]:
-        return list(self.encoded)
-
-
 def nothing(rollouts: Sequence[Any], **columns: Any) -> list[float]:
     """Every demonstration counts the same."""
     return [1.0] * len(rollouts)
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
+    from ...trainers.actors import Demonstrations
     from ...trainers.curricula import Uniform
     from ...trainers.learner import Optimisation, PolicyLearner
     from ...trainers.loop import Stage
@@ -60,7 +49,7 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     optimisation = Optimisation(config.lr, epochs=config.steps, minibatches=1, seed=config.seed)
     stage = Stage(
         steps=config.iterations,
-        actor=Demonstrations(setting.policy, setting.encoded),
+        actor=Demonstrations(setting.actor(), setting.encoded),
         curriculum=Uniform(setting.sources(), seed=config.seed),
         reward=nothing,
         learners={"policy": PolicyLearner(setting.policy, WeightedImitation(), optimisation)},
