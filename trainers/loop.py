@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ..errors import UsageError
-from ..families import GROUND_TRUTH, families_of
+from ..families import declared, families_of, proxies
 from ..types import Actor, Curriculum, Gate, Learner, RewardFunction, Rollout, Verdict
 from .alarms import Alarm, AlarmLimits, Watcher, check_evidence
 from .callbacks import Callback, RunInfo
@@ -101,7 +101,7 @@ def _check_players(name: str, learner: Learner, players: tuple[str, ...]) -> Non
 def _check_independence(gate: Gate, reward: RewardFunction) -> None:
     if gate.judge is None:
         return
-    if shared := sorted((families_of(gate.judge) & families_of(reward)) - {GROUND_TRUTH}):
+    if shared := sorted(proxies(families_of(gate.judge) & families_of(reward))):
         raise UsageError(
             f"the gate's judge and the training reward are both of the family {shared[0]!r}: give the gate a judge "
             "of another family, or --gate none"
@@ -193,9 +193,9 @@ def _judges(stages: Sequence[Stage]) -> list[str]:
     lines = []
     for stage in stages:
         if stage.gate is not None and stage.gate.judge is not None:
-            families = sorted(families_of(stage.gate.judge))
-            unchecked = any(name.startswith("undeclared") for name in (*families, *families_of(stage.reward)))
-            lines.append(", ".join(families) + ("; independence not checked" if unchecked else ""))
+            checked = declared(families_of(stage.gate.judge, stage.reward))
+            families = ", ".join(sorted(families_of(stage.gate.judge)))
+            lines.append(families + ("" if checked else "; independence not checked"))
     return lines
 
 
