@@ -34,7 +34,7 @@ class PairwiseLearner(PolicyLearner):
             self.spread = group_spread(rollouts)
         if self.spread:
             self._set_beta()
-        metrics = super().update(rollouts) if self.spread else {}
+        metrics = super().update(rollouts) if self.spread else {"learned": 0.0}
         return metrics | {"objective/sigma_0": self.spread}
 
     def _set_beta(self) -> None:
@@ -55,7 +55,7 @@ def group_spread(rollouts: Sequence[Rollout]) -> float:
     for rollout in rollouts:
         value: Any = rollout.scores.get("total")
         if value is not None:
-            groups.setdefault(rollout.group or rollout.task.id, []).append(float(value))
+            groups.setdefault(rollout.group_key, []).append(float(value))
     spreads = [float(torch.tensor(values).std()) for values in groups.values() if len(values) > 1]
     counted = reduce_counts({"sum": sum(spreads), "groups": float(len(spreads))})
     return counted["sum"] / counted["groups"] if counted["groups"] else 0.0

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..rewards.images import as_uint8
 from ..rewards.shapes import per_prompt_diversity
 from ..trainers.randomness import generator
-from ..trainers.scoring import score
+from ..trainers.scoring import score, total_of
 from ..types import Rollout, Task
 
 if TYPE_CHECKING:
@@ -59,13 +59,13 @@ def evaluate(setting: Setting, policy: Any) -> dict[str, Any]:
 
 def _draw(policy: Any, tasks: Sequence[Task], copies: Sequence[int], **sampling: Any) -> list[Rollout]:
     """One picture per prompt and copy, grouped by prompt."""
-    parts = [policy.act(tasks, 1, key=(*KEY, copy), **sampling) for copy in copies]
+    parts = [policy.act(tasks, 1, key=(*KEY, copy), mode="evaluate", **sampling) for copy in copies]
     return [part[i] for i in range(len(tasks)) for part in parts]
 
 
 def _outcome(setting: Setting, rollouts: list[Rollout]) -> tuple[dict[str, Any], dict[str, float]]:
     score(rollouts, setting.reward)
-    reward = [_number(r) for r in rollouts]
+    reward = [_score(r) for r in rollouts]
     row: dict[str, Any] = {"score": reward, "seeds": [f"{r.task.id}/{i}" for i, r in enumerate(rollouts)]}
     values = {"reward": _mean(reward)}
     if setting.world is not None:
@@ -74,7 +74,7 @@ def _outcome(setting: Setting, rollouts: list[Rollout]) -> tuple[dict[str, Any],
         values |= {"judge": _mean(named["correct"]), "distance": _mean(named["distance"])}
     elif setting.judge is not None:
         score(rollouts, setting.judge)
-        row["success"] = [_number(r) for r in rollouts]
+        row["success"] = [_score(r) for r in rollouts]
         values["judge"] = _mean(row["success"])
     else:
         row["success"] = reward
@@ -85,20 +85,15 @@ def drift(setting: Setting, policy: Any, rollouts: Sequence[Rollout]) -> float:
     """Mean over rollouts of sum_t |mu - mu_start|^2 / (2 sigma^2): KL of the two chains, exact on the policy's own."""
     if not bool(rollouts[0].mask.any()):
         return 0.0
-    held = policy.references
-    policy.references = {"start": setting.start}
-    try:
-        with torch.no_grad():
-            now = policy.evaluate_actions(policy.collate(rollouts), {"kl:start"})
-    finally:
-        policy.references = held
+    with torch.no_grad():
+        now = policy.evaluate_actions(policy.collate(rollouts), {"kl:start"}, {"start": setting.start})
     return float(now.kl["start"].sum(-1).mean())
 
 
 def _deterministic_reward(setting: Setting, policy: Any, tasks: Sequence[Task], copy: int) -> float:
-    rollouts = _draw(policy, tasks, [copy], sampler=policy.sampler.windowed(0, 0))
+    rollouts = _draw(policy, tasks, [copy], greedy=True)
     score(rollouts, setting.reward)
-    return _mean([_number(r) for r in rollouts])
+    return _mean([_score(r) for r in rollouts])
 
 
 def write_grids(setting: Setting, folder: RunFolder) -> None:
@@ -129,9 +124,9 @@ def grid(pictures: Tensor, gap: int = 1, least: int = 64) -> Image.Image:
     return Image.fromarray(whole.numpy())
 
 
-def _number(rollout: Rollout) -> float:
-    value: Any = rollout.scores["total"]
-    return float("nan") if value is None else float(value)
+def _score(rollout: Rollout) -> float:
+    value = total_of(rollout)
+    return math.nan if value is None else value
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import UsageError
+from ..trainers.actors import TrainingWrapper
 from ..trainers.randomness import seed_of
 from ..types import Rollout, Task
 
@@ -22,32 +23,22 @@ if TYPE_CHECKING:
     from .policy import DenoisingPolicy
 
 
-class Recorded:
-    """An actor that hands out recorded pictures of the prompts it knows, each time with other random levels and noise.
-
-    Without ``recorded=True`` (as a gate or an evaluation calls it) it is the policy itself.
-    """
+class Recorded(TrainingWrapper):
+    """Hands out recorded pictures of the prompts it knows, each time with other random levels and noise."""
 
     def __init__(self, policy: DenoisingPolicy, rollouts: Sequence[Rollout]) -> None:
-        self.policy = policy
+        super().__init__(policy)
         self.by_prompt: dict[Any, list[Rollout]] = defaultdict(list)
         for rollout in rollouts:
             self.by_prompt[rollout.task.prompt].append(rollout)
 
-    def act(
-        self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...] = (0,), recorded: bool = False, **sampling: Any
-    ) -> list[Rollout]:
-        if not recorded:
-            return self.policy.act(tasks, n, key=key, **sampling)
+    def attempt(self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...], **sampling: Any) -> list[Rollout]:
         found = []
         for task in tasks:
             for i, known in enumerate(self.by_prompt[task.prompt][:n]):
                 fresh = {"seed": torch.tensor(seed_of("replay", *key, task.id, i))}
                 found.append(replace(known, task=task, payload={**known.payload, **fresh}, scores={}, info=known.info))
         return found
-
-    def fork(self, name: str) -> DenoisingPolicy:
-        return self.policy.fork(name)
 
 
 def preferred(rollouts: Sequence[Rollout], **columns: Any) -> list[float]:

@@ -18,7 +18,7 @@ import itertools
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -26,11 +26,20 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..errors import UsageError
-from ..trainers.policy import TorchPolicy, collate
+from ..trainers.policy import References, TorchPolicy, collate
 from ..trainers.randomness import generator, seed_of
-from ..types import Batch, Decisions, Evaluation, Rollout, Task
+from ..types import Batch, Decisions, Evaluation, Graph, Mode, Once, Rollout, Task
 from .pipelines import PipelineAdapter
 from .sampler import Sampler
+
+
+@dataclass(frozen=True, eq=False)
+class Means:
+    """What drawing kept: the row of each seed, and the means [N, ...] of each step, with graph."""
+
+    rows: Mapping[int, int]
+    means: Mapping[int, Tensor]
+
 
 _numbers = itertools.count()
 _process = secrets.token_hex(4)  # so that rollouts of a former run are not taken for one's own
@@ -71,7 +80,6 @@ class DenoisingPolicy(TorchPolicy):
         super().__init__(adapter.denoiser, piece=2**31, autocast=autocast)
         self.adapter, self.sampler, self.guidance = adapter, sampler, guidance
         self.at_once, self.forward_draws, self.checkpointing = at_once, forward_draws, checkpointing
-        self._drawn: tuple[dict[int, int], dict[int, Tensor]] | None = None  # seed -> row, step -> means with graph
         self._own: dict[str, Tensor] | None = None  # a fork's weights; None: the module's
         self._conditions: dict[str | None, Mapping[str, Tensor]] = {}
         self._number = next(_numbers)
@@ -85,20 +93,20 @@ class DenoisingPolicy(TorchPolicy):
         n: int,
         *,
         key: tuple[int, ...] = (0,),
-        sampler: Sampler | None = None,
+        mode: Mode = "train",
+        greedy: bool = False,
         window: int | None = None,
         keep_graph: bool = False,
-        **_: Any,
     ) -> list[Rollout]:
         """n pictures per task; ``output`` is a float tensor [3, H, W] in 0..1.
 
         Args:
-            sampler: replaces the policy's; what it draws is for looking at, not for learning.
+            greedy: no noise but that of the start: the deterministic chain.
             window: noise in this many neighbouring steps only, the first of them drawn by ``key``.
-            keep_graph: keep the graph of what was drawn, where all of it fits, so that the first gradient step needs
-                no forward pass; the gradient is the same.
+            keep_graph: the rollouts keep the graph of drawing them, where all of it fits, so that the first gradient
+                step needs no forward pass; the gradient is the same.
         """
-        chain = sampler or self.sampler
+        chain = self.sampler.windowed(0, 0) if greedy else self.sampler
         if window is not None:
             places = max(1, int(chain.decides.sum()) - window + 1)
             first = int(torch.randint(places, (), generator=generator("window", *key)))
@@ -106,8 +114,7 @@ class DenoisingPolicy(TorchPolicy):
         shared = torch.tensor(seed_of("round", *key))
         pairs = [(task, seed_of(*key, task.id, sample)) for task in tasks for sample in range(n)]
         found: list[Rollout] = []
-        self._drawn = None
-        keep = keep_graph and len(pairs) * int(chain.decides.sum()) <= self.at_once
+        keep = keep_graph and mode == "train" and len(pairs) * int(chain.decides.sum()) <= self.at_once
         with self._mixed():  # as in learning, or the weights of now would seem to be others
             for part in _batched(pairs, self.at_once):
                 found += self._draw(part, chain, shared, keep)
@@ -127,8 +134,7 @@ class DenoisingPolicy(TorchPolicy):
                 log_probs[:, i] = chain.log_prob(step, x, mean.detach()).float().cpu()
                 means[i] = mean
             path.append(x)
-        if keep:
-            self._drawn = {seed: row for row, (_, seed) in enumerate(pairs)}, means
+        graph = Once(Means({seed: row for row, (_, seed) in enumerate(pairs)}, means)) if keep else None
         pictures = self.adapter.decode(x).float().cpu()
         paths, version = torch.stack(path, 1).cpu(), self._version()
         return [
@@ -140,6 +146,7 @@ class DenoisingPolicy(TorchPolicy):
                 chain.decides.clone(),
                 torch.arange(chain.steps),
                 version=version,
+                graph=graph,
             )
             for row, (task, seed) in enumerate(pairs)
         ]
@@ -205,28 +212,34 @@ class DenoisingPolicy(TorchPolicy):
 
     # --- evaluation ------------------------------------------------------------------------------
 
-    def evaluate_actions(self, batch: Batch, needs: Iterable[str] = ()) -> Evaluation:
+    def evaluate_actions(
+        self, batch: Batch, needs: Iterable[str] = (), references: References | None = None
+    ) -> Evaluation:
         """Detached [B, T] tensors, and ``outputs`` [B, 3, H, W] where they are needed.
 
         Where the data were sampled by the very weights of now and their graph does not fit, the log-probabilities
         are those that sampling recorded.
         """
-        names, self._kept = frozenset(needs), None
+        names, others = frozenset(needs), dict(references or {})
         fits = len(self._decisions(batch)[0]) <= self.at_once
-        if "outputs" not in names and (fits or not self._sampled_now(batch) or _policies(names)):
-            if fits:
-                return super().evaluate_actions(batch, names)
-            with torch.no_grad():
-                return self._forward(batch, names).map(lambda _, t: t.to(batch.mask.device))
+        if "outputs" not in names and fits:
+            return super().evaluate_actions(batch, names, others)
+        compared = bool(_policies(names))
+        if "outputs" not in names and (compared or not self._sampled_now(batch)):
+            return self._without_graph(batch, names, others)
         now = Evaluation(batch.log_probs.get("behaviour", torch.zeros(batch.mask.shape)).clone())
-        if _policies(names) or (names - {"outputs", "forward"} and not self._sampled_now(batch)):
-            with torch.no_grad():
-                now = self._forward(batch, names - {"outputs"}).map(lambda _, t: t.to(batch.mask.device))
+        if compared or (names - {"outputs", "forward"} and not self._sampled_now(batch)):
+            now = self._without_graph(batch, names - {"outputs"}, others)
         if "outputs" in names:
             from .gradients import pictures
 
             now.outputs = pictures(self, batch)
-        return now
+        return replace(now, graph=Graph(batch, others))
+
+    @torch.no_grad()
+    def _without_graph(self, batch: Batch, names: frozenset[str], references: References) -> Evaluation:
+        now = self._forward(batch, names, references).map(lambda _, t: t.to(batch.mask.device))
+        return replace(now, graph=Graph(batch, references))
 
     def backward(self, batch: Batch, cotangents: Evaluation) -> None:
         """Add the gradient of <cotangents, evaluation>, at most ``at_once`` denoiser calls in memory."""
@@ -235,20 +248,21 @@ class DenoisingPolicy(TorchPolicy):
 
             pull(self, batch, cotangents.outputs)
         given = {name: t for name, t in cotangents.tensors().items() if name != "outputs"}
-        if self._kept is not None and self._kept[0] is batch:
-            super().backward(batch, replace(cotangents, outputs=None))
+        graph = cotangents.graph or Graph(batch)
+        if graph.batch is batch and (kept := graph.kept.take()) is not None:
+            super().backward(batch, replace(cotangents, outputs=None, graph=replace(graph, kept=Once(kept))))
             return
         live = torch.stack([t != 0 for t in given.values()]).any(0)
         moved = batch.to(self.device)
         for rows, steps in _chunks(self._decisions(batch, live), self.at_once):
             with self._mixed():
-                part = self._evaluate(moved, rows, steps, frozenset(given) - {"log_probs"})
+                part = self._evaluate(moved, rows, steps, frozenset(given) - {"log_probs"}, graph.references)
             pulled = {name: t for name, t in part.items() if t.requires_grad}
             torch.autograd.backward(
                 list(pulled.values()), [given[name][rows, steps].to(self.device) for name in pulled]
             )
 
-    def forward_decisions(self, batch: Batch, needs: frozenset[str]) -> Evaluation:
+    def forward_decisions(self, batch: Batch, needs: frozenset[str], references: References) -> Evaluation:
         """[B, T] with graph, piece by piece; zeros where nothing was decided."""
         where = self._decisions(batch)
         names = ["log_probs", *(f"kl:{name}" for name in _policies(needs))]
@@ -256,7 +270,7 @@ class DenoisingPolicy(TorchPolicy):
         # Without a graph nothing is gained by calls of more rows than drawing makes: they are slower, and take more.
         size = self.at_once if torch.is_grad_enabled() else min(self.at_once, len(batch))
         for rows, steps in _chunks(where, size):
-            for name, values in self._evaluate(batch, rows, steps, needs).items():
+            for name, values in self._evaluate(batch, rows, steps, needs, references).items():
                 found[name].append(values)
         spread = {}
         for name, parts in found.items():
@@ -266,7 +280,9 @@ class DenoisingPolicy(TorchPolicy):
         kl = {name: spread[f"kl:{name}"] for name in _policies(needs)}
         return Evaluation(spread["log_probs"], kl=kl)
 
-    def _evaluate(self, batch: Batch, rows: Tensor, steps: Tensor, needs: frozenset[str]) -> dict[str, Tensor]:
+    def _evaluate(
+        self, batch: Batch, rows: Tensor, steps: Tensor, needs: frozenset[str], references: References
+    ) -> dict[str, Tensor]:
         """[N] log-probabilities and divergences of the decisions (rows, steps), with graph."""
         data, prompts = batch.payload, [batch.payload["rollouts"][int(i)] for i in rows]
         condition = self._condition([(r.train_task or r.task).prompt for r in prompts])
@@ -277,7 +293,7 @@ class DenoisingPolicy(TorchPolicy):
             now = self._predict(self.sampler, level, x, condition)
             found = {"log_probs": -((seen - now) ** 2).flatten(1).sum(1) / 2}
             for name in _policies(needs):
-                then = self._reference(name, level, x, condition)
+                then = self._predicted_by(references[name], level, x, condition)
                 found[f"kl:{name}"] = ((now - then) ** 2).flatten(1).sum(1) / 2
             return found
         x, onto = data["path"][rows, steps], data["path"][rows, steps + 1]
@@ -286,26 +302,28 @@ class DenoisingPolicy(TorchPolicy):
             mean = self.sampler.mean(steps, x, self._predict(self.sampler, steps, x, condition))
         found = {"log_probs": self.sampler.log_prob(steps, onto, mean)}
         for name in _policies(needs):
-            other = self.sampler.mean(steps, x, self._reference(name, steps, x, condition))
+            other = self.sampler.mean(steps, x, self._predicted_by(references[name], steps, x, condition))
             found[f"kl:{name}"] = self.sampler.kl(steps, mean, other)
         return found
 
     def _kept_means(self, batch: Batch, rows: Tensor, steps: Tensor) -> Tensor | None:
         """[N, ...] means with the graph that sampling kept, once; None where there is none or it is another's."""
-        if self._drawn is None or not torch.is_grad_enabled() or not self._sampled_now(batch):
+        if not torch.is_grad_enabled() or not self._sampled_now(batch):
             return None
-        (place, means), self._drawn = self._drawn, None
+        graphs = dict.fromkeys(r.graph for r in batch.payload["rollouts"])
+        graph = next(iter(graphs))
+        drawing = graph.take() if graph is not None and len(graphs) == 1 else None
+        if drawing is None:
+            return None
+        place, means = drawing.rows, drawing.means
         seeds = [int(seed) for seed in batch.payload["seed"]]
-        if not all(seed in place for seed in seeds):
-            return None
         drawn = torch.tensor([place[seeds[int(row)]] for row in rows])
         order = torch.cat([(steps == i).nonzero()[:, 0] for i in means])
         return torch.cat([mean[drawn[steps == i]] for i, mean in means.items()])[order.argsort()]
 
-    def _reference(self, name: str, step: Tensor, x: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
-        other: Any = self.references[name]
-        with torch.no_grad():
-            prediction: Tensor = other._predict(self.sampler, step, x, condition)
+    @torch.no_grad()
+    def _predicted_by(self, other: Any, step: Tensor, x: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+        prediction: Tensor = other._predict(self.sampler, step, x, condition)
         return prediction
 
     def _decisions(self, batch: Batch, live: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -368,13 +386,13 @@ class DenoisingPolicy(TorchPolicy):
     def fork(self, name: str) -> Self:
         """A frozen copy that shares everything which is not trained."""
         other = object.__new__(type(self))
-        other.__dict__ |= self.__dict__ | {"references": {}, "_kept": None, "_drawn": None, "_number": next(_numbers)}
+        other.__dict__ |= self.__dict__ | {"_number": next(_numbers)}
         other._own = {k: v.detach().clone() for k, v in self._trained().items()}
         return other
 
     def copy_from(self, other: Any, mix: float = 1.0) -> None:
         with torch.no_grad():
-            theirs = getattr(other, "policy", other)._trained()
+            theirs = other._trained()
             for name, mine in self._trained().items():
                 mine.copy_(theirs[name]) if mix == 1.0 else mine.lerp_(theirs[name], mix)
 

@@ -154,7 +154,12 @@ class Setting(shared.Setting):
 
     def stage(self, learner: Learner, reward: RewardFunction | None = None, **changes: Any) -> Any:
         """Prompts -> pictures -> reward -> the given learner -> gate; ``changes`` as in every modality."""
-        return super().stage(learner, reward or self.reward, **{"proxy": self.reward} | changes)
+        from .watch import Averaged
+
+        actor = changes.pop("actor", self.policy)
+        if self.average is not None:
+            actor = Averaged(actor, self.average)
+        return super().stage(learner, reward or self.reward, **{"proxy": self.reward, "actor": actor} | changes)
 
     def real_pictures(self, count: int) -> list[Rollout]:
         """Pictures to hold on to: true renders of seen captions in the small world, else what the start draws."""
@@ -209,8 +214,7 @@ class Setting(shared.Setting):
         """Judge, reward and figures on seen and unseen prompts, at noise that training never draws."""
         from .evaluation import evaluate
 
-        drawing = getattr(actor, "policy", actor)
-        return evaluate(self, self.shown if drawing is self.policy else drawing)
+        return evaluate(self, actor.evaluated())
 
     def finish(self, folder: RunFolder) -> None:
         from .evaluation import write_grids

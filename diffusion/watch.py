@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..types import Rollout
+from ..trainers.actors import TrainingWrapper
+from ..trainers.contracts import Learner
+from ..types import Mode, Players, Rollout, Task
 
 if TYPE_CHECKING:
     from .policy import DenoisingPolicy
@@ -21,7 +23,7 @@ COLLAPSE = 0.5
 """Share of the first round's diversity below which a run is warned."""
 
 
-class Watch:
+class Watch(Learner):
     """Counts reward queries and watches how much the pictures of one prompt differ.
 
     Metrics: "queries" so far, and "pictures/diversity", the standard deviation over the pictures of a prompt,
@@ -33,12 +35,14 @@ class Watch:
         self.first: float | None = None
         self.warned = False
 
+    players: Players = "all"
+
     def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
         self.queries += len(rollouts)
         metrics = {"queries": float(self.queries)}
         groups: dict[str, list[Tensor]] = defaultdict(list)
         for rollout in rollouts:
-            groups[rollout.group or rollout.task.id].append(rollout.output)
+            groups[rollout.group_key].append(rollout.output)
         spreads = [torch.stack(g).std(0).mean() for g in groups.values() if len(g) > 1]
         if not spreads:
             return metrics
@@ -60,7 +64,7 @@ class Watch:
         self.first, self.warned = state["first"], bool(state["warned"])
 
 
-class MovingAverage:
+class MovingAverage(Learner):
     """An exponential moving average of a policy's weights, in ``average``.
 
     The decay begins small, (1 + n) / (10 + n) after n updates, so that the start is soon forgotten.
@@ -84,3 +88,38 @@ class MovingAverage:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.average.load_state_dict(state["average"])
         self.updates = int(state["updates"])
+
+
+class Averaged(TrainingWrapper):
+    """A policy that trains, while reports, gates and promotion see the moving average of its weights."""
+
+    def __init__(self, policy: Any, average: MovingAverage) -> None:
+        super().__init__(policy)
+        self.average = average
+
+    def attempt(self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...], **sampling: Any) -> list[Rollout]:
+        rollouts: list[Rollout] = self.policy.act(tasks, n, key=key, **sampling)
+        return rollouts
+
+    def act(
+        self,
+        tasks: Sequence[Task],
+        n: int,
+        *,
+        key: tuple[int, ...] = (0,),
+        mode: Mode = "train",
+        greedy: bool = False,
+        **sampling: Any,
+    ) -> list[Rollout]:
+        actor: Any = self.policy if mode == "train" else self.average.average
+        rollouts: list[Rollout] = actor.act(tasks, n, key=key, mode=mode, greedy=greedy, **sampling)
+        return rollouts
+
+    def evaluated(self) -> Any:
+        return self.average.average
+
+    def bare(self) -> Any:
+        return self.average.average
+
+    def fork(self, name: str) -> Any:
+        return self.average.average.fork(name)

@@ -65,6 +65,10 @@ def evaluate(actor: Actor) -> Mapping[str, Any]:
     return {"spelled": {c: sum(scores[8 * i : 8 * i + 8]) / 8 for i, c in enumerate(WORDS)}}
 
 
+spelled.families = frozenset({"spelling"})
+honest.families = lying.families = frozenset({"another reading"})
+
+
 class Moments:
     """A guard that counts the calls of one iteration and may end the process at one of them."""
 

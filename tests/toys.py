@@ -6,7 +6,7 @@ Nothing in the core knows them. They train in seconds on one core.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -39,7 +39,9 @@ class TokenToy(TorchPolicy):
         return self.module(row).log_softmax(-1)
 
     @torch.no_grad()
-    def act(self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...] = (0,), **_: Any) -> list[Rollout]:
+    def act(
+        self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...] = (0,), mode: str = "train", **_: Any
+    ) -> list[Rollout]:
         pairs = [(task, sample) for task in tasks for sample in range(n)]
         noise = torch.stack([torch.rand(self.LENGTH, generator=generator(*key, t.id, s)) for t, s in pairs])
         number = torch.tensor([task.prompt for task, _ in pairs])
@@ -64,7 +66,7 @@ class TokenToy(TorchPolicy):
         mask = torch.ones_like(answer, dtype=torch.bool)
         return Rollout(task, tuple(answer.tolist()), payload, log_probs, mask, torch.zeros_like(answer))
 
-    def forward_decisions(self, batch: Batch, needs: frozenset[str]) -> Evaluation:
+    def forward_decisions(self, batch: Batch, needs: frozenset[str], references: Mapping[str, Any]) -> Evaluation:
         task, tokens = batch.payload["task"], batch.payload["tokens"]
         start = torch.full_like(task, self.VOCABULARY)
         previous = torch.cat([start, tokens[:, :-1]], 1)
@@ -75,7 +77,7 @@ class TokenToy(TorchPolicy):
             now.entropy = -(logits.exp() * logits).sum(-1) * batch.mask
         for name in _policies(needs):
             with torch.no_grad():
-                other = self.references[name].logits(*where)
+                other = references[name].logits(*where)
             now.kl[name] = (logits.exp() * (logits - other)).sum(-1) * batch.mask
         return now
 
@@ -113,7 +115,9 @@ class DenoiserToy(TorchPolicy):
         return torch.linspace(1, 1 / self.STEPS, self.STEPS).to(x)[:, None]
 
     @torch.no_grad()
-    def act(self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...] = (0,), **_: Any) -> list[Rollout]:
+    def act(
+        self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...] = (0,), mode: str = "train", **_: Any
+    ) -> list[Rollout]:
         pairs = [(task, sample) for task in tasks for sample in range(n)]
         draws = [generator(*key, task.id, sample) for task, sample in pairs]
         noise = torch.stack([torch.randn(self.STEPS + 1, 2, generator=draw) for draw in draws])
@@ -164,7 +168,7 @@ class DenoiserToy(TorchPolicy):
             return batch
         return replace(batch, payload=batch.payload | {"forward": torch.ones(len(batch))}, log_probs={})
 
-    def forward_decisions(self, batch: Batch, needs: frozenset[str]) -> Evaluation:
+    def forward_decisions(self, batch: Batch, needs: frozenset[str], references: Mapping[str, Any]) -> Evaluation:
         data = batch.payload
         task = data["task"].expand(-1, self.STEPS)
         if "forward" in data:
@@ -181,7 +185,7 @@ class DenoiserToy(TorchPolicy):
             drift_scale = 1 / (self.STEPS * self.SIGMA) ** 2
         for name in _policies(needs):
             with torch.no_grad():
-                other = self.references[name].velocity(*where)
+                other = references[name].velocity(*where)
             now.kl[name] = drift_scale * ((v - other) ** 2).sum(-1) / 2
         if "outputs" in needs:
             now.outputs = self._denoise(data["task"][:, 0], data["noise"])[:, -1]

@@ -1,6 +1,6 @@
 """Advantages: how much better an attempt was than its comparison set.
 
-Each is a callable ``Batch -> [B, T]``, zero where the mask is False. The comparison sets are the rows of
+Each maps a batch to [B, T], zero where the mask is False. The comparison sets are the rows of
 ``batch.groups`` ([M, B] bool), any incidence: one row per task is GRPO, one row for everything is a batch
 baseline, overlapping rows are set-wise methods. A rollout's advantage is the mean over the rows that hold it.
 
@@ -9,18 +9,19 @@ A return of NaN (does not apply) is left out of every statistic and gets advanta
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..types import Batch
+from .contracts import Advantage
 from .distributed import reduce_sum
 
 
 @dataclass(frozen=True)
-class GroupRelative:
+class GroupRelative(Advantage):
     """(r - baseline) / scale within each group, averaged over the groups of a rollout.
 
     ``scale="std"`` divides by max(std, std_floor) + eps. The standard deviation is the unbiased one (N - 1), as
@@ -35,6 +36,8 @@ class GroupRelative:
         ValueError: a group holds a single rollout, so there is nothing to compare it with.
     """
 
+    compares = True
+
     scale: Literal["std", "none"] = "std"
     baseline: Literal["mean", "leave_one_out"] = "mean"
     std_floor: float = 0.0
@@ -47,6 +50,11 @@ class GroupRelative:
             raise ValueError(
                 f"a group-relative advantage compares rollouts: sample 2 or more per task, not {group_size}"
             )
+
+    def metrics(self, batch: Batch) -> dict[str, float]:
+        """The share of groups from which nothing can be learned."""
+        spreadless = zero_spread(batch, self.per_segment)
+        return {"groups/zero_spread": float(spreadless.float().mean())} if len(spreadless) else {}
 
     def __call__(self, batch: Batch) -> Tensor:
         alone = (batch.groups.sum(-1) == 1).nonzero().flatten().tolist()
@@ -81,12 +89,13 @@ def rloo() -> GroupRelative:
 
 
 @dataclass(frozen=True)
-class ReinforcePlusPlus:
+class ReinforcePlusPlus(Advantage):
     """Returns normalised over all decisions of the batch, on all processes together.
 
     REINFORCE++ (arXiv 2501.03262, not checked): (A - mean) / (std + eps), every decision counting once, so that
     long attempts weigh more in the statistics. ``baseline="group"`` subtracts the group mean first (its -baseline
-    variant). The paper's per-token KL lives in the reward; here it is a ``KLPenalty`` beside the objective.
+    variant). The paper's per-token KL lives in the reward: with ``shaping.PerTokenKL`` every decision gets the reward
+    and the sum of the shaping from it on.
     """
 
     baseline: Literal["none", "group"] = "none"
@@ -98,11 +107,14 @@ class ReinforcePlusPlus:
             dr_grpo().check(group_size)
 
     def __call__(self, batch: Batch) -> Tensor:
-        returns = batch.returns[:, None]
+        plain = replace(batch, shaping=None)
+        returns = plain.returns[:, None]
         valid = returns.isfinite()
         values = _to_decisions(torch.where(valid, returns, 0.0), batch)
         if self.baseline == "group":
-            values = dr_grpo()(batch)
+            values = dr_grpo()(plain)
+        if batch.shaping is not None:  # a decision answers for what comes from it on
+            values = (values + batch.shaping.flip(-1).cumsum(-1).flip(-1)) * batch.mask
         values = values.double()  # so that statistics do not depend on how rollouts are spread over processes
         counted = (batch.mask & valid).double()
         n, total = reduce_sum(torch.stack([counted.sum(), (values * counted).sum()])).unbind()
@@ -114,6 +126,15 @@ class ReinforcePlusPlus:
 def zero_spread(batch: Batch, per_segment: bool = False) -> Tensor:
     """[M] bool: groups whose members all got the same return, from which nothing can be learned."""
     return ~_GroupStatistics.of(batch, per_segment).spread.any(-1)
+
+
+def drop_zero_spread(batch: Batch) -> Batch:
+    """Leave out the rollouts of groups without spread, from the divisor too; a learner's ``prepare``.
+
+    Half of DAPO's dynamic sampling (arXiv 2503.14476, not checked), which refills the batch as well. It makes steps
+    larger where most groups have no spread.
+    """
+    return batch.select(informative(batch).nonzero()[:, 0])
 
 
 def informative(batch: Batch, per_segment: bool = False) -> Tensor:
@@ -149,7 +170,10 @@ class _GroupStatistics:
 def _rewards_to_go(batch: Batch) -> Tensor:
     """[B, S] sum of this and later segments' rewards; NaN for segments a rollout did not have."""
     reward = batch.rewards["total"]
-    to_go = reward.nan_to_num(0.0).flip(-1).cumsum(-1).flip(-1)
+    whole = reward.nan_to_num(0.0)
+    if batch.shaping is not None:
+        whole = whole.scatter_add(1, batch.segments.clamp(min=0), batch.shaping.to(whole))
+    to_go = whole.flip(-1).cumsum(-1).flip(-1)
     decided = torch.zeros_like(reward).scatter_add(1, batch.segments.clamp(min=0), batch.mask.to(reward.dtype)) > 0
     return torch.where(decided & ~batch.returns.isnan()[:, None], to_go, torch.nan)
 

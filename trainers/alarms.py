@@ -7,6 +7,7 @@ run: that is the gate's part.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,22 +43,64 @@ class AlarmLimits:
     judge_fall: float = 0.05
 
 
-def check_metrics(history: Sequence[Mapping[str, Any]], limits: AlarmLimits) -> list[Alarm]:
-    """Alarms of the newest iteration, from metrics of all iterations in order."""
-    alarms: list[Alarm] = []
-    if len(history) < limits.window:
+class Watcher:
+    """Alarms of a run, whose newest iterations it remembers; each trouble is told once."""
+
+    def __init__(self, limits: AlarmLimits) -> None:
+        self.limits = limits
+        self.recent: deque[Mapping[str, float]] = deque(maxlen=limits.window)
+        self.first_entropy: float | None = None
+        self.known: set[tuple[str, str]] = set()
+        self.iterations = 0
+
+    def resume(self, history: Sequence[Mapping[str, float]], alarms: Sequence[Mapping[str, Any]]) -> None:
+        """Remember a run as its folder has it."""
+        self.recent.clear()
+        self.iterations = 0
+        for metrics in history:
+            self._take_in(metrics)
+        self.known = {(row["alarm"], row["about"]) for row in alarms}
+
+    def new(self, alarms: Sequence[Alarm]) -> list[Alarm]:
+        """Those of the alarms that were not told before; they are known from now on."""
+        fresh = {(alarm.alarm, alarm.about): alarm for alarm in alarms}
+        fresh = {key: alarm for key, alarm in fresh.items() if key not in self.known}
+        self.known |= fresh.keys()
+        return list(fresh.values())
+
+    def _take_in(self, metrics: Mapping[str, float]) -> None:
+        if not self.iterations:
+            self.first_entropy = metrics.get("objective/entropy")
+        self.iterations += 1
+        self.recent.append(metrics)
+
+    def check(self, metrics: Mapping[str, float]) -> list[Alarm]:
+        """Alarms of the newest iteration."""
+        self._take_in(metrics)
+        limits, alarms = self.limits, list[Alarm]()
+        if metrics.get("rounds/idle"):
+            alarms.append(Alarm("nobody learned", "", "the reward applied to no rollout of this round"))
+        if self.iterations < limits.window:
+            return alarms
+        spread = self._recent("groups/zero_spread")
+        if spread is not None and spread >= limits.zero_spread:
+            detail = f"{spread:.0%} of groups have no spread: nothing is learned from them"
+            alarms.append(Alarm("no signal", "", detail))
+        for name in sorted(name for name in metrics if name.startswith("objective/kl_")):
+            kl, reference = self._recent(name), name.removeprefix("objective/kl_")
+            if kl is not None and kl > limits.kl:
+                detail = f"the policy is {kl:.2f} nats per decision away from {reference}"
+                alarms.append(Alarm("drift", reference, detail))
+        first, now = self.first_entropy, self._recent("objective/entropy")
+        if first is not None and now is not None and first > 0 and now < limits.entropy_share * first:
+            alarms.append(Alarm("entropy collapse", "", f"entropy is {now / first:.0%} of what it was at the start"))
         return alarms
-    spread = _recent(history, "groups/zero_spread", limits.window)
-    if spread is not None and spread >= limits.zero_spread:
-        alarms.append(Alarm("no signal", "", f"{spread:.0%} of groups have no spread: nothing is learned from them"))
-    for name in sorted(name for name in history[-1] if name.startswith("objective/kl_")):
-        kl, reference = _recent(history, name, limits.window), name.removeprefix("objective/kl_")
-        if kl is not None and kl > limits.kl:
-            alarms.append(Alarm("drift", reference, f"the policy is {kl:.2f} nats per decision away from {reference}"))
-    first, now = history[0].get("objective/entropy"), _recent(history, "objective/entropy", limits.window)
-    if first is not None and now is not None and first > 0 and now < limits.entropy_share * first:
-        alarms.append(Alarm("entropy collapse", "", f"entropy is {now / first:.0%} of what it was at the start"))
-    return alarms
+
+    def _recent(self, name: str) -> float | None:
+        """The mean over the window, where the metric was told."""
+        values = [float(row[name]) for row in self.recent if row.get(name) is not None]
+        values = [value for value in values if not math.isnan(value)]
+        return math.fsum(values) / len(values) if values else None
 
 
 def check_evidence(evidence: Mapping[str, Any], limits: AlarmLimits) -> list[Alarm]:
@@ -72,9 +115,3 @@ def check_evidence(evidence: Mapping[str, Any], limits: AlarmLimits) -> list[Ala
             detail = f"{category}: the reward rose by {rise:.2f} while the gate's judge fell by {fall:.2f}"
             alarms.append(Alarm("reward hacking", category, detail))
     return alarms
-
-
-def _recent(history: Sequence[Mapping[str, Any]], name: str, window: int) -> float | None:
-    values = [float(row[name]) for row in history[-window:] if row.get(name) is not None]
-    values = [v for v in values if not math.isnan(v)]
-    return math.fsum(values) / len(values) if values else None

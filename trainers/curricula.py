@@ -14,13 +14,15 @@ from typing import Any
 
 import torch
 
-from ..types import Curriculum, Rollout, Task, Verdict
+from .. import types
+from ..types import Rollout, Task, Verdict
+from .contracts import Curriculum
 from .randomness import generator
 
 Source = Callable[[int], Task] | Sequence[Task]
 
 
-class Uniform:
+class Uniform(Curriculum):
     """Every category in turn.
 
     Args:
@@ -126,7 +128,7 @@ class SEC(Uniform):
         self.values = {c: float(state["values"][c]) for c in self.sources}
 
 
-class ProgressiveHorizon:
+class ProgressiveHorizon(Curriculum):
     """Beginnings first: wraps a curriculum and cuts each task's horizon, less and less.
 
     EVOLVE-VLA trains in stages with an increasing horizon (arXiv 2512.14666; the idea is checked
@@ -136,7 +138,7 @@ class ProgressiveHorizon:
         stages: (first update, share of the task's own horizon) in increasing order, the first at update 0.
     """
 
-    def __init__(self, inner: Curriculum, stages: Sequence[tuple[int, float]]) -> None:
+    def __init__(self, inner: types.Curriculum, stages: Sequence[tuple[int, float]]) -> None:
         starts = [start for start, _ in stages]
         if not starts or starts[0] != 0 or starts != sorted(set(starts)):
             raise ValueError(f"horizon stages start at update 0 and increase, not {list(stages)}")
@@ -161,8 +163,7 @@ class ProgressiveHorizon:
         return metrics
 
     def repair(self, verdict: Verdict) -> dict[str, float]:
-        change = getattr(self.inner, "repair", None)
-        return {} if change is None else dict(change(verdict))
+        return self.inner.repair(verdict)
 
     def state_dict(self) -> dict[str, Any]:
         return {"inner": self.inner.state_dict(), "updates": self.updates}

@@ -1,82 +1,106 @@
 """What may stay: a candidate against the base and the last promoted policy, on frozen probes.
 
-Rollback alone freezes learning; repair (restore, quarantine what was harmed, hold on to the
-demonstrations) lets the rest go on. The judge of a gate is never the reward that trains.
+Rollback alone freezes learning; repair (restore, quarantine what was harmed, hold on to the demonstrations) lets the
+rest go on. The judge of a gate is never of a family that trains. One base looks at actors; three gates decide:
+``NonInferiority`` wants proof that nothing was lost, ``Canary`` that something was, ``BestSoFar`` that something was
+won.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..errors import UsageError
+from ..families import GROUND_TRUTH, families_of
 from ..statistics import non_inferiority
 from ..types import Actor, RewardFunction, Task, Verdict
-from .scoring import score
+from .scoring import score, total_of
 
 Scores = dict[str, list[float]]
 
 
-@dataclass
-class NonInferiority:
-    """Keep a candidate unless some category may have fallen by more than a margin.
-
-    Per category, d is the mean paired fall of the judge's score (reference minus candidate on the same
-    probes and keys) and the candidate passes when d + z * se < margin, as in a clinical trial of
-    non-inferiority. The reference is the last promoted policy, and the frozen base as well, so that
-    small falls cannot add up.
+class Gate(ABC):
+    """Whatever answers keep, wait, repair or roll back.
 
     Attributes:
-        probes: tasks that training never samples.
+        judge: the reward function that it decides by; None for a gate that asks none.
+        labels: how many labels it reads.
+    """
+
+    judge: RewardFunction | None = None
+    labels: int = 0
+
+    @abstractmethod
+    def __call__(self, candidate: Actor, against: Mapping[str, Actor]) -> Verdict:
+        """The verdict on a candidate, given {"base", "promoted"}."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Checkpoints restore a gate too."""
+
+
+@dataclass
+class ProbeGate(Gate):
+    """A gate that looks at actors on frozen probes by a judge, once each at base and promoted.
+
+    Attributes:
+        probes: tasks that training never samples; with a judge that needs labels, the label account's N.
         judge: a reward function of another family than the training reward.
-        margin: how much a category may fall, in units of the judge's score.
-        level: one-sided confidence of the test per category.
-        repairs: how many failures are answered by repair; later ones by rollback alone.
         reward: the training reward, to tell in the evidence where it rose while the judge fell.
-        sampling: passed to ``act``.
+        sampling: passed to ``act``, beside mode "evaluate".
     """
 
     probes: Sequence[Task]
-    judge: RewardFunction
-    margin: float = 0.1
-    level: float = 0.9
-    repairs: int = 3
-    reward: RewardFunction | None = None
-    sampling: Mapping[str, Any] = field(default_factory=lambda: {"greedy": True})
-    _known: dict[str, tuple[Scores, Scores]] = field(default_factory=dict, init=False, repr=False)
+    judge: RewardFunction = field()  # without the base's default
+    reward: RewardFunction | None = field(default=None, kw_only=True)
+    sampling: Mapping[str, Any] = field(default_factory=lambda: {"greedy": True}, kw_only=True)
     failures: int = field(default=0, init=False)
+    _known: dict[str, tuple[Scores, Scores]] = field(default_factory=dict, init=False, repr=False)
 
-    def __call__(self, candidate: Actor, against: Mapping[str, Actor]) -> Verdict:
+    @property
+    def labels(self) -> int:  # type: ignore[override]
+        """Probes with a right answer, where the judge reads it."""
+        reads = GROUND_TRUTH in families_of(self.judge)
+        return sum(task.reference is not None for task in self.probes) if reads else 0
+
+    def look(self, actor: Actor) -> tuple[Scores, Scores]:
+        """The judge's and the training reward's scores per category, in probe order; the latter empty without one."""
+        rollouts = actor.act(list(self.probes), 1, key=(0,), mode="evaluate", **self.sampling)
+        if len(rollouts) != len(self.probes):
+            raise UsageError(f"an actor answered {len(self.probes)} probes by {len(rollouts)} rollouts: one each")
+        judged: Scores = {}
+        proxy: Scores = {}
+        for reward, scores in ((self.reward, proxy), (self.judge, judged)):
+            if reward is not None:
+                score(rollouts, reward)
+                for rollout in rollouts:
+                    if (value := total_of(rollout)) is None:
+                        raise UsageError(f"a gate's judge must score every probe, and gave None to {rollout.task.id}")
+                    scores.setdefault(rollout.task.category, []).append(value)
+        return judged, proxy
+
+    def remember(self, against: Mapping[str, Actor]) -> None:
+        """Look at base and promoted, where that was not done."""
         for name, actor in against.items():
             if name not in self._known:
-                self._known[name] = self._look(actor)
-        judged, proxy = self._look(candidate)
-        evidence: dict[str, Any] = {}
-        harmed: list[str] = []
+                self._known[name] = self.look(actor)
+
+    def evidence(self, judged: Scores, proxy: Scores) -> dict[str, Any]:
+        """Per category the candidate's mean score, that of whom it is compared with, and how the reward changed."""
+        rows: dict[str, Any] = {}
         for category, scores in judged.items():
-            row: dict[str, Any] = {"candidate": _mean(scores)}
-            worst = -math.inf
+            rows[category] = row = {"candidate": _mean(scores)}
             for name, (reference, before) in self._known.items():
                 row[name] = _mean(reference[category])
-                lost, kept = [-s for s in scores], [-s for s in reference[category]]
-                worst = max(worst, non_inferiority(lost, kept, self.margin, self.level).upper)
                 if proxy:
                     row[f"reward_change_from_{name}"] = _mean(proxy[category]) - _mean(before[category])
-            row["upper"] = worst
-            evidence[category] = row
-            if worst >= self.margin:
-                harmed.append(category)
-        if not harmed:
-            self._known["promoted"] = (judged, proxy)
-            return Verdict("keep", "no category fell by the margin", evidence=evidence)
-        self.failures += 1
-        reason = f"{', '.join(harmed)} may have fallen by {self.margin:g} or more in the judge's score"
-        decision: Any = "repair" if self.failures <= self.repairs else "rollback"
-        return Verdict(decision, reason, tuple(harmed), evidence)
-
-    def _look(self, actor: Actor) -> tuple[Scores, Scores]:
-        return look(actor, self.probes, self.judge, self.reward, self.sampling)
+        return rows
 
     def state_dict(self) -> dict[str, Any]:
         return {"failures": self.failures}
@@ -88,90 +112,162 @@ class NonInferiority:
 
 
 @dataclass
-class BestSoFar:
+class NonInferiority(ProbeGate):
+    """Keep a candidate unless some category may have fallen by more than a margin.
+
+    Per category, d is the mean paired fall of the judge's score (reference minus candidate on the same
+    probes and keys) and the candidate passes when d + z * se < margin, as in a clinical trial of
+    non-inferiority. The reference is the last promoted policy, and the frozen base as well, so that
+    small falls cannot add up.
+
+    Attributes:
+        margin: how much a category may fall, in units of the judge's score.
+        level: one-sided confidence of the test per category.
+        repairs: how many failures are answered by repair; later ones by rollback alone.
+    """
+
+    margin: float = 0.1
+    level: float = 0.9
+    repairs: int = 3
+
+    def __call__(self, candidate: Actor, against: Mapping[str, Actor]) -> Verdict:
+        self.remember(against)
+        judged, proxy = self.look(candidate)
+        evidence = self.evidence(judged, proxy)
+        for category, scores in judged.items():
+            lost = [-s for s in scores]
+            others = ([-s for s in reference[category]] for reference, _ in self._known.values())
+            uppers = (non_inferiority(lost, before, self.margin, self.level).upper for before in others)
+            evidence[category]["upper"] = max(uppers)
+        harmed = [category for category, row in evidence.items() if row["upper"] >= self.margin]
+        if not harmed:
+            self._known["promoted"] = (judged, proxy)
+            return Verdict("keep", "no category fell by the margin", evidence=evidence)
+        self.failures += 1
+        reason = f"{', '.join(harmed)} may have fallen by {self.margin:g} or more in the judge's score"
+        decision: Any = "repair" if self.failures <= self.repairs else "rollback"
+        return Verdict(decision, reason, tuple(harmed), evidence)
+
+
+@dataclass
+class BestSoFar(ProbeGate):
     """Keep a candidate that the judge finds better than all before; stop when none was for a while.
 
     Early stopping on held-out probes, for training that sooner or later goes too far, such as along a reward's own
     gradient. In between the candidate is left alone ("wait"); the run ends with the best one.
 
     Attributes:
-        probes, judge, reward, sampling: as of ``NonInferiority``.
         patience: looks in a row without a new best before the stage stops.
     """
 
-    probes: Sequence[Task]
-    judge: RewardFunction
     patience: int = 2
-    reward: RewardFunction | None = None
-    sampling: Mapping[str, Any] = field(default_factory=lambda: {"greedy": True})
     best: float | None = field(default=None, init=False)
-    failures: int = field(default=0, init=False)
-    _base: tuple[Scores, Scores] | None = field(default=None, init=False, repr=False)
 
     def __call__(self, candidate: Actor, against: Mapping[str, Actor]) -> Verdict:
-        if self._base is None:
-            self._base = self._look(against["base"])
-        base, before = self._base
+        self.remember({"base": against["base"]})
+        base, _ = self._known["base"]
         self.best = _overall(base) if self.best is None else self.best
-        judged, proxy = self._look(candidate)
-        evidence: dict[str, Any] = {}
-        for category, scores in judged.items():
-            evidence[category] = {"candidate": _mean(scores), "base": _mean(base[category])}
-            if proxy:
-                evidence[category]["reward_change_from_base"] = _mean(proxy[category]) - _mean(before[category])
+        judged, proxy = self.look(candidate)
+        evidence = self.evidence(judged, proxy)
         now, best = _overall(judged), self.best
         if now > best:
             self.best, self.failures = now, 0
-            return Verdict(
-                "keep", f"the judge's {now:.4g} is better than {best:.4g}, the best so far", evidence=evidence
-            )
+            reason = f"the judge's {now:.4g} is better than {best:.4g}, the best so far"
+            return Verdict("keep", reason, evidence=evidence)
         self.failures += 1
         done = self.failures >= self.patience
         reason = f"the judge's {now:.4g} is not better than {best:.4g}, the best so far"
         return Verdict("wait", f"{reason}; stopped there" if done else reason, evidence=evidence, stop=done)
 
-    def _look(self, actor: Actor) -> tuple[Scores, Scores]:
-        return look(actor, self.probes, self.judge, self.reward, self.sampling)
-
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "failures": self.failures}
+        return super().state_dict() | {"best": self.best}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The base's scores are looked up anew: the probes and keys are frozen."""
+        super().load_state_dict(state)
         self.best = None if state["best"] is None else float(state["best"])
-        self.failures, self._base = int(state["failures"]), None
 
 
-def look(
-    actor: Actor,
-    probes: Sequence[Task],
-    judge: RewardFunction,
-    reward: RewardFunction | None,
-    sampling: Mapping[str, Any],
-) -> tuple[Scores, Scores]:
-    """The judge's and the training reward's scores per category, in probe order; the latter empty without a reward."""
-    rollouts = actor.act(list(probes), 1, key=(0,), **sampling)
-    judged: Scores = {}
-    proxy: Scores = {}
-    if reward is not None:
-        score(rollouts, reward)
-        for rollout in rollouts:
-            proxy.setdefault(rollout.task.category, []).append(_number(rollout.scores["total"]))
-    score(rollouts, judge)
-    for rollout in rollouts:
-        judged.setdefault(rollout.task.category, []).append(_number(rollout.scores["total"]))
-    return judged, proxy
+@dataclass
+class Canary(ProbeGate):
+    """Sound an alarm when the judge's score has fallen by more than ``z`` standard errors, over all probes.
+
+    The fall is the mean of the paired differences on the same probes and keys, against the base and against the last
+    promoted policy; views of one question count as one. Without an alarm a candidate is kept if it has not fallen under
+    the base at all and not by a standard error under the last promoted one; else the gate waits, so that what a stage
+    returns never crept below its start. After an alarm level is not enough, and a candidate is kept if it is a standard
+    error above the base: what was seen to fall may be level on 200 probes and a few points lower elsewhere.
+
+    Where ``NonInferiority`` asks for proof that nothing was lost, which takes some 900 probes for a margin of five
+    points, this asks for proof that something was: 200 probes see a collapse, and hardly ever cry wolf (one look in 44
+    per comparison at z = 2, where nothing has changed). It does not find the better of two candidates a point apart.
+
+    The first alarm is answered by repair (let ``Optimisation.repair_lr`` halve the learning rate), each up to
+    ``repairs``; the next one rolls back and ends the stage.
+
+    Attributes:
+        z: standard errors of the mean paired difference.
+        repairs: alarms answered by repair.
+    """
+
+    z: float = 2.0
+    repairs: int = 1
+
+    def __post_init__(self) -> None:
+        if len(self.probes) < 2:
+            raise ValueError(f"a canary compares 2 or more probes, not {len(self.probes)}; 200 see a fall of 7 points")
+
+    @property
+    def _kin(self) -> dict[str, list[str]]:
+        """Per category, in probe order, the question that each probe is a view of."""
+        kin: dict[str, list[str]] = {}
+        for task in self.probes:
+            kin.setdefault(task.category, []).append(task.parent or task.id)
+        return kin
+
+    def __call__(self, candidate: Actor, against: Mapping[str, Actor]) -> Verdict:
+        self.remember(against)
+        judged, proxy = self.look(candidate)
+        evidence = self.evidence(judged, proxy)
+        fell, level = [], True
+        for name, (reference, _) in self._known.items():
+            fall, error = paired_fall(reference, judged, self._kin)
+            allowed = error if name == "promoted" else -error if self.failures else 0.0
+            level = level and fall <= allowed + 1e-12
+            if fall > max(self.z * error, 1e-12):
+                fell.append(f"{fall:.3g} under {name} (standard error {error:.2g})")
+        if not fell and level:
+            self._known["promoted"] = (judged, proxy)
+            return Verdict("keep", "the judge's score is level or better", evidence=evidence)
+        if not fell:
+            return Verdict("wait", f"lower, but by less than {self.z:g} standard errors", evidence=evidence)
+        self.failures += 1
+        reason = f"the judge's score is {' and '.join(fell)}"
+        if self.failures <= self.repairs:
+            return Verdict("repair", reason, evidence=evidence)
+        return Verdict("rollback", f"{reason}; alarm {self.failures}, stopped there", evidence=evidence, stop=True)
+
+
+def paired_fall(
+    reference: Scores, candidate: Scores, kin: Mapping[str, Sequence[str]] | None = None
+) -> tuple[float, float]:
+    """The mean of (reference - candidate) over all probes, and its standard error.
+
+    ``kin`` names, per category and probe, what it is a view of: views of one question count as one observation.
+    """
+    falls: dict[object, list[float]] = {}
+    for category, scores in candidate.items():
+        names = range(len(scores)) if kin is None else kin[category]
+        for name, after, before in zip(names, scores, reference[category], strict=True):
+            falls.setdefault((category, name), []).append(before - after)
+    means = [_mean(several) for several in falls.values()]
+    mean = _mean(means)
+    variance = math.fsum((fall - mean) ** 2 for fall in means) / max(1, len(means) - 1)
+    return mean, math.sqrt(variance / len(means))
 
 
 def _overall(scores: Scores) -> float:
     """Mean over categories, each counting once."""
     return _mean([_mean(values) for values in scores.values()])
-
-
-def _number(value: Any) -> float:
-    if value is None:
-        raise ValueError("a gate's judge must score every probe")
-    return float(value) if not isinstance(value, Sequence) else math.fsum(value)
 
 
 def _mean(values: Sequence[float]) -> float:

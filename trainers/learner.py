@@ -1,8 +1,9 @@
 """Gradient learning: rollouts in, better weights out.
 
-One update collates the rollouts, computes advantages or pairs, and takes ``epochs * minibatches``
-gradient steps. Minibatches hold whole groups, gradients are summed over processes, and every
-random choice is keyed by (seed, update), so a resumed run repeats it.
+The order of an update is fixed: collate; log-probabilities of the reference and of the policy itself ("proximal");
+reward shaping, such as a per-token KL; sets, which may overlap; advantages; ``prepare``, such as pairing or selection;
+then ``epochs * minibatches`` gradient steps. Minibatches hold whole groups, sets and pairs, gradients are summed over
+processes, and every random choice is keyed by (seed, update), so a resumed run repeats it.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
-from ..types import Advantage, Batch, Decisions, Evaluation, Objective, Policy, Rollout, Verdict
-from .advantages import GroupRelative, informative, zero_spread
+from ..errors import UsageError
+from ..types import Advantage, Batch, Decisions, Evaluation, Objective, Players, Policy, Rollout, Verdict
+from .contracts import Learner, Shaping, advantage_of, require
 from .distributed import reduce_counts, reduce_gradients
 from .randomness import generator
 
@@ -58,18 +60,24 @@ class Optimisation:
         return 1.0 - 0.9 * (done if self.schedule == "linear" else (1 - math.cos(math.pi * done)) / 2)
 
 
-class PolicyLearner:
+Change = Callable[[Batch], Batch]
+
+
+class PolicyLearner(Learner):
     """Trains a policy by an objective.
 
     Args:
-        advantage: fills ``batch.advantages``; None where the objective does not look.
+        advantage: fills ``batch.advantages``; None where the objective does not look. A function will do.
+        shape: reward shaping, such as ``shaping.PerTokenKL``.
+        sets: steps that replace ``batch.groups`` by other comparison sets.
         prepare: further steps on the batch, such as pairing or selection.
         references: frozen policies by the name that the objective asks for. "proximal" is kept by the
             learner itself: the policy as it was when the update began.
         anchors: demonstrations that every step imitates as well.
+        players: whose rollouts it learns from, in a game.
 
-    Groups whose members all score the same are left out, and counted, when the advantage is relative to
-    the group.
+    Groups whose members all score the same have no advantage; they count in the divisor, in the KL and in the entropy.
+    Leaving them out is a choice of ``prepare`` (``advantages.drop_zero_spread``).
     """
 
     sees_own_rollouts_only = True  # with several processes: trains on this process's groups
@@ -80,13 +88,19 @@ class PolicyLearner:
         objective: Objective,
         optimisation: Optimisation,
         *,
-        advantage: Advantage | None = None,
-        prepare: Sequence[Callable[[Batch], Batch]] = (),
+        advantage: Advantage | Callable[[Batch], Tensor] | None = None,
+        shape: Sequence[Shaping] = (),
+        sets: Sequence[Change] = (),
+        prepare: Sequence[Change] = (),
         references: Mapping[str, Policy] | None = None,
         anchors: AnchorSet | None = None,
+        players: Players = None,  # noqa: RUF013  None is one of Players
     ) -> None:
+        require("policy", policy)
         self.policy, self.objective, self.optimisation = policy, objective, optimisation
-        self.advantage, self.prepare = advantage, tuple(prepare)
+        self.advantage = advantage_of(advantage)
+        self.shape, self.sets, self.prepare = tuple(shape), tuple(sets), tuple(prepare)
+        self.players = players
         self.decisions: Decisions = "forward" if "forward" in objective.needs else "sampled"
         self.references = dict(references or {})
         self.anchors = anchors
@@ -94,17 +108,20 @@ class PolicyLearner:
         self.optimizer = torch.optim.AdamW(
             list(policy.parameters()), optimisation.lr, eps=optimisation.eps, weight_decay=optimisation.weight_decay
         )
-        check_capabilities(policy, objective, self.references, advantage)
+        check_capabilities(policy, objective, self.references, self.advantage, self.shape)
         if "kl:proximal" in objective.needs:
-            self.references["proximal"] = policy.fork("proximal")
-        policy.references.update(self.references)
+            self.references["proximal"] = cast(Policy, policy.fork("proximal"))
+
+    def check(self, group_size: int) -> None:
+        if self.advantage is not None:
+            self.advantage.check(group_size)
 
     def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
         """Learn from rollouts whose ``total`` score applies; returns metrics of the update."""
         applicable = self._applicable(rollouts)
         metrics = reduce_counts({"rollouts": float(len(applicable))})
         if not metrics["rollouts"]:
-            return metrics
+            return metrics | {"learned": 0.0}
         if "proximal" in self.references:
             self.references["proximal"].copy_from(self.policy)
         batch = self._batch(applicable, metrics)
@@ -117,7 +134,7 @@ class PolicyLearner:
                     sums[name] += value
         count = self.optimisation.epochs * self.optimisation.minibatches
         self._slow_down()
-        return metrics | {name: value / count for name, value in sums.items()}
+        return metrics | {name: value / count for name, value in sums.items()} | {"learned": 1.0}
 
     def _slow_down(self) -> None:
         """Count the update, and take the next one at the learning rate that is due then."""
@@ -128,43 +145,59 @@ class PolicyLearner:
 
     def _applicable(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """Rollouts with a score, less those whose score is the only one left in a group that is compared."""
-        kept = [r for r in rollouts if r.scores.get("total", 0.0) is not None]
-        if not isinstance(self.advantage, GroupRelative):
-            return kept
-        all_sizes, sizes = (Counter(r.group or r.task.id for r in part) for part in (rollouts, kept))
-        return [r for r in kept if sizes[r.group or r.task.id] > 1 or all_sizes[r.group or r.task.id] == 1]
+        scored = [r for r in rollouts if r.scores.get("total", 0.0) is not None]
+        if plain := next((r for r in scored if r.is_plain), None):
+            raise UsageError(f"the rollout of {plain.task.id} holds no decision to train {self.policy_name} on")
+        if self.advantage is None or not self.advantage.compares:
+            return scored
+        all_sizes, sizes = (Counter(r.group_key for r in part) for part in (rollouts, scored))
+        return [r for r in scored if sizes[r.group_key] > 1 or all_sizes[r.group_key] == 1]
+
+    @property
+    def policy_name(self) -> str:
+        return type(self.policy).__name__
 
     def _batch(self, rollouts: Sequence[Rollout], metrics: dict[str, float]) -> Batch | None:
+        """The batch in the order that the module's docstring tells."""
         if not rollouts:
             if self.advantage is not None:
                 self.advantage(_empty_batch())  # statistics over processes wait for every one of them
             return None
         batch = self.policy.collate(rollouts, self.decisions)
+        self._add_log_probs(batch, elsewhere=any(r.train_task is not None for r in rollouts))
+        changes: tuple[Change, ...] = (*self.shape, *self.sets)
+        for change in changes:
+            batch = change(batch)
         if self.advantage is not None:
             batch.advantages = self.advantage(batch)
             for rollout, size in zip(rollouts, batch.advantages.abs().amax(-1).tolist(), strict=True):
                 rollout.info["abs_advantage"] = size
-            if isinstance(self.advantage, GroupRelative):
-                per_segment = self.advantage.per_segment
-                metrics["groups/zero_spread"] = float(zero_spread(batch, per_segment).float().mean())
-                rows = informative(batch, per_segment).nonzero()[:, 0]
-                if not len(rows):
-                    return None
-                batch = batch.select(rows)
+            metrics |= self.advantage.metrics(batch)
         for change in self.prepare:
             batch = change(batch)
-        self._add_log_probs(batch)
-        return batch
+        return batch if len(batch) else None
 
-    def _add_log_probs(self, batch: Batch) -> None:
-        """Evaluate the frozen policies that the objective compares with."""
-        for need in sorted(self.objective.needs):
-            kind, _, name = need.partition(":")
-            if kind != "log_probs" or name in batch.log_probs:
-                continue
+    def _add_log_probs(self, batch: Batch, *, elsewhere: bool) -> None:
+        """Evaluate, once, the frozen policies that the objective compares with, and the policy itself as "proximal".
+
+        Rollouts that are trained in another context than they were sampled in have no log-probabilities to compare
+        with but the policy's own in that context, and no importance weight.
+        """
+        wanted = {need.partition(":")[2] for need in self._needs() if need.startswith("log_probs:")}
+        if elsewhere and "behaviour" in wanted:
+            raise UsageError(
+                "these rollouts are trained in another context than they were sampled in: a ratio to the sampling "
+                'context ("log_probs:behaviour") means nothing there, clip around "proximal"'
+            )
+        if elsewhere and "old" in wanted:
+            wanted.add("proximal")
+        for name in sorted(wanted - {"old", "behaviour"} - batch.log_probs.keys()):
             judge = self.policy if name == "proximal" else self.references[name]
             with torch.no_grad():
                 batch.log_probs[name] = judge.evaluate_actions(batch).log_probs
+
+    def _needs(self) -> frozenset[str]:
+        return self.objective.needs.union(*(change.needs for change in self.shape))
 
     def _minibatches(self, batch: Batch | None) -> Callable[[int], list[Tensor]]:
         count = self.optimisation.minibatches
@@ -191,7 +224,7 @@ class PolicyLearner:
         metrics: dict[str, float] = {}
         if batch is not None:
             batch.totals = totals
-            metrics |= backpropagate(self.policy, self.objective, batch)
+            metrics |= backpropagate(self.policy, self.objective, batch, self.references)
         if anchors is not None:
             metrics |= anchors.backpropagate(self.policy, (self.optimisation.seed, self.updates, *key))
         parameters = list(self.policy.parameters())
@@ -226,9 +259,11 @@ class PolicyLearner:
             self.anchors.load_state_dict(state["anchors"])
 
 
-def backpropagate(policy: Policy, objective: Objective, batch: Batch) -> dict[str, float]:
+def backpropagate(
+    policy: Policy, objective: Objective, batch: Batch, references: Mapping[str, Policy] | None = None
+) -> dict[str, float]:
     """Add the gradient of an objective on a batch to the policy; returns the objective's metrics."""
-    now: Evaluation = policy.evaluate_actions(batch, objective.needs).leaves()
+    now: Evaluation = policy.evaluate_actions(batch, objective.needs, references).leaves()
     loss, metrics = objective(now, batch)
     policy.backward(batch, now.gradient_of(loss))
     return metrics
@@ -313,12 +348,17 @@ PROVIDED |= {"forward": ("forward",), "outputs": ("outputs",)}
 
 
 def check_capabilities(
-    policy: Policy, objective: Objective, references: Mapping[str, Policy], advantage: Advantage | None
+    policy: Policy,
+    objective: Objective,
+    references: Mapping[str, Policy],
+    advantage: Advantage | None,
+    shape: Sequence[Shaping] = (),
 ) -> None:
     """Refuse, by name, an objective that asks for what the policy or the learner cannot give."""
     who, has = type(policy).__name__, ", ".join(sorted(policy.capabilities))
     forward = "forward" in objective.needs
-    for part in [part for _, part in getattr(objective, "parts", ())] or [objective]:
+    parts: list[Objective | Shaping] = [*(term for _, term in objective.terms), *shape]
+    for part in parts:
         what = type(part).__name__
         implied = {"log_probs"} if part.needs <= {"advantages", "pairs"} else set()
         for need in sorted(part.needs | implied):
@@ -327,7 +367,7 @@ def check_capabilities(
             if wanted and not policy.capabilities & set(wanted):
                 asked = " or ".join(wanted)
                 raise ValueError(f"{what} needs {need}, which asks for the capability {asked}; {who} has {has}")
-            if name and name not in ("behaviour", "proximal", *references):
+            if name and name not in ("behaviour", "old", "proximal", *references):
                 raise ValueError(f"{what} needs {need}: pass references={{{name!r}: policy.fork({name!r})}}")
             if kind == "advantages" and advantage is None:
                 raise ValueError(f"{what} needs advantages: pass advantage=grpo() or another")

@@ -17,17 +17,24 @@ from typing import Any
 
 import torch
 
+from ..errors import UsageError
+from ..families import declared, families_of, proxies
 from ..types import Actor, Curriculum, Gate, Learner, RewardFunction, Rollout, Verdict
-from .alarms import Alarm, AlarmLimits, check_evidence, check_metrics
+from .alarms import Alarm, AlarmLimits, Watcher, check_evidence
+from .callbacks import Callback, RunInfo
+from .contracts import require
 from .distributed import barrier, from_main, gather, is_main, share
 from .interruption import interruptible
 from .progress import Progress
 from .run_folder import RunFolder
-from .scoring import RewardError, score, share_a_source
+from .scoring import RewardError, score
 
 logger = logging.getLogger(__name__)
 
 Evaluate = Callable[[Actor], Mapping[str, Any]]
+
+IDLE_ROUNDS = 10
+"""So many rounds in a row in which nobody learned end a run."""
 
 
 @dataclass
@@ -36,15 +43,19 @@ class Stage:
 
     Attributes:
         steps: iterations.
-        actor: attempts the tasks; a gated one also has ``fork(name)`` and ``copy_from(other)``.
+        actor: attempts the tasks; it is what is gated, forked and promoted (see ``actors``).
         reward: scores the attempts.
-        learners: whatever changes, by name; each sees the scored rollouts, in this order. The
+        learners: whatever changes, by name; each sees the scored rollouts of its players, in this order. The
             curriculum learns last.
         tasks_per_step, group_size: tasks drawn per iteration, attempts per task.
-        sampling: passed to ``act``.
+        sampling: passed to ``act`` in training.
         gate, gate_every: asked after every so many iterations and after the last.
         guard: entered around acting and learning; evaluation happens outside. A stage that claims
             to learn without an oracle seals it here.
+
+    Raises:
+        UsageError: a part lacks something of its contract; a learner of a game names no players, or one that is not
+            there; groups that leave nothing to compare; a gate whose judge is of a family that trains.
     """
 
     steps: int
@@ -60,13 +71,41 @@ class Stage:
     guard: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
 
     def __post_init__(self) -> None:
-        for learner in self.learners.values():
-            check = getattr(getattr(learner, "advantage", None), "check", None)
-            if check is not None:
-                check(self.group_size)
-        judge = getattr(self.gate, "judge", None)
-        if judge is not None and share_a_source(judge, self.reward):
-            raise ValueError("the gate's judge is (part of) the training reward: give it a judge of another family")
+        require("actor", self.actor)
+        require("curriculum", self.curriculum)
+        for name, learner in self.learners.items():
+            require("learner", learner, name)
+            learner.check(self.group_size)
+            _check_players(name, learner, self.actor.players)
+        if self.gate is not None:
+            require("gate", self.gate)
+            _check_independence(self.gate, self.reward)
+
+    @property
+    def parts(self) -> dict[str, Learner]:
+        """Everything that learns."""
+        return {**self.learners, "curriculum": self.curriculum}
+
+
+def _check_players(name: str, learner: Learner, players: tuple[str, ...]) -> None:
+    if learner.players == "all":
+        return
+    if learner.players is None:
+        if len(players) > 1:
+            raise UsageError(f"the learner {name!r} names no players: of {', '.join(players)}, whose rollouts are its?")
+        return
+    if strange := [player for player in learner.players if player not in players]:
+        raise UsageError(f"the learner {name!r} names the player {strange[0]!r}: there is {', '.join(players)}")
+
+
+def _check_independence(gate: Gate, reward: RewardFunction) -> None:
+    if gate.judge is None:
+        return
+    if shared := sorted(proxies(families_of(gate.judge) & families_of(reward))):
+        raise UsageError(
+            f"the gate's judge and the training reward are both of the family {shared[0]!r}: give the gate a judge "
+            "of another family, or --gate none"
+        )
 
 
 @dataclass
@@ -75,11 +114,16 @@ class Experiment:
 
     Attributes:
         stages: run one after the other.
-        evaluate: an actor -> an evaluation (see ``trainers.report``); the only place that may read an oracle.
+        evaluate: an actor -> an evaluation (see ``trainers.report``); the only place that may read an oracle. It looks
+            at ``actor.evaluated()``, in mode "evaluate".
         evaluate_every: iterations between further evaluations, 0 for before and after only.
         seed: keys every random number.
         label_account: how many labels the gate reads, "gate_labels: none" or "gate_labels: N".
         cpu_clock: CPU seconds so far of everything that takes part; metrics report its differences.
+        callbacks: told of the run while it goes on, in the main process.
+        save_every, keep_last: iterations between checkpoints, and how many of them stay; what a gate let through is
+            saved at once, and stays.
+        max_hours: after so many the run saves and stops, as after Ctrl-C; 0 is no limit.
         finish: called with the run folder at the end (videos, model card).
         close: releases workers.
     """
@@ -91,33 +135,68 @@ class Experiment:
     label_account: str = "gate_labels: none"
     limits: AlarmLimits = field(default_factory=AlarmLimits)
     cpu_clock: Callable[[], float] = time.process_time
+    callbacks: Sequence[Callback] = ()
+    save_every: int = 1
+    keep_last: int = 2
+    max_hours: float = 0.0
     finish: Callable[[RunFolder], None] = lambda folder: None
     close: Callable[[], None] = lambda: None
+
+    def __post_init__(self) -> None:
+        if self.save_every < 1 or self.keep_last < 1:
+            raise UsageError(f"save_every and keep_last are 1 or more, not {self.save_every} and {self.keep_last}")
+
+
+class OutOfTime(KeyboardInterrupt):
+    """``max_hours`` have passed; the run is saved and can be resumed."""
 
 
 def train(experiment: Experiment, folder: RunFolder, *, resume: bool = False) -> None:
     """Run every stage; with ``resume``, from the folder's latest checkpoint.
 
-    Ctrl-C ends after the iteration in progress, saves and raises KeyboardInterrupt.
+    Ctrl-C ends after the iteration in progress, saves and raises KeyboardInterrupt; so does ``max_hours``.
     """
     run = _Run(experiment, folder)
+    started = time.monotonic()
     if is_main():
-        folder.describe(label_account=experiment.label_account)
-    if resume:
-        run.restore(folder.load_checkpoint("latest"))
-    else:
-        run.begin()
-    total = sum(stage.steps for stage in experiment.stages)
-    with interruptible() as interrupted, Progress(total, run.iteration, quiet=not is_main()) as progress:
-        for index in range(run.stage, len(experiment.stages)):
-            run.enter(index)
-            stage = experiment.stages[index]
-            while run.step < stage.steps:
-                metrics = run.iterate(stage)
-                progress.show(run.iteration, metrics)
-                if interrupted():
-                    raise KeyboardInterrupt
-    run.end()
+        folder.describe(label_account=experiment.label_account, judges=_judges(experiment.stages))
+    error: BaseException | None = None
+    try:
+        if resume:
+            run.restore(folder.load_checkpoint("latest"))
+        total = sum(stage.steps for stage in experiment.stages)
+        info = RunInfo(folder.path, folder.recipe, folder.config, total, run.iteration)
+        run.tell(lambda callback: callback.on_start(info))
+        if not resume:
+            run.begin()
+        with interruptible() as interrupted, Progress(total, run.iteration, quiet=not is_main()) as progress:
+            for index in range(run.stage, len(experiment.stages)):
+                run.enter(index)
+                stage = experiment.stages[index]
+                while run.step < stage.steps:
+                    metrics = run.iterate(stage)
+                    progress.show(run.iteration, metrics)
+                    late = 0 < experiment.max_hours * 3600 < time.monotonic() - started
+                    if from_main(interrupted() or late):
+                        run.save(best=False)
+                        raise OutOfTime if late else KeyboardInterrupt
+        run.end()
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        run.tell(lambda callback: callback.on_end(error))
+
+
+def _judges(stages: Sequence[Stage]) -> list[str]:
+    """Of every gate, what its judge is; a judge that does not declare itself was not checked to be independent."""
+    lines = []
+    for stage in stages:
+        if stage.gate is not None and stage.gate.judge is not None:
+            checked = declared(families_of(stage.gate.judge, stage.reward))
+            families = ", ".join(sorted(families_of(stage.gate.judge)))
+            lines.append(families + ("" if checked else "; independence not checked"))
+    return lines
 
 
 class _Run:
@@ -125,15 +204,22 @@ class _Run:
 
     def __init__(self, experiment: Experiment, folder: RunFolder) -> None:
         self.experiment, self.folder = experiment, folder
-        self.stage, self.step, self.iteration = 0, 0, 0
+        self.stage, self.step, self.iteration, self.idle = 0, 0, 0, 0
         self.base: Any = None
         self.promoted_actor: Any = None
         self.promoted: dict[str, Any] = {}
+        self.watcher = Watcher(experiment.limits)
+        self.saved = -1
+
+    def tell(self, event: Callable[[Callback], None]) -> None:
+        if is_main():
+            for callback in self.experiment.callbacks:
+                event(callback)
 
     def begin(self) -> None:
         self._evaluate("before")
         self.enter(0)
-        self._save(best=True)
+        self.save(best=True)
 
     def enter(self, index: int) -> None:
         """Start a stage, unless a checkpoint stands inside it."""
@@ -145,8 +231,7 @@ class _Run:
     def _anchor_gate(self, stage: Stage) -> None:
         self.promoted = _snapshot(stage)
         if stage.gate is not None:
-            actor: Any = stage.actor
-            self.base, self.promoted_actor = actor.fork("base"), actor.fork("promoted")
+            self.base, self.promoted_actor = stage.actor.fork("base"), stage.actor.fork("promoted")
 
     def iterate(self, stage: Stage) -> dict[str, float]:
         """One iteration: sample, act, score, learn, gate, record."""
@@ -165,29 +250,47 @@ class _Run:
         metrics["time/cpu"] = self.experiment.cpu_clock() - cpu
         if is_main():
             self.folder.log(self.iteration, metrics)
-            self._alarm(check_metrics(self.folder.metrics(), self.experiment.limits))
+            self._alarm(self.watcher.check(metrics))
+        self.tell(lambda callback: callback.on_iteration(self.iteration, metrics))
         every = self.experiment.evaluate_every
         if every and self.iteration % every == 0 and self.step < stage.steps:
             self._evaluate(f"iteration-{self.iteration:06d}")
         waits = verdict is None or (verdict.decision == "wait" and self.step < stage.steps)
-        self._save(best=stage.gate is None or not waits)
+        best = stage.gate is None or not waits
+        if verdict is not None or self.step == stage.steps or self.iteration % self.experiment.save_every == 0:
+            self.save(best=best)
         return metrics
 
     def _score(self, stage: Stage, rollouts: list[Rollout]) -> dict[str, float]:
         try:
             return score(rollouts, stage.reward)
         except RewardError as error:
-            kept = self.folder.save_rollouts(f"failed-{self.iteration:06d}", rollouts)
-            raise RewardError(f"{error}; the iteration's {len(rollouts)} rollouts are kept in {kept}") from error
+            path = self.folder.save_rollouts(f"failed-{self.iteration:06d}", rollouts)
+            raise RewardError(f"{error}; the iteration's {len(rollouts)} rollouts are kept in {path}") from error
 
     def _learn(self, stage: Stage, rollouts: list[Rollout]) -> dict[str, float]:
+        """Every learner in turn. A round in which nobody learns is counted, and too many in a row end the run."""
         metrics: dict[str, float] = {}
         everyone: list[Rollout] | None = None
-        for learner in (*stage.learners.values(), stage.curriculum):
-            own = getattr(learner, "sees_own_rollouts_only", False)
-            if not own and everyone is None:
+        learned: list[float] = []
+        for name, learner in stage.parts.items():
+            if not learner.sees_own_rollouts_only and everyone is None:
                 everyone = gather(rollouts)
-            metrics |= learner.update(rollouts if own or everyone is None else everyone)
+            visible = rollouts if learner.sees_own_rollouts_only or everyone is None else everyone
+            named = learner.players not in (None, "all")
+            if named:
+                visible = [rollout for rollout in visible if rollout.player in (learner.players or ())]
+            told = learner.update(visible)
+            if "learned" in told:
+                learned.append(told["learned"])
+            metrics |= {f"{name}/{key}": value for key, value in told.items()} if named else told
+        self.idle = self.idle + 1 if learned and not any(learned) else 0
+        if self.idle >= IDLE_ROUNDS:
+            raise UsageError(
+                f"nobody learned in {self.idle} rounds in a row: the reward applied to no rollout of theirs "
+                "(None for every one)"
+            )
+        metrics["rounds/idle"] = float(self.idle)
         return metrics | _per_category(everyone or rollouts)
 
     def _gate(self, stage: Stage) -> Verdict | None:
@@ -195,16 +298,17 @@ class _Run:
         due = self.step % stage.gate_every == 0 or self.step == stage.steps
         if stage.gate is None or not due:
             return None
-        verdict = stage.gate(stage.actor, {"base": self.base, "promoted": self.promoted_actor})
+        candidate = stage.actor.evaluated()
+        verdict = stage.gate(candidate, {"base": self.base, "promoted": self.promoted_actor})
         if verdict.stop:
             self.step = stage.steps
         if verdict.decision == "keep":
-            self.promoted_actor.copy_from(stage.actor)
+            self.promoted_actor.copy_from(candidate)
         elif verdict.decision != "wait" or self.step == stage.steps:
             _restore(stage, self.promoted)
             if verdict.decision == "repair":
-                for part in (*stage.learners.values(), stage.curriculum):
-                    getattr(part, "repair", lambda verdict: None)(verdict)
+                for part in stage.parts.values():
+                    part.repair(verdict)
         if verdict.decision != "wait":
             self.promoted = _snapshot(stage)
         if is_main():
@@ -212,20 +316,19 @@ class _Run:
             record |= {"harmed": list(verdict.harmed), "evidence": dict(verdict.evidence)}
             self.folder.append("gate", record)
             self._alarm(check_evidence(verdict.evidence, self.experiment.limits))
+        self.tell(lambda callback: callback.on_gate(self.iteration, verdict))
         return verdict
 
     def _alarm(self, alarms: Sequence[Alarm]) -> None:
-        known = {(row["alarm"], row["about"]) for row in self.folder.read("alarms")}
-        for alarm in alarms:
-            if (alarm.alarm, alarm.about) not in known:
-                self.folder.append("alarms", {"iteration": self.iteration, **vars(alarm)})
-                logger.warning("%s: %s", alarm.alarm, alarm.detail)
+        for alarm in self.watcher.new(alarms):
+            self.folder.append("alarms", {"iteration": self.iteration, **vars(alarm)})
+            logger.warning("%s: %s", alarm.alarm, alarm.detail)
 
     def _evaluate(self, name: str) -> None:
-        actor = self.experiment.stages[self.stage].actor
-        result = self.experiment.evaluate(actor)
+        result = self.experiment.evaluate(self.experiment.stages[self.stage].actor)
         if is_main():
             self.folder.write_json(f"evaluations/{name}.json", {"iteration": self.iteration, **result})
+        self.tell(lambda callback: callback.on_evaluation(self.iteration, name, result))
         barrier()
 
     def end(self) -> None:
@@ -234,54 +337,55 @@ class _Run:
         if is_main():
             self.experiment.finish(self.folder)
 
-    def _save(self, *, best: bool) -> None:
+    def save(self, *, best: bool) -> None:
+        """Write a checkpoint, unless there is one of this iteration already."""
+        if self.saved == self.iteration:
+            return
+        self.saved = self.iteration
         if is_main():
             stage = self.experiment.stages[self.stage]
-            place = {"stage": self.stage, "step": self.step, "iteration": self.iteration}
-            state = place | {"now": _snapshot(stage), "promoted": self.promoted}
-            if self.base is not None:
+            counts = {"stage": self.stage, "step": self.step, "iteration": self.iteration, "idle": self.idle}
+            state = counts | {"now": _snapshot(stage), "promoted": self.promoted}
+            if stage.gate is not None:
                 state |= {"base": self.base.state_dict(), "promoted_actor": self.promoted_actor.state_dict()}
-            gate: Any = stage.gate
-            if hasattr(gate, "state_dict"):
-                state["gate"] = gate.state_dict()
-            self.folder.save_checkpoint(self.iteration, state, best=best)
+                state["gate"] = stage.gate.state_dict()
+            self.folder.save_checkpoint(self.iteration, state, best=best, keep=self.experiment.keep_last)
         barrier()
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.stage, self.step, self.iteration = (int(state[name]) for name in ("stage", "step", "iteration"))
+        self.idle, self.saved = int(state["idle"]), self.iteration
         stage = self.experiment.stages[self.stage]
         if stage.gate is not None:
             self._anchor_gate(stage)
             self.base.load_state_dict(state["base"])
             self.promoted_actor.load_state_dict(state["promoted_actor"])
-        if "gate" in state:
-            gate: Any = stage.gate
-            gate.load_state_dict(state["gate"])
+            stage.gate.load_state_dict(state["gate"])
         self.promoted = dict(state["promoted"])
         _restore(stage, state["now"])
         if is_main():
             self.folder.rewind(self.iteration)
-
-
-def _parts(stage: Stage) -> dict[str, Any]:
-    return {**stage.learners, "curriculum": stage.curriculum}
+            self.watcher.resume(self.folder.metrics(), self.folder.read("alarms"))
 
 
 def _snapshot(stage: Stage) -> dict[str, Any]:
     """The state of everything that learns, detached from what goes on learning."""
-    return {name: copy.deepcopy(part.state_dict()) for name, part in _parts(stage).items()}
+    return {name: copy.deepcopy(part.state_dict()) for name, part in stage.parts.items()}
 
 
 def _restore(stage: Stage, state: Mapping[str, Any]) -> None:
-    for name, part in _parts(stage).items():
+    for name, part in stage.parts.items():
         part.load_state_dict(copy.deepcopy(state[name]))
 
 
 def _per_category(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    found: dict[str, list[float]] = {}
+    """Mean total reward per category; in a game per player and category."""
+    several = len({rollout.player for rollout in rollouts}) > 1
+    totals: dict[str, list[float]] = {}
     for rollout in rollouts:
         total = rollout.scores.get("total")
         if total is not None and rollout.task.category:
             value = torch.as_tensor(total, dtype=torch.float32).sum().item()
-            found.setdefault(rollout.task.category, []).append(value)
-    return {f"category/{name}": sum(values) / len(values) for name, values in sorted(found.items())}
+            name = f"{rollout.player}/{rollout.task.category}" if several else rollout.task.category
+            totals.setdefault(name, []).append(value)
+    return {f"category/{name}": sum(values) / len(values) for name, values in sorted(totals.items())}

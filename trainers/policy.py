@@ -11,22 +11,26 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ..types import Batch, Decisions, Evaluation, Rollout, Score, Task
+from ..types import Batch, Decisions, Evaluation, Graph, Mode, Once, Rollout, Score, Task
+from .actors import Actor
+
+References = Mapping[str, Any]
+"""Frozen policies by name, for exact divergences."""
 
 
-class TorchPolicy:
+class TorchPolicy(Actor):
     """A policy around one ``nn.Module``.
 
     Attributes:
         module: everything trainable.
         piece: rollouts evaluated at once; larger batches are recomputed piece by piece in backward.
-        references: frozen policies by name, for exact divergences.
         autocast: dtype of mixed precision in the forward pass (bfloat16 on GPU), or None.
     """
 
@@ -36,11 +40,21 @@ class TorchPolicy:
         self.module = module
         self.piece = piece
         self.autocast = autocast
-        self.references: dict[str, TorchPolicy] = {}
-        self._kept: tuple[Batch, Evaluation] | None = None
 
-    def forward_decisions(self, batch: Batch, needs: frozenset[str]) -> Evaluation:
-        """[B, T] tensors with graph. To be written by the modality."""
+    def act(
+        self,
+        tasks: Sequence[Task],
+        n: int,
+        *,
+        key: tuple[int, ...] = (0,),
+        mode: Mode = "train",
+        greedy: bool = False,
+    ) -> list[Rollout]:
+        """n attempts per task; a policy that needs an environment acts through an actor that has one."""
+        raise NotImplementedError(f"{type(self).__name__} acts in an environment: give it an actor")
+
+    def forward_decisions(self, batch: Batch, needs: frozenset[str], references: References) -> Evaluation:
+        """[B, T] tensors with graph, divergences ("kl:NAME") from the references. To be written by the modality."""
         raise NotImplementedError
 
     def encode(self, tasks: Sequence[Task], outputs: Sequence[Any]) -> list[Rollout]:
@@ -61,41 +75,44 @@ class TorchPolicy:
     def device(self) -> torch.device:
         return next(self.module.parameters()).device
 
-    def _forward(self, batch: Batch, needs: frozenset[str]) -> Evaluation:
+    def _forward(self, batch: Batch, needs: frozenset[str], references: References) -> Evaluation:
         batch = batch.to(self.device)
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-            now = self.forward_decisions(batch, needs)
+            now = self.forward_decisions(batch, needs, references)
         return now.map(lambda _, tensor: tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor)
 
-    def evaluate_actions(self, batch: Batch, needs: Iterable[str] = ()) -> Evaluation:
-        """Detached [B, T] tensors of the whole batch."""
-        names = frozenset(needs)
-        self._kept = None
+    def evaluate_actions(
+        self, batch: Batch, needs: Iterable[str] = (), references: References | None = None
+    ) -> Evaluation:
+        """Detached [B, T] tensors of the whole batch.
+
+        Where one piece holds it, the graph is kept by what is returned, for one ``backward`` with its cotangents.
+        """
+        names, others = frozenset(needs), dict(references or {})
         if len(batch) <= self.piece and torch.is_grad_enabled():
-            now = self._forward(batch, names)
-            self._kept = (batch, now)
-            return now.map(lambda name, tensor: _home(name, tensor, batch))
+            now = self._forward(batch, names, others)
+            graph = Graph(batch, others, Once(now))
+            return replace(now.map(lambda name, tensor: _home(name, tensor, batch)), graph=graph)
         with torch.no_grad():
-            pieces = [self._forward(batch.select(rows), names) for rows in _pieces(len(batch), self.piece)]
+            pieces = [self._forward(batch.select(rows), names, others) for rows in _pieces(len(batch), self.piece)]
         joined = {name: torch.cat([p.tensors()[name] for p in pieces]) for name in pieces[0].tensors()}
-        return pieces[0].map(lambda name, _: _home(name, joined[name], batch))
+        whole = pieces[0].map(lambda name, _: _home(name, joined[name], batch))
+        return replace(whole, graph=Graph(batch, others))
 
     def backward(self, batch: Batch, cotangents: Evaluation) -> None:
         """Add the gradient of <cotangents, evaluation> to the parameters' ``grad``."""
-        given = cotangents.tensors()
-        kept, self._kept = self._kept, None
-        if kept is not None and kept[0] is batch:
-            _pull(kept[1], given)
+        given, graph = cotangents.tensors(), cotangents.graph or Graph(batch)
+        if graph.batch is batch and (kept := graph.kept.take()) is not None:
+            _pull(kept, given)
             return
         needs = frozenset(given) - {"log_probs"}
         for rows in _pieces(len(batch), self.piece):
-            _pull(self._forward(batch.select(rows), needs), {name: t[rows] for name, t in given.items()})
+            now = self._forward(batch.select(rows), needs, graph.references)
+            _pull(now, {name: t[rows] for name, t in given.items()})
 
     def fork(self, name: str) -> Self:
         """A frozen copy, evaluated but not trained."""
-        held, self.references, self._kept = self.references, {}, None
         other = copy.deepcopy(self)
-        self.references = held
         for parameter in other.module.parameters():
             parameter.requires_grad_(False)
         return other
@@ -139,14 +156,14 @@ def _pull(now: Evaluation, given: Mapping[str, Tensor]) -> None:
 def collate(rollouts: Sequence[Rollout], dims: Sequence[int], payload: Mapping[str, Any] | None = None) -> Batch:
     """Pad masks, log-probabilities, scores and payloads of rollouts into a Batch.
 
-    Rows with the same ``group`` (the task's id where it is empty) are compared with each other.
+    Rows with the same ``group_key`` are compared with each other.
     """
     if not rollouts:
         raise ValueError("there are no rollouts to collate")
     mask = pad_sequence([r.mask for r in rollouts], batch_first=True)
     behaviour = [torch.zeros(len(r.mask)) if r.log_probs is None else r.log_probs for r in rollouts]
     segments = pad_sequence([r.segments for r in rollouts], batch_first=True)
-    keys = [r.group or r.task.id for r in rollouts]
+    keys = [r.group_key for r in rollouts]
     order = {key: row for row, key in enumerate(dict.fromkeys(keys))}
     groups = torch.zeros(len(order), len(rollouts), dtype=torch.bool)
     groups[[order[key] for key in keys], range(len(rollouts))] = True

@@ -19,8 +19,8 @@ class RewardError(ValueError):
 def score(rollouts: Sequence[Rollout], reward: RewardFunction) -> dict[str, float]:
     """Fill ``rollout.scores``, ``total`` included, and return the means: "reward", and "reward/TERM" of its terms.
 
-    Raises RewardError, with every rollout still whole, when the reward raises, returns NaN, another
-    number of scores than samples, or None for all of them. No rollouts have no scores.
+    Raises RewardError, with every rollout still whole, when the reward raises, returns NaN or another
+    number of scores than samples. None for all of them is a round without a reward. No rollouts have no scores.
     """
     if not rollouts:
         return {}
@@ -43,6 +43,12 @@ def score(rollouts: Sequence[Rollout], reward: RewardFunction) -> dict[str, floa
     return ({} if alone else terms) | {"reward": _mean(named["total"])}
 
 
+def total_of(rollout: Rollout, name: str = "total") -> float | None:
+    """A rollout's score as one number, that of its segments summed; None where it does not apply."""
+    value = rollout.scores.get(name)
+    return None if value is None else torch.as_tensor(value, dtype=torch.float64).detach().sum().item()
+
+
 def columns(rollouts: Sequence[Rollout]) -> dict[str, Any]:
     """The keyword columns that a reward is called with, one entry per rollout."""
     tasks = [r.task for r in rollouts]
@@ -52,20 +58,11 @@ def columns(rollouts: Sequence[Rollout]) -> dict[str, Any]:
     table |= {"tasks": tasks, "prompts": [t.prompt for t in tasks], "references": [t.reference for t in tasks]}
     table |= {"outputs": outputs, "completions": outputs, "episodes": outputs}
     table["images"] = [t.images for t in tasks] if any(t.images for t in tasks) else outputs
-    table["groups"] = [r.group or r.task.id for r in rollouts]
+    table["groups"] = [r.group_key for r in rollouts]
+    table["players"] = [r.player for r in rollouts]
     table["log_probs"] = [r.log_probs for r in rollouts]
     table["rollouts"] = list(rollouts)
     return table
-
-
-def share_a_source(first: RewardFunction, second: RewardFunction) -> bool:
-    """Whether two rewards call the same function somewhere, however they are weighted and wrapped."""
-    return bool(_sources(first) & _sources(second))
-
-
-def _sources(reward: Any) -> set[int]:
-    terms = [term for _, term in getattr(reward, "terms", [])]
-    return {id(getattr(term, "function", term)) for term in terms} or {id(reward)}
 
 
 def _name(reward: Any) -> str:
@@ -97,8 +94,6 @@ def _check(name: str, scores: Any, rollouts: Sequence[Rollout]) -> None:
     for rollout, value in zip(rollouts, scores, strict=True):
         if value is not None and not _finite(value):
             raise RewardError(f"reward {name} returned {value} for sample {rollout.task.id}")
-    if all(value is None for value in scores):
-        raise RewardError(f"reward {name} returned None for every sample, the first is {rollouts[0].task.id}")
 
 
 def _finite(value: Score) -> bool:

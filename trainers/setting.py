@@ -122,11 +122,6 @@ class Setting(ABC):
         """Everything that learns in a stage."""
         return {"policy": learner}
 
-    @property
-    def label_account(self) -> str:
-        """How many labels the gate reads."""
-        return "gate_labels: none"
-
     # what all share
 
     def optimisation(self, steps: int | None = None, rollouts: int | None = None) -> Optimisation:
@@ -284,11 +279,12 @@ class Setting(ABC):
         """
         from .loop import Experiment
 
+        read = sum(stage.gate.labels for stage in stages if stage.gate is not None)
         fields: dict[str, Any] = {
             "evaluate": self.evaluate,
             "evaluate_every": self.config.eval_every,
             "seed": self.config.seed,
-            "label_account": self.label_account,
+            "label_account": f"gate_labels: {read or 'none'}",
             "cpu_clock": time.process_time,
             "finish": self.finish,
         }

@@ -7,8 +7,8 @@ read. Nothing here looks at the simulator's success.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, Self
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,8 +18,9 @@ from torch import Tensor
 from ..envs.pool import Episode, EpisodeRequest, Pool
 from ..envs.simulator import View
 from ..errors import UsageError
+from ..trainers.actors import SystemWrapper
 from ..trainers.randomness import seed_of
-from ..types import Rollout, Task
+from ..types import Mode, Rollout, Task
 from .chunk_policy import ChunkPolicy, Seen
 
 Floats = NDArray[np.float32]
@@ -45,8 +46,10 @@ class Estimator(Protocol):
         ...
 
 
-class RobotActor:
-    """Attempts tasks whose ``extra["environment"]`` names a simulator and whose seed fixes the initial state.
+class RobotActor(SystemWrapper):
+    """A policy in simulators: a task's ``extra["environment"]`` names one, and its seed fixes the initial state.
+
+    The estimator is there in training alone: in evaluate mode it neither watches nor ends an episode.
 
     Args:
         horizon: environment steps of tasks that do not say.
@@ -73,8 +76,8 @@ class RobotActor:
         n: int,
         *,
         key: tuple[int, ...] = (0,),
+        mode: Mode = "train",
         greedy: bool = False,
-        stop: bool = True,
         oracle: bool = False,
         render: View | None = None,
     ) -> list[Rollout]:
@@ -82,7 +85,6 @@ class RobotActor:
 
         Args:
             greedy: the most probable action instead of a sample.
-            stop: the estimator may end episodes.
             oracle: read success (refused while sealed); ``output.success`` is None otherwise.
             render: how to take the frames to keep at chunk ends.
 
@@ -92,16 +94,21 @@ class RobotActor:
         asked = [task for task in tasks for _ in range(n)]
         self._check(asked)
         seeds = [seed_of(*key, task.id, row % n) for row, task in enumerate(asked)]
-        session = _Session(self, asked, seeds, greedy)
+        watching = self.estimator is not None and mode == "train"
+        session = _Session(self, asked, seeds, greedy, watching)
         requests = [
             EpisodeRequest(str(task.extra["environment"]), task.seed, task.horizon or self.horizon) for task in asked
         ]
-        if self.estimator is not None:
+        if watching and self.estimator is not None:
             self.estimator.begin([str(task.prompt) for task in asked])
-        watch = None if self.estimator is None else (session.watch if stop else session.look)
+        watch = session.watch if watching else None
         how = {"render": self._view(render), "see": self._sees_frames}
         episodes = self.pool.run(requests, session.decide, stop=watch, oracle=oracle, **how)  # type: ignore[arg-type]
         return [session.rollout(row, episode) for row, episode in enumerate(episodes)]
+
+    def bare(self) -> RobotActor:
+        """Itself: a robot policy acts in simulators alone."""
+        return self
 
     @property
     def estimator_sees_frames(self) -> bool:
@@ -129,27 +136,14 @@ class RobotActor:
                 has = f"chunks of {policy.chunk} actions of size {policy.action_size}"
                 raise UsageError(f"{policy.name} makes {has}; {name} takes chunks of {self.pool.chunk}, size {size}")
 
-    # what a gate and a checkpoint ask for: the policy's, with the same simulators
-
-    def fork(self, name: str) -> RobotActor:
-        settings: dict[str, Any] = {"horizon": self.horizon, "temperature": self.temperature, "view": self.view}
-        return RobotActor(self.policy.fork(name), self.pool, estimator=self.estimator, **settings)
-
-    def copy_from(self, other: Self, mix: float = 1.0) -> None:
-        self.policy.copy_from(other.policy, mix)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.policy.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.policy.load_state_dict(state)
-
 
 class _Session:
     """What one call of ``act`` remembers of its episodes."""
 
-    def __init__(self, actor: RobotActor, asked: Sequence[Task], seeds: Sequence[int], greedy: bool) -> None:
-        self.actor, self.asked, self.seeds = actor, asked, seeds
+    def __init__(
+        self, actor: RobotActor, asked: Sequence[Task], seeds: Sequence[int], greedy: bool, watching: bool
+    ) -> None:
+        self.actor, self.asked, self.seeds, self.watching = actor, asked, seeds, watching
         self.randomness = None if greedy else [self._begin(task, seed) for task, seed in zip(asked, seeds, strict=True)]
         self.stored: list[list[dict[str, Tensor]]] = [[] for _ in asked]
         self.log_probs: list[list[Tensor]] = [[] for _ in asked]
@@ -162,7 +156,7 @@ class _Session:
 
     def decide(self, rows: NDArray[np.int64], observations: Floats, frames: Frames | None = None) -> Floats:
         fresh = np.array([not self.stored[row] for row in rows.tolist()])
-        if self.actor.estimator is not None and fresh.any():  # the initial observations
+        if self.watching and fresh.any():  # the initial observations
             self.watch(rows[fresh], observations[fresh], None if frames is None else frames[fresh])
         policy = self.actor.policy
         randomness = None if self.randomness is None else [self.randomness[row] for row in rows.tolist()]
@@ -188,9 +182,6 @@ class _Session:
         assert shown is not None
         return self.actor.estimator.update(rows, shown)
 
-    def look(self, rows: NDArray[np.int64], observations: Floats, frames: Frames | None = None) -> NDArray[np.bool_]:
-        return np.zeros_like(self.watch(rows, observations, frames))
-
     def rollout(self, row: int, episode: Episode) -> Rollout:
         task, chunks = self.asked[row], len(episode.actions)
         chosen = self.stored[row][:chunks]
@@ -198,7 +189,7 @@ class _Session:
         frames = None if episode.frames is None else episode.frames[:chunks]
         rows = np.full(chunks, row)
         log_probs = torch.cat(self.log_probs[row][:chunks]) if self.log_probs[row] else None
-        rollout = self.actor.policy.rollout(
+        rollout: Rollout = self.actor.policy.rollout(
             task,
             episode,
             self._seen(rows, episode.observations[:chunks], frames),
@@ -207,6 +198,6 @@ class _Session:
             temperature=self.temperature,
             seed=self.seeds[row],
         )
-        if self.actor.estimator is not None:
+        if self.watching and self.actor.estimator is not None:
             rollout.scores["progress"] = self.actor.estimator.values(row)
         return rollout

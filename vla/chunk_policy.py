@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from ..trainers.policy import TorchPolicy, collate, stack
+from ..trainers.policy import References, TorchPolicy, collate, stack
 from ..trainers.randomness import seed_of
 from ..types import Batch, Decisions, Evaluation, Rollout, Task
 
@@ -215,7 +215,7 @@ class ChunkPolicy(TorchPolicy):
             payload["frames"] = seen.frames
         mask = torch.ones(len(seen) * self.per_chunk, dtype=torch.bool)
         segments = torch.arange(len(seen)).repeat_interleave(self.per_chunk)
-        return Rollout(task, output, payload, log_probs, mask, segments, group=task.id)
+        return Rollout(task, output, payload, log_probs, mask, segments)
 
     def encode(self, tasks: Sequence[Task], outputs: Sequence[Any]) -> list[Rollout]:
         """Demonstrations (``observations`` [N+1, D], ``actions`` [N, A], ``frames`` where they are seen) as rollouts.
@@ -284,12 +284,12 @@ class ChunkPolicy(TorchPolicy):
         segments = torch.arange(chunks).repeat_interleave(self.forward_draws)
         return replace(rollout, payload={**kept, **drawn}, mask=mask, segments=segments, log_probs=None)
 
-    def forward_decisions(self, batch: Batch, needs: frozenset[str]) -> Evaluation:
+    def forward_decisions(self, batch: Batch, needs: frozenset[str], references: References) -> Evaluation:
         payload = batch.payload
         size, chunks = payload["states"].shape[:2]
         valid = batch.mask.view(size, chunks, -1).any(-1)
         others = {n.partition(":")[2]: None for n in needs if n.startswith("kl:")}
-        now = self.compare(*self.rows(payload, valid), {name: self.references[name] for name in others})
+        now = self.compare(*self.rows(payload, valid), {name: references[name] for name in others})
         self._check_size("score's log_probs", now.log_probs, (int(valid.sum()), batch.mask.shape[1] // chunks))
         now = now.map(lambda _, part: _scattered(part, valid).reshape(size, -1) * batch.mask)
         return replace(now, entropy=now.entropy if "entropy" in needs else None)

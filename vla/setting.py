@@ -238,9 +238,8 @@ class Setting(shared.Setting):
 
         states = seeds("eval", self.config.eval_episodes, self.config.eval_offset)
         tasks = [self.task(name, seed) for name in self.names for seed in states]
-        blind = self.actor()
-        blind.policy = actor.policy
-        rollouts = blind.act(tasks, 1, greedy=True, oracle=True, stop=False, render=self.watched)
+        system = actor.evaluated()
+        rollouts = system.act(tasks, 1, mode="evaluate", greedy=True, oracle=True, render=self.watched)
         score(rollouts, self.told)
         outcomes: dict[str, Any] = {}
         for rollout in rollouts:
@@ -287,9 +286,9 @@ class Setting(shared.Setting):
         actor = self.actor()
         render = before.view or View(160, "plain")
         try:
-            now = actor.act(tasks, 1, greedy=True, render=render)
+            now = actor.act(tasks, 1, mode="evaluate", greedy=True, render=render)
             actor.policy = before
-            then = actor.act(tasks, 1, greedy=True, render=render)
+            then = actor.act(tasks, 1, mode="evaluate", greedy=True, render=render)
         except Refusal as error:
             (target / "missing.txt").write_text(f"{error}\n")
             return

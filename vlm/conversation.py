@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ..trainers.actors import SystemWrapper
 from ..trainers.randomness import generator
-from ..types import Rollout, Task
+from ..types import Mode, Rollout, Task
 from .backbone import Prompt, State
 from .decoding import decode
 from .policy import TokenPolicy
@@ -82,7 +83,7 @@ class Script:
         return Reply(self.lines[spoken]) if spoken < len(self.lines) else Reply(done=True)
 
 
-class Conversation:
+class Conversation(SystemWrapper):
     """An actor: a token policy in conversation with an environment.
 
     A rollout's tokens are everything after the first prompt, the environment's masked; its segments are the turns;
@@ -112,6 +113,7 @@ class Conversation:
         n: int,
         *,
         key: tuple[int, ...] = (0,),
+        mode: Mode = "train",
         greedy: bool = False,
         temperature: float = 1.0,
     ) -> list[Rollout]:
@@ -212,20 +214,6 @@ class Conversation:
                 log.listen(ids, inputs)
             rollouts.append(replace(log.rollout(1.0, False), log_probs=None))
         return rollouts
-
-    # what a gate and a checkpoint ask for: the policy's, in the same conversations
-
-    def fork(self, name: str) -> Conversation:
-        return Conversation(self.policy.fork(name), self.environment, turns=self.turns, longest=self.longest)
-
-    def copy_from(self, other: Self, mix: float = 1.0) -> None:
-        self.policy.copy_from(other.policy, mix)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.policy.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.policy.load_state_dict(state)
 
 
 @dataclass(eq=False)

@@ -10,11 +10,11 @@ from typing import Any
 from ..envs import scenes
 from ..envs.scenes import Question
 from ..families import of_family
+from ..trainers.actors import TrainingWrapper
 from ..types import Rollout, Score, Task
 from .conversation import Reply, Transcript, Turn
 from .policy import TokenPolicy
 from .rereading import SECOND_LOOK, OwnEyes, RereadingConsensus, or_zeros, standing
-from .wrapped import Wrapped
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Verifier:
         return Reply("again")
 
 
-class Standing(Wrapped):
+class Standing(TrainingWrapper):
     """An actor whose answers are what stands of n attempts after a second look, to be imitated: one per question.
 
     Of counts it is every cell that any attempt pointed at and that shows what is counted, a repair that no single
@@ -106,12 +106,11 @@ class Standing(Wrapped):
     """
 
     def __init__(self, policy: TokenPolicy, eyes: OwnEyes) -> None:
-        self.policy, self.eyes = policy, eyes
+        super().__init__(policy)
+        self.eyes = eyes
 
-    def act(self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...] = (0,), **sampling: Any) -> list[Rollout]:
+    def attempt(self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...], **sampling: Any) -> list[Rollout]:
         attempts: list[Rollout] = self.policy.act(tasks, n, key=key, **sampling)
-        if sampling.get("greedy"):  # a gate or an evaluation asks the policy itself
-            return attempts
         kept, said, shares = [], [], []
         for place, (task, seen) in enumerate(zip(tasks, self.eyes([task.images[0] for task in tasks]), strict=True)):
             texts = [str(rollout.output) for rollout in attempts[place * n : (place + 1) * n]]

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ..trainers.scoring import score
-from ..types import Rollout, Task
-from .conversation import Conversation
+from ..trainers.scoring import score, total_of
+from ..types import Actor, Rollout, Task
 from .processing import PIXEL_LIMIT, as_pil
 
 if TYPE_CHECKING:
@@ -22,63 +21,62 @@ KEY = (2**31,)
 """Evaluation's random numbers; a run's begin with its seed."""
 
 
-def evaluate(setting: Setting, actor: Any) -> dict[str, Any]:
+def evaluate(setting: Setting, actor: Actor) -> dict[str, Any]:
     """Outcomes per category of greedy answers, with ``figures``: blind, truncated, and mean@k and pass@k if sampled.
 
-    The policy itself answers, at temperature 1 where answers are sampled, whatever its actor does in training. Of a
-    conversation the first turn counts; its figures tell how many are right at its end.
+    What the actor is without what is there for training alone answers: of a conversation its end counts. Where that is
+    more than a policy, the figure "policy alone" is the accuracy of the policy in it. Answers are sampled at
+    temperature 1.
     """
-    asked = setting.questions.held_out
-    verify = setting.questions.verify
-    policy = getattr(actor, "policy", actor)  # an actor that shows or tunes something is not what is evaluated
-    rollouts = policy.act(asked, 1, key=KEY, greedy=True)
-    score(rollouts, verify)
+    asked, verify = setting.questions.held_out, setting.questions.verify
+    system, bare = actor.evaluated(), actor.bare()
+    rollouts = _answers(system, asked, verify)
     outcomes: dict[str, Any] = {}
     figures: dict[str, dict[str, float]] = {}
     for rollout in rollouts:
         row = outcomes.setdefault(rollout.task.category, {"success": [], "seeds": []})
-        row["success"].append(int(_number(rollout) == 1.0))
+        row["success"].append(int(total_of(rollout) == 1.0))
         row["seeds"].append(rollout.task.id)
         named = figures.setdefault(rollout.task.category, {"truncated": 0.0})
         named["truncated"] += float(rollout.info.get("truncated", False))
     for category, named in figures.items():
         named["truncated"] /= len(outcomes[category]["success"])
         named["blind"] = setting.questions.blind.get(category, float("nan"))
-    if isinstance(actor, Conversation):
-        for category, share in _ends(actor, asked, verify).items():
-            figures[category]["at the end"] = share
+    if bare is not system:
+        right: dict[str, list[float]] = defaultdict(list)
+        for rollout in _answers(bare, asked, verify):
+            right[rollout.task.category].append(float(total_of(rollout) == 1.0))
+        for category, values in right.items():
+            figures[category]["policy alone"] = sum(values) / len(values)
     k = setting.config.samples
     if k:
-        for category, values in sampled(policy, asked, k, setting.config.sampled_questions, verify).items():
-            figures[category] |= {f"mean@{k}": values[0], f"pass@{k}": values[1]}
+        for category, (mean, best) in sampled(system, asked, k, setting.config.sampled_questions, verify).items():
+            figures[category] |= {f"mean@{k}": mean, f"pass@{k}": best}
     notes = ["blind: the best guess from the question alone."]
     return {"unit": "accuracy", "outcomes": outcomes, "figures": figures, "notes": notes}
 
 
-def _ends(actor: Conversation, asked: Sequence[Task], verify: Any) -> dict[str, float]:
-    """Category -> accuracy of the last words of whole conversations."""
-    rollouts = actor.act(asked, 1, key=KEY, greedy=True)
+def _answers(actor: Actor, asked: Sequence[Task], verify: Any) -> list[Rollout]:
+    """Greedy answers, scored."""
+    rollouts = actor.act(asked, 1, key=KEY, mode="evaluate", greedy=True)
     score(rollouts, verify)
-    right: dict[str, list[float]] = defaultdict(list)
-    for rollout in rollouts:
-        right[rollout.task.category].append(_number(rollout) == 1.0)
-    return {category: sum(row) / len(row) for category, row in right.items()}
+    return rollouts
 
 
 def sampled(
-    policy: Any, tasks: Sequence[Task], k: int, per_category: int, verify: Any
+    actor: Actor, tasks: Sequence[Task], k: int, per_category: int, verify: Any
 ) -> dict[str, tuple[float, float]]:
     """Category -> (mean@k, pass@k) of its first questions: the share of right answers, and of questions with one."""
     by_category: dict[str, list[Task]] = defaultdict(list)
     for task in tasks:
         by_category[task.category].append(task)
     chosen = [task for several in by_category.values() for task in several[:per_category]]
-    rollouts = policy.act(chosen, k, key=KEY)
+    rollouts = actor.act(chosen, k, key=KEY, mode="evaluate")
     score(rollouts, verify)
     found: dict[str, list[int]] = defaultdict(list)
     for first in range(0, len(rollouts), k):
         some = rollouts[first : first + k]
-        found[some[0].task.category].append(sum(_number(r) == 1.0 for r in some))
+        found[some[0].task.category].append(sum(total_of(r) == 1.0 for r in some))
     return {
         category: (sum(right) / (k * len(right)), sum(r > 0 for r in right) / len(right))
         for category, right in found.items()
@@ -90,9 +88,7 @@ def write_answers(setting: Setting, folder: RunFolder) -> None:
     asked = list(setting.questions.held_out)
     chosen = asked[:: max(1, len(asked) // max(1, setting.config.shown))][: setting.config.shown]
     sides = {"before": setting.start, "after": setting.policy}
-    said = {side: policy.act(chosen, 1, key=KEY, greedy=True) for side, policy in sides.items()}
-    for rollouts in said.values():
-        score(rollouts, setting.questions.verify)
+    said = {side: _answers(policy, chosen, setting.questions.verify) for side, policy in sides.items()}
     place = folder.samples / "answers"
     place.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -103,7 +99,7 @@ def write_answers(setting: Setting, folder: RunFolder) -> None:
             picture = as_pil(task.images[0], task.id, PIXEL_LIMIT)
             picture.resize((128, 128), Image.Resampling.NEAREST).save(place / row["picture"])
         for side, rollouts in said.items():
-            row[side] = {"said": str(rollouts[number].output), "is right": _number(rollouts[number]) == 1.0}
+            row[side] = {"said": str(rollouts[number].output), "is right": total_of(rollouts[number]) == 1.0}
         rows.append(row)
     (place / "answers.json").write_text(json.dumps(rows, indent=1) + "\n")
 
@@ -111,8 +107,3 @@ def write_answers(setting: Setting, folder: RunFolder) -> None:
 def _text(prompt: Any) -> str:
     """A question in one line."""
     return prompt if isinstance(prompt, str) else " ".join(str(message.get("content", "")) for message in prompt)
-
-
-def _number(rollout: Rollout) -> float:
-    value: Any = rollout.scores["total"]
-    return float("nan") if value is None else float(value)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..errors import unknown
 from ..rewards.agreement import consistency
+from ..trainers.actors import TrainingWrapper
 from ..trainers.learner import Optimisation, PolicyLearner
 from ..trainers.objectives.base import sequence_sum
 from ..trainers.objectives.pairwise import pairs_of
@@ -139,7 +140,7 @@ def _implicit_reward(log_probs: Tensor, reference: Tensor, batch: Batch) -> Tens
     return ratios.sum(-1)
 
 
-class PastAndFuture:
+class PastAndFuture(TrainingWrapper):
     """An actor whose attempts are pairs from different times: Temporal Self-Rewarding (arXiv 2508.06026; checked
     against notes on the paper, not against it).
 
@@ -148,9 +149,9 @@ class PastAndFuture:
     takes one DPO update, as a look at the future, answers n times, and is dropped; its best becomes chosen where it is
     better. Two rollouts per task come out, where chosen is better than rejected.
 
-    With ``pairs=False``, as gates and evaluations ask, it is the policy alone. A stage sets
-    ``sampling={"pairs": True}``, ``reward=kept_score`` and the learner ``PolicyLearner(policy, DPO(beta,
-    reference="proximal"), ..., prepare=[best_worst])``: DPO's reference is the policy as the round began (not checked).
+    Gates and evaluations see the policy alone. A stage sets ``reward=kept_score`` and the learner
+    ``PolicyLearner(policy, DPO(beta, reference="proximal"), ..., prepare=[best_worst])``: DPO's reference is the policy
+    as the round began (not checked).
 
     Args:
         past: frozen; the model as it was at the start.
@@ -170,17 +171,12 @@ class PastAndFuture:
         beta: float = 0.1,
         guided: bool = True,
     ) -> None:
-        self.policy, self.past, self.judge = policy, past, judge
+        super().__init__(policy)
+        self.past, self.judge = past, judge
         self.optimisation, self.beta, self.guided = optimisation, beta, guided
 
-    def act(
-        self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...] = (0,), pairs: bool = False, **sampling: Any
-    ) -> list[Rollout]:
-        """The policy's n attempts per task, or with ``pairs`` a chosen and a rejected one, in task order."""
-        actor: Any = self.policy
-        if not pairs:
-            attempts: list[Rollout] = actor.act(tasks, n, key=key, **sampling)
-            return attempts
+    def attempt(self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...], **sampling: Any) -> list[Rollout]:
+        """A chosen and a rejected attempt per task, in task order."""
         mine = self._scored(self.policy, "policy", tasks, n, key, sampling)
         old = self._scored(self.past, "past", tasks, n, (*key, 1), sampling)
         chosen = [max(row, key=_judged) for row in mine]
@@ -193,7 +189,7 @@ class PastAndFuture:
     def _scored(
         self,
         policy: Any,
-        player: str,
+        source: str,
         tasks: Sequence[Task],
         n: int,
         key: tuple[int, ...],
@@ -203,33 +199,18 @@ class PastAndFuture:
         rollouts: list[Rollout] = policy.act(tasks, n, key=key, **sampling)
         score(rollouts, self.judge)
         for rollout in rollouts:
-            rollout.player, rollout.info["judged"] = player, rollout.scores["total"]
+            rollout.info |= {"source": source, "judged": rollout.scores["total"]}
         return [rollouts[row * n : (row + 1) * n] for row in range(len(tasks))]
 
     def _future(self, chosen: Sequence[Rollout], rejected: Sequence[Rollout]) -> TorchPolicy:
         """The policy after an update on the pairs."""
-        future = self.policy.fork("future")
+        future: TorchPolicy = self.policy.fork("future")
         for mine, its in zip(self.policy.module.parameters(), future.module.parameters(), strict=True):
             its.requires_grad_(mine.requires_grad)
         objective = DPO(self.beta, reference="proximal")
         learner: Any = PolicyLearner(future, objective, self.optimisation, prepare=[best_worst])
         learner.update(_pairs(chosen, rejected))
         return future
-
-    # what a gate and a checkpoint ask for: the policy's
-
-    def fork(self, name: str) -> PastAndFuture:
-        again: Any = {"beta": self.beta, "guided": self.guided}
-        return PastAndFuture(self.policy.fork(name), self.past, self.judge, self.optimisation, **again)
-
-    def copy_from(self, other: Self, mix: float = 1.0) -> None:
-        self.policy.copy_from(other.policy, mix)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.policy.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.policy.load_state_dict(state)
 
 
 def kept_score(rollouts: Sequence[Rollout], **columns: Any) -> list[float]:

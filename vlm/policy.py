@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..trainers.policy import TorchPolicy, collate, stack
+from ..trainers.policy import References, TorchPolicy, collate, stack
 from ..trainers.randomness import generator
-from ..types import Batch, Decisions, Evaluation, Rollout, Task
+from ..types import Batch, Decisions, Evaluation, Mode, Once, Rollout, Task
 from .backbone import Backbone, Prompt, State
 from .decoding import decode
 from .speech import Speech
@@ -57,7 +57,6 @@ class TokenPolicy(TorchPolicy):
         weights = dict(backbone.module.named_parameters())
         self._trained = frozenset(name for name, weight in weights.items() if weight.requires_grad)
         self._whole = len(self._trained) in (0, len(weights))
-        self._prefix: Prefix | None = None
 
     # acting
 
@@ -67,6 +66,7 @@ class TokenPolicy(TorchPolicy):
         n: int,
         *,
         key: tuple[int, ...] = (0,),
+        mode: Mode = "train",
         greedy: bool = False,
         temperature: float = 1.0,
         keep_prefix: bool = False,
@@ -74,9 +74,9 @@ class TokenPolicy(TorchPolicy):
         """n completions per task, in task order; random numbers depend on (key, task id, sample) alone.
 
         Args:
-            keep_prefix: keep the graph of reading the prompts, where they are read at once, so that the first gradient
-                step on these rollouts, if it is one piece, does not read them again; the gradient is the same. Other
-                weights, other prompts and training mode read them again.
+            keep_prefix: the rollouts keep the graph of reading their prompts, where they are read at once, so that the
+                first gradient step on them, if it is one piece, does not read them again; the gradient is the same.
+                Other weights, other prompts and training mode read them again.
         """
         if temperature <= 0:
             raise ValueError(f"a temperature is above 0, not {temperature:g}: greedy=True takes the likeliest token")
@@ -84,8 +84,7 @@ class TokenPolicy(TorchPolicy):
         self.module.eval()
         rollouts: list[Rollout] = []
         per_call = max(1, self.at_once // n)
-        self._prefix = None
-        keep = keep_prefix and len(tasks) <= per_call and not was_training
+        keep = keep_prefix and mode == "train" and len(tasks) <= per_call and not was_training
         try:
             with torch.no_grad(), self._mixed():
                 for first in range(0, len(tasks), per_call):
@@ -100,7 +99,8 @@ class TokenPolicy(TorchPolicy):
         limits = torch.tensor([task.horizon or self.horizon for task in tasks for _ in range(n)])
         noise = None if greedy else _uniform(tasks, n, int(limits.max()), key)
         prompts = self.speech.prompts(tasks)
-        tokens, log_probs, lengths = self.sample(prompts, n, limits, noise, temperature, keep)
+        tokens, log_probs, lengths, prefix = self.sample(prompts, n, limits, noise, temperature, keep)
+        graph = None if prefix is None else Once(prefix)
         rollouts = []
         for row, length in enumerate(lengths.tolist()):
             task, ids = tasks[row // n], tokens[row, :length].clone()
@@ -115,6 +115,7 @@ class TokenPolicy(TorchPolicy):
                     mask=mask,
                     segments=torch.zeros(length, dtype=torch.long),
                     info={"truncated": truncated},
+                    graph=graph,
                 )
             )
         return rollouts
@@ -127,8 +128,8 @@ class TokenPolicy(TorchPolicy):
         noise: Tensor | None,
         temperature: float,
         keep: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens and their log-probabilities [B, T], and lengths [B], of n completions per prompt.
+    ) -> tuple[Tensor, Tensor, Tensor, Prefix | None]:
+        """Tokens and their log-probabilities [B, T], lengths [B], and what was read, of n completions per prompt.
 
         Rows that ended leave the batch. ``noise`` [B, T] uniform, or None for greedy; ``limits`` [B]; ``keep`` keeps
         the graph of reading the prompts.
@@ -137,11 +138,10 @@ class TokenPolicy(TorchPolicy):
             keep = keep and self.backbone.shares
         with torch.set_grad_enabled(keep):
             hidden, state = self.backbone.read(prompts)
-        if keep:
-            self._prefix = Prefix(list(prompts), hidden, state, self._version())
+        prefix = Prefix(list(prompts), hidden, state, self._version()) if keep else None
         index = torch.arange(len(prompts) * n) // n
         hidden, state = hidden[index.to(hidden.device)], self.backbone.rows(state, index)
-        return decode(self, hidden, state, limits, noise, temperature)
+        return *decode(self, hidden, state, limits, noise, temperature), prefix
 
     # making, copying and saving
 
@@ -174,10 +174,8 @@ class TokenPolicy(TorchPolicy):
 
     def fork(self, name: str) -> Self:
         """A frozen copy, evaluated but not trained, which shares every weight that is not trained."""
-        held, self.references, self._kept, self._prefix = self.references, {}, None, None
         memo: dict[int, Any] = {id(p): p for n, p in self.module.named_parameters() if n not in self._trained}
         other = copy.deepcopy(self, memo)
-        self.references = held
         for name, parameter in other.module.named_parameters():
             if name in self._trained:
                 parameter.requires_grad_(False)
@@ -232,16 +230,16 @@ class TokenPolicy(TorchPolicy):
         return rollouts
 
     def collate(self, rollouts: Sequence[Rollout], decisions: Decisions = "sampled") -> Batch:
-        """A batch whose payload also holds each row's ``prompt``, one object per task, and its ``stretches``."""
+        """A batch whose payload also holds each row's ``prompt`` (one object per task), ``graph`` and ``stretches``."""
         if decisions == "forward":
             raise ValueError("TokenPolicy has no forward decisions")
         payload: dict[str, Any] = dict(stack([{name: r.payload[name] for name in STACKED} for r in rollouts]))
         prompts = self.speech.prompts([r.train_task or r.task for r in rollouts])
-        payload["prompt"] = prompts
+        payload["prompt"], payload["graph"] = prompts, [r.graph for r in rollouts]
         payload["stretches"] = [self.speech.stretches(p, r.payload) for p, r in zip(prompts, rollouts, strict=True)]
         return collate(rollouts, [1] * len(rollouts), payload)
 
-    def forward_decisions(self, batch: Batch, needs: frozenset[str]) -> Evaluation:
+    def forward_decisions(self, batch: Batch, needs: frozenset[str], references: References) -> Evaluation:
         tokens = batch.payload["tokens"]
         hidden = self._hidden(batch.payload)
         rows, columns = batch.mask.nonzero(as_tuple=True)
@@ -258,17 +256,15 @@ class TokenPolicy(TorchPolicy):
         divergences = {}
         for need in sorted(needs):
             if need.startswith("kl:"):
-                theirs = self._reference_log_probs(need[3:], batch)
+                theirs = references[need[3:]].all_log_probs(batch)
                 gap = (all_log_probs - theirs).masked_fill(all_log_probs.isneginf(), 0.0)
                 divergences[need[3:]] = spread((all_log_probs.exp() * gap).sum(-1))
         return Evaluation(spread(picked), entropy, kl=divergences)
 
-    def _reference_log_probs(self, name: str, batch: Batch) -> Tensor:
-        """[N, V] at the decided tokens, under a frozen policy."""
-        other: Any = self.references[name]
-        with torch.no_grad():
-            hidden = other._hidden(batch.payload)
-            logits = other.logits(hidden[batch.mask])
+    @torch.no_grad()
+    def all_log_probs(self, batch: Batch) -> Tensor:
+        """[N, V] of every token at the decided places, without a graph."""
+        logits = self.logits(self._hidden(batch.payload)[batch.mask])
         rows = batch.mask.nonzero(as_tuple=True)[0]
         log_probs: Tensor = (logits / batch.payload["temperature"][rows]).log_softmax(-1)
         return log_probs
@@ -279,7 +275,7 @@ class TokenPolicy(TorchPolicy):
         parts = [(row, *stretch) for row, several in enumerate(payload["stretches"]) for stretch in several]
         if len(parts) == len(tokens):
             held = torch.arange(tokens.shape[1], device=tokens.device) < payload["length"]
-            return self._following(payload["prompt"], tokens, held)
+            return self._following(payload["prompt"], tokens, held, payload["graph"])
         lengths = torch.tensor([end - start for _, _, start, end in parts], device=tokens.device)
         cut = pad_sequence([tokens[row, start:end] for row, _, start, end in parts], batch_first=True)
         held = torch.arange(cut.shape[1], device=tokens.device) < lengths[:, None]
@@ -288,11 +284,13 @@ class TokenPolicy(TorchPolicy):
         places = torch.cat([torch.arange(start, end) for _, _, start, end in parts])
         return hidden.new_zeros(*tokens.shape, hidden.shape[-1]).index_put((rows, places), hidden[held])
 
-    def _following(self, prompts: Sequence[Prompt], tokens: Tensor, held: Tensor) -> Tensor:
+    def _following(
+        self, prompts: Sequence[Prompt], tokens: Tensor, held: Tensor, graphs: Sequence[Once[Prefix] | None] = ()
+    ) -> Tensor:
         """[B, T, D] hidden that predict each token after a prompt. Each prompt is read once, whoever shares it."""
         if not self.backbone.shares:
             return self.backbone.read_whole(prompts, tokens, held)
-        first, state, read = self._read(list(dict.fromkeys(prompts)))
+        first, state, read = self._read(list(dict.fromkeys(prompts)), graphs)
         place = {prompt: row for row, prompt in enumerate(read)}
         index = torch.tensor([place[prompt] for prompt in prompts])
         if tokens.shape[1] == 1:
@@ -303,13 +301,14 @@ class TokenPolicy(TorchPolicy):
         both = torch.cat([first[index.to(first.device), None], later], 1)
         return both[order.argsort()]
 
-    def _read(self, prompts: list[Prompt]) -> tuple[Tensor, Any, list[Prompt]]:
+    def _read(self, prompts: list[Prompt], graphs: Sequence[Once[Prefix] | None]) -> tuple[Tensor, Any, list[Prompt]]:
         """What reading gives, and of which prompts: from the graph that sampling kept, where it is of these weights."""
-        if self._prefix is not None and torch.is_grad_enabled():
-            kept, self._prefix = self._prefix, None  # a graph can be pulled through once
-            fresh = kept.version == self._version() and not self.module.training
-            if fresh and set(prompts) <= set(kept.prompts):
-                return kept.hidden, kept.state, kept.prompts
+        if torch.is_grad_enabled():
+            for graph in dict.fromkeys(graph for graph in graphs if graph is not None):
+                kept = graph.take()
+                fresh = kept is not None and kept.version == self._version() and not self.module.training
+                if kept is not None and fresh and set(prompts) <= set(kept.prompts):
+                    return kept.hidden, kept.state, kept.prompts
         return *self.backbone.read(prompts), prompts
 
     def _version(self) -> int:

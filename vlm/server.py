@@ -36,6 +36,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
+from ..trainers.actors import TrainingWrapper
 from ..types import Rollout, Task
 from .policy import TokenPolicy
 from .processing import as_pil
@@ -54,8 +55,10 @@ class _Retry(Exception):
 
 
 @dataclass
-class ServerActor:
-    """An actor whose completions come from ``POST URL/v1/chat/completions``, one request per task.
+class ServerActor(TrainingWrapper):
+    """An actor whose completions in training come from ``POST URL/v1/chat/completions``, one request per task.
+
+    Evaluation, gates and forks ask the policy here, not the server.
 
     Attributes:
         policy: learns from the rollouts; its speech tells prompts and tokens, its ``horizon`` the most tokens.
@@ -92,7 +95,7 @@ class ServerActor:
             raise UsageError("a server is asked with attempts and workers of 1 or more, and a timeout above 0 seconds")
         self._address = f"{self.url.rstrip('/').removesuffix('/v1')}/v1/chat/completions"
 
-    def act(
+    def attempt(  # type: ignore[override]  # what the server does not know is refused
         self,
         tasks: Sequence[Task],
         n: int,
@@ -125,14 +128,6 @@ class ServerActor:
             for choice in answer["choices"]:
                 rollouts.append(self._rollout(task, choice, 1.0 if greedy else temperature))
         return rollouts
-
-    def fork(self, name: str) -> TokenPolicy:
-        """A frozen copy of the policy, which speaks here and not on the server."""
-        return self.policy.fork(name)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The policy's weights."""
-        return self.policy.state_dict()
 
     # asking
 

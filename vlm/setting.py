@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..plugins import use
 from ..trainers import setting as shared
 from ..trainers.config import BY_MODEL, RunConfig, grouped
-from .wrapped import WithDropout, Wrapped
 
 if TYPE_CHECKING:
     from ..trainers.learner import AnchorSet
     from ..trainers.run_folder import RunFolder
-    from ..types import Actor, Advantage, Learner, Objective, RewardFunction, Rollout, Task
+    from ..types import Advantage, Learner, Objective, RewardFunction, Rollout, Task
     from .policy import TokenPolicy
     from .questions import Questions
     from .rereading import OwnEyes
@@ -167,6 +166,8 @@ class Setting(shared.Setting):
         Args:
             dropout: learn in training mode, for imitation; what is on-policy must see what was sampled.
         """
+        from .wrapped import WithDropout
+
         learner = super().learner(objective, advantage, **options)
         return WithDropout(self.policy, learner) if dropout else learner
 
@@ -199,11 +200,6 @@ class Setting(shared.Setting):
                 "give --gate-labels N, or --gate none"
             )
         return ViewConsistency()
-
-    @property
-    def label_account(self) -> str:
-        read = sum(task.reference is not None for task in self.questions.probes)
-        return f"gate_labels: {read if read and self.config.gate != 'none' else 'none'}"
 
     def evaluate(self, actor: Any) -> Mapping[str, Any]:
         """Accuracy on held-out questions, with figures; the only place that reads their answers."""
@@ -335,26 +331,3 @@ def _encoded(config: LanguageConfig, policy: TokenPolicy, questions: Questions) 
         return policy.encode(tasks, [item.answer for item in shown])
     pairs = questions.demonstrations
     return policy.encode([task for task, _ in pairs], [said for _, said in pairs])
-
-
-def showing(actor: Actor, encoded: Sequence[Rollout], per_step: int) -> Actor:
-    """An actor that shows ``per_step`` random demonstrations per round instead of answering."""
-    return _Shown(actor, list(encoded), per_step)
-
-
-@dataclass
-class _Shown(Wrapped):
-    policy: Any
-    encoded: list[Rollout]
-    per_step: int
-
-    def act(self, tasks: Sequence[Any], n: int, *, key: tuple[int, ...] = (0,), **sampling: Any) -> list[Rollout]:
-        import torch
-
-        from ..trainers.randomness import generator
-
-        if sampling.get("greedy"):  # a gate or an evaluation asks the policy itself
-            answers: list[Rollout] = self.policy.act(tasks, n, key=key, **sampling)
-            return answers
-        chosen = torch.randint(len(self.encoded), (self.per_step,), generator=generator("shown", *key))
-        return [replace(self.encoded[i], group=f"shown/{i}/{place}") for place, i in enumerate(chosen.tolist())]

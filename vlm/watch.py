@@ -12,12 +12,13 @@ import torch
 
 from ..rewards.agreement import kendall_tau
 from ..rewards.log_ratio import Scorer
-from ..types import Rollout
+from ..trainers.contracts import Learner
+from ..types import Players, Rollout
 
 logger = logging.getLogger(__name__)
 
 
-class Watch:
+class Watch(Learner):
     """What becomes of a policy's answers, each update.
 
     Metrics, over all of an update's rollouts or the mean over its groups:
@@ -47,6 +48,8 @@ class Watch:
             ``scorer(previous)`` of ``rewards.log_ratio``; asked about the update's own rollouts. Let the watch stand
             behind the learner that keeps ``previous``.
     """
+
+    players: Players = "all"
 
     def __init__(
         self,
@@ -82,7 +85,7 @@ class Watch:
         """Means over groups of two or more."""
         groups: dict[str, list[Rollout]] = defaultdict(list)
         for rollout in rollouts:
-            groups[rollout.group or rollout.task.id].append(rollout)
+            groups[rollout.group_key].append(rollout)
         found: dict[str, list[float]] = defaultdict(list)
         for members in groups.values():
             if len(members) > 1:

@@ -1,48 +1,43 @@
-"""What stands around a policy or its learner and is seen through by gates, checkpoints and forks."""
+"""Actor and learner wrappers: labels in place of answers, and dropout while a policy imitates."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
-if TYPE_CHECKING:
-    from ..types import Rollout
+import torch
 
-
-class Wrapped:
-    """Base of actors that show, tune or label something while they train ``policy``."""
-
-    policy: Any
-
-    def fork(self, name: str) -> Any:
-        """A frozen copy of the policy: what is compared answers by itself."""
-        return self.policy.fork(name)
-
-    def copy_from(self, other: Any, mix: float = 1.0) -> None:
-        self.policy.copy_from(other, mix)
-
-    def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = self.policy.state_dict()
-        return state
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.policy.load_state_dict(state)
+from ..trainers.actors import TrainingWrapper
+from ..trainers.contracts import Learner
+from ..trainers.randomness import seed_of
+from ..types import Players, Rollout, Task, Verdict
 
 
-@dataclass(frozen=True)
-class WithDropout:
+class Labels(TrainingWrapper):
+    """Gives the right answers of its tasks, without a trace, instead of answering."""
+
+    def attempt(self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...], **sampling: Any) -> list[Rollout]:
+        encoded: list[Rollout] = self.policy.encode(tasks, [f"= {task.reference}" for task in tasks])
+        return encoded
+
+
+class WithDropout(Learner):
     """A learner in training mode: imitation of few demonstrations needs dropout, and on-policy objectives forbid it."""
 
-    policy: Any
-    learner: Any
-    sees_own_rollouts_only: ClassVar[bool] = True
+    sees_own_rollouts_only = True
+
+    def __init__(self, policy: Any, learner: Any) -> None:
+        self.policy, self.learner = policy, learner
+
+    @property
+    def players(self) -> Players:  # type: ignore[override]
+        players: Players = self.learner.players
+        return players
+
+    def check(self, group_size: int) -> None:
+        self.learner.check(group_size)
 
     def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
-        import torch
-
-        from ..trainers.randomness import seed_of
-
         self.policy.module.train()
         try:
             with torch.random.fork_rng():
@@ -52,7 +47,7 @@ class WithDropout:
             self.policy.module.eval()
         return metrics
 
-    def repair(self, verdict: Any) -> dict[str, float]:
+    def repair(self, verdict: Verdict) -> dict[str, float]:
         metrics: dict[str, float] = self.learner.repair(verdict)
         return metrics
 

@@ -53,4 +53,4 @@ def build(config: Config, folder: RunFolder) -> Experiment:
         recorded, reward = setting.policy.act(setting.prompts.seen, size, key=(config.seed, 1)), None
     learner = setting.learner(DPO(config.beta, "start", decisions="forward"), prepare=[best_worst])
     actor = Recorded(setting.policy, recorded)
-    return setting.experiment([setting.stage(learner, reward, actor=actor, sampling={"recorded": True})])
+    return setting.experiment([setting.stage(learner, reward, actor=actor)])

@@ -221,7 +221,7 @@ def _of_run(path: Path, stage: Any, chosen: Chosen, frames: bool) -> Source:
     view = None if not frames else actor.policy.view if actor.policy.sees == "frames" else View()
     estimator, actor.estimator = actor.estimator, Silent()
     try:
-        rollouts = actor.act(tasks, 1, key=(0,), oracle=True, stop=False, render=view)
+        rollouts = actor.act(tasks, 1, key=(0,), oracle=True, render=view)
     finally:
         actor.estimator = estimator
     every = [d for several in shown.values() for d in several]

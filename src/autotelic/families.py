@@ -22,7 +22,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def families_of(*functions: Any) -> frozenset[str]:
     """The families of rewards, judges or progress models together.
 
-    Of one that declares none it is "undeclared:FILE:NAME", by the file and qualified name of its source.
+    One that declares none is a proxy of its source file, "undeclared:FILE".
     """
     return frozenset(name for function in functions for name in _families(function))
 
@@ -59,4 +59,4 @@ def _families(function: Any) -> frozenset[str]:
         file = Path(inspect.getsourcefile(inspect.unwrap(source)) or "").resolve()
     except TypeError:  # built in
         file = Path(str(getattr(source, "__module__", "")))
-    return frozenset({f"{UNDECLARED}:{file}:{source.__qualname__}"})
+    return frozenset({f"{UNDECLARED}:{file}"})

@@ -13,12 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
+T = TypeVar("T")
+
 Decisions = Literal["sampled", "forward"]
+Mode = Literal["train", "evaluate"]
+"""Why an actor acts: to be learned from, or to be looked at. Evaluating reads only: no state differs afterwards."""
+Players = Sequence[str] | Literal["all"] | None
+"""Whose rollouts a learner sees: those it names, everybody's, or (None) those of the one player that there is."""
 Score = float | None | Sequence[float] | Tensor
 """One rollout's score: a number, None (does not apply), one number per segment, or a tensor with gradient."""
 
@@ -65,10 +71,11 @@ class Rollout:
         mask: [T] bool, True where the policy decided (False: the environment's tokens, padding).
         segments: [T] long, the turn, chunk or denoising step of each decision, 0..S-1.
         train_task: train in another context than the one sampled in.
-        player, version, group: who acted, with which weights, and which rollouts are compared.
+        player, version, group: who acted, with which weights, and which rollouts are compared (see ``group_key``).
         states: one handle per segment of a state that one may branch from.
         scores: named scores; ``total`` is what advantages use.
         info: anything for people and reports; never read by objectives.
+        graph: what sampling kept for the first gradient step on these rollouts, shared by all of one call.
     """
 
     task: Task
@@ -84,6 +91,41 @@ class Rollout:
     states: Sequence[str] = ()
     scores: dict[str, Score] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
+    graph: Once[Any] | None = None
+
+    @classmethod
+    def plain(cls, task: Task, output: Any, **fields: Any) -> Rollout:
+        """An attempt without decisions, of a system without weights: scored and told to learners, never trained on."""
+        nothing = torch.zeros(1, dtype=torch.long)
+        return cls(task, output, {}, None, nothing.bool(), nothing, **fields)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is no decision in it that a policy could be trained on."""
+        return not self.payload and not bool(self.mask.any())
+
+    @property
+    def group_key(self) -> str:
+        """What it is compared within: its ``group``, else all attempts of its player at its task."""
+        return self.group or f"{self.player}/{self.task.id}"
+
+
+class Once(Generic[T]):
+    """A value that can be taken once, such as a graph, which can be pulled through once.
+
+    Copies, pickled ones too, are empty: a graph belongs to the process and the moment that made it.
+    """
+
+    def __init__(self, value: T | None = None) -> None:
+        self._value = value
+
+    def take(self) -> T | None:
+        """The value, which is let go of; None from then on."""
+        value, self._value = self._value, None
+        return value
+
+    def __reduce__(self) -> tuple[type[Once[T]], tuple[()]]:
+        return type(self), ()
 
 
 @dataclass(eq=False)
@@ -96,6 +138,7 @@ class Batch:
         log_probs: [B, T] each: "behaviour" sampled the data, "proximal" is the clip centre,
             and any reference by its name. Zero where the mask is False.
         rewards: [B, S] each; NaN means does not apply; a scalar sits on the last segment.
+        shaping: [B, T] what reward shaping adds to each decision's reward, such as a per-token KL; None adds nothing.
         groups: [M, B] bool; rows may overlap.
         pairs: [P, 2] rows of the batch; labels: [P] in 0..1, the probability that the first wins.
         columns: [B] each: clip_high, weight, temperature, ...
@@ -110,6 +153,7 @@ class Batch:
     log_probs: dict[str, Tensor]
     rewards: dict[str, Tensor]
     groups: Tensor
+    shaping: Tensor | None = None
     pairs: Tensor | None = None
     labels: Tensor | None = None
     columns: dict[str, Tensor] = field(default_factory=dict)
@@ -121,10 +165,11 @@ class Batch:
 
     @property
     def returns(self) -> Tensor:
-        """[B] sum of the total reward over segments, ignoring NaN; NaN where nothing applies."""
+        """[B] sum of the total reward over segments, ignoring NaN, and of the shaping; NaN where nothing applies."""
         reward = self.rewards["total"]
         absent = reward.isnan().all(-1)
-        return torch.where(absent, torch.full_like(reward[:, 0], torch.nan), reward.nansum(-1))
+        total = reward.nansum(-1) if self.shaping is None else reward.nansum(-1) + self.shaping.sum(-1)
+        return torch.where(absent, torch.full_like(reward[:, 0], torch.nan), total)
 
     def counts(self) -> dict[str, float]:
         """Local counts; with several processes the learner sums them into ``totals``."""
@@ -160,6 +205,7 @@ class Batch:
             log_probs={k: v[rows] for k, v in self.log_probs.items()},
             rewards={k: v[rows] for k, v in self.rewards.items()},
             groups=self.groups[whole][:, rows],
+            shaping=None if self.shaping is None else self.shaping[rows],
             pairs=pairs,
             labels=labels,
             columns={k: v[rows] for k, v in self.columns.items()},
@@ -178,6 +224,15 @@ def _rows_of(values: Any, rows: Tensor) -> Any:
     return values[rows] if isinstance(values, Tensor) else [values[int(i)] for i in rows]
 
 
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """How an evaluation came about: of which batch, compared with whom, and its tensors with graph, once."""
+
+    batch: Batch
+    references: Mapping[str, Any] = field(default_factory=dict)
+    kept: Once[Evaluation] = field(default_factory=Once)
+
+
 @dataclass(eq=False)
 class Evaluation:
     """What a policy says of a batch now: detached leaves, or (from ``gradient_of``) their cotangents.
@@ -186,6 +241,8 @@ class Evaluation:
         log_probs, entropy, values: [B, T].
         kl: exact divergence to a named policy, [B, T] each.
         outputs: regenerated from the payload's noise, for rewards with gradient.
+        graph: whom ``kl`` compares with, and the graph where it was kept; ``backward`` finds both in the cotangents.
+            Backward lets go of the graph, and so does whoever drops the evaluation.
     """
 
     log_probs: Tensor
@@ -193,6 +250,7 @@ class Evaluation:
     values: Tensor | None = None
     kl: dict[str, Tensor] = field(default_factory=dict)
     outputs: Tensor | None = None
+    graph: Graph | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor that is present, by name ("log_probs", "entropy", "kl:reference", ...)."""
@@ -204,7 +262,7 @@ class Evaluation:
         """The same record with every tensor changed by ``change(name, tensor)``."""
         new = {name: change(name, tensor) for name, tensor in self.tensors().items()}
         kl = {name: new.pop(f"kl:{name}") for name in self.kl}
-        return Evaluation(kl=kl, **new)
+        return Evaluation(kl=kl, graph=self.graph, **new)
 
     def leaves(self) -> Evaluation:
         """Detached copies that collect a gradient."""
@@ -240,16 +298,46 @@ class Verdict:
 
 @runtime_checkable
 class Actor(Protocol):
-    """Anything that attempts tasks: a policy, a game, a search."""
+    """Anything that attempts tasks: a policy, a game, a search, a policy with a memory. It is what is evaluated,
+    gated, forked and promoted. ``trainers.actors`` has bases with defaults for everything but ``act``."""
 
-    def act(self, tasks: Sequence[Task], n: int, *args: Any, **sampling: Any) -> list[Rollout]:
-        """n attempts per task, in task order. The keyword ``key`` is a tuple of integers; random numbers
-        depend on (key, task id, sample) alone. Other keywords are the actor's own."""
+    players: tuple[str, ...]  # whose rollouts ``act`` returns in training
+
+    def act(
+        self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...] = (0,), mode: Mode = "train", greedy: bool = False
+    ) -> list[Rollout]:
+        """n attempts per task, in task order. Random numbers depend on (key, task id, sample) alone.
+
+        Further keywords are the actor's own, named and checked; ``Stage.sampling`` gives them in training.
+
+        Args:
+            mode: in "evaluate" nothing changes that outlives the call, and there are n rollouts of every task.
+            greedy: the most probable attempt instead of a sample.
+        """
         ...
+
+    def evaluated(self) -> Actor:
+        """What reports, gates and promotion look at: itself, without what is there for training alone."""
+        ...
+
+    def bare(self) -> Actor:
+        """The policy inside by itself."""
+        ...
+
+    def fork(self, name: str) -> Actor:
+        """A frozen copy of what is evaluated."""
+        ...
+
+    def copy_from(self, other: Any, mix: float = 1.0) -> None:
+        """Take over another's state; ``mix`` below 1 moves weights a part of the way."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> Any: ...
 
 
 @runtime_checkable
-class Policy(Protocol):
+class Policy(Actor, Protocol):
     """A stochastic policy over decisions that can be evaluated and trained.
 
     Capabilities name what it can do: "exact" (log-probabilities of what was sampled),
@@ -257,29 +345,45 @@ class Policy(Protocol):
     """
 
     capabilities: frozenset[str]
-    references: dict[str, Any]  # frozen policies by name, for exact divergences
 
     def encode(self, tasks: Sequence[Task], outputs: Sequence[Any]) -> list[Rollout]: ...
     def collate(self, rollouts: Sequence[Rollout], decisions: Decisions = "sampled") -> Batch: ...
-    def evaluate_actions(self, batch: Batch, needs: Iterable[str] = ()) -> Evaluation: ...
+    def evaluate_actions(
+        self, batch: Batch, needs: Iterable[str] = (), references: Mapping[str, Any] | None = None
+    ) -> Evaluation:
+        """Detached tensors of a batch; exact divergences ("kl:NAME") are from the references by their names."""
+        ...
+
     def backward(self, batch: Batch, cotangents: Evaluation) -> None: ...
-    def fork(self, name: str) -> Policy: ...
-    def copy_from(self, other: Policy, mix: float = 1.0) -> None: ...
     def parameters(self) -> Iterable[torch.nn.Parameter]: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: Mapping[str, Any]) -> Any: ...
 
 
-Advantage = Callable[[Batch], Tensor]
-"""A batch with rewards and groups -> advantages [B, T]."""
+class Advantage(Protocol):
+    """A batch with rewards and groups -> advantages [B, T]. ``trainers.contracts.Advantage`` is a base with defaults;
+    a plain function will do."""
+
+    @property
+    def compares(self) -> bool:
+        """With the others of a group: who is left alone in it is not learned from."""
+        ...
+
+    def check(self, group_size: int) -> None: ...
+    def metrics(self, batch: Batch) -> dict[str, float]: ...
+    def __call__(self, batch: Batch) -> Tensor: ...
 
 
 class Objective(Protocol):
-    """A loss on small tensors. ``needs`` names what must be there: "entropy", "kl:reference",
-    "log_probs:reference", "values", "pairs", "forward"."""
+    """A loss on small tensors. ``needs`` names what must be there: "advantages", "entropy", "kl:reference",
+    "log_probs:reference", "log_probs:old" (of the clip centre), "values", "pairs", "forward".
+    ``trainers.objectives.Term`` is a base with defaults."""
 
     @property
     def needs(self) -> frozenset[str]: ...
+
+    @property
+    def terms(self) -> Sequence[tuple[float, Objective]]:
+        """What it is a weighted sum of; itself where it is none."""
+        ...
 
     def __call__(self, now: Evaluation, batch: Batch) -> tuple[Tensor, dict[str, float]]: ...
 
@@ -292,10 +396,29 @@ RewardFunction = Callable[..., Sequence[Score] | Mapping[str, Sequence[Score]]]
 class Learner(Protocol):
     """Whatever changes in a run: weights, a curriculum, a memory, a learned reward.
 
-    An optional method ``repair(verdict)`` is called after a rollback that asks for repair.
+    ``trainers.contracts.Learner`` is a base with defaults for everything but ``update``.
     """
 
-    def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]: ...
+    @property
+    def players(self) -> Players: ...
+
+    @property
+    def sees_own_rollouts_only(self) -> bool:
+        """With several processes, each sees its own groups; else everybody sees all."""
+        ...
+
+    def check(self, group_size: int) -> None:
+        """Refuse, when the run is built, what cannot be learned from groups of this size."""
+        ...
+
+    def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        """Learn from scored rollouts; the metric "learned", where it is told, is 0 if there was nothing to learn."""
+        ...
+
+    def repair(self, verdict: Verdict) -> dict[str, float]:
+        """Called after a rollback that asks for repair."""
+        ...
+
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: Mapping[str, Any]) -> Any: ...
 
@@ -307,5 +430,20 @@ class Curriculum(Learner, Protocol):
     def sample(self, n: int) -> list[Task]: ...
 
 
-Gate = Callable[[Actor, Mapping[str, Actor]], Verdict]
-"""Candidate and {"base", "promoted"} -> verdict, on frozen probes."""
+@runtime_checkable
+class Gate(Protocol):
+    """Candidate and {"base", "promoted"} -> verdict, on frozen probes. ``trainers.gates`` has a base with defaults."""
+
+    @property
+    def judge(self) -> RewardFunction | None:
+        """What it decides by, never of a family that trains."""
+        ...
+
+    @property
+    def labels(self) -> int:
+        """How many labels it reads."""
+        ...
+
+    def __call__(self, candidate: Actor, against: Mapping[str, Actor]) -> Verdict: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> Any: ...

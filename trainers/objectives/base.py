@@ -31,20 +31,25 @@ class Term(ABC):
     @property
     @abstractmethod
     def needs(self) -> frozenset[str]:
-        """What must be there: "advantages", "log_probs:NAME", "pairs", "forward" in the batch; "entropy", "kl:NAME"
-        from the policy."""
+        """What must be there: "advantages", "log_probs:NAME" ("old" is the clip centre), "pairs", "forward" in the
+        batch; "entropy", "kl:NAME" from the policy."""
+
+    @property
+    def terms(self) -> tuple[tuple[float, Term], ...]:
+        """What it is a weighted sum of."""
+        return ((1.0, self),)
 
     @abstractmethod
     def __call__(self, now: Evaluation, batch: Batch) -> tuple[Tensor, Metrics]: ...
 
     def __add__(self, other: Term) -> Sum:
-        return Sum(_parts(self) + _parts(other))
+        return Sum(self.terms + other.terms)
 
     def __sub__(self, other: Term) -> Sum:
         return self + -1.0 * other
 
     def __mul__(self, weight: float) -> Sum:
-        return Sum(tuple((weight * w, term) for w, term in _parts(self)))
+        return Sum(tuple((weight * w, term) for w, term in self.terms))
 
     __rmul__ = __mul__
 
@@ -54,6 +59,10 @@ class Sum(Term):
     """A weighted sum of terms; ``objective/loss`` is the whole loss, the other metrics are the terms' own."""
 
     parts: tuple[tuple[float, Term], ...]
+
+    @property
+    def terms(self) -> tuple[tuple[float, Term], ...]:
+        return self.parts
 
     @property
     def needs(self) -> frozenset[str]:
@@ -66,10 +75,6 @@ class Sum(Term):
             loss = loss + weight * value
             metrics |= its_metrics
         return loss, metrics | {"objective/loss": loss.item()}
-
-
-def _parts(term: Term) -> tuple[tuple[float, Term], ...]:
-    return term.parts if isinstance(term, Sum) else ((1.0, term),)
 
 
 def aggregate(values: Tensor, batch: Batch, how: Aggregate) -> Tensor:

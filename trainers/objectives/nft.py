@@ -46,7 +46,7 @@ class NFT(Term):
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"log_probs:behaviour"})
+        return frozenset({"log_probs:old"})
 
     def __call__(self, now: Evaluation, batch: Batch) -> tuple[Tensor, Metrics]:
         if "pass_rate" not in batch.columns:

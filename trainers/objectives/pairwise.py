@@ -42,7 +42,7 @@ class PairwiseRegression(Term):
 
     @property
     def needs(self) -> frozenset[str]:
-        old = set() if self.clip is None else {"log_probs:behaviour"}
+        old = set() if self.clip is None else {"log_probs:old"}
         return frozenset({"pairs", f"log_probs:{self.reference}"} | old) | decisions_need(self.decisions)
 
     def __call__(self, now: Evaluation, batch: Batch) -> tuple[Tensor, Metrics]:

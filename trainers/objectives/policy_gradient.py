@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -30,8 +31,8 @@ class Reinforce(Term):
 class PPOClip(Term):
     """-E[min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A)], rho = pi / pi_old.
 
-    PPO (arXiv 1707.06347, eq. 7; not checked). pi_old is ``log_probs["proximal"]`` where present, else
-    "behaviour". The published variants are choices of the fields (numbers recalled, not checked):
+    PPO (arXiv 1707.06347, eq. 7; not checked). pi_old is the clip centre. The published
+    variants are choices of the fields (numbers recalled, not checked):
 
     ========  ==============================================================================
     GRPO      ``PPOClip()`` with ``advantages.grpo()``                      (arXiv 2402.03300)
@@ -41,6 +42,9 @@ class PPOClip(Term):
     ========  ==============================================================================
 
     Attributes:
+        centre: "proximal" is the policy as the update began, evaluated once on what is trained; "behaviour" who
+            sampled; "auto" is the former where it is there (as for rollouts trained in another context than they were
+            sampled in), else the latter. Without ``importance_cap`` nothing is weighted.
         clip_low, clip_high: ``batch.columns`` of the same names ([B]) replace them per sample.
         level: what shares a ratio. "segment" and "sequence" use the geometric mean over their decisions, with
             the gradient through all of them.
@@ -59,6 +63,7 @@ class PPOClip(Term):
     dual_clip: float | None = None
     importance_cap: float | None = None
     aggregate: Aggregate = "rollout"
+    centre: Literal["auto", "proximal", "behaviour"] = "auto"
 
     def __post_init__(self) -> None:
         if self.dual_clip is not None and self.dual_clip <= 1:
@@ -66,12 +71,14 @@ class PPOClip(Term):
 
     @property
     def needs(self) -> frozenset[str]:
-        centre = set() if self.importance_cap is None else {"log_probs:proximal"}
-        return frozenset({"advantages", "log_probs:behaviour"} | centre)
+        centre = {"log_probs:old" if self.centre == "auto" else f"log_probs:{self.centre}"}
+        both = set() if self.importance_cap is None else {"log_probs:proximal", "log_probs:behaviour"}
+        return frozenset({"advantages"} | centre | both)
 
     def __call__(self, now: Evaluation, batch: Batch) -> tuple[Tensor, Metrics]:
         advantages = advantages_of(batch)
-        log_ratio = level_log_ratio(now.log_probs - old_log_probs(batch), batch, self.level, self.per_dimension)
+        old = old_log_probs(batch) if self.centre == "auto" else batch.log_probs[self.centre]
+        log_ratio = level_log_ratio(now.log_probs - old, batch, self.level, self.per_dimension)
         ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
         low = 1 - _own(self.clip_low, batch.columns.get("clip_low"), ratio)
         high = 1 + _own(self.clip_high, batch.columns.get("clip_high"), ratio)

@@ -16,8 +16,6 @@ from ..setting import RobotConfig
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
     from ...trainers.run_folder import RunFolder
-    from ...types import Rollout, Task
-    from ..chunk_policy import ChunkPolicy
 
 
 @dataclass(frozen=True)
@@ -44,26 +42,17 @@ def debug() -> Config:
     return Config.tiny()
 
 
-class Demonstrations:
-    """An actor that shows demonstrations instead of acting."""
-
-    def __init__(self, policy: ChunkPolicy, encoded: Sequence[Rollout]) -> None:
-        self.policy, self.encoded = policy, list(encoded)
-
-    def act(self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...] = (0,), **sampling: Any) -> list[Rollout]:
-        return list(self.encoded)
-
-
 def nothing(rollouts: Sequence[Any], **columns: Any) -> list[float]:
     """Every demonstration counts the same."""
     return [1.0] * len(rollouts)
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
+    from ...trainers.actors import Demonstrations
     from ...trainers.objectives import WeightedImitation
     from ..setting import start
 
     setting = start(config, folder)
-    actor: Any = Demonstrations(setting.policy, setting.encoded)
+    actor: Any = Demonstrations(setting.actor(), setting.encoded)
     stage = setting.stage(setting.learner(WeightedImitation(), anchors=None), nothing, actor=actor)
     return setting.experiment([stage], nothing)

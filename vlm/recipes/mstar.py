@@ -10,18 +10,16 @@ values, learned from Monte-Carlo roll-outs; here it is the share of an answer's 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...trainers.config import POLICY_GRADIENT
 from ..setting import LanguageConfig
-from ..wrapped import Wrapped
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
     from ...trainers.run_folder import RunFolder
-    from ...types import Batch, Rollout, Task
+    from ...types import Batch, Task
 
 
 @dataclass(frozen=True)
@@ -54,13 +52,17 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     from ...trainers.objectives import WeightedImitation
     from ..rereading import Rereading
     from ..setting import start
+    from ..temperature import Temperature, Tempered
     from ..watch import Watch
 
     setting = start(config, folder)
     reward = RightAndSound(Exact(), Rereading(setting.eyes) if config.process else None)
     sources = {kind: Backwards(source) for kind, source in setting.questions.train.items()}
     validation = Uniform(sources, seed=config.seed).sample(config.validation)
-    tuner = Temperature(setting.policy, validation, reward, config)
+    values = config.temperatures if config.tune_every else ()
+    tuner = Temperature(
+        setting.policy, validation, reward, values, start=config.temperature, every=config.tune_every, seed=config.seed
+    )
     learner = setting.learner(WeightedImitation(), dropout=True, prepare=[Top(config.keep)])
     learners = {"policy": learner, "temperature": tuner, "watch": Watch()}
     actor: Any = Tempered(setting.policy, tuner)
@@ -103,58 +105,3 @@ class Top:
         chosen = best_of_group(batch, self.k)
         weight = chosen.columns["weight"] * (batch.returns > 0).float()
         return replace(chosen, columns=chosen.columns | {"weight": weight})
-
-
-class Temperature:
-    """A learner of one number: the temperature with the highest Reward-Pass@2 on validation questions."""
-
-    def __init__(self, policy: Any, validation: Sequence[Task], reward: RightAndSound, config: Config) -> None:
-        self.policy, self.validation, self.reward, self.config = policy, validation, reward, config
-        self.value, self.updates = config.temperature, 0
-
-    def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
-        every = self.config.tune_every
-        if every and self.updates % every == 0:
-            found = {value: self.reward_pass(value) for value in self.config.temperatures}
-            self.value = max(found, key=lambda value: found[value])
-        self.updates += 1
-        return {"answers/temperature": self.value}
-
-    def reward_pass(self, temperature: float, k: int = 2, samples: int = 8) -> float:
-        """Share of questions with a right answer among the k of ``samples`` whose process reward is highest."""
-        from ...trainers.scoring import columns
-
-        key = (self.config.seed, 10**6, self.updates)
-        rollouts = self.policy.act(self.validation, samples, key=key, temperature=temperature)
-        table = columns(rollouts)
-        right = self.reward.right(**table)
-        sound = [0.0] * len(right) if self.reward.sound is None else self.reward.sound(**table)
-        hits = 0
-        for first in range(0, len(rollouts), samples):
-            rows = sorted(range(first, first + samples), key=lambda row: -sound[row])[:k]
-            hits += any(right[row] == 1.0 for row in rows)
-        return hits / len(self.validation)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"value": self.value, "updates": self.updates}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.value, self.updates = float(state["value"]), int(state["updates"])
-
-
-@dataclass
-class Tempered(Wrapped):
-    """The policy, sampling at the temperature that was last chosen; what is imitated is imitated at temperature 1."""
-
-    policy: Any
-    tuner: Temperature
-
-    def act(self, tasks: Sequence[Task], n: int, **sampling: Any) -> list[Rollout]:
-        if sampling.get("greedy"):
-            said: list[Rollout] = self.policy.act(tasks, n, **sampling)
-            return said
-        rollouts: list[Rollout] = self.policy.act(tasks, n, **{**sampling, "temperature": self.tuner.value})
-        for rollout in rollouts:
-            as_told = {name: tensor for name, tensor in rollout.payload.items() if name != "temperature"}
-            rollout.payload = {**as_told, "temperature": rollout.payload["temperature"] * 0 + 1}
-        return rollouts

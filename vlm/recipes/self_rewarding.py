@@ -72,7 +72,7 @@ def build(config: Config, folder: RunFolder) -> Experiment:
         look = Optimisation(setting.config.lr, max_grad_norm=config.max_grad_norm)
         actor: Any = PastAndFuture(setting.policy, setting.start, judge, look, beta=config.beta, guided=config.future)
         learner = setting.learner(DPO(config.beta, "proximal"), prepare=[best_worst])
-        sampling = {"pairs": True, "temperature": config.temperature}
+        sampling = {"temperature": config.temperature}
         return setting.experiment([setting.stage(learner, kept_score, actor=actor, sampling=sampling)])
     if config.variant == "cream":
         previous = setting.policy.fork("previous")

@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...trainers.config import POLICY_GRADIENT
 from ..setting import LanguageConfig
-from ..wrapped import Wrapped
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
     from ...trainers.run_folder import RunFolder
-    from ...types import Rollout, Task
 
 
 @dataclass(frozen=True)
@@ -56,29 +54,17 @@ def nothing(rollouts: Sequence[Any], **columns: Any) -> list[float]:
 
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ...errors import UsageError
+    from ...trainers.actors import Demonstrations
     from ...trainers.objectives import WeightedImitation
-    from ..setting import showing, start
+    from ..setting import start
+    from ..wrapped import Labels
 
     labels = config.target == "answers"
     setting = start(config, folder, labels=labels)
     if not labels and not setting.encoded:
         raise UsageError("there are no demonstrations to imitate: give rows a demonstration, or --target answers")
     size = setting.config.batch_size or 1
-    actor: Any = Labels(setting.policy) if labels else showing(setting.policy, setting.encoded, size)
+    actor: Any = Labels(setting.policy) if labels else Demonstrations(setting.policy, setting.encoded, size)
     learner = setting.learner(WeightedImitation(), dropout=True, rollouts=size)
     stage = setting.stage(learner, nothing, actor=actor, tasks_per_step=size if labels else 1)
     return setting.experiment([stage])
-
-
-class Labels(Wrapped):
-    """An actor that gives the right answers of its tasks, without a trace."""
-
-    def __init__(self, policy: Any) -> None:
-        self.policy = policy
-
-    def act(self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...] = (0,), **sampling: Any) -> list[Rollout]:
-        if sampling.get("greedy"):  # a gate or an evaluation asks the policy itself
-            answers: list[Rollout] = self.policy.act(tasks, n, key=key, **sampling)
-            return answers
-        encoded: list[Rollout] = self.policy.encode(tasks, [f"= {task.reference}" for task in tasks])
-        return encoded
