@@ -27,7 +27,8 @@ from autotelic.trainers.run_folder import RunFolder
 from autotelic.trainers.scoring import RewardError, score
 from autotelic.vla.policy import ActionPolicy
 from autotelic.vla.recipes import evolve_vla
-from autotelic.vla.setting import Setting, counts, record
+from autotelic.vla.environments import counts, record
+from autotelic.vla.setting import Setting
 
 from .test_loop import assert_same_run
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..trainers.randomness import generator
 from ..types import Rollout
-from .chunk_policy import OWN, ChunkPolicy, Seen
+from .chunk_policy import ChunkPolicy, Seen, frames_in, is_own
 from .vision import shifted
 
 
@@ -36,9 +36,10 @@ def clone(policy: ChunkPolicy, rollouts: Sequence[Rollout], cloning: Cloning) ->
 
     Sets the policy's input normalisation first. Returns the last loss per decision.
     """
-    data = {name: torch.cat([r.payload[name] for r in rollouts]) for name in rollouts[0].payload if name not in OWN}
+    names = rollouts[0].payload
+    data = {name: torch.cat([r.payload[name] for r in rollouts]) for name in names if not is_own(name)}
     states = torch.cat([r.payload["states"] for r in rollouts])
-    frames = torch.cat([r.payload["frames"] for r in rollouts]) if "frames" in rollouts[0].payload else None
+    frames = {c: torch.cat([frames_in(r.payload)[c] for r in rollouts]) for c in frames_in(names)}
     told = [str(r.task.prompt) for r in rollouts for _ in r.payload["states"]]
     weights = _weights(rollouts)
     policy.normalise(states)
@@ -49,15 +50,15 @@ def clone(policy: ChunkPolicy, rollouts: Sequence[Rollout], cloning: Cloning) ->
     loss, device = torch.zeros(()), policy.device
     for _ in range(cloning.steps):
         rows = torch.multinomial(weights, cloning.batch, replacement=True, generator=random)
-        shown = None if frames is None else frames[rows]
-        if shown is not None and cloning.shift:
-            shown = shifted(shown, cloning.shift, random)
+        shown = {camera: film[rows] for camera, film in frames.items()}
+        if cloning.shift:
+            shown = {camera: shifted(film, cloning.shift, random) for camera, film in shown.items()}
         stored = {name: values[rows] for name, values in data.items()}
         if policy.demonstrations == "forward":
             stored = dict(policy.redraw(stored, random))
         stored = {name: values.to(device) for name, values in stored.items()}
         stored["temperature"] = torch.ones(len(rows), device=device)
-        seen = Seen([told[row] for row in rows.tolist()], states[rows].to(device), _to(shown, device))
+        seen = Seen([told[row] for row in rows.tolist()], states[rows], shown).to(device)
         loss = policy.imitation_loss(seen, stored)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -72,7 +73,3 @@ def _weights(rollouts: Sequence[Rollout]) -> Tensor:
     categories = [r.task.category for r in rollouts]
     share = [1.0 / (categories.count(r.task.category) * len(r.payload["states"])) for r in rollouts]
     return torch.cat([torch.full((len(r.payload["states"]),), s) for r, s in zip(rollouts, share, strict=True)])
-
-
-def _to(tensor: Tensor | None, device: torch.device) -> Tensor | None:
-    return None if tensor is None else tensor.to(device)
