@@ -6,12 +6,13 @@ to its seal: whoever records demonstrations knows which of them to keep.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .simulator import Refusal, Simulator, View, instruction_of
+from .simulator import Refusal, Simulator, View, spec_of
 
 RETRY_STRIDE = 1_000_000
 """What is added to a seed for each time that the expert failed on it; splits are a hundred times wider."""
@@ -29,7 +30,7 @@ class Demonstration:
         observations: [N + 1, D] float32, before each step and after the last.
         actions: [N, A] float32 in [-1, 1].
         settle: expert steps at the end that were recorded after success first held.
-        frames: [N + 1, size, size, 3] uint8, taken with the observations, or None.
+        images: camera -> [N + 1, size, size, 3] uint8, taken with the observations, or None.
     """
 
     environment: str
@@ -38,7 +39,22 @@ class Demonstration:
     observations: NDArray[np.float32]
     actions: NDArray[np.float32]
     settle: int
-    frames: NDArray[np.uint8] | None = None
+    images: Mapping[str, NDArray[np.uint8]] | None = None
+
+    @property
+    def frames(self) -> NDArray[np.uint8] | None:
+        """[N + 1, size, size, 3] what the first camera saw: for judges that look at one film."""
+        return first_film(self.images)
+
+
+def first_film(images: Mapping[str, NDArray[np.uint8]] | None) -> NDArray[np.uint8] | None:
+    """The pictures of the first camera, or None."""
+    return next(iter(images.values()), None) if images else None
+
+
+def stacked(frames: Sequence[Mapping[str, NDArray[np.uint8]]]) -> dict[str, NDArray[np.uint8]]:
+    """Pictures [H, W, 3] by camera, one after another -> camera -> [N, H, W, 3]."""
+    return {camera: np.stack([pictures[camera] for pictures in frames]) for camera in frames[0]}
 
 
 def demonstrate(
@@ -49,7 +65,7 @@ def demonstrate(
     Args:
         horizon: steps within which success must first hold.
         settle: further steps to record after it.
-        view: how to take a picture with each observation; None takes none.
+        view: how to take pictures with each observation; None takes none.
 
     Returns:
         The demonstration, and the seeds on which the expert failed before.
@@ -78,7 +94,7 @@ def _attempt(
     if act is None:
         raise Refusal(f"{environment} has no scripted expert: give its EnvSpec one, or demonstrations of yours")
     observations = [simulator.observe()]
-    frames = [] if view is None else [simulator.frame(view)]
+    frames = [] if view is None else [simulator.frames(view)]
     actions: list[NDArray[np.float32]] = []
     remaining: int | None = None
     while remaining != 0 and (remaining is not None or len(actions) < horizon):
@@ -86,14 +102,13 @@ def _attempt(
         simulator.step(actions[-1][None])
         observations.append(simulator.observe())
         if view is not None:
-            frames.append(simulator.frame(view))
+            frames.append(simulator.frames(view))
         if remaining is not None:
             remaining -= 1
         elif simulator.success():
             remaining = settle
     if remaining is None:
         return None
-    pictures = np.stack(frames) if frames else None
-    return Demonstration(
-        environment, instruction_of(environment), seed, np.stack(observations), np.stack(actions), settle, pictures
-    )
+    names = (environment, spec_of(environment).instruction, seed)
+    images = stacked(frames) if frames else None
+    return Demonstration(*names, np.stack(observations), np.stack(actions), settle, images)

@@ -2,7 +2,8 @@
 
 ::
 
-    observations [S+1, D] float32, actions [S, C, A] float32, frames [S+1, H, W, 3] uint8 if there are any
+    observations [S+1, D] float32, actions [S, C, A] float32
+    images.CAMERA [S+1, H, W, 3] uint8 of each camera, if there are any
     environment, instruction (text), seed, steps, stopped
     success: 1, 0, or -1 where the oracle was not read
 
@@ -21,6 +22,8 @@ import numpy as np
 from ..errors import UsageError
 from .pool import Episode
 
+IMAGES = "images."
+
 
 def save_episodes(folder: str | Path, episodes: Sequence[Episode]) -> None:
     """Write episodes to a new or empty folder.
@@ -35,7 +38,8 @@ def save_episodes(folder: str | Path, episodes: Sequence[Episode]) -> None:
     for index, episode in enumerate(episodes):
         success = -1 if episode.success is None else int(episode.success)
         values: dict[str, Any] = {name: value for name, value in vars(episode).items() if value is not None}
-        np.savez_compressed(folder / f"episode-{index:06d}.npz", **(values | {"success": success}))
+        films = {IMAGES + camera: film for camera, film in (values.pop("images", None) or {}).items()}
+        np.savez_compressed(folder / f"episode-{index:06d}.npz", **(values | films | {"success": success}))
 
 
 def load_episodes(folder: str | Path) -> list[Episode]:
@@ -54,6 +58,7 @@ def _load(file: Path) -> Episode:
     try:
         with np.load(file, allow_pickle=False) as stored:
             success = int(stored["success"])
+            cameras = [name for name in stored.files if name.startswith(IMAGES)]
             return Episode(
                 environment=str(stored["environment"]),
                 instruction=str(stored["instruction"]),
@@ -63,7 +68,7 @@ def _load(file: Path) -> Episode:
                 steps=int(stored["steps"]),
                 stopped=bool(stored["stopped"]),
                 success=None if success < 0 else bool(success),
-                frames=stored["frames"] if "frames" in stored.files else None,
+                images={name.removeprefix(IMAGES): stored[name] for name in cameras} or None,
             )
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UsageError(f"{file} is no recorded episode ({' '.join(str(error).split())})") from error

@@ -23,12 +23,13 @@ from PIL import Image
 
 from ..errors import UsageError
 from .action_scale import ActionScale
-from .demonstrations import Demonstration
+from .demonstrations import Demonstration, stacked
 from .lerobot_layout import (
     SIDECAR,
     Floats,
     Frames,
     Layout,
+    feature_of,
     parquet,
     read_table,
 )
@@ -36,7 +37,7 @@ from .lerobot_layout import Recording as Recording
 from .lerobot_layout import layout_of_dataset as layout_of_dataset
 from .lerobot_writing import write_folder
 from .pool import Episode
-from .simulator import Simulator, instruction_of, make_simulator
+from .simulator import Simulator, make_simulator
 
 
 def read_demonstrations(
@@ -46,7 +47,7 @@ def read_demonstrations(
     episodes: Sequence[int] | None = None,
     state: str | Sequence[str] = "observation.state",
     action: str = "action",
-    camera: str | None = None,
+    cameras: Sequence[str] = (),
     scale: ActionScale | None = None,
     failures: bool = False,
 ) -> list[Recording]:
@@ -56,7 +57,8 @@ def read_demonstrations(
         environment: name of the simulator they belong to, for episodes that do not say.
         episodes: which; None reads all.
         state: feature or features that make up an observation, in this order.
-        camera: feature whose pictures become ``frames``; None reads none.
+        cameras: whose pictures are read, "wrist" for the feature "observation.images.wrist"; a feature of another
+            name is written out.
         scale: from the robot's units to [-1, 1], see :func:`action_scale`.
         failures: keep episodes that are known to have failed.
 
@@ -71,22 +73,24 @@ def read_demonstrations(
     names = [state] if isinstance(state, str) else list(state)
     for name in (*names, action):
         layout.feature(name)
-    if camera is not None:
-        layout.feature(camera, pictures=True)
+    films = {camera: feature_of(camera) for camera in cameras}
+    for feature in films.values():
+        layout.feature(feature, pictures=True)
     wanted = sorted(layout.rows) if episodes is None else list(episodes)
     absent = [index for index in wanted if index not in layout.rows]
     if absent:
         raise UsageError(f"{layout.folder} has {len(layout.rows)} episodes, and no episode {absent[0]}")
     more = _sidecar(layout.folder)
     told = [name for name in ("next.success", "next.reward", "next.progress") if name in layout.features]
-    stored = camera is not None and layout.features[camera]["dtype"] == "image"
-    columns = [*names, action, *told, "task_index", "timestamp", *([camera] if camera and stored else [])]
+    stored = [feature for feature in films.values() if layout.features[feature]["dtype"] == "image"]
+    columns = [*names, action, *told, "task_index", "timestamp", *stored]
     found = []
     for index, table in _tables(layout, wanted, columns):
-        frames = None
-        if camera is not None:
-            frames = _pictures(table[camera], layout, index) if stored else _video(layout, index, camera, table)
-        recording = _recording(layout, index, table, names, action, scale, frames, more.get(index, {}), environment)
+        images = {
+            camera: _pictures(table[name], layout, index) if name in stored else _video(layout, index, name, table)
+            for camera, name in films.items()
+        }
+        recording = _recording(layout, index, table, names, action, scale, images, more.get(index, {}), environment)
         if failures or recording.success is not False:
             found.append(recording)
     return found
@@ -115,11 +119,12 @@ def write_episodes(
     *,
     fps: int,
     instruction: str | None = None,
-    camera: str = "observation.images.main",
     robot: str | None = None,
-    draw: Callable[[Simulator], Frames] | None = None,
+    draw: Callable[[Simulator], Mapping[str, Frames]] | None = None,
 ) -> Path:
     """Write demonstrations, recordings or a pool's episodes as a new LeRobotDataset (v3.0).
+
+    Pictures become features "observation.images.CAMERA", stored as PNG within the rows, without loss.
 
     A pool's episode holds observations at the ends of chunks only; with chunks of more than one step it is replayed
     from its seed, see :func:`record`. Its success, if it was read, stands at its last step.
@@ -128,7 +133,6 @@ def write_episodes(
         folder: made here; must not exist, or be empty.
         fps: rows per second of the robot's own time.
         instruction: of all episodes; None takes each one's own.
-        camera: name of the pictures' feature. They are stored as PNG within the rows, without loss.
         robot: LeRobot's ``robot_type``.
         draw: takes the pictures of episodes that are replayed.
 
@@ -147,14 +151,16 @@ def write_episodes(
     finally:
         for simulator in simulators.values():
             simulator.close()
-    return write_folder(Path(folder), rows, fps=fps, instruction=instruction, camera=camera, robot=robot)
+    return write_folder(Path(folder), rows, fps=fps, instruction=instruction, robot=robot)
 
 
-def record(episode: Episode, simulator: Simulator, draw: Callable[[Simulator], Frames] | None = None) -> Recording:
+def record(
+    episode: Episode, simulator: Simulator, draw: Callable[[Simulator], Mapping[str, Frames]] | None = None
+) -> Recording:
     """A pool's episode step by step, by doing it again from its seed.
 
     Args:
-        draw: takes a picture [H, W, 3] uint8 of the simulator, after each step and before the first.
+        draw: takes pictures of the simulator, camera -> [H, W, 3] uint8, after each step and before the first.
 
     Raises:
         UsageError: the simulator did not come by the observations that the episode remembers.
@@ -182,18 +188,18 @@ def record(episode: Episode, simulator: Simulator, draw: Callable[[Simulator], F
         np.stack(observations),
         np.asarray(actions, np.float32),
         0,
-        np.stack(frames) if frames else None,
+        stacked(frames) if frames else None,
         episode.success,
     )
 
 
 def _recorded(
-    episode: Episode, simulators: dict[str, Simulator], draw: Callable[[Simulator], Frames] | None
+    episode: Episode, simulators: dict[str, Simulator], draw: Callable[[Simulator], Mapping[str, Frames]] | None
 ) -> Recording:
     name = episode.environment
     if episode.actions.shape[1] == 1:
-        place = (name, instruction_of(name), episode.seed, episode.observations, episode.actions[:, 0], 0)
-        return Recording(*place, episode.frames, episode.success)
+        steps = (episode.observations, episode.actions[:, 0], 0, episode.images)
+        return Recording(name, episode.instruction, episode.seed, *steps, episode.success)
     if name not in simulators:
         simulators[name] = make_simulator(name)
     return record(episode, simulators[name], draw)
@@ -248,7 +254,7 @@ def _recording(
     states: Sequence[str],
     action: str,
     scale: ActionScale | None,
-    frames: Frames | None,
+    images: dict[str, Frames],
     more: Mapping[str, Any],
     environment: str,
 ) -> Recording:
@@ -264,10 +270,10 @@ def _recording(
     last = more.get("last_state")
     if last is not None and states == ["observation.state"]:
         observations = np.concatenate([observations, np.asarray(last, np.float32)[None]])
-        if frames is not None:
-            if more.get("last_frame") is None:
-                raise UsageError(f"{where}: {SIDECAR} lacks the last picture")
-            frames = np.concatenate([frames, _picture(more["last_frame"])[None]])
+        for camera, film in images.items():
+            if more.get(feature_of(camera)) is None:
+                raise UsageError(f"{where}: {SIDECAR} lacks the last picture of {feature_of(camera)}")
+            images[camera] = np.concatenate([film, _picture(more[feature_of(camera)])[None]])
     else:
         actions = actions[:-1]
         told = {name: None if column is None else column[: len(actions)] for name, column in told.items()}
@@ -279,7 +285,7 @@ def _recording(
         observations,
         actions,
         settle,
-        frames,
+        images or None,
         success,
         told["next.reward"],
         told["next.progress"],

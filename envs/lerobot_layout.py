@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError, unknown
 from .demonstrations import Demonstration
+from .simulator import IMAGES
 
 Floats = NDArray[np.float32]
 Frames = NDArray[np.uint8]
@@ -20,18 +21,22 @@ SIDECAR = "meta/autotelic.parquet"
 PICTURES = ("image", "video")
 
 
+def feature_of(camera: str) -> str:
+    """The feature that holds a camera's pictures, such as "observation.images.wrist"."""
+    return camera if camera.startswith("observation.") else IMAGES + camera
+
+
 @dataclass(frozen=True, eq=False)
 class Recording(Demonstration):
     """An episode step by step, successful or not.
 
     Attributes:
-        frames: [N + 1, H, W, 3] uint8, taken with the observations, or None.
+        images: camera -> [N + 1, H, W, 3] uint8, taken with the observations, or None.
         success: whether it succeeded; None when nobody looked. ``settle`` is the number of steps after success first
             held, and 0 in an episode that failed.
         rewards, progress: [N] float32, what each step earned and the progress estimated after it, or None.
     """
 
-    frames: Frames | None = None
     success: bool | None = None
     rewards: Floats | None = None
     progress: Floats | None = None

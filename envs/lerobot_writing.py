@@ -15,7 +15,7 @@ from PIL import Image
 
 from ..errors import UsageError
 from .demonstrations import Demonstration
-from .lerobot_layout import SIDECAR, Frames, Recording, parquet
+from .lerobot_layout import SIDECAR, Frames, Recording, feature_of, parquet
 
 FILE = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 DATA = f"data/{FILE}.parquet"
@@ -35,18 +35,15 @@ def write_folder(
     *,
     fps: int,
     instruction: str | None,
-    camera: str,
     robot: str | None,
 ) -> Path:
     """Write everything beside the folder and move it there when it is whole. See ``write_episodes``."""
     parquet()
     if fps < 1 or fps != int(fps):
         raise UsageError(f"fps is {fps}: LeRobot counts whole rows per second, from 1")
-    if "/" in camera or not camera.startswith("observation."):
-        raise UsageError(f'camera {camera!r}: LeRobot looks for names such as "observation.images.main", without "/"')
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} holds something already: choose another folder")
-    features = _features(_checked(episodes), camera)
+    features = _features(_checked(episodes))
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -101,7 +98,7 @@ def _write(
         name: _statistics(np.concatenate([columns[name] for columns in everything]), name in pictures)
         for name in features
     }
-    _write_meta(folder, entries, tasks, episodes, bool(pictures))
+    _write_meta(folder, entries, tasks, episodes, pictures)
     info = {
         "codebase_version": "v3.0",
         "robot_type": robot,
@@ -126,7 +123,7 @@ def _write_meta(
     entries: Sequence[Mapping[str, Any]],
     tasks: Mapping[str, int],
     episodes: Sequence[Demonstration],
-    pictures: bool,
+    pictures: Sequence[str],
 ) -> None:
     import pyarrow as pa
 
@@ -149,8 +146,8 @@ def _write_meta(
         "seed": [episode.seed for episode in episodes],
         "last_state": [np.asarray(episode.observations[-1], np.float32).tolist() for episode in episodes],
     }
-    if pictures:
-        more["last_frame"] = [_encoded(_extras(episode)["frames"][-1]) for episode in episodes]
+    for name in pictures:
+        more[name] = [_encoded(_extras(episode)[name][-1]) for episode in episodes]
     parquet().write_table(
         pa.table(
             {name: pa.array(v, pa.list_(pa.float32()) if name == "last_state" else None) for name, v in more.items()}
@@ -177,8 +174,8 @@ def _extras(episode: Demonstration) -> dict[str, Any]:
     if success is not None:
         held = np.zeros(len(episode.actions), bool)
         held[max(0, len(held) - 1 - episode.settle) if success else len(held) :] = True
-    return {
-        "frames": getattr(episode, "frames", None),
+    films = {feature_of(camera): film for camera, film in (episode.images or {}).items()}
+    return films | {
         "next.success": held,
         "next.reward": getattr(episode, "rewards", None),
         "next.progress": getattr(episode, "progress", None),
@@ -200,31 +197,34 @@ def _checked(episodes: Sequence[Demonstration]) -> Sequence[Demonstration]:
             raise UsageError(f"episode {index}: {len(episode.observations)} observations for {steps} actions")
         if not (np.isfinite(episode.observations).all() and np.isfinite(episode.actions).all()):
             raise UsageError(f"episode {index}: states or actions hold NaN or infinity")
-        for name, value in _extras(episode).items():
-            if (value is None) != (had[name] is None):
+        have = _extras(episode)
+        for name in {**had, **have}:
+            value = have.get(name)
+            if (value is None) != (had.get(name) is None):
                 raise UsageError(f"episodes 0 and {index}: only one of them has {name}; give it to all or to none")
-            wanted = steps + 1 if name == "frames" else steps
+            wanted = steps if name.startswith("next.") else steps + 1
             if value is not None and len(value) != wanted:
                 raise UsageError(f"episode {index}: {len(value)} {name} for {steps} actions; expected {wanted}")
-        frames = getattr(episode, "frames", None)
-        if frames is not None and (
-            frames.dtype != np.uint8 or frames.shape[1:] != had["frames"].shape[1:] or frames.shape[3:] != (3,)
-        ):
-            raise UsageError(
-                f"episode {index}: frames are {frames.dtype} {list(frames.shape)}; "
-                "expected uint8 [N+1, H, W, 3], all of one size"
-            )
+        for camera, film in (episode.images or {}).items():
+            name = feature_of(camera)
+            if "/" in name:
+                raise UsageError(f'camera {camera!r}: LeRobot looks for names such as "wrist", without "/"')
+            if film.dtype != np.uint8 or film.shape[1:] != had[name].shape[1:] or film.shape[3:] != (3,):
+                raise UsageError(
+                    f"episode {index}: {name} is {film.dtype} {list(film.shape)}; "
+                    "expected uint8 [N+1, H, W, 3], all of one size"
+                )
     return episodes
 
 
-def _features(episodes: Sequence[Demonstration], camera: str) -> dict[str, dict[str, Any]]:
+def _features(episodes: Sequence[Demonstration]) -> dict[str, dict[str, Any]]:
     first, extras = episodes[0], _extras(episodes[0])
     features: dict[str, dict[str, Any]] = {
         "observation.state": {"dtype": "float32", "shape": [first.observations.shape[1]], "names": None}
     }
-    if extras["frames"] is not None:
+    for camera, film in (first.images or {}).items():
         names = ["height", "width", "channels"]
-        features[camera] = {"dtype": "image", "shape": list(extras["frames"].shape[1:]), "names": names}
+        features[feature_of(camera)] = {"dtype": "image", "shape": list(film.shape[1:]), "names": names}
     features["action"] = {"dtype": "float32", "shape": [first.actions.shape[1]], "names": None}
     for name, dtype in (("next.reward", "float32"), ("next.progress", "float32"), ("next.success", "bool")):
         if extras[name] is not None:
@@ -250,7 +250,7 @@ def _columns(
         "task_index": np.full(steps, task),
     }
     return {
-        name: have["frames"][:steps] if feature["dtype"] == "image" else np.asarray(have[name], feature["dtype"])
+        name: have[name][:steps] if feature["dtype"] == "image" else np.asarray(have[name], feature["dtype"])
         for name, feature in features.items()
     }
 

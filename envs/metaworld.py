@@ -21,12 +21,14 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import unknown
 from .metaworld_tasks import OBSERVATION as OBSERVATION
+from .metaworld_tasks import SHOULDER
 from .metaworld_tasks import TASKS as TASKS
 from .oracle import require_oracle
 from .physics import ENV_CLS_MAP, ENV_POLICY_MAP, mujoco
 from .rendering import Renderer, RenderingUnavailable
-from .simulator import METAWORLD, Quality, View, check_name
+from .simulator import IMAGES, Feature, Quality, Simulator, View
 
 OBSERVATION_SIZE = 21
 ACTION_SIZE = 4
@@ -53,7 +55,7 @@ class _State:
     changed: Mapping[str, Any]
 
 
-class MetaWorldSimulator:
+class MetaWorldSimulator(Simulator):
     """One MetaWorld task behind the :class:`~.simulator.Simulator` protocol.
 
     The observation is lean: MetaWorld's current 18 numbers and the goal, as in :data:`OBSERVATION`; the
@@ -69,6 +71,7 @@ class MetaWorldSimulator:
 
     observation_size = OBSERVATION_SIZE
     action_size = ACTION_SIZE
+    cameras = (SHOULDER,)
 
     def __init__(self, task: str) -> None:
         self.task = task
@@ -94,7 +97,12 @@ class MetaWorldSimulator:
         self._changed: Mapping[str, Any] = {}
         self._stale = True
         self._seen: NDArray[np.float64] | None = None
-        self._renderers: dict[View, Renderer] = {}
+        self._renderers: dict[tuple[int, Quality, str], Renderer] = {}
+
+    @property
+    def features(self) -> Mapping[str, Feature]:
+        cameras = (self.model.camera(index).name for index in range(self.model.ncam))
+        return {**super().features, **{IMAGES + camera: Feature() for camera in cameras}}
 
     def reset(self, seed: int) -> None:
         """The initial state that a new MetaWorld environment reaches with ``env.seed(seed); env.reset()``."""
@@ -222,7 +230,7 @@ class MetaWorldSimulator:
 
         return act
 
-    def frame(self, view: View) -> NDArray[np.uint8]:
+    def frame(self, view: View, camera: str = "") -> NDArray[np.uint8]:
         """[size, size, 3] seen as ``view`` says, with the marks of the goal where it is.
 
         In nine tasks MetaWorld's own pictures leave a mark elsewhere (it moves them, and the next ``mj_forward``
@@ -232,17 +240,19 @@ class MetaWorldSimulator:
             RenderingUnavailable: the machine has no usable GL library.
             Refusal: the model has no such camera.
         """
-        if view not in self._renderers:
-            self._renderers[view] = Renderer(self.model, view)
+        camera = camera or (view.cameras or self.cameras)[0]
+        key = (view.size, view.quality, camera)
+        if key not in self._renderers:
+            self._renderers[key] = Renderer(self.model, view, camera)
         self._refresh()
         places = self.data.site_xpos.copy()
         for mark, place in self.env._target_site_config:
             self.data.site(mark).xpos = place
         try:
-            return self._renderers[view].draw(self.data)
+            return self._renderers[key].draw(self.data)
         except RenderingUnavailable:
             with suppress(Exception):  # GL is broken, the simulator is not: the next frame starts afresh
-                self._renderers.pop(view).close()
+                self._renderers.pop(key).close()
             raise
         finally:
             self.data.site_xpos[:] = places
@@ -299,16 +309,17 @@ class MetaWorldEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float32]]):
         oracle: bool = False,
         size: int = 256,
         quality: Quality = "full",
-        camera: str = "shoulder",
+        camera: str = SHOULDER,
     ) -> None:
-        check_name(METAWORLD + task)
+        if task not in TASKS:
+            raise unknown("task", task, TASKS)
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode {render_mode!r}: MetaWorldEnv knows None and 'rgb_array'")
         if oracle:
             require_oracle(f"the reward and success of MetaWorldEnv({task!r}, oracle=True)")
         self.simulator = MetaWorldSimulator(task)
         self.render_mode, self.horizon, self.oracle = render_mode, horizon, oracle
-        self.view = View(size, quality, camera)
+        self.view = View(size, quality, (camera,))
         self.observation_space = gymnasium.spaces.Box(self.simulator.low, self.simulator.high, dtype=np.float64)
         self.action_space = gymnasium.spaces.Box(-1, 1, (ACTION_SIZE,), np.float32)
         self._steps, self._success = 0, False

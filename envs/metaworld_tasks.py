@@ -1,9 +1,20 @@
-"""The 50 MetaWorld v3 tasks by name, with the sentence that a policy is told, and the layout of their observations.
+"""The 50 MetaWorld v3 tasks by name, with the sentence that a policy is told, and their specs "metaworld/<task>".
 
 Imports no simulator.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .simulator import ACTION, IMAGES, STATE, EnvSpec, Feature, register
+
+SHOULDER = "shoulder"
+"""The camera over the robot's right shoulder; the model has others."""
 
 OBSERVATION: dict[str, slice] = {
     "hand": slice(0, 3),
@@ -72,3 +83,40 @@ TASKS: dict[str, str] = {
     "window-close-v3": "slide the window shut",
     "window-open-v3": "slide the window open",
 }
+
+
+def simulator(task: str) -> Any:
+    """The physics instance of a task."""
+    from .metaworld import MetaWorldSimulator
+
+    return MetaWorldSimulator(task)
+
+
+def practice(
+    environment: str, seed: int, steps: int, chunk: int
+) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """A scripted expert gone astray, for one episode."""
+    from .metaworld_practice import Astray
+
+    return Astray(environment.rpartition("/")[2], seed, steps, chunk)
+
+
+FEATURES = {STATE: Feature((21,)), IMAGES + SHOULDER: Feature(), ACTION: Feature((4,), -1, 1)}
+
+for _task, _instruction in TASKS.items():
+    register(
+        f"metaworld/{_task}",
+        EnvSpec(
+            make=simulator,
+            kwargs={"task": _task},
+            instruction=_instruction,
+            max_episode_steps=150,  # MetaWorld's own limit is 500; its experts are done within these
+            features=FEATURES,
+            fps=80,  # 5 substeps of 2.5 ms
+            title=_task,
+            citation="MetaWorld: Yu et al., arXiv:1910.10897",
+            layout=OBSERVATION,
+            proprioception=PROPRIOCEPTION,
+            practice=practice,
+        ),
+    )

@@ -6,26 +6,28 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import UsageError
 from .demonstrations import Demonstration as Demonstration
+from .demonstrations import first_film, stacked
 from .oracle import require_oracle
 from .process import Here, Process, WorkerDied
-from .simulator import View, check_name, instruction_of, specs
+from .simulator import ACTION, STATE, EnvSpec, Feature, View, spec_of, specs
 from .worker import Replay, Seen, Tick
 
 logger = logging.getLogger(__name__)
 
 Act = Callable[..., NDArray[Any]]
 """(rows [n], observations [n, D]) -> actions [n, C, A]; rows index the requests, ascending. With ``see`` a third
-argument: frames [n, size, size, 3] uint8 of the same rows."""
+argument: frames of the same rows, camera -> [n, size, size, 3] uint8."""
 
 Stop = Callable[..., NDArray[np.bool_]]
 """(rows [n], observations [n, D]) -> bool [n]; True ends the episode. With ``see`` frames too, as for ``act``."""
@@ -55,7 +57,7 @@ class Episode:
         steps: environment steps.
         stopped: ended by ``stop``.
         success: latched over chunk ends; None when the oracle was not read.
-        frames: [S + 1, size, size, 3] uint8, taken with the observations, or None.
+        images: camera -> [S + 1, size, size, 3] uint8, taken with the observations, or None.
     """
 
     environment: str
@@ -66,7 +68,12 @@ class Episode:
     steps: int
     stopped: bool
     success: bool | None
-    frames: NDArray[np.uint8] | None
+    images: Mapping[str, NDArray[np.uint8]] | None
+
+    @property
+    def frames(self) -> NDArray[np.uint8] | None:
+        """[S + 1, size, size, 3] what the first camera saw: for judges that look at one film."""
+        return first_film(self.images)
 
 
 class Pool:
@@ -84,7 +91,7 @@ class Pool:
 
     Args:
         environments: names that requests may use.
-        chunk: C, actions per decision.
+        chunk: C, actions per decision; None is what the specs say, which must be the same.
         workers: processes; None: one per core; 0: everything in this process. Pictures come from a worker
             process even then, because GL and torch do not share a process well.
         lanes: episodes in progress at most.
@@ -93,43 +100,57 @@ class Pool:
         environments, chunk, lanes: as given.
 
     Raises:
-        ValueError: an unknown environment, with the nearest valid names.
+        UsageError: an unknown environment, with the nearest valid names, or environments of different chunks.
     """
 
     def __init__(
-        self, environments: Sequence[str], *, chunk: int = 5, workers: int | None = None, lanes: int = 256
+        self, environments: Sequence[str], *, chunk: int | None = None, workers: int | None = None, lanes: int = 256
     ) -> None:
-        for name in environments:
-            check_name(name)
+        known = specs(environments)
+        chunk = _common_chunk(known) if chunk is None else chunk
         if chunk < 1 or lanes < 1 or (workers is not None and workers < 0):
             raise ValueError(f"Pool: chunk ({chunk}) and lanes ({lanes}) start at 1, workers ({workers}) at 0")
         self.environments = tuple(dict.fromkeys(environments))
         self.chunk, self.lanes = chunk, lanes
-        known = specs(self.environments)
         count = _cores() if workers is None else workers
         self._workers: list[Here | Process] = [Process(known) for _ in range(count)] or [Here(known)]
         self._painters: list[Here | Process] = self._workers if count else [Process(known)]
         for worker in self._workers:
             worker.start()
         self._own_cpu = 0.0
-        self._sizes: dict[str, tuple[int, int]] = {}
+        self._described: dict[str, tuple[Mapping[str, Feature], tuple[str, ...]]] = {}
 
     @property
     def cpu_seconds(self) -> float:
         """CPU time so far of all workers, and of this process inside the pool but outside ``act`` and ``stop``."""
         return self._own_cpu + sum(worker.cpu_seconds for worker in {*self._workers, *self._painters})
 
-    def sizes(self, environment: str) -> tuple[int, int]:
-        """(D, A): the sizes of an observation and of an action.
+    def features(self, environment: str) -> Mapping[str, Feature]:
+        """What an environment observes and acts with, by LeRobot's names.
 
         Raises:
             ValueError: not an environment of this pool.
+            Refusal: it cannot be built, or it has not the features of its spec.
         """
-        self._check(environment)
-        if environment not in self._sizes:
-            with self._counted():
-                self._sizes[environment] = _exchange([_Call(self._workers[0], "sizes", (environment,))], [])[0]
-        return self._sizes[environment]
+        return self._description(environment)[0]
+
+    def sizes(self, environment: str) -> tuple[int, int]:
+        """(D, A): the sizes of an observation and of an action; raises as ``features``."""
+        features = self.features(environment)
+        return features[STATE].shape[0], features[ACTION].shape[0]
+
+    def cameras(self, environment: str) -> tuple[str, ...]:
+        """Whose pictures are taken where a view names no camera; raises as ``features``."""
+        return self._description(environment)[1]
+
+    def build(self) -> None:
+        """Build every environment now, so that one that cannot be is refused at once; raises as ``features``."""
+        missing = [name for name in self.environments if name not in self._described]
+        shares = [(worker, missing[index :: len(self._workers)]) for index, worker in enumerate(self._workers)]
+        calls = [_Call(worker, "describe", (share,)) for worker, share in shares if share]
+        with self._counted():
+            for call, answer in zip(calls, _exchange(calls, []), strict=True):
+                self._described |= dict(zip(call.arguments[0], answer, strict=True))
 
     def run(
         self,
@@ -145,14 +166,14 @@ class Pool:
         """Run episodes with a policy.
 
         Args:
-            requests: in environments with the same sizes of observation and action. Horizon 0 gives the
-                initial observation only.
+            requests: in environments with the same sizes of observation and action, and the same cameras if pictures
+                are taken. Horizon 0 gives the initial observation only.
             act: called in this process on all live episodes at once.
             stop: asked on each new observation at a chunk's end.
             oracle: read success at the start and at chunk ends. Without ``stop`` an episode ends as soon as
                 it has succeeded, since nothing more can change; with ``stop`` it goes on until that or the
                 horizon.
-            render: take a picture wherever there is an observation.
+            render: take pictures wherever there is an observation.
             see: call ``act`` and ``stop`` with these pictures as a third argument.
             keep: leave the pictures on the episodes. False leaves None there and spares the picture after an
                 episode's last chunk, unless ``stop`` sees it.
@@ -174,9 +195,15 @@ class Pool:
             render = None
         if not requests:
             return []
-        sizes = {self.sizes(environment) for environment in {request.environment for request in requests}}
+        environments = {request.environment for request in requests}
+        sizes = {self.sizes(environment) for environment in environments}
         if len(sizes) > 1:
             raise ValueError(f"one run needs environments of one (observation size, action size), not {sorted(sizes)}")
+        if render is not None and not render.cameras:
+            cameras = {self.cameras(environment) for environment in environments}
+            if len(cameras) > 1:
+                raise UsageError(f"one run needs environments with the same cameras, not {sorted(cameras)}: name some")
+            render = replace(render, cameras=cameras.pop())
         workers = self._workers if render is None else self._painters
         shape = (self.chunk, sizes.pop()[1])
         with self._counted():
@@ -206,7 +233,7 @@ class Pool:
         Args:
             horizon: steps within which success must first hold.
             settle: further expert steps to record, so that the last states lie well inside the goal.
-            render: take a picture with each observation.
+            render: take pictures with each observation.
 
         Raises:
             ValueError: not an environment of this pool.
@@ -241,9 +268,17 @@ class Pool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _description(self, environment: str) -> tuple[Mapping[str, Feature], tuple[str, ...]]:
+        self._check(environment)
+        if environment not in self._described:
+            with self._counted():
+                answers = _exchange([_Call(self._workers[0], "describe", ([environment],))], [])
+            self._described[environment] = answers[0][0]
+        return self._described[environment]
+
     def _check(self, environment: str) -> None:
         if environment not in self.environments:
-            check_name(environment)
+            spec_of(environment)
             raise ValueError(f"environment {environment!r} is not in this pool: {', '.join(self.environments)}")
 
     @contextmanager
@@ -262,7 +297,7 @@ class _Lane:
     request: EpisodeRequest
     observations: list[NDArray[np.float32]] = field(default_factory=list)
     actions: list[NDArray[np.float32]] = field(default_factory=list)
-    frames: list[NDArray[np.uint8]] = field(default_factory=list)
+    frames: list[dict[str, NDArray[np.uint8]]] = field(default_factory=list)
     chosen: NDArray[np.float32] | None = None
     steps: int = 0
     stopped: bool = False
@@ -336,10 +371,10 @@ class _Run:
         """[n] rows that go on."""
         return np.array([row for row in self.active if not self._over(self.lanes[row])], np.int64)
 
-    def seen(self, rows: NDArray[np.int64], see: bool) -> tuple[NDArray[Any], ...]:
-        """The latest observations [n, D] of these rows, and frames [n, size, size, 3] if these are seen."""
+    def seen(self, rows: NDArray[np.int64], see: bool) -> tuple[Any, ...]:
+        """The latest observations [n, D] of these rows, and frames by camera [n, size, size, 3] if these are seen."""
         observations = np.stack([self.lanes[row].observations[-1] for row in rows])
-        return (observations, np.stack([self.lanes[row].frames[-1] for row in rows])) if see else (observations,)
+        return (observations, stacked([self.lanes[row].frames[-1] for row in rows])) if see else (observations,)
 
     def end(self, answer: NDArray[np.bool_]) -> None:
         """Mark what ``stop`` answered for the stepped rows."""
@@ -368,14 +403,14 @@ class _Run:
         return [
             Episode(
                 lane.request.environment,
-                instruction_of(lane.request.environment),
+                spec_of(lane.request.environment).instruction,
                 lane.request.seed,
                 np.stack(lane.observations),
                 np.stack(lane.actions) if lane.actions else nothing,
                 lane.steps,
                 lane.stopped,
                 lane.success if self.oracle else None,
-                np.stack(lane.frames) if self.render is not None and self.keep else None,
+                stacked(lane.frames) if self.render is not None and self.keep else None,
             )
             for lane in self.lanes
         ]
@@ -444,6 +479,15 @@ def _insist(call: _Call, deaths: list[str]) -> Any:
             logger.warning("an environment worker died and is replaced, its episodes are replayed:\n%s", death)
             call.worker.start()
             replaced = True
+
+
+def _common_chunk(known: Mapping[str, EnvSpec]) -> int:
+    """The chunk of all specs."""
+    chunks = {spec.chunk: name for name, spec in known.items()}
+    if len(chunks) > 1:
+        different = ", ".join(f"{name} has {chunk}" for chunk, name in chunks.items())
+        raise UsageError(f"one run needs environments of one chunk, and {different}: say one chunk for all")
+    return next(iter(chunks), 1)
 
 
 def _homes(requests: Sequence[EpisodeRequest], workers: int) -> list[int]:

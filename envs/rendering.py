@@ -18,14 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .metaworld_tasks import SHOULDER
 from .physics import mujoco
 from .simulator import Refusal, View
 from .simulator import RenderingUnavailable as RenderingUnavailable
 
 CELL = 0.02
 """Side in metres of the cubes in which the vertices of a mesh are merged at quality "fast": less than a pixel at 64."""
-
-SHOULDER = "shoulder"
 
 
 class Renderer:
@@ -34,15 +33,16 @@ class Renderer:
     Args:
         model: it is read, never written.
         view: how to look at it.
+        camera: from where.
 
     Raises:
         Refusal: the model has no such camera.
         RenderingUnavailable: GL does not work here.
     """
 
-    def __init__(self, model: mujoco.MjModel, view: View) -> None:
+    def __init__(self, model: mujoco.MjModel, view: View, camera: str) -> None:
         self.model, self.view = model, view
-        self.camera = _camera(model, view.camera)
+        self.camera = _camera(model, camera)
         self.gl = _context(view.size)
         self.context: Any = None
         try:

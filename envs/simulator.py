@@ -7,24 +7,23 @@ environment and takes turns between many episodes by :meth:`Simulator.save` and
 
 from __future__ import annotations
 
-import difflib
 import pickle
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import plugins
-from ..errors import UsageError
-from .metaworld_tasks import OBSERVATION, PROPRIOCEPTION, TASKS
+from ..errors import UsageError, unknown
 
-METAWORLD = "metaworld/"
-"""Prefix of the MetaWorld tasks' names, as in "metaworld/drawer-open-v3"."""
+STATE, IMAGES, ACTION = "observation.state", "observation.images.", "action"
+"""LeRobot's names of features: numbers, pictures (a camera's name follows), and what a policy answers."""
 
-METAWORLD_HORIZON = 500
-
+DRAWN = "main"
+"""The camera of an environment that has one picture and no name for it."""
 
 Quality = Literal["fast", "plain", "full"]
 
@@ -38,22 +37,40 @@ class View:
         quality: "full" is MuJoCo's own default (4096-pixel shadow map, mirrored floor, 4x multisampling); "plain"
             leaves these three out; "fast" also draws coarse meshes. Physics never depends on it, and simulators
             without these settings ignore it.
-        camera: MetaWorld: "shoulder", over the robot's right shoulder, or a camera of the model such as "corner2",
-            right side up. Other environments have their one picture and ignore it.
+        cameras: by name; none takes the environment's own, which are all its image observations or else its one
+            picture. MetaWorld has "shoulder", over the robot's right shoulder, and the cameras of its model such as
+            "corner2", right side up.
 
     Raises:
-        ValueError: a size below 1 or an unknown quality.
+        ValueError: a size below 1, an unknown quality, or cameras that are no names or twice the same.
     """
 
     size: int = 64
     quality: Quality = "fast"
-    camera: str = "shoulder"
+    cameras: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ValueError(f"View: size {self.size} must be at least 1 pixel")
         if self.quality not in get_args(Quality):
             raise ValueError(f"View: quality {self.quality!r} must be one of {', '.join(get_args(Quality))}")
+        if isinstance(self.cameras, str) or len(set(self.cameras)) < len(self.cameras):
+            raise ValueError(f"View: cameras {self.cameras!r} must be different names, as in ('front', 'wrist')")
+        object.__setattr__(self, "cameras", tuple(self.cameras))  # settings that were read from JSON hold a list
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One thing that is observed, or the action.
+
+    Attributes:
+        shape: of its array; pictures are [H, W, 3]. Empty where a picture is drawn in any size.
+        low, high: bounds in the robot's own units, numbers or one per entry; None is as the environment says.
+    """
+
+    shape: tuple[int, ...] = ()
+    low: float | tuple[float, ...] | None = None
+    high: float | tuple[float, ...] | None = None
 
 
 class Refusal(UsageError):
@@ -64,55 +81,70 @@ class RenderingUnavailable(Refusal):
     """This machine has no usable GL library."""
 
 
-class Simulator(Protocol):
+class Simulator(ABC):
     """One physics instance.
 
     Attributes:
         observation_size: D, numbers in an observation.
         action_size: A, numbers in an action; each is meant to lie in [-1, 1].
+        cameras: whose pictures are taken where a view names none.
     """
 
     observation_size: int
     action_size: int
+    cameras: tuple[str, ...] = (DRAWN,)
 
+    @property
+    def features(self) -> Mapping[str, Feature]:
+        """What is observed and acted with, by LeRobot's names."""
+        numbers = {STATE: Feature((self.observation_size,)), ACTION: Feature((self.action_size,), -1, 1)}
+        return numbers | {IMAGES + camera: Feature() for camera in self.cameras}
+
+    @abstractmethod
     def reset(self, seed: int) -> None:
         """Go to the initial state that the seed alone decides, whatever happened before."""
-        ...
 
+    @abstractmethod
     def save(self) -> Any:
         """Everything that decides what happens next; the caller must not change it."""
-        ...
 
+    @abstractmethod
     def restore(self, state: Any) -> None:
         """Go back to a saved state; what follows is bit for bit what followed it the first time."""
-        ...
 
+    @abstractmethod
     def observe(self) -> NDArray[np.float32]:
         """[D] the current observation, a fresh array."""
-        ...
 
+    @abstractmethod
     def step(self, actions: NDArray[np.float32]) -> None:
         """Physics only for actions [C, A]: no observation, reward or success in between."""
-        ...
 
+    @abstractmethod
     def success(self) -> bool:
         """Whether the current state solves the task. Oracle knowledge: the caller asks ``require_oracle`` first."""
-        ...
 
-    def frame(self, view: View) -> NDArray[np.uint8]:
-        """[size, size, 3] the current state as an RGB picture, right side up."""
-        ...
+    def frame(self, view: View, camera: str = "") -> NDArray[np.uint8]:
+        """[size, size, 3] the current state as an RGB picture, right side up.
+
+        Args:
+            camera: whose picture; none takes the view's first camera, or the simulator's.
+        """
+        raise Refusal(f"{type(self).__name__} has no pictures")
+
+    def frames(self, view: View) -> dict[str, NDArray[np.uint8]]:
+        """The current state as every camera of a view shows it."""
+        return {camera: self.frame(view, camera) for camera in view.cameras or self.cameras}
 
     def expert(self) -> Callable[[], NDArray[np.float32]] | None:
         """A scripted expert for the episode that starts now, or None.
 
         Called once per step, it reads the simulator and returns the next action [A] in [-1, 1].
         """
-        ...
+        return None
 
     def close(self) -> None:
         """Free the instance."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -136,7 +168,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """How a Gymnasium environment joins.
+    """How an environment joins: everything that a run has to know of it.
 
     Every field must pickle, because specs travel to the worker processes: write functions with ``def``
     at the top of a module.
@@ -144,30 +176,69 @@ class EnvSpec:
     Attributes:
         id: Gymnasium id, as in ``gymnasium.make(id)``.
         instruction: the sentence that a policy is told.
-        horizon: environment steps after which an episode is usually cut, for :func:`horizon_of`.
-        success: judges an :class:`Outcome`.
-        kwargs: keyword arguments of ``gymnasium.make``.
-        save, restore: copy the state out of the unwrapped environment and back into it. Without them its
-            attributes are deep-copied, which environments made of plain Python and numpy allow.
-        expert: (unwrapped environment, observation [D]) -> action [A], for demonstrations.
-        layout: where things stand in a flattened observation, for :func:`layout_of`.
-        proprioception: the part of an observation that a robot feels of itself, for :func:`proprioception_of`.
+        max_episode_steps: environment steps after which an episode is usually cut.
+        success: judges an :class:`Outcome`; a ``Simulator`` has its own.
+        make: instead of an id, builds a Gymnasium environment (used as it is, wrappers and all) or a ``Simulator``.
+        kwargs: keyword arguments of ``gymnasium.make`` or ``make``.
+        features: what a run may rely on, by LeRobot's names ("observation.state", "observation.images.NAME",
+            "action"); checked when the environment is built. Images that are named are the cameras, in this order; an
+            action with bounds is rescaled to those. None is whatever the environment has.
+        fps: environment steps per second of the robot's own time; 0 is not known.
+        chunk: environment steps per decision of a policy.
+        title: the short name in task ids and reports; empty is the registered one.
+        citation: a line for the model cards of runs.
+        save, restore: copy the state out of the environment and back into it. Without them its attributes are
+            deep-copied, which environments made of plain Python and numpy allow.
+        expert: (environment, observation [D]) -> action [A], for demonstrations.
+        layout: where things stand in a flattened observation: "hand", "object", "goal" and the like.
+        proprioception: the part of an observation that a robot feels of itself.
+        practice: (environment's name, seed, steps, chunk) -> (observation [D] -> chunk [C, A]), an expert gone astray
+            in one episode. A pretrained critic learns from all environments that share it.
+
+    Raises:
+        UsageError: neither or both of id and make, no instruction, no steps, or one of save and restore alone.
     """
 
-    id: str
-    instruction: str
-    horizon: int
-    success: Callable[[Outcome], bool]
+    id: str = ""
+    instruction: str = ""
+    max_episode_steps: int = 0
+    success: Callable[[Outcome], bool] | None = None
+    make: Callable[..., Any] | None = None
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    features: Mapping[str, Feature] = field(default_factory=dict)
+    fps: int = 0
+    chunk: int = 5
+    title: str = ""
+    citation: str = ""
     save: Callable[[Any], Any] | None = None
     restore: Callable[[Any, Any], None] | None = None
     expert: Callable[[Any, NDArray[np.float32]], NDArray[np.float32]] | None = None
     layout: Mapping[str, slice] = field(default_factory=dict)
     proprioception: slice = field(default_factory=lambda: slice(0, 0))
+    practice: Callable[[str, int, int, int], Callable[[NDArray[np.float32]], NDArray[np.float32]]] | None = None
 
     def __post_init__(self) -> None:
+        if bool(self.id) == (self.make is not None):
+            raise UsageError(f"EnvSpec {self.source!r}: give a Gymnasium id, or make; one of them")
+        if not self.instruction or self.max_episode_steps < 1 or self.chunk < 1:
+            raise UsageError(f"EnvSpec {self.source!r}: instruction, max_episode_steps and chunk are needed, from 1 on")
         if (self.save is None) != (self.restore is None):
-            raise ValueError(f"EnvSpec {self.id!r}: give both save and restore, or neither")
+            raise UsageError(f"EnvSpec {self.source!r}: give both save and restore, or neither")
+        strange = [name for name in self.features if name not in (STATE, ACTION) and not name.startswith(IMAGES)]
+        if strange:
+            raise UsageError(
+                f"EnvSpec {self.source!r}: {unknown('feature', strange[0], (STATE, IMAGES + 'NAME', ACTION))}"
+            )
+
+    @property
+    def source(self) -> str:
+        """What it is built from, for messages."""
+        return self.id or getattr(self.make, "__name__", str(self.make))
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """The cameras that its features name."""
+        return tuple(name.removeprefix(IMAGES) for name in self.features if name.startswith(IMAGES))
 
 
 _SPECS: dict[str, EnvSpec] = plugins.table("environment")
@@ -177,75 +248,94 @@ def register(name: str, spec: EnvSpec) -> None:
     """Make an environment known by name, in this process and in pools built from now on.
 
     Raises:
-        ValueError: the name belongs to MetaWorld, or the spec cannot travel to a worker process.
+        UsageError: the name is taken by another spec, or the spec cannot travel to a worker process.
     """
-    if name.startswith(METAWORLD):
-        raise ValueError(f"environment name {name!r}: the prefix {METAWORLD!r} is taken, choose another")
     try:
         pickle.dumps(spec)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise ValueError(
+        raise UsageError(
             f"environment {name!r}: its spec cannot be sent to worker processes ({error}); "
             "write its functions with def at the top of a module"
         ) from error
     plugins.register("environment", name, spec)
 
 
+def adopt(specs: Mapping[str, EnvSpec]) -> None:
+    """Know specs as another process knows them, whatever was registered under their names here."""
+    _SPECS.update(specs)
+
+
 def specs(names: Iterable[str]) -> dict[str, EnvSpec]:
-    """The registered specs among these names, to be sent to another process."""
-    return {name: _SPECS[name] for name in names if name in _SPECS}
-
-
-def check_name(name: str) -> None:
-    """Refuse an unknown environment.
+    """The registered specs of these names.
 
     Raises:
-        ValueError: one line with the nearest valid names.
+        UsageError: an unknown environment, in one line with the nearest names.
     """
-    known = [*(METAWORLD + task for task in TASKS), *plugins.names("environment")]
-    if name in known:
-        return
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    near = near or difflib.get_close_matches(METAWORLD + name, known, n=3, cutoff=0.5)
-    advice = f"did you mean {', '.join(near)}?" if near else f"known are {METAWORLD}<task> and registered specs"
-    raise ValueError(f"unknown environment {name!r}: {advice}")
+    return {name: spec_of(name) for name in names}
 
 
-def instruction_of(name: str) -> str:
-    """The sentence that a policy is told in this environment."""
-    check_name(name)
-    return _SPECS[name].instruction if name in _SPECS else TASKS[name.removeprefix(METAWORLD)]
+def spec_of(name: str) -> EnvSpec:
+    """The registered spec of an environment.
+
+    Raises:
+        UsageError: there is none, in one line with the nearest names.
+    """
+    if name not in _SPECS:
+        raise unknown("environment", name, _SPECS)
+    return _SPECS[name]
 
 
-def horizon_of(name: str) -> int:
-    """Environment steps after which an episode is usually cut here: the spec's, or MetaWorld's 500."""
-    check_name(name)
-    return _SPECS[name].horizon if name in _SPECS else METAWORLD_HORIZON
+def registered() -> list[str]:
+    """All registered environments."""
+    return sorted(_SPECS)
 
 
-def layout_of(name: str) -> Mapping[str, slice]:
-    """Where things stand in an observation of this environment: the spec's layout, or MetaWorld's."""
-    check_name(name)
-    return _SPECS[name].layout if name in _SPECS else OBSERVATION
+def resolve(name: str) -> str:
+    """The registered name that this one is, or ends: "drawer-open-v3" of "metaworld/drawer-open-v3".
+
+    Raises:
+        UsageError: there is none, with the nearest names, or there are several.
+    """
+    if name in _SPECS:
+        return name
+    ending = [known for known in _SPECS if known.endswith(f"/{name}")]
+    if len(ending) > 1:
+        raise UsageError(f"environment {name!r} may be {' or '.join(ending)}: write the whole name")
+    if not ending:
+        valid = _SPECS if "/" in name else {known.rpartition("/")[2] for known in _SPECS}
+        raise unknown("environment", name, valid)
+    return ending[0]
 
 
-def proprioception_of(name: str) -> slice:
-    """The part of an observation that a robot feels of itself: the spec's, or MetaWorld's hand and gripper."""
-    check_name(name)
-    return _SPECS[name].proprioception if name in _SPECS else PROPRIOCEPTION
+def title_of(name: str) -> str:
+    """What task ids and reports call an environment; the name itself where it is not registered here."""
+    return (_SPECS[name].title if name in _SPECS else "") or name
 
 
 def make_simulator(name: str) -> Simulator:
-    """Build the physics instance of "metaworld/<task>" or of a registered spec.
+    """Build the physics instance of a registered environment.
 
     Raises:
-        ValueError: unknown name; the message holds the nearest valid ones.
+        UsageError: unknown name; the message holds the nearest valid ones.
+        Refusal: it cannot be built, or it has not the features of its spec.
     """
-    check_name(name)
-    if name in _SPECS:
-        from .gym_simulator import GymSimulator
+    spec = spec_of(name)
+    from .gym_simulator import GymSimulator
 
-        return GymSimulator(_SPECS[name])
-    from .metaworld import MetaWorldSimulator
+    made = None if spec.make is None else spec.make(**spec.kwargs)
+    simulator = made if isinstance(made, Simulator) else GymSimulator(spec, made)
+    offered = simulator.features
+    for feature, wanted in spec.features.items():
+        if feature not in offered:
+            raise Refusal(f"{name}: its EnvSpec has {listed({feature: wanted})}, the environment has {listed(offered)}")
+        shape = offered[feature].shape
+        if shape and wanted.shape != shape:
+            here, there = listed({feature: wanted}), listed({feature: offered[feature]})
+            raise Refusal(f"{name}: its EnvSpec has {here}, the environment has {there}")
+    simulator.cameras = spec.cameras or simulator.cameras
+    return simulator
 
-    return MetaWorldSimulator(name.removeprefix(METAWORLD))
+
+def listed(features: Mapping[str, Feature]) -> str:
+    """Features and their shapes in one line."""
+    return ", ".join(f"{name} {list(feature.shape) or '[H, W, 3]'}" for name, feature in features.items())

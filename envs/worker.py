@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..plugins import table
 from .demonstrations import Demonstration, demonstrate
-from .simulator import EnvSpec, Refusal, Simulator, View, make_simulator
+from .simulator import EnvSpec, Feature, Refusal, Simulator, View, adopt, make_simulator
 
 INITIAL_STATES = 64
 """Initial states that a worker keeps, so that a group of episodes from one seed costs one reset."""
@@ -34,8 +33,8 @@ class Tick:
         steps: (row, actions [c, A] to execute).
         starts: (row, environment, seed), started after that.
         oracle: answer whether each observed state is a success.
-        render: how to take a picture of each observed state, or None.
-        unseen: rows whose picture nobody will look at; it is left black.
+        render: how to take the pictures of each observed state, or None.
+        unseen: rows whose pictures nobody will look at; they are left black.
     """
 
     steps: Sequence[tuple[int, NDArray[np.float32]]]
@@ -47,11 +46,11 @@ class Tick:
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """The answer to a tick, first for the stepped rows, then for the started ones."""
+    """The answer to a tick, first for the stepped rows, then for the started ones; frames by camera."""
 
     observations: list[NDArray[np.float32]]
     successes: list[bool]
-    frames: list[NDArray[np.uint8]]
+    frames: list[dict[str, NDArray[np.uint8]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,22 +68,22 @@ class _Initial:
     """An initial state, and the pictures taken of it."""
 
     state: Any
-    frames: dict[View, NDArray[np.uint8]]
+    frames: dict[View, dict[str, NDArray[np.uint8]]]
 
 
 class Worker:
     """Episodes by row, multiplexed over one simulator per environment."""
 
     def __init__(self, specs: Mapping[str, EnvSpec]) -> None:
-        table("environment").update(specs)
+        adopt(specs)
         self.simulators: dict[str, Simulator] = {}
         self.episodes: dict[int, tuple[str, Any]] = {}
         self.initial: OrderedDict[tuple[str, int], _Initial] = OrderedDict()
 
-    def sizes(self, environment: str) -> tuple[int, int]:
-        """(observation size, action size)."""
-        simulator = self.simulator(environment)
-        return simulator.observation_size, simulator.action_size
+    def describe(self, environments: Sequence[str]) -> list[tuple[dict[str, Feature], tuple[str, ...]]]:
+        """(features, cameras where a view names none) of each environment."""
+        simulators = [self.simulator(environment) for environment in environments]
+        return [(dict(simulator.features), simulator.cameras) for simulator in simulators]
 
     def clear(self) -> None:
         """Forget every episode."""
@@ -153,33 +152,35 @@ class Worker:
         simulator: Simulator,
         tick: Tick,
         seen: Seen,
-        drawn: dict[View, NDArray[np.uint8]] | None = None,
+        drawn: dict[View, dict[str, NDArray[np.uint8]]] | None = None,
     ) -> None:
-        """Observe, with a picture from ``drawn`` or else drawn now and left there."""
+        """Observe, with pictures from ``drawn`` or else drawn now and left there."""
         seen.observations.append(simulator.observe())
         if tick.oracle:
             seen.successes.append(simulator.success())
         view = tick.render
         if view is not None and row in tick.unseen:
-            seen.frames.append(np.zeros((view.size, view.size, 3), np.uint8))
+            black = np.zeros((view.size, view.size, 3), np.uint8)
+            seen.frames.append(dict.fromkeys(view.cameras or simulator.cameras, black))
         elif view is not None:
             drawn = {} if drawn is None else drawn
             if view not in drawn:
-                drawn[view] = _picture(environment, simulator, view)
+                drawn[view] = _pictures(environment, simulator, view)
             seen.frames.append(drawn[view])
         self.episodes[row] = (environment, simulator.save())
 
 
-def _picture(environment: str, simulator: Simulator, view: View) -> NDArray[np.uint8]:
-    """A frame, checked: simulators come from outside too."""
-    frame = simulator.frame(view)
-    shape, kind = getattr(frame, "shape", None), getattr(frame, "dtype", type(frame).__name__)
-    if shape != (view.size, view.size, 3) or kind != np.uint8:
-        raise Refusal(
-            f"{environment}: its simulator gave a frame of shape {shape} and type {kind}; "
-            f"expected uint8 ({view.size}, {view.size}, 3)"
-        )
-    return frame
+def _pictures(environment: str, simulator: Simulator, view: View) -> dict[str, NDArray[np.uint8]]:
+    """The frames of a view by camera, checked: simulators come from outside too."""
+    frames = simulator.frames(view)
+    for camera, frame in frames.items():
+        shape, kind = getattr(frame, "shape", None), getattr(frame, "dtype", type(frame).__name__)
+        if shape != (view.size, view.size, 3) or kind != np.uint8:
+            raise Refusal(
+                f"{environment}: its simulator gave a frame of shape {shape} and type {kind} from camera {camera!r}; "
+                f"expected uint8 ({view.size}, {view.size}, 3)"
+            )
+    return frames
 
 
 def serve(connection: Connection, specs: Mapping[str, EnvSpec], plugins: Sequence[str]) -> None:

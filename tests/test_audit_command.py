@@ -24,7 +24,7 @@ def episode(end: float, success: bool | None, frames: bool = False) -> Episode:
     """The hand goes along x to ``end`` in two chunks of five steps."""
     observations = np.zeros((3, 21), np.float32)
     observations[:, 0] = [0, end / 2, end]
-    pictures = np.full((3, 4, 4, 3), int(100 * end), np.uint8) if frames else None
+    pictures = {"main": np.full((3, 4, 4, 3), int(100 * end), np.uint8)} if frames else None
     actions = np.full((2, 5, 4), 0.5, np.float32)
     return Episode("metaworld/reach-v3", "go there", 7, observations, actions, 10, False, success, pictures)
 

@@ -14,7 +14,8 @@ import pytest
 from autotelic.envs import simulator as registry
 from autotelic.envs.gym_simulator import GymSimulator
 from autotelic.envs.pool import EpisodeRequest, Pool
-from autotelic.envs.simulator import EnvSpec, Outcome, Refusal, check_name, horizon_of, instruction_of, register
+from autotelic.envs.simulator import EnvSpec, Outcome, Refusal, register, resolve, spec_of
+from autotelic.errors import UsageError
 
 DOC = Path(__file__).parents[1] / "docs" / "environments.md"
 
@@ -24,7 +25,7 @@ def never(outcome: Outcome) -> bool:
 
 
 def spec(name: str, **changes) -> EnvSpec:
-    return EnvSpec(**{"id": name, "instruction": "do it", "horizon": 200, "success": never, **changes})
+    return EnvSpec(**{"id": name, "instruction": "do it", "max_episode_steps": 200, "success": never, **changes})
 
 
 @pytest.fixture
@@ -182,8 +183,7 @@ def upright(outcome: Outcome) -> bool:
 
 def test_names_experts_and_the_pool(registered):
     registered("pole", spec("CartPole-v1", success=upright, expert=balance))
-    assert instruction_of("pole") == "do it" and horizon_of("pole") == 200
-    assert horizon_of("metaworld/reach-v3") == 500
+    assert spec_of("pole").instruction == "do it" and spec_of("metaworld/reach-v3").max_episode_steps == 150
     with Pool(["pole", "metaworld/reach-v3"], workers=0) as pool:
         assert pool.sizes("pole") == (4, 2) and pool.sizes("metaworld/reach-v3") == (21, 4)
         (demonstration,) = pool.demonstrate("pole", [4], horizon=100, settle=5)
@@ -196,12 +196,21 @@ def test_names_experts_and_the_pool(registered):
 def test_specs_that_cannot_join(registered):
     with pytest.raises(ValueError, match="cannot be sent to worker processes"):
         registered("x", spec("CartPole-v1", success=lambda outcome: True))
-    with pytest.raises(ValueError, match="prefix 'metaworld/' is taken"):
-        registered("metaworld/mine", spec("CartPole-v1"))
+    registered("metaworld/mine", spec("CartPole-v1"))
+    registered("metaworld/mine", spec("CartPole-v1"))  # the same again, as when a module is imported in a worker
+    with pytest.raises(UsageError, match="environment name 'metaworld/mine' is taken: choose another"):
+        registered("metaworld/mine", spec("CartPole-v1", chunk=2))
     registered("mountain", spec("MountainCar-v0"))
-    with pytest.raises(ValueError, match="did you mean mountain"):
-        check_name("mountian")
-    with pytest.raises(ValueError, match=r"did you mean .*metaworld/push-v3"):
-        check_name("push-v3")
+    with pytest.raises(UsageError, match="did you mean mountain"):
+        spec_of("mountian")
+    with pytest.raises(UsageError, match=r"did you mean .*metaworld/push-v3"):
+        spec_of("push-v3")
+    registered("mine/hill", spec("MountainCar-v0"))
+    assert [resolve(name) for name in ("mountain", "hill", "push-v3")] == ["mountain", "mine/hill", "metaworld/push-v3"]
+    with pytest.raises(UsageError, match="did you mean push-v3"):
+        resolve("psh-v3")
+    registered("yours/hill", spec("MountainCar-v0"))
+    with pytest.raises(UsageError, match="'hill' may be mine/hill or yours/hill: write the whole name"):
+        resolve("hill")
     with Pool(["mountain"], workers=0) as pool, pytest.raises(Refusal, match="no scripted expert"):
         pool.demonstrate("mountain", [0], horizon=5, settle=0)

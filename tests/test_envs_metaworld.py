@@ -182,7 +182,7 @@ def test_gymnasium_oracle_is_sealed():
 
 
 def test_unknown_task_names_the_nearest():
-    with pytest.raises(ValueError, match="metaworld/drawer-open-v3"):
+    with pytest.raises(ValueError, match="did you mean drawer-open-v3"):
         MetaWorldEnv("drawer-opn-v3")
 
 

@@ -49,7 +49,7 @@ def test_pictures_come_from_another_process_and_change_nothing():
 
 def test_gymnasium_pictures():
     pytest.importorskip("pygame")
-    register("pole-seen", EnvSpec(id="CartPole-v1", instruction="balance", horizon=50, success=never))
+    register("pole-seen", EnvSpec(id="CartPole-v1", instruction="balance", max_episode_steps=50, success=never))
     with Pool(["pole-seen"], workers=1) as pool:
         requests = [EpisodeRequest("pole-seen", seed, 20) for seed in (0, 1)]
         plain = pool.run(requests, right)

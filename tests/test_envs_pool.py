@@ -16,7 +16,7 @@ import pytest
 from autotelic.envs import demonstrations
 from autotelic.envs.oracle import OracleSealed, require_oracle, sealed
 from autotelic.envs.pool import Episode, EpisodeRequest, Pool
-from autotelic.envs.simulator import Refusal, instruction_of, make_simulator
+from autotelic.envs.simulator import Refusal, make_simulator, spec_of
 from autotelic.envs.splits import assert_disjoint, seeds
 
 DRAWER, REACH = "metaworld/drawer-open-v3", "metaworld/reach-v3"
@@ -91,7 +91,7 @@ def test_episodes_equal_stepping_a_simulator_by_hand(here):
         simulator.step(chunk[: 23 - 5 * index])
     np.testing.assert_array_equal(episode.observations[-1], simulator.observe())
     assert episode.steps == 23 and episode.actions.shape == (5, 5, 4) and episode.observations.shape == (6, 21)
-    assert episode.instruction == instruction_of(REACH) and episode.frames is None and episode.success is None
+    assert episode.instruction == spec_of(REACH).instruction and episode.frames is None and episode.success is None
 
 
 def test_groups_start_in_one_state(here):
@@ -254,7 +254,7 @@ def test_demonstrations(here, two):
         assert len(a.observations) == len(a.actions) + 1 == len(short.actions) + 11
         np.testing.assert_array_equal(a.actions[:-10], short.actions)
         assert np.abs(a.actions).max() <= 1 and a.actions.dtype == a.observations.dtype == np.float32
-        assert a.settle == 10 and a.instruction == instruction_of(REACH)
+        assert a.settle == 10 and a.instruction == spec_of(REACH).instruction
         simulator = make_simulator(REACH)
         simulator.reset(a.seed)
         simulator.step(short.actions[:-1])

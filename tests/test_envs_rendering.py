@@ -18,7 +18,7 @@ import pytest
 
 from autotelic.envs.gym_simulator import GymSimulator
 from autotelic.envs.pool import EpisodeRequest, Pool
-from autotelic.envs.simulator import EnvSpec, Outcome, Refusal, View, layout_of, proprioception_of, register
+from autotelic.envs.simulator import EnvSpec, Outcome, Refusal, Simulator, View, register, spec_of
 
 BACKENDS = [name for name, library in (("osmesa", "OSMesa"), ("egl", "EGL")) if find_library(library)]
 needs_gl = pytest.mark.skipif(not BACKENDS, reason="neither libosmesa6 nor libegl1 is installed")
@@ -74,11 +74,11 @@ def test_full_pictures_have_shadows_and_physics_never_notices(pool):
 @needs_gl
 def test_cameras_are_right_side_up_and_unknown_ones_are_listed(pool):
     for camera in ("shoulder", "corner", "corner2", "corner4"):
-        red, _, blue = np.moveaxis(first(pool, View(64, "fast", camera)), -1, 0)
+        red, _, blue = np.moveaxis(first(pool, View(64, "fast", (camera,))), -1, 0)
         wood = np.argwhere((red - blue > 20) & (red < 2 * blue + 40))
         assert len(wood) > 300 and wood[:, 0].mean() > 34, f"{camera}: the table is below"
     with pytest.raises(Refusal, match=r"no camera 'side'.*shoulder, topview, corner, corner2"):
-        first(pool, View(32, "fast", "side"))
+        first(pool, View(32, "fast", ("side",)))
     assert first(pool, View(32)).shape == (32, 32, 3), "the pool goes on"
 
 
@@ -87,13 +87,14 @@ def test_policies_and_stops_see_the_frames_of_their_rows(pool):
     seen = []
 
     def watching(rows, observations, frames):
+        frames = frames["shoulder"]
         assert frames.shape == (len(rows), 32, 32, 3) and frames.dtype == np.uint8
         seen.append((rows.tolist(), frames.copy()))
         return act(rows, observations)
 
     def stop(rows, observations, frames):
-        assert frames.shape == (len(rows), 32, 32, 3)
-        return (rows == 1) & (frames.mean() > 0)
+        assert frames["shoulder"].shape == (len(rows), 32, 32, 3)
+        return (rows == 1) & (frames["shoulder"].mean() > 0)
 
     requests = [EpisodeRequest(DRAWER, seed, 10) for seed in (0, 1)]
     episodes = pool.run(requests, watching, stop=stop, render=View(32), see=True)
@@ -228,15 +229,15 @@ def test_odd_frames_and_layouts_are_one_line():
     with pytest.raises(Refusal, match=r"places 'proprioception' at 0:9"):
         GymSimulator(replace(spec, proprioception=slice(0, 9)))
     register("odd", spec)
-    assert layout_of("odd") == {"goal": slice(1, 3)} and proprioception_of("odd") == slice(0, 1)
-    assert layout_of(DRAWER)["goal"] == slice(18, 21) and proprioception_of(DRAWER) == slice(0, 4)
+    assert spec_of("odd") == spec
+    assert spec_of(DRAWER).layout["goal"] == slice(18, 21) and spec_of(DRAWER).proprioception == slice(0, 4)
 
 
-class Painted:
+class Painted(Simulator):
     """A simulator from outside whose pictures have seven pixels, whatever is asked for."""
 
     observation_size = action_size = 1
-    frames = 0
+    drawn = 0
 
     def reset(self, seed): ...
     def save(self): ...
@@ -246,11 +247,11 @@ class Painted:
         return np.zeros(1, np.float32)
 
     def step(self, actions): ...
-    def close(self): ...
+    def success(self): ...
 
-    def frame(self, view):
-        self.frames += 1
-        return np.full((7, 7, 3), self.frames, np.uint8)
+    def frame(self, view, camera=""):
+        self.drawn += 1
+        return np.full((7, 7, 3), self.drawn, np.uint8)
 
 
 def test_a_simulators_frames_are_checked():
@@ -258,7 +259,7 @@ def test_a_simulators_frames_are_checked():
 
     worker = Worker({})
     worker.simulators[DRAWER] = Painted()
-    with pytest.raises(Refusal, match=r"drawer-open-v3.*shape \(7, 7, 3\) and type uint8; expected uint8 \(8, 8, 3\)"):
+    with pytest.raises(Refusal, match=r"drawer-open-v3.*shape \(7, 7, 3\) and type uint8 from camera 'main'; expected"):
         worker.tick(Tick([], [(0, DRAWER, 0)], False, View(8)))
     assert len(worker.tick(Tick([], [(0, DRAWER, 0)], False, View(7))).frames) == 1
 
@@ -270,12 +271,12 @@ def test_pictures_are_drawn_only_where_someone_looks():
         group = [EpisodeRequest(DRAWER, 0, 12)] * 3
         act = lambda rows, observations, *frames: np.zeros((len(rows), 5, 1))  # noqa: E731
         pool.run(group, act)
-        assert painted.frames == 0
+        assert painted.drawn == 0
         pool.run(group, act, render=View(7), keep=False)
-        assert painted.frames == 0, "nobody sees or keeps them"
+        assert painted.drawn == 0, "nobody sees or keeps them"
         pool.run(group, act, render=View(7), see=True, keep=False)
-        assert painted.frames == 1 + 3 * 2, "one of the common start, and after all chunks but the last"
+        assert painted.drawn == 1 + 3 * 2, "one of the common start, and after all chunks but the last"
         episodes = pool.run(group, act, render=View(7))
-        assert painted.frames == 7 + 3 * 3, "kept: after the last chunk too; the start is known"
+        assert painted.drawn == 7 + 3 * 3, "kept: after the last chunk too; the start is known"
         assert [episode.frames[:, 0, 0, 0].tolist() for episode in episodes] == [[1, 8, 11, 14], [1, 9, 12, 15],
                                                                                  [1, 10, 13, 16]]  # fmt: skip

@@ -42,7 +42,7 @@ def recording(steps: int, seed: int, instruction: str = "open it", success: bool
             "observations": random.normal(size=(steps + 1, 5)).astype(np.float32),
             "actions": random.uniform(-1, 1, (steps, 3)).astype(np.float32),
             "settle": 2 if success else 0,
-            "frames": random.integers(0, 256, (steps + 1, 12, 16, 3), dtype=np.uint8),
+            "images": {"main": random.integers(0, 256, (steps + 1, 12, 16, 3), dtype=np.uint8)},
             "success": success,
             "rewards": random.normal(size=steps).astype(np.float32),
             "progress": random.uniform(size=steps).astype(np.float32),
@@ -59,13 +59,17 @@ def plain(steps: int = 4, seed: int = 0, **changes: Any) -> Demonstration:
 
 def same(one: Recording, other: Recording) -> None:
     for name, value in vars(one).items():
-        np.testing.assert_array_equal(value, getattr(other, name), name)
+        if name != "images":
+            np.testing.assert_array_equal(value, getattr(other, name), name)
+    assert (one.images or {}).keys() == (other.images or {}).keys()
+    for camera, film in (one.images or {}).items():
+        np.testing.assert_array_equal(film, (other.images or {})[camera])
 
 
 def test_what_is_written_comes_back_to_the_last_bit(tmp_path: Path) -> None:
     episodes = [recording(7, 3), recording(9, 1_000_004, "close it"), recording(5, 5, success=False)]
     write_episodes(tmp_path / "data", episodes, fps=20)
-    back = read_demonstrations(tmp_path / "data", camera=CAMERA, failures=True)
+    back = read_demonstrations(tmp_path / "data", cameras=["main"], failures=True)
     for one, other in zip(episodes, back, strict=True):
         same(one, other)
     assert [r.seed for r in read_demonstrations(tmp_path / "data")] == [3, 1_000_004]  # without the failure
@@ -101,7 +105,7 @@ def test_statistics_by_hand(tmp_path: Path) -> None:
     actions = np.array([[-1.0, 0.0, 1.0], [0.0, 0.5, 1.0], [1.0, 1.0, 1.0]], np.float32)
     frames = np.zeros((4, 2, 2, 3), np.uint8)
     frames[..., 1] = 255
-    folder = write_episodes(tmp_path / "data", [recording(3, 0, actions=actions, frames=frames)], fps=10)
+    folder = write_episodes(tmp_path / "data", [recording(3, 0, actions=actions, images={"main": frames})], fps=10)
     found = json.loads((folder / "meta/stats.json").read_text())
     np.testing.assert_allclose(found["action"]["mean"], [0, 0.5, 1])
     np.testing.assert_allclose(found["action"]["std"], [np.sqrt(2 / 3), np.sqrt(1 / 6), 0], atol=1e-7)
@@ -124,14 +128,14 @@ def test_large_data_goes_into_several_files(tmp_path: Path, monkeypatch: pytest.
     folder = write_episodes(tmp_path / "data", episodes, fps=20)
     files = sorted(str(path.relative_to(folder)) for path in folder.glob("data/*/*"))
     assert files == [f"data/chunk-{chunk:03d}/file-{file:03d}.parquet" for chunk, file in ((0, 0), (0, 1), (1, 0))]
-    for one, other in zip(episodes, read_demonstrations(folder, camera=CAMERA), strict=True):
+    for one, other in zip(episodes, read_demonstrations(folder, cameras=["main"]), strict=True):
         same(one, other)
 
 
 def test_without_the_last_observation_the_last_action_is_left_out(tmp_path: Path) -> None:
     folder = write_episodes(tmp_path / "data", [recording(6, 3, settle=0)], fps=20)
     (folder / "meta/autotelic.parquet").unlink()  # as LeRobot would have written it
-    (back,) = read_demonstrations(folder, environment="metaworld/push-v3", camera=CAMERA)
+    (back,) = read_demonstrations(folder, environment="metaworld/push-v3", cameras=["main"])
     made = recording(6, 3)
     np.testing.assert_array_equal(back.observations, made.observations[:6])
     np.testing.assert_array_equal(back.actions, made.actions[:5])
@@ -150,8 +154,10 @@ def test_episodes_of_a_pool_are_done_again_step_by_step(tmp_path: Path) -> None:
 
     with point_mass.simulators() as pool:
         episodes = pool.run([EpisodeRequest(point_mass.NAME, seed, 6) for seed in (0, 1)], act)
-    folder = write_episodes(tmp_path / "data", episodes, fps=10, draw=lambda _: np.full((2, 3, 3), 7, np.uint8))
-    back = read_demonstrations(folder, camera=CAMERA)
+    folder = write_episodes(
+        tmp_path / "data", episodes, fps=10, draw=lambda _: {"main": np.full((2, 3, 3), 7, np.uint8)}
+    )
+    back = read_demonstrations(folder, cameras=["main"])
     for episode, rows in zip(episodes, back, strict=True):
         assert rows.actions.shape == (6, 2) and rows.frames is not None and rows.frames.shape == (7, 2, 3, 3)
         np.testing.assert_array_equal(rows.observations[[0, 4, 6]], episode.observations)
@@ -256,7 +262,7 @@ def test_datasets_from_outside(tmp_path: Path, version: str) -> None:
     scale = action_scale(tmp_path, tails=0)
     np.testing.assert_allclose([scale.low, scale.high], [[0, -10], [450, -5]])
     both = ["observation.environment_state", "observation.state"]
-    back = read_demonstrations(tmp_path, scale=scale, camera="observation.images.top", state=both)
+    back = read_demonstrations(tmp_path, scale=scale, cameras=["top"], state=both)
     assert [r.instruction for r in back] == ["push", "pull"] and [r.success for r in back] == [None, None]
     np.testing.assert_allclose(back[1].observations, [[0.5 * i, 1, i] for i in range(5)])
     np.testing.assert_allclose(back[0].actions, [[0.4 * i - 1] * 2 for i in range(5)], atol=1e-6)
@@ -272,8 +278,10 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         read_demonstrations(tmp_path / "nothing")
     with pytest.raises(UsageError, match=r'unknown feature "observation\.stat": did you mean observation'):
         read_demonstrations(tmp_path / "v3", state="observation.stat")
-    with pytest.raises(UsageError, match='unknown camera "top": there is observation'):
-        read_demonstrations(tmp_path / "v3", camera="top", scale=scale)
+    with pytest.raises(
+        UsageError, match=r'unknown camera "observation\.images\.tip": did you mean observation\.images\.top'
+    ):
+        read_demonstrations(tmp_path / "v3", cameras=["tip"], scale=scale)
     with pytest.raises(UsageError, match="has 2 episodes, and no episode 2"):
         read_demonstrations(tmp_path / "v3", episodes=[2])
     with pytest.raises(UsageError, match="actions have 2 numbers, the scale has 1"):
@@ -287,7 +295,7 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(builtins, "__import__", importing)
     with pytest.raises(UsageError, match=r"is a video, which needs PyAV: pip install 'autotelic\[lerobot-data\]'"):
-        read_demonstrations(tmp_path / "v3", camera="observation.images.top", scale=scale)
+        read_demonstrations(tmp_path / "v3", cameras=["top"], scale=scale)
     wanted.add("pyarrow")
     with pytest.raises(UsageError, match=r"needs pyarrow: pip install 'autotelic\[lerobot-data\]'"):
         read_demonstrations(tmp_path / "v3")
@@ -324,9 +332,15 @@ def test_damage_is_told_in_one_line(tmp_path: Path) -> None:
         ({"rewards": None}, "episodes 0 and 1: only one of them has next.reward"),
         ({"success": None}, "episodes 0 and 1: only one of them has next.success"),
         ({"progress": np.zeros(3, np.float32)}, "3 next.progress for 4 actions; expected 4"),
-        ({"frames": np.zeros((4, 12, 16, 3), np.uint8)}, "4 frames for 4 actions; expected 5"),
-        ({"frames": np.zeros((5, 12, 16, 3), np.float32)}, r"frames are float32 \[5, 12, 16, 3\]; expected uint8"),
-        ({"frames": np.zeros((5, 9, 9, 3), np.uint8)}, r"frames are uint8 \[5, 9, 9, 3\]; expected uint8"),
+        ({"images": {"main": np.zeros((4, 12, 16, 3), np.uint8)}}, f"4 {CAMERA} for 4 actions; expected 5"),
+        (
+            {"images": {"main": np.zeros((5, 12, 16, 3), np.float32)}},
+            r"images.main is float32 \[5, 12, 16, 3\]; expected uint8",
+        ),
+        (
+            {"images": {"main": np.zeros((5, 9, 9, 3), np.uint8)}},
+            r"images.main is uint8 \[5, 9, 9, 3\]; expected uint8",
+        ),
     ],
 )
 def test_episodes_that_cannot_be_written(tmp_path: Path, change: dict[str, Any], says: str) -> None:
@@ -344,5 +358,5 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no episodes to write"):
         write_episodes(tmp_path / "new", [], fps=20)
     with pytest.raises(UsageError, match="LeRobot looks for names such as"):
-        write_episodes(tmp_path / "new", [plain()], fps=20, camera="top")
+        write_episodes(tmp_path / "new", [plain(images={"a/b": np.zeros((5, 2, 2, 3), np.uint8)})], fps=20)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

@@ -34,7 +34,7 @@ def policy(family: str = "llava", seed: int = 0, **changes: Any) -> OpenVLAPolic
 def seen(count: int = 5) -> Seen:
     told = ["red circle", "left", "Red circle", "left", "blue"][:count]
     frames = torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return Seen(told, torch.zeros(count, 0), frames)
+    return Seen(told, torch.zeros(count, 0), {"main": frames})
 
 
 def dice(count: int) -> list[torch.Generator]:
@@ -62,15 +62,13 @@ def test_recomputed_log_probabilities_are_the_sampled_ones(family: str) -> None:
 def test_an_episode_depends_on_its_own_random_numbers_alone() -> None:
     made, shown = policy(), seen()
     whole = made.choose(shown, dice(5))
-    assert shown.frames is not None
-    alone = made.choose(Seen(shown.instructions[3:4], shown.states[3:4], shown.frames[3:4]), dice(4)[3:])
+    alone = made.choose(shown.select([3]), dice(4)[3:])
     assert torch.equal(alone.actions[0], whole.actions[3])
 
 
 def test_samples_follow_the_probabilities() -> None:
     made, shown = policy(chunk=1, action_size=1, at_once=100), seen(1)
-    assert shown.frames is not None
-    many = Seen(["left"] * 600, torch.zeros(600, 0), shown.frames.expand(600, -1, -1, -1))
+    many = Seen(["left"] * 600, torch.zeros(600, 0), {"main": shown.frames["main"].expand(600, -1, -1, -1)})
     tokens = made.choose(many, dice(600)).stored["tokens"]
     first = Seen(["left"], torch.zeros(1, 0), shown.frames)
     wanted = made.logits(first, torch.zeros(1, 1, dtype=torch.long)).softmax(-1)[0, 0]
@@ -124,13 +122,13 @@ def brightness(made: OpenVLAPolicy, seed: int, count: int = 8) -> list[Rollout]:
     tasks = [Task(f"{seed}/{i}", "left") for i in (0, 1)]
     frames = torch.stack([torch.full((32, 32, 3), shade, dtype=torch.uint8) for shade in (0, 255)])
     rows = torch.tensor([0, 1]).repeat_interleave(count)
-    shown = Seen(["left"] * 2 * count, torch.zeros(2 * count, 0), frames[rows])
+    shown = Seen(["left"] * 2 * count, torch.zeros(2 * count, 0), {"main": frames[rows]})
     random = [torch.Generator().manual_seed(1000 * seed + row) for row in range(2 * count)]
     choice = made.choose(shown, random)
     rollouts = []
     assert choice.log_probs is not None
     for row, which in enumerate(rows.tolist()):
-        one = Seen(["left"], torch.zeros(1, 0), frames[which][None])
+        one = Seen(["left"], torch.zeros(1, 0), {"main": frames[which][None]})
         stored = {"tokens": choice.stored["tokens"][row : row + 1]}
         rollout = made.rollout(tasks[which], None, one, stored, choice.log_probs[row])
         rollout.scores["total"] = float(choice.actions[row].mean()) * (1 if which else -1)
@@ -264,12 +262,12 @@ def test_it_imitates() -> None:
     shown = np.full((5, 32, 32, 3), 200, np.uint8)
 
     class Shown:
-        observations, actions, frames = np.zeros((5, 4), np.float32), np.full((4, 2), 0.4, np.float32), shown
+        observations, actions, images = np.zeros((5, 4), np.float32), np.full((4, 2), 0.4, np.float32), {"main": shown}
 
     task = point_mass.point_task(0)
     with point_mass.simulators():
         rollouts = made.encode([task], [Shown()])
     learner = PolicyLearner(made, WeightedImitation(), Optimisation(lr=3e-3, epochs=15))
     learner.update(rollouts)
-    picture = Seen([point_mass.INSTRUCTION], torch.zeros(1, 0), torch.from_numpy(shown[:1]))
+    picture = Seen([point_mass.INSTRUCTION], torch.zeros(1, 0), {"main": torch.from_numpy(shown[:1])})
     assert (made.choose(picture, None).actions - 0.4).abs().max() < 0.15

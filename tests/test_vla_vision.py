@@ -98,15 +98,15 @@ def test_it_sees_frames_and_itself_alone(head: str, pool: Pool) -> None:
     policy = make_policy(head)
     rollouts = RobotActor(policy, pool).act([picture_task(0, 4), picture_task(1, 12)], 2)
     payload, episode = rollouts[2].payload, rollouts[2].output
-    assert payload["frames"].dtype == torch.uint8 and payload["frames"].shape == (3, SIZE, SIZE, 3)
-    assert np.array_equal(payload["frames"].numpy(), episode.frames[:3])
+    assert payload["frames.main"].dtype == torch.uint8 and payload["frames.main"].shape == (3, SIZE, SIZE, 3)
+    assert np.array_equal(payload["frames.main"].numpy(), episode.frames[:3])
     assert np.array_equal(payload["states"].numpy(), episode.observations[:3, :2]), (
         "where the mark is, it does not feel"
     )
     batch = policy.collate(rollouts)
     now = policy.evaluate_actions(batch)
     torch.testing.assert_close(now.log_probs, batch.log_probs["behaviour"], atol=1e-4, rtol=1e-4)
-    batch.payload["frames"] = batch.payload["frames"].flip(1)
+    batch.payload["frames.main"] = batch.payload["frames.main"].flip(1)
     assert not torch.allclose(policy.evaluate_actions(batch).log_probs, now.log_probs, atol=1e-4)
 
 
@@ -145,9 +145,9 @@ def test_a_frozen_tower_looks_once(head: str, later: bool, pool: Pool, monkeypat
     rollouts = RobotActor(policy, pool).act([picture_task(0), picture_task(1)], 2)
     shown = pool.demonstrate(NAME, [0], horizon=20, settle=2, render=View(SIZE))
     encoded = policy.encode([picture_task(0)], shown)
-    assert "frames" not in rollouts[0].payload and "frames" not in encoded[0].payload
+    assert "frames.main" not in rollouts[0].payload and "frames.main" not in encoded[0].payload
     torch.testing.assert_close(
-        rollouts[0].payload["looks"], policy.model.look(torch.from_numpy(rollouts[0].output.frames[:2]))
+        rollouts[0].payload["looks"], policy.model.look({"main": torch.from_numpy(rollouts[0].output.frames[:2])})
     )
     monkeypatch.setattr(Tower, "forward", None)  # from here on nobody looks
     batch = policy.collate(rollouts)
@@ -167,14 +167,14 @@ def test_a_frozen_tower_looks_once(head: str, later: bool, pool: Pool, monkeypat
 
 @pytest.mark.parametrize("head", ["tokens", "flow"])
 def test_a_saved_policy_comes_back_with_its_tower(head: str, tmp_path: Path) -> None:
-    policy = make_policy(head, name="test_resnet", stride=16, pool="mean", camera="corner2")
-    policy.model.vision = Vision("test_resnet", SIZE, 16, "mean", pretrained=True, camera="corner2")
+    policy = make_policy(head, name="test_resnet", stride=16, pool="mean", cameras=("corner2",))
+    policy.model.vision = Vision("test_resnet", SIZE, 16, "mean", pretrained=True, cameras=("corner2",))
     policy.save_pretrained(tmp_path)
     again = type(policy).from_pretrained(str(tmp_path))
-    assert again.model.vision == Vision("test_resnet", SIZE, 16, "mean", camera="corner2"), "nothing is downloaded"
-    assert again.view == View(SIZE, camera="corner2") and again.sees == "frames"
+    assert again.model.vision == Vision("test_resnet", SIZE, 16, "mean", cameras=("corner2",)), "nothing is downloaded"
+    assert again.view == View(SIZE, cameras=("corner2",)) and again.sees == "frames"
     frames = torch.randint(0, 256, (5, SIZE, SIZE, 3), dtype=torch.uint8)
-    seen = Seen([INSTRUCTION] * 5, torch.rand(5, 2), frames)
+    seen = Seen([INSTRUCTION] * 5, torch.rand(5, 2), {"corner2": frames})
     assert torch.equal(again.choose(seen, None).actions, policy.choose(seen, None).actions)
     policy.freeze_tower()
     policy.save_pretrained(tmp_path)
@@ -211,7 +211,7 @@ def test_an_estimator_may_see_frames_of_a_blind_policy(pool: Pool) -> None:
     (rollout,) = RobotActor(policy, pool, estimator=estimator, view=View(16)).act([picture_task(0, 20)], 1)
     assert set(estimator.shapes) == {(16, 16, 3)} and len(rollout.output.actions) == 2, "the estimator ended it"
     assert rollout.scores["progress"] == pytest.approx([float(f.mean()) for f in rollout.output.frames[1:]])
-    assert "frames" not in rollout.payload and rollout.payload["states"].shape == (2, 4)
+    assert "frames.main" not in rollout.payload and rollout.payload["states"].shape == (2, 4)
 
 
 def test_frames_are_taken_in_one_way(pool: Pool) -> None:

@@ -7,7 +7,8 @@ read. Nothing here looks at the simulator's success.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,7 +25,8 @@ from ..types import Mode, Rollout, Task
 from .chunk_policy import ChunkPolicy, Seen
 
 Floats = NDArray[np.float32]
-Frames = NDArray[np.uint8]
+Frames = Mapping[str, NDArray[np.uint8]]
+"""Camera -> [n, H, W, 3] uint8."""
 
 
 class Estimator(Protocol):
@@ -34,10 +36,10 @@ class Estimator(Protocol):
         """Forget all episodes; row i will be an episode with instruction i."""
         ...
 
-    def update(self, rows: NDArray[np.int64], observations: Floats | Frames) -> NDArray[np.bool_]:
+    def update(self, rows: NDArray[np.int64], observations: NDArray[Any]) -> NDArray[np.bool_]:
         """Take in new observations [n, D] of some rows; True [n] where the episode is over.
 
-        An estimator whose ``model.sees`` is "frames" is given frames [n, H, W, 3] uint8 instead.
+        An estimator whose ``model.sees`` is "frames" is given frames [n, H, W, 3] uint8 of one camera instead.
         """
         ...
 
@@ -54,7 +56,8 @@ class RobotActor(SystemWrapper):
     Args:
         horizon: environment steps of tasks that do not say.
         temperature: of sampling; log-probabilities are taken at the same temperature.
-        view: how frames are taken for an estimator that sees them; None is the policy's view, or the usual one.
+        view: how frames are taken for an estimator that sees them; None is the policy's view, or the usual one. The
+            estimator sees its first camera.
     """
 
     def __init__(
@@ -120,13 +123,15 @@ class RobotActor(SystemWrapper):
         return self.policy.sees == "frames" or self.estimator_sees_frames
 
     def _view(self, render: View | None) -> View | None:
-        """The one way in which this run takes frames."""
+        """The one way in which this run takes frames: all cameras that someone names, the estimator's first."""
         policy = self.policy.view if self.policy.sees == "frames" else None
         estimator = (self.view or policy or render or View()) if self.estimator_sees_frames else None
-        views = dict.fromkeys(view for view in (policy, estimator, render) if view is not None)
-        if len(views) > 1:
-            raise UsageError(f"one run takes frames in one way, not as {' and as '.join(map(str, views))}")
-        return next(iter(views), None)
+        views = [view for view in (estimator, policy, render) if view is not None]
+        ways = dict.fromkeys(replace(view, cameras=()) for view in views)
+        if len(ways) > 1:
+            raise UsageError(f"one run takes frames in one way, not as {' and as '.join(map(str, ways))}")
+        cameras = tuple(dict.fromkeys(camera for view in views for camera in view.cameras))
+        return None if not views else replace(views[0], cameras=cameras)
 
     def _check(self, asked: Sequence[Task]) -> None:
         policy = self.policy
@@ -157,7 +162,8 @@ class _Session:
     def decide(self, rows: NDArray[np.int64], observations: Floats, frames: Frames | None = None) -> Floats:
         fresh = np.array([not self.stored[row] for row in rows.tolist()])
         if self.watching and fresh.any():  # the initial observations
-            self.watch(rows[fresh], observations[fresh], None if frames is None else frames[fresh])
+            first = None if frames is None else {camera: film[fresh] for camera, film in frames.items()}
+            self.watch(rows[fresh], observations[fresh], first)
         policy = self.actor.policy
         randomness = None if self.randomness is None else [self.randomness[row] for row in rows.tolist()]
         choice = policy.choose(self._seen(rows, observations, frames), randomness, self.temperature)
@@ -173,20 +179,20 @@ class _Session:
         policy, tasks = self.actor.policy, [self.asked[row] for row in rows.tolist()]
         if policy.sees == "frames":
             observations = np.stack([policy.felt(t, o[None])[0] for t, o in zip(tasks, observations, strict=True)])
-        shown = torch.from_numpy(frames) if policy.sees == "frames" and frames is not None else None
-        return Seen([str(task.prompt) for task in tasks], torch.from_numpy(observations), shown)
+        return Seen([str(t.prompt) for t in tasks], torch.from_numpy(observations), policy.looked_at(frames or {}))
 
     def watch(self, rows: NDArray[np.int64], observations: Floats, frames: Frames | None = None) -> NDArray[np.bool_]:
         assert self.actor.estimator is not None
-        shown = frames if self.actor.estimator_sees_frames else observations
-        assert shown is not None
-        return self.actor.estimator.update(rows, shown)
+        if not self.actor.estimator_sees_frames:
+            return self.actor.estimator.update(rows, observations)
+        assert frames is not None
+        return self.actor.estimator.update(rows, next(iter(frames.values())))
 
     def rollout(self, row: int, episode: Episode) -> Rollout:
         task, chunks = self.asked[row], len(episode.actions)
         chosen = self.stored[row][:chunks]
         stored = {name: torch.stack([part[name] for part in chosen]) for name in chosen[0]}
-        frames = None if episode.frames is None else episode.frames[:chunks]
+        frames = {camera: film[:chunks] for camera, film in (episode.images or {}).items()}
         rows = np.full(chunks, row)
         log_probs = torch.cat(self.log_probs[row][:chunks]) if self.log_probs[row] else None
         rollout: Rollout = self.actor.policy.rollout(

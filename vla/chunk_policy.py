@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -25,8 +25,21 @@ from ..types import Batch, Decisions, Evaluation, Rollout, Task
 if TYPE_CHECKING:
     from ..envs.simulator import View
 
-OWN = frozenset({"states", "frames", "temperature", "instructions", "seed"})
-"""Entries of a payload that are not the policy's."""
+OWN = frozenset({"states", "temperature", "instructions", "seed"})
+"""Entries of a payload that are not the policy's, besides frames."""
+
+FRAMES = "frames."
+"""Entries of a payload that hold frames; the camera's name follows."""
+
+
+def is_own(name: str) -> bool:
+    """Whether an entry of a payload is not the policy's."""
+    return name in OWN or name.startswith(FRAMES)
+
+
+def frames_in(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """The frames of a payload by camera."""
+    return {name.removeprefix(FRAMES): value for name, value in payload.items() if name.startswith(FRAMES)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,17 +49,30 @@ class Seen:
     Attributes:
         instructions: N sentences.
         states: [N, D] float; for a policy that sees frames, what the robot feels of itself alone.
-        frames: [N, H, W, 3] uint8, or None.
+        frames: camera -> [N, H, W, 3] uint8; nothing where they are not seen.
         places: [N, 2] long, the episode and the chunk within it; None while acting.
     """
 
     instructions: Sequence[str]
     states: Tensor
-    frames: Tensor | None = None
+    frames: Mapping[str, Tensor] = field(default_factory=dict)
     places: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.states)
+
+    def select(self, rows: Any) -> Seen:
+        """Of some decisions: [n] long, or a slice."""
+        chosen = torch.arange(len(self))[rows]
+        instructions = [self.instructions[row] for row in chosen.tolist()]
+        frames = {camera: film[chosen.to(film.device)] for camera, film in self.frames.items()}
+        places = None if self.places is None else self.places[chosen.to(self.places.device)]
+        return Seen(instructions, self.states[chosen.to(self.states.device)], frames, places)
+
+    def to(self, device: torch.device) -> Seen:
+        """States and frames on a device."""
+        frames = {camera: film.to(device) for camera, film in self.frames.items()}
+        return replace(self, states=self.states.to(device), frames=frames)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +101,8 @@ class ChunkPolicy(TorchPolicy):
             robot feels of itself.
         piece: rollouts evaluated at once.
 
-    A rollout's payload: "states" [S, D], "frames" [S, H, W, 3] uint8 where they are seen, whatever the policy stores
-    [S, ...], "temperature" [1] and "seed" [1].
+    A rollout's payload: "states" [S, D], "frames.CAMERA" [S, H, W, 3] uint8 of each camera where they are seen,
+    whatever the policy stores [S, ...], "temperature" [1] and "seed" [1].
 
     Attributes that a subclass may set:
         capabilities: what it can do, see ``types.Policy``. "forward" asks for ``redraw`` and ``forward_draws``, "kl"
@@ -178,7 +204,7 @@ class ChunkPolicy(TorchPolicy):
         Raises:
             ValueError: something of the wrong shape or type, in one line that names the policy.
         """
-        seen = replace(seen, states=seen.states.to(self.device), frames=_to(seen.frames, self.device))
+        seen = seen.to(self.device)
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             actions, stored, log_probs = self.decide(seen, randomness, temperature)
             self._check(len(seen), actions, stored)
@@ -211,14 +237,14 @@ class ChunkPolicy(TorchPolicy):
         """
         payload = {"states": seen.states, **stored, "temperature": torch.tensor([temperature])}
         payload["seed"] = torch.tensor([seed])
-        if seen.frames is not None and self.keeps_frames:
-            payload["frames"] = seen.frames
+        if self.keeps_frames:
+            payload |= {FRAMES + camera: film for camera, film in seen.frames.items()}
         mask = torch.ones(len(seen) * self.per_chunk, dtype=torch.bool)
         segments = torch.arange(len(seen)).repeat_interleave(self.per_chunk)
         return Rollout(task, output, payload, log_probs, mask, segments)
 
     def encode(self, tasks: Sequence[Task], outputs: Sequence[Any]) -> list[Rollout]:
-        """Demonstrations (``observations`` [N+1, D], ``actions`` [N, A], ``frames`` where they are seen) as rollouts.
+        """Demonstrations (``observations`` [N+1, D], ``actions`` [N, A], ``images`` where they are seen) as rollouts.
 
         Every step starts a chunk, so chunks overlap; the last ones repeat the final action.
         """
@@ -235,13 +261,12 @@ class ChunkPolicy(TorchPolicy):
             )
         index = (torch.arange(steps)[:, None] + torch.arange(self.chunk)).clamp(max=steps - 1)
         observations = self.felt(task, np.asarray(demonstration.observations[:steps], np.float32))
-        frames = getattr(demonstration, "frames", None) if self.sees == "frames" else None
-        if self.sees == "frames" and frames is None:
+        images = demonstration.images if self.sees == "frames" else {}
+        if self.sees == "frames" and not images:
             raise ValueError(f"{self.name} sees frames, and the demonstration of {task.id} has none")
-        shown = None if frames is None else torch.from_numpy(np.asarray(frames[:steps], np.uint8))
-        seen = Seen([str(task.prompt)] * steps, torch.as_tensor(observations), shown)
-        here = replace(seen, states=seen.states.to(self.device), frames=_to(shown, self.device))
-        stored = self.imitate(here, actions[index].to(self.device))
+        frames = {camera: np.asarray(film[:steps], np.uint8) for camera, film in images.items()}
+        seen = Seen([str(task.prompt)] * steps, torch.as_tensor(observations), self.looked_at(frames))
+        stored = self.imitate(seen.to(self.device), actions[index].to(self.device))
         self._check_stored(steps, stored)
         kept = {name: tensor.cpu() for name, tensor in stored.items()}
         return self.rollout(task, demonstration, seen, kept, None, seed=seed_of("encode", task.id))
@@ -250,9 +275,23 @@ class ChunkPolicy(TorchPolicy):
         """What this policy is given of observations [N, D] in a task's environment."""
         if self.sees == "states":
             return observations
-        from ..envs.simulator import proprioception_of
+        from ..envs.simulator import spec_of
 
-        return observations[:, proprioception_of(str(task.extra["environment"]))]
+        return observations[:, spec_of(str(task.extra["environment"])).proprioception]
+
+    def looked_at(self, frames: Mapping[str, np.ndarray[Any, np.dtype[np.uint8]]]) -> dict[str, Tensor]:
+        """What this policy is given of frames: those of its view's cameras, or all where it names none.
+
+        Raises:
+            ValueError: a camera of its view is missing.
+        """
+        if self.sees == "states" or self.view is None:
+            return {}
+        cameras = self.view.cameras or tuple(frames)
+        missing = [camera for camera in cameras if camera not in frames]
+        if missing:
+            raise ValueError(f"{self.name} looks through camera {missing[0]!r}, and was given {', '.join(frames)}")
+        return {camera: torch.from_numpy(frames[camera]) for camera in cameras}
 
     # learning
 
@@ -276,9 +315,9 @@ class ChunkPolicy(TorchPolicy):
         if "forward" not in self.capabilities:
             raise ValueError(f"{self.name} has no forward decisions")
         payload = rollout.payload
-        stored = {name: tensor for name, tensor in payload.items() if name not in OWN}
+        stored = {name: tensor for name, tensor in payload.items() if not is_own(name)}
         drawn = self.redraw(stored, torch.Generator().manual_seed(int(payload["seed"])))
-        kept = {name: payload[name] for name in OWN if name in payload}
+        kept = {name: tensor for name, tensor in payload.items() if is_own(name)}
         chunks = len(payload["states"])
         mask = torch.ones(chunks * self.forward_draws, dtype=torch.bool)
         segments = torch.arange(chunks).repeat_interleave(self.forward_draws)
@@ -299,8 +338,8 @@ class ChunkPolicy(TorchPolicy):
         """What was seen and stored in the chunks [B, S] of a batch's payload that are valid."""
         chunks, places = valid.shape[1], valid.nonzero()
         told = [payload["instructions"][row] for row in places[:, 0].tolist()]
-        frames = payload["frames"][valid] if "frames" in payload else None
-        stored = {name: tensor[valid] for name, tensor in payload.items() if name not in OWN}
+        frames = {camera: film[valid] for camera, film in frames_in(payload).items()}
+        stored = {name: tensor[valid] for name, tensor in payload.items() if not is_own(name)}
         stored["temperature"] = payload["temperature"].expand(-1, chunks)[valid]
         return Seen(told, payload["states"][valid], frames, places), stored
 
@@ -351,7 +390,7 @@ class ChunkPolicy(TorchPolicy):
 
     def _check_stored(self, count: int, stored: Mapping[str, Tensor]) -> None:
         for name, tensor in stored.items():
-            if name in OWN:
+            if is_own(name):
                 raise ValueError(f"{self.name} stores {name!r}, a name that is taken: choose another")
             if not isinstance(tensor, Tensor) or tensor.shape[:1] != (count,):
                 what = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
@@ -363,10 +402,6 @@ class ChunkPolicy(TorchPolicy):
         if tuple(tensor.shape) != shape or not tensor.is_floating_point():
             kind = str(tensor.dtype).removeprefix("torch.")
             raise ValueError(f"{self.name}: {what} are {kind} {list(tensor.shape)}; expected float {list(shape)}")
-
-
-def _to(tensor: Tensor | None, device: torch.device) -> Tensor | None:
-    return None if tensor is None else tensor.to(device)
 
 
 def _scattered(values: Tensor, valid: Tensor) -> Tensor:

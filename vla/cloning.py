@@ -11,7 +11,7 @@ from torch import Tensor
 from ..fitting import cosine, fit
 from ..trainers.randomness import generator
 from ..types import Rollout
-from .chunk_policy import OWN, ChunkPolicy, Seen
+from .chunk_policy import ChunkPolicy, Seen, frames_in, is_own
 from .vision import shifted
 
 
@@ -37,9 +37,10 @@ def clone(policy: ChunkPolicy, rollouts: Sequence[Rollout], cloning: Cloning) ->
 
     Sets the policy's input normalisation first. Returns the last loss per decision.
     """
-    data = {name: torch.cat([r.payload[name] for r in rollouts]) for name in rollouts[0].payload if name not in OWN}
+    names = rollouts[0].payload
+    data = {name: torch.cat([r.payload[name] for r in rollouts]) for name in names if not is_own(name)}
     states = torch.cat([r.payload["states"] for r in rollouts])
-    frames = torch.cat([r.payload["frames"] for r in rollouts]) if "frames" in rollouts[0].payload else None
+    frames = {c: torch.cat([frames_in(r.payload)[c] for r in rollouts]) for c in frames_in(names)}
     instructions = [str(r.task.prompt) for r in rollouts for _ in r.payload["states"]]
     weights = _weights(rollouts)
     policy.normalise(states)
@@ -47,16 +48,15 @@ def clone(policy: ChunkPolicy, rollouts: Sequence[Rollout], cloning: Cloning) ->
 
     def loss(_: int) -> Tensor:
         rows = torch.multinomial(weights, cloning.batch, replacement=True, generator=random)
-        pictures = None if frames is None else frames[rows]
-        if pictures is not None and cloning.shift:
-            pictures = shifted(pictures, cloning.shift, random)
+        pictures = {camera: film[rows] for camera, film in frames.items()}
+        if cloning.shift:
+            pictures = {camera: shifted(film, cloning.shift, random) for camera, film in pictures.items()}
         stored = {name: values[rows] for name, values in data.items()}
         if policy.demonstrations == "forward":
             stored = dict(policy.redraw(stored, random))
         stored = {name: values.to(device) for name, values in stored.items()}
         stored["temperature"] = torch.ones(len(rows), device=device)
-        pictures = None if pictures is None else pictures.to(device)
-        seen = Seen([instructions[row] for row in rows.tolist()], states[rows].to(device), pictures)
+        seen = Seen([instructions[row] for row in rows.tolist()], states[rows], pictures).to(device)
         return policy.imitation_loss(seen, stored)
 
     rates = cosine(cloning.lr, cloning.steps)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..envs.simulator import View
+from ..envs.simulator import IMAGES, View
 from ..errors import UsageError
 from ..types import Decisions, Evaluation
 from .chunk_policy import ChunkPolicy, Seen
@@ -45,7 +45,7 @@ class LeRobotPolicy(ChunkPolicy):
     Actions are expected in [-1, 1] behind ``postprocess``, and cut to it.
 
     Args:
-        policy: ACTPolicy, DiffusionPolicy or SmolVLAPolicy, of one observation step and one camera at most.
+        policy: ACTPolicy, DiffusionPolicy or SmolVLAPolicy, of one observation step.
         preprocess, postprocess: LeRobot's processor pipelines (normalisation, tokens); None leaves things as they are.
         chunk: C; None takes the policy's ``n_action_steps``.
         view: how frames are taken; None takes the camera's height.
@@ -170,9 +170,7 @@ class LeRobotPolicy(ChunkPolicy):
             raise ValueError(f"{self.name} has no log-probabilities of what it sampled")
         clean, noise, draws = stored["clean"], stored["noise"], stored["noise"].shape[1]
         rows = torch.arange(len(seen)).repeat_interleave(draws)
-        many = Seen([seen.instructions[row] for row in rows.tolist()], seen.states[rows.to(seen.states.device)])
-        if seen.frames is not None:
-            many = Seen(many.instructions, many.states, seen.frames[rows.to(seen.frames.device)])
+        many = seen.select(rows)
         clean, known = clean.repeat_interleave(draws, 0), stored["known"].repeat_interleave(draws, 0)
         off = self._misses(self._batch(many), clean, noise.flatten(0, 1), stored["time"].flatten())
         return Evaluation(-0.5 * (off * known[..., None]).sum((1, 2)).view(len(seen), draws))
@@ -214,22 +212,31 @@ class LeRobotPolicy(ChunkPolicy):
             raise ValueError(f"{self.name} wants {told}; it was given states of {given} numbers")
         batch: dict[str, Any] = {"task": list(seen.instructions)}
         batch |= dict(zip(self.sizes, torch.split(seen.states.float(), list(self.sizes.values()), 1), strict=True))
-        if self.cameras:
-            assert seen.frames is not None
-            pictures = seen.frames.permute(0, 3, 1, 2).float() / 255
+        for camera, film in self._films(seen.frames).items():
+            pictures = film.permute(0, 3, 1, 2).float() / 255
             if pictures.shape[2:] != self.picture:
                 pictures = F.interpolate(pictures, self.picture, mode="bilinear", antialias=True)
-            batch[self.cameras[0]] = pictures
+            batch[camera] = pictures
         if actions is not None:
             batch[ACTION] = actions
         made: dict[str, Any] = self.preprocess(batch)
         return made
 
+    def _films(self, frames: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Frames by LeRobot's names of the cameras; a lone camera may have any name."""
+        named = {camera: camera.removeprefix(IMAGES) for camera in self.cameras}
+        if all(name in frames for name in named.values()):
+            return {camera: frames[name] for camera, name in named.items()}
+        if len(self.cameras) == len(frames) == 1:
+            return dict(zip(self.cameras, frames.values(), strict=True))
+        wanted = ", ".join(named.values())
+        raise ValueError(f"{self.name} looks through {wanted}; it was given {', '.join(frames) or 'no frames'}")
+
     def _context(self, batch: Mapping[str, Any]) -> Tensor:
         """What diffusion policy conditions on, with its axis of one observation step."""
         told = {name: batch[name][:, None] for name in self.sizes}
         if self.cameras:
-            told["observation.images"] = batch[self.cameras[0]][:, None, None]
+            told["observation.images"] = torch.stack([batch[camera] for camera in self.cameras], 1)[:, None]
         found: Tensor = cast(Any, self.module).diffusion._prepare_global_conditioning(told)
         return found
 
@@ -258,9 +265,6 @@ def _kind(policy: Any) -> str:
         raise UsageError(f"LeRobot's policy {kind!r} is not known here: act, diffusion and smolvla are")
     if getattr(config, "n_obs_steps", 1) != 1:
         raise UsageError(f"{kind} looks at {config.n_obs_steps} observations: policies here see one, n_obs_steps=1")
-    empty = getattr(config, "empty_cameras", 0)
-    if len(config.image_features or {}) > 1 + empty:
-        raise UsageError(f"{kind} wants {len(config.image_features)} cameras: policies here see one")
     if getattr(config, "adapt_to_pi_aloha", False):
         raise UsageError(f"{kind}: adapt_to_pi_aloha turns joints of one robot, which is not known here")
     return str(kind)

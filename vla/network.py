@@ -27,8 +27,8 @@ class RobotNetwork(nn.Module, PyTorchModelHubMixin):
     Args:
         observation_size: D; action_size: A, every dimension in [-1, 1]; chunk: C steps.
         buckets: hash buckets of the instruction's words (bucket 0 is padding); word_size: their width.
-        origin, positions: where positions (three numbers each) begin in an observation. Those in ``positions``
-            are seen relative to ``origin``, which is then left out: a hand-centred view, in which one
+        origin, positions, axes: where positions (of ``axes`` numbers each) begin in an observation. Those in
+            ``positions`` are seen relative to ``origin``, which is then left out: a hand-centred view, in which one
             demonstration teaches every place. None sees the observation as it is.
         vision: how frames are looked at; then observations are what the robot feels of itself, and D may be 0. None
             is blind.
@@ -47,14 +47,16 @@ class RobotNetwork(nn.Module, PyTorchModelHubMixin):
         word_size: int = 32,
         origin: int | None = None,
         positions: Sequence[int] = (),
+        axes: int = 3,
         vision: Vision | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.observation_size, self.action_size, self.chunk = observation_size, action_size, chunk
         self.buckets = buckets
         self.inputs = {"buckets": buckets, "word_size": word_size, "origin": origin, "positions": list(positions)}
-        self.origin, self.positions = origin, tuple(positions)
-        size = observation_size - (0 if origin is None else 3)
+        self.inputs["axes"] = axes
+        self.origin, self.positions, self.axes = origin, tuple(positions), axes
+        size = observation_size - (0 if origin is None else axes)
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("std", torch.ones(size))
         self.words = nn.EmbeddingBag(buckets, word_size, mode="mean", padding_idx=0)
@@ -65,7 +67,7 @@ class RobotNetwork(nn.Module, PyTorchModelHubMixin):
 
             self.vision = vision if isinstance(vision, Vision) else Vision(**vision)
             self.tower = Tower(self.vision)
-            self.width += self.tower.features
+            self.width += self.tower.features * max(1, len(self.vision.cameras))
 
     def context(self, observations: Tensor, words: Tensor, looks: Tensor | None = None) -> Tensor:
         """[N, ``width``] from observations [N, D], word ids [N, L] and, with vision, what ``look`` gave."""
@@ -76,14 +78,11 @@ class RobotNetwork(nn.Module, PyTorchModelHubMixin):
             parts.append(looks)
         return torch.cat(parts, -1)
 
-    def look(self, frames: Tensor | None) -> Tensor | None:
-        """Features of frames [N, H, W, 3] uint8; None without vision."""
-        if self.tower is None:
+    def look(self, frames: Mapping[str, Tensor]) -> Tensor | None:
+        """[N, features of all cameras] of frames by camera, [N, H, W, 3] uint8; None without vision."""
+        if self.tower is None or self.vision is None:
             return None
-        if frames is None:
-            raise ValueError(f"{type(self).__name__} has a vision tower and was given no frames")
-        found: Tensor = self.tower(frames)
-        return found
+        return torch.cat([self.tower(film) for film in self.vision.films(frames)], -1)
 
     def view(self, observations: Tensor) -> Tensor:
         """Observations [N, D] as the network sees them, before normalisation."""
@@ -91,8 +90,8 @@ class RobotNetwork(nn.Module, PyTorchModelHubMixin):
             return observations
         seen = observations.clone()
         for place in self.positions:
-            seen[:, place : place + 3] -= observations[:, self.origin : self.origin + 3]
-        return torch.cat([seen[:, : self.origin], seen[:, self.origin + 3 :]], -1)
+            seen[:, place : place + self.axes] -= observations[:, self.origin : self.origin + self.axes]
+        return torch.cat([seen[:, : self.origin], seen[:, self.origin + self.axes :]], -1)
 
     def words_of(self, instructions: Sequence[str]) -> Tensor:
         """[N, L] word ids, beside the weights."""

@@ -169,9 +169,9 @@ class OpenVLAPolicy(ChunkPolicy):
 
     def _read(self, seen: Seen) -> Iterator[tuple[Tensor, dict[str, Any]]]:
         """(rows, what the model reads) for pictures with the same instruction, so that nothing is padded."""
-        if seen.frames is None:
-            raise ValueError(f"{self.name} sees frames, and was given none")
-        frames = seen.frames.cpu().numpy()
+        if len(seen.frames) != 1:
+            raise ValueError(f"{self.name} sees frames of one camera, and was given {', '.join(seen.frames) or 'none'}")
+        frames = next(iter(seen.frames.values())).cpu().numpy()
         alike: dict[str, list[int]] = {}
         for row, instruction in enumerate(seen.instructions):
             alike.setdefault(instruction, []).append(row)

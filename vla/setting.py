@@ -14,6 +14,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..trainers import setting as shared
 from ..trainers.config import BY_MODEL, RunConfig, grouped
+from .environments import (
+    counts,
+    encode,
+    horizon_in,
+    make_policy,
+    make_pool,
+    make_task,
+    record,
+    recorded,
+    try_out,
+    view_of,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,16 +42,7 @@ if TYPE_CHECKING:
     from .chunk_policy import ChunkPolicy
     from .cloning import Cloning
 
-HAND, OBJECT, SECOND, GOAL = 0, 4, 11, 18
-"""Where positions begin in an observation of MetaWorld."""
-
-CITATION = ("EVOLVE-VLA: Bai, Gao, Shou, arXiv:2512.14666", "MetaWorld: Yu et al., arXiv:1910.10897")
-
-CHUNK = 5
-"""Environment steps per decision."""
-
-METAWORLD_EPISODE = 150
-"""Steps of an episode in MetaWorld, whose own limit is 500."""
+CITATION = "EVOLVE-VLA: Bai, Gao, Shou, arXiv:2512.14666"
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class RobotConfig(RunConfig):
 
     start_fields: ClassVar[tuple[str, ...]] = (
         *("tasks", "use", "demonstrations", "seed", "demonstrations_from", "clone_tasks", "model", "obs_type", "head"),
-        *("frame_size", "bc_steps", "max_episode_steps", "settle"),
+        *("frame_size", "bc_steps", "max_episode_steps", "chunk", "settle"),
     )
     """What demonstrations and clone depend on: runs that agree in them can share a start."""
 
@@ -79,7 +82,7 @@ class RobotConfig(RunConfig):
     tasks: tuple[str, ...] = grouped(
         "data", ("drawer-open-v3", "door-open-v3", "drawer-close-v3", "push-v3:3", "reach-v3:3")
     )
-    """MetaWorld tasks (or registered environments); NAME:K gives K demonstrations of one."""
+    """Registered environments, by whole names or by how these end; NAME:K gives K demonstrations of one."""
     demonstrations: int = grouped("data", 1)
     """Demonstrations of a task that does not say."""
     demonstrations_from: tuple[str, ...] = grouped("data", ())
@@ -89,8 +92,10 @@ class RobotConfig(RunConfig):
     micro_batch_size: int | None = None  # type: ignore[assignment]
     """Rollouts evaluated at once in learning; None: 256 on states, 8 on frames, or what a policy of one's own says."""
     max_episode_steps: int = grouped("sampling", 0)
-    """Environment steps of an episode; 0 is 150 in MetaWorld and the spec's own number elsewhere. A task whose
-    demonstrations are longer gets their length and a fifth."""
+    """Environment steps of an episode; 0 is what the environment's spec says. A task whose demonstrations are longer
+    gets their length and a fifth."""
+    chunk: int = grouped("sampling", 0)
+    """Environment steps per decision; 0 is what the environments' specs say."""
     rho: float = grouped("sampling", 0.9)
     """Correlation of the exploration noise between consecutive environment steps; 0 is independent noise. A flow has
     noise of its own."""
@@ -112,13 +117,6 @@ class RobotConfig(RunConfig):
     """Steps that demonstrations go on after they first succeed, so that they end well inside the goal."""
     workers: int = 0
     """Simulator processes; 0 takes one per core."""
-
-    @property
-    def view(self) -> View:
-        """How frames are taken where they are seen."""
-        from ..envs.simulator import View
-
-        return View(self.frame_size)
 
 
 @dataclass(eq=False)
@@ -250,9 +248,12 @@ class Setting(shared.Setting):
         return {"unit": "success", "outcomes": outcomes}
 
     def finish(self, folder: RunFolder) -> None:
+        from ..envs.simulator import spec_of
+
         self.film(folder, self.start)
         self.policy.save_pretrained(str(folder.path / "policy"))
-        folder.write_card(citation=CITATION)
+        environments = dict.fromkeys(spec_of(name).citation for name in self.names)
+        folder.write_card(citation=(CITATION, *filter(None, environments)))
 
     def stage(self, learner: Any, reward: RewardFunction, **changes: Any) -> Stage:
         """Initial states -> episodes -> reward -> the given learner -> gate; ``changes`` as in every modality."""
@@ -294,55 +295,8 @@ class Setting(shared.Setting):
             return
         for task, old, new in zip(tasks, then, now, strict=True):
             name = f"{task.category}-{task.seed}".replace("/", "-")
-            frames = (old.output.frames, new.output.frames)
+            frames = (old.output.frames, new.output.frames)  # of the first camera
             write_side_by_side(target / f"{name}.webp", *frames, ("before", "after"))
-
-
-def horizon_in(config: RobotConfig, environment: str) -> int:
-    """Environment steps after which an episode of a task is cut, however long its demonstrations are."""
-    from ..envs.simulator import METAWORLD, horizon_of
-
-    return config.max_episode_steps or (
-        METAWORLD_EPISODE if environment.startswith(METAWORLD) else horizon_of(environment)
-    )
-
-
-def make_task(environment: str, seed: int, horizon: int | None = None) -> Task:
-    """An initial state of an environment as a task."""
-    from ..envs.simulator import instruction_of
-    from ..types import Task
-
-    name = environment.removeprefix("metaworld/")
-    extra = {"environment": environment}
-    return Task(f"{name}/{seed}", instruction_of(environment), category=name, seed=seed, horizon=horizon, extra=extra)
-
-
-def counts(tasks: Sequence[str], config: RobotConfig) -> dict[str, int]:
-    """Environment -> demonstrations, from "push-v3:3"; bare MetaWorld names are found.
-
-    Raises:
-        UsageError: an unknown task, with the nearest names, or a count that is none.
-    """
-    from ..envs.metaworld_tasks import TASKS
-    from ..envs.simulator import METAWORLD, check_name, specs
-    from ..errors import UsageError, unknown
-
-    found: dict[str, int] = {}
-    for entry in tasks:
-        name, _, count = entry.partition(":")
-        if count and not (count.isdigit() and int(count) > 0):
-            raise UsageError(f"task {entry!r}: what follows the colon is a number of demonstrations")
-        if "/" in name:
-            try:
-                check_name(name)
-            except ValueError as error:
-                raise UsageError(f"{error} (a module or file that registers your own is imported by --use)") from error
-        elif name in TASKS:
-            name = METAWORLD + name
-        elif not specs([name]):
-            raise unknown("task", name, TASKS)
-        found[name] = int(count) if count else config.demonstrations
-    return found
 
 
 def start(config: RobotConfig, folder: RunFolder) -> Setting:
@@ -352,18 +306,17 @@ def start(config: RobotConfig, folder: RunFolder) -> Setting:
     """
     import torch
 
-    from ..envs.pool import Pool
     from ..trainers import checkpoint, distributed
     from .network import NetworkPolicy
 
     wanted, taught = counts(config.tasks, config), counts(config.clone_tasks, config)
     config = shared.settled(config, is_small(config), folder, tasks_per_step=8 * len(wanted))
     torch.set_num_threads(1)
-    pool = Pool([*wanted, *taught], chunk=CHUNK, workers=config.workers or None)
-    policy = _policy(config, next(iter(wanted)), pool)
+    pool = make_pool(config, [*wanted, *taught])
+    policy = make_policy(config, next(iter(wanted)), pool)
     policy.module.to(distributed.device())
     policy.piece = config.micro_batch_size or policy.piece
-    _try_out(policy, next(iter(wanted)), pool)
+    try_out(policy, next(iter(wanted)), pool)
     place = folder.path / "start"
     if distributed.is_main() and not place.exists():
         _make_start(place, config, pool, policy)
@@ -373,9 +326,9 @@ def start(config: RobotConfig, folder: RunFolder) -> Setting:
     if config.freeze_vision and isinstance(policy, NetworkPolicy) and policy.sees == "frames":
         policy.freeze_tower()
     shown = demonstrations_in(state)
-    encoded = _encode(policy, {name: shown[name] for name in taught or wanted})
+    encoded = encode(policy, {name: shown[name] for name in taught or wanted})
     own = {name: shown[name] for name in wanted}
-    watched = policy.view or (config.view if config.obs_type == "pixels" else None)
+    watched = policy.view or (view_of(config) if config.obs_type == "pixels" else None)
     return Setting(config, tuple(wanted), pool, own, policy, encoded, watched)
 
 
@@ -401,28 +354,35 @@ def demonstrations_in(state: Mapping[str, Any]) -> dict[str, list[Demonstration]
 def _array(value: Any) -> Any:
     from torch import Tensor
 
+    if isinstance(value, Mapping):
+        return {name: _array(part) for name, part in value.items()}
     return value.numpy() if isinstance(value, Tensor) else value
 
 
-def _make_start(place: Path, config: RobotConfig, pool: Pool, policy: ChunkPolicy) -> None:
+def _tensor(value: Any) -> Any:
     import numpy as np
     import torch
 
+    if isinstance(value, Mapping):
+        return {name: _tensor(part) for name, part in value.items()}
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+
+
+def _make_start(place: Path, config: RobotConfig, pool: Pool, policy: ChunkPolicy) -> None:
     from ..plugins import is_named
     from ..trainers import checkpoint
     from .cloning import clone
 
     wanted, taught = counts(config.tasks, config), counts(config.clone_tasks, config)
-    demonstrations = _recorded(config, wanted) or {name: record(pool, name, k, config) for name, k in wanted.items()}
+    demonstrations = recorded(config, wanted, pool) or {
+        name: record(pool, name, k, config) for name, k in wanted.items()
+    }
     demonstrations |= {name: record(pool, name, k, config) for name, k in taught.items() if name not in wanted}
     if not config.model or is_named("policy", config.model):
         imitated = {name: demonstrations[name] for name in taught or wanted}
-        clone(policy, _encode(policy, imitated), cloning_of(config))
+        clone(policy, encode(policy, imitated), cloning_of(config))
     arrays = {
-        name: [
-            {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in vars(d).items()} for d in several
-        ]
-        for name, several in demonstrations.items()
+        name: [{k: _tensor(v) for k, v in vars(d).items()} for d in several] for name, several in demonstrations.items()
     }
     checkpoint.save(place, {"policy": policy.state_dict(), "demonstrations": arrays})
 
@@ -437,121 +397,6 @@ def cloning_of(config: RobotConfig) -> Cloning:
     if config.obs_type == "pixels":
         return Cloning(config.bc_steps or 3000, batch=64, seed=config.seed)
     return Cloning(config.bc_steps or 1000, seed=config.seed)
-
-
-def record(pool: Pool, name: str, count: int, config: RobotConfig) -> list[Demonstration]:
-    """``count`` demonstrations by the scripted expert, from this run's own stretch of states."""
-    from ..envs.splits import seeds
-
-    first = 1000 * (config.seed % 900)
-    render = config.view if config.obs_type == "pixels" else None
-    limit = max(350, horizon_in(config, name))
-    return pool.demonstrate(name, seeds("demo", count, first), horizon=limit, settle=config.settle, render=render)
-
-
-def _recorded(config: RobotConfig, wanted: Mapping[str, int]) -> dict[str, list[Demonstration]]:
-    """The first demonstrations of each task's dataset, if there are datasets."""
-    from ..envs.demonstrations import Demonstration
-    from ..envs.lerobot_dataset import read_demonstrations
-    from ..envs.simulator import instruction_of
-    from ..errors import UsageError
-
-    if config.demonstrations_from and len(config.demonstrations_from) != len(wanted):
-        have, need = len(config.demonstrations_from), len(wanted)
-        raise UsageError(f"demonstrations-from names {have} folders for {need} tasks: give one each, in their order")
-    camera = "observation.images.main" if config.obs_type == "pixels" else None
-    found: dict[str, list[Demonstration]] = {}
-    for (name, count), folder in zip(wanted.items(), config.demonstrations_from, strict=False):
-        several = read_demonstrations(folder, environment=name, camera=camera)[:count]
-        if len(several) < count:
-            raise UsageError(f"{folder} holds {len(several)} successes; {count} demonstrations of {name} are asked for")
-        told = instruction_of(name)
-        found[name] = [
-            Demonstration(name, told, d.seed, d.observations, d.actions, d.settle, d.frames) for d in several
-        ]
-    return found
-
-
-def _policy(config: RobotConfig, environment: str, pool: Pool) -> ChunkPolicy:
-    """A policy to be cloned, or a trained one."""
-    import torch
-
-    from ..envs.simulator import METAWORLD, proprioception_of
-    from ..errors import UsageError
-    from ..plugins import is_named
-    from ..trainers.randomness import seed_of
-    from .flow import FlowModel, FlowPolicy
-    from .policy import ActionModel, ActionPolicy
-    from .vision import Vision
-
-    observation_size, action_size = pool.sizes(environment)
-    if config.obs_type == "pixels":
-        observation_size = len(range(observation_size)[proprioception_of(environment)])
-    sizes = (observation_size, action_size, CHUNK)
-    noise: dict[str, Any] = {} if config.head == "flow" else {"rho": config.rho}
-    with torch.random.fork_rng():
-        torch.manual_seed(seed_of("model", config.seed))
-        if is_named("policy", config.model):
-            return _own_policy(config.model, sizes)
-        if config.model:
-            trained = (FlowPolicy if config.head == "flow" else ActionPolicy).from_pretrained(config.model, **noise)
-            has = (trained.model.observation_size, trained.action_size, trained.chunk)
-            if has != sizes:
-                raise UsageError(
-                    f"policy {config.model} has (observation, action, chunk) sizes {has}, needed are {sizes}"
-                )
-            return trained
-        inputs: dict[str, Any] = {"vision": Vision(size=config.frame_size)} if config.obs_type == "pixels" else {}
-        if not inputs and environment.startswith(METAWORLD):
-            inputs = {"origin": HAND, "positions": (OBJECT, SECOND, GOAL)}
-        if config.head == "flow":
-            return FlowPolicy(FlowModel(observation_size, action_size, chunk=CHUNK, **inputs))
-        model = ActionModel(observation_size, action_size, chunk=CHUNK, head=config.head, **inputs)
-    return ActionPolicy(model, **noise)
-
-
-def _own_policy(target: str, sizes: tuple[int, int, int]) -> ChunkPolicy:
-    from ..errors import UsageError
-    from ..plugins import named
-    from .chunk_policy import ChunkPolicy
-
-    make = named("policy", target)
-    try:
-        policy = make(*sizes)
-    except TypeError as error:
-        raise UsageError(
-            f"cannot make a policy of {target} from (observation, action, chunk) sizes: {error}"
-        ) from error
-    if not isinstance(policy, ChunkPolicy):
-        raise UsageError(f"cannot make a policy of {target}: it is a {type(policy).__name__}, and no ChunkPolicy")
-    return policy
-
-
-def _try_out(policy: ChunkPolicy, environment: str, pool: Pool) -> None:
-    """Let a policy decide once, on zeros, before demonstrations are recorded for it."""
-    import numpy as np
-    import torch
-
-    from ..errors import UsageError
-    from .chunk_policy import Seen
-
-    task = make_task(environment, 0)
-    observation_size, action_size = pool.sizes(environment)
-    states = torch.as_tensor(policy.felt(task, np.zeros((1, observation_size), np.float32)))
-    size = policy.view.size if policy.view else 0
-    frames = torch.zeros(1, size, size, 3, dtype=torch.uint8) if policy.sees == "frames" else None
-    try:
-        actions = policy.choose(Seen([str(task.prompt)], states, frames), None).actions
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"{policy.name} cannot decide on observations of size {states.shape[1]}: {reason}") from error
-    if actions.shape[-1] != action_size:
-        raise UsageError(f"{policy.name} makes actions of size {actions.shape[-1]}; {environment} has {action_size}")
-
-
-def _encode(policy: ChunkPolicy, demonstrations: Mapping[str, Sequence[Demonstration]]) -> list[Rollout]:
-    every = [d for several in demonstrations.values() for d in several]
-    return policy.encode([make_task(d.environment, d.seed) for d in every], every)
 
 
 def learned(folder: RunFolder, name: str, model: Any, fit: Callable[[], Any]) -> ProgressModel:

@@ -6,6 +6,7 @@ position under a softmax over the map ("keypoints", spatial softmax; Levine et a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -27,7 +28,8 @@ class Vision:
         pool: "keypoints" reads where each channel is high (two numbers), "mean" how high it is (one).
         pretrained: start from timm's weights, which are downloaded on first use.
         frozen: the tower is not trained. What it sees of a frame is computed once, when acting, and stored.
-        quality, camera: how frames are taken, see ``View``.
+        quality, cameras: how frames are taken, see ``View``. Every camera's frames go through the one tower; none is
+            the environment's one camera, whatever its name.
     """
 
     name: str = "test_convnext"
@@ -37,11 +39,29 @@ class Vision:
     pretrained: bool = False
     frozen: bool = False
     quality: Quality = "fast"
-    camera: str = "shoulder"
+    cameras: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cameras", tuple(self.cameras))  # a saved network's settings hold a list
 
     @property
     def view(self) -> View:
-        return View(self.size, self.quality, self.camera)
+        return View(self.size, self.quality, self.cameras)
+
+    def films(self, frames: Mapping[str, Tensor]) -> list[Tensor]:
+        """Frames [N, H, W, 3] of its cameras, in its order.
+
+        Raises:
+            ValueError: a camera is missing, or it has no name to choose one of several by.
+        """
+        cameras = self.cameras or tuple(frames)
+        missing = [camera for camera in cameras if camera not in frames]
+        if missing or len(cameras) != max(1, len(self.cameras)):
+            looks = ", ".join(self.cameras) or "one camera"
+            raise ValueError(
+                f"the vision tower looks through {looks}, and was given frames of {', '.join(frames) or 'none'}"
+            )
+        return [frames[camera] for camera in cameras]
 
 
 class Tower(nn.Module):

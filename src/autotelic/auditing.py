@@ -79,6 +79,7 @@ def audit_model(name: str, where: Path, rebuild: Rebuild, chosen: Chosen) -> lis
     Raises:
         UsageError: either is unknown, or they do not fit.
     """
+    from .envs.simulator import title_of
     from .rewards.audit import audit_progress, audit_reward
     from .rewards.progress import sees
 
@@ -97,7 +98,7 @@ def audit_model(name: str, where: Path, rebuild: Rebuild, chosen: Chosen) -> lis
         audits = []
         for task in dict.fromkeys(e.environment for e in source.episodes):
             some = [e for e in source.episodes if e.environment == task]
-            on = task.removeprefix("metaworld/") or some[0].instruction
+            on = title_of(task) or some[0].instruction
             if hasattr(model, "kind"):
                 shown = [
                     d for d in source.demonstrations if d.environment == task and (d.frames is not None or not frames)
@@ -232,10 +233,10 @@ def _of_folder(path: Path, frames: bool) -> Source:
     if (path / "meta" / "info.json").is_file():
         from .envs.lerobot_dataset import layout_of_dataset, read_demonstrations
 
-        pictures = [n for n, f in layout_of_dataset(path).features.items() if f["dtype"] in ("image", "video")]
+        pictures = layout_of_dataset(path).cameras
         if frames and not pictures:
             raise UsageError(f"the model sees frames, and {path} holds none")
-        recorded = read_demonstrations(path, camera=pictures[0] if frames else None, failures=True)
+        recorded = read_demonstrations(path, cameras=pictures[:1] if frames else (), failures=True)
         return Source(recorded)
     if not path.is_dir():
         raise UsageError(f"there is no folder {path}: give a run or a folder of recorded episodes")

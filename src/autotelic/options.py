@@ -125,7 +125,7 @@ class RecordOptions:
     demonstrations: bool = False
     """Write what the run was shown instead of what its policy does."""
     fps: int = 0
-    """Environment steps per second of the robot's own time; 0 takes MetaWorld's 80, other robots have to say."""
+    """Environment steps per second of the robot's own time; 0 takes what the environment's spec says."""
 
 
 def parse(kind: type[T], words: Sequence[str], command: str) -> T:

@@ -60,7 +60,7 @@ KINDS: dict[str, Kind] = {
     "recipe": Kind("recipes", ("Config", "debug", "build")),
     "reward": Kind("rewards", ("__call__",)),
     "progress": Kind("progress", ("kind", "__call__")),
-    "environment": Kind("environments", ("instruction", "horizon", "success")),
+    "environment": Kind("environments", ("instruction", "max_episode_steps")),
     "policy": Kind("policies", ("decide", "score", "imitate")),
     "pipeline": Kind("pipelines", ("encode", "predict", "decode", "set_timesteps")),
     "renderer": Kind("renderers"),

@@ -13,13 +13,10 @@ from .errors import UsageError
 if TYPE_CHECKING:
     from .envs.simulator import Simulator
 
-METAWORLD_FPS = 80
-"""MetaWorld's steps per second: 5 substeps of 2.5 ms."""
-
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which episodes; pixels along a side of their pictures, 0 for none; steps per second, 0 for MetaWorld's."""
+    """Which episodes; pixels along a side of their pictures, 0 for none; steps per second, 0 for the spec's."""
 
     chosen: Chosen
     frames: int = 0
@@ -52,12 +49,17 @@ def record_run(run: Path, target: Path, rebuild: Rebuild, wanted: Wanted) -> int
 
 
 def _fps(wanted: Wanted, episodes: Sequence[Any]) -> int:
-    from .envs.simulator import METAWORLD
+    from .envs.simulator import spec_of
 
-    strange = next((e.environment for e in episodes if not e.environment.startswith(METAWORLD)), None)
-    if not wanted.fps and strange is not None:
-        raise UsageError(f"steps per second of {strange} are not known: say --fps")
-    return wanted.fps or METAWORLD_FPS
+    if wanted.fps:
+        return wanted.fps
+    known = {episode.environment: spec_of(episode.environment).fps for episode in episodes}
+    unknown = next((name for name, fps in known.items() if not fps), None)
+    if unknown is not None:
+        raise UsageError(f"steps per second of {unknown} are not known: say --fps, or give its EnvSpec fps")
+    if len(set(known.values())) > 1:
+        raise UsageError(f"environments of different steps per second ({known}): say --fps")
+    return next(iter(known.values()))
 
 
 def _painter(size: int) -> Callable[[Simulator], Any]:
@@ -66,4 +68,4 @@ def _painter(size: int) -> Callable[[Simulator], Any]:
     from .envs.simulator import View
 
     view = View(size)
-    return lambda simulator: simulator.frame(view)
+    return lambda simulator: simulator.frames(view)

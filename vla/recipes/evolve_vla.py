@@ -120,14 +120,13 @@ def assemble(config: Config, setting: Setting, folder: RunFolder, learner: Learn
 def thresholds(config: Config, setting: Setting, model: ProgressModel, accumulator: Accumulator) -> Threshold:
     """What an estimate has to pass for an episode to be over, per task unless one number was given."""
     from ...rewards.progress import sees, shown_thresholds
-    from ..setting import CHUNK
 
     shown = setting.all_demonstrations
     if config.threshold:
         return config.threshold
     if sees(model) == "frames" and any(d.frames is None for d in shown):
         return UNSEEN_THRESHOLD
-    return shown_thresholds(model, shown, accumulator, CHUNK)
+    return shown_thresholds(model, shown, accumulator, setting.pool.chunk)
 
 
 def critics(config: Config, setting: Setting, folder: RunFolder) -> tuple[ProgressModel, ProgressModel]:
@@ -170,10 +169,10 @@ def looking(
 
 def seen_relations(setting: Setting, goals: bool) -> Features:
     """Relations between hand, objects and goal where an observation names them, else its plain numbers."""
-    from ...envs.simulator import layout_of
+    from ...envs.simulator import spec_of
     from ...rewards.features import PARTS, RelationFeatures, StateFeatures, relations_in
 
-    layout = layout_of(setting.names[0])
+    layout = spec_of(setting.names[0]).layout
     strange = [name for name in layout if name not in PARTS]
     if strange:
         logger.warning("no relation knows %r in the layout of %s: %s are known", strange[0], setting.names[0], PARTS)
@@ -183,13 +182,13 @@ def seen_relations(setting: Setting, goals: bool) -> Features:
 
 def estimator(config: Config, setting: Setting, folder: RunFolder, features: Features) -> ProgressModel:
     """The progress model that ``config.critic`` names, fitted to the demonstrations if it can be."""
-    from ...envs.simulator import METAWORLD
     from ...errors import UsageError
     from ...plugins import named
     from ...rewards.critics import CriticTraining, ProgressCritic
     from ...rewards.end_conditions import EndConditions
     from ...rewards.pretrained_critics import Pretraining
     from ...rewards.progress import MeanProgress, sees
+    from ..environments import view_of
     from ..practice import pretrained_critic
     from ..setting import learned
 
@@ -211,8 +210,6 @@ def estimator(config: Config, setting: Setting, folder: RunFolder, features: Fea
     if config.critic == "ends":
         return conditions
     if config.critic == "pretrained":
-        if any(not name.startswith(METAWORLD) for name in setting.names):
-            raise UsageError("the pretrained critic knows MetaWorld: take --critic own for others")
         reader = pretrained_critic(setting.names, training=Pretraining(seed=config.seed)).adapt(shown)
         return MeanProgress([reader, conditions])
     made = named("progress", config.critic)
@@ -220,5 +217,5 @@ def estimator(config: Config, setting: Setting, folder: RunFolder, features: Fea
     if hasattr(model, "fit"):
         model.fit(shown)
     if sees(model) == "frames" and setting.watched is None:
-        setting.watched = config.view
+        setting.watched = view_of(config)
     return model

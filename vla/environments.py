@@ -1,0 +1,253 @@
+"""What robot recipes make of environments: names of tasks, pools, demonstrations, and a policy that fits.
+
+All of it follows from the specs of the environments (``envs/simulator.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..envs.demonstrations import Demonstration
+    from ..envs.pool import Pool
+    from ..envs.simulator import View
+    from ..types import Rollout, Task
+    from .chunk_policy import ChunkPolicy
+    from .setting import RobotConfig
+
+PLACES = ("object", "second", "goal")
+"""Parts of a layout that a small network sees relative to the hand."""
+
+
+def counts(tasks: Sequence[str], config: RobotConfig) -> dict[str, int]:
+    """Environment -> demonstrations, from "push-v3:3"; the ends of registered names are found.
+
+    Raises:
+        UsageError: an unknown task, with the nearest names, or a count that is none.
+    """
+    from ..envs.simulator import resolve
+    from ..errors import UsageError
+
+    demonstrations: dict[str, int] = {}
+    for entry in tasks:
+        name, _, count = entry.partition(":")
+        if count and not (count.isdigit() and int(count) > 0):
+            raise UsageError(f"task {entry!r}: what follows the colon is a number of demonstrations")
+        try:
+            environment = resolve(name)
+        except UsageError as error:
+            raise UsageError(f"{error} (a module or file that registers your own is imported by --use)") from error
+        demonstrations[environment] = int(count) if count else config.demonstrations
+    return demonstrations
+
+
+def horizon_in(config: RobotConfig, environment: str) -> int:
+    """Environment steps after which an episode of a task is cut, however long its demonstrations are."""
+    from ..envs.simulator import spec_of
+
+    return config.max_episode_steps or spec_of(environment).max_episode_steps
+
+
+def make_task(environment: str, seed: int, horizon: int | None = None) -> Task:
+    """An initial state of an environment as a task."""
+    from ..envs.simulator import spec_of, title_of
+    from ..types import Task
+
+    name, instruction = title_of(environment), spec_of(environment).instruction
+    extra = {"environment": environment}
+    return Task(f"{name}/{seed}", instruction, category=name, seed=seed, horizon=horizon, extra=extra)
+
+
+def make_pool(config: RobotConfig, environments: Sequence[str]) -> Pool:
+    """Simulators of a run's environments, which are built and have what the policy is to be given.
+
+    Raises:
+        UsageError: their chunks differ, one cannot be built, or one has nothing of what is to be seen.
+    """
+    from ..envs.pool import Pool
+    from ..envs.simulator import IMAGES, STATE, Feature, listed
+    from ..errors import UsageError
+
+    pool = Pool(environments, chunk=config.chunk or None, workers=config.workers or None)
+    try:
+        pool.build()
+        for name in pool.environments:
+            if config.obs_type == "state" and not pool.sizes(name)[0]:
+                offered = {n: f for n, f in pool.features(name).items() if n.startswith(IMAGES)}
+                raise UsageError(
+                    f"{name} offers {listed(offered)} and no numbers ({listed({STATE: Feature((0,))})}): "
+                    "a policy that sees states has nothing to see, let it see frames"
+                )
+    except Exception:
+        pool.close()
+        raise
+    return pool
+
+
+def view_of(config: RobotConfig) -> View:
+    """How frames are taken where they are seen."""
+    from ..envs.simulator import View
+
+    return View(config.frame_size)
+
+
+def record(pool: Pool, name: str, count: int, config: RobotConfig) -> list[Demonstration]:
+    """``count`` demonstrations by the scripted expert, from this run's own stretch of states."""
+    from ..envs.splits import seeds
+
+    first = 1000 * (config.seed % 900)
+    render = view_of(config) if config.obs_type == "pixels" else None
+    limit = max(350, horizon_in(config, name))
+    return pool.demonstrate(name, seeds("demo", count, first), horizon=limit, settle=config.settle, render=render)
+
+
+def recorded(config: RobotConfig, wanted: Mapping[str, int], pool: Pool) -> dict[str, list[Demonstration]]:
+    """The first demonstrations of each task's dataset, if there are datasets."""
+    from ..envs.demonstrations import Demonstration
+    from ..envs.lerobot_dataset import read_demonstrations
+    from ..envs.simulator import spec_of
+    from ..errors import UsageError
+
+    if config.demonstrations_from and len(config.demonstrations_from) != len(wanted):
+        have, need = len(config.demonstrations_from), len(wanted)
+        raise UsageError(f"demonstrations-from names {have} folders for {need} tasks: give one each, in their order")
+    demonstrations: dict[str, list[Demonstration]] = {}
+    for (name, count), folder in zip(wanted.items(), config.demonstrations_from, strict=False):
+        cameras = _cameras_in(folder, pool.cameras(name)) if config.obs_type == "pixels" else {}
+        several = read_demonstrations(folder, environment=name, cameras=list(cameras.values()))[:count]
+        if len(several) < count:
+            raise UsageError(f"{folder} holds {len(several)} successes; {count} demonstrations of {name} are asked for")
+        instruction = spec_of(name).instruction
+        demonstrations[name] = [
+            Demonstration(
+                name,
+                instruction,
+                d.seed,
+                d.observations,
+                d.actions,
+                d.settle,
+                None if d.images is None else {camera: d.images[theirs] for camera, theirs in cameras.items()},
+            )
+            for d in several
+        ]
+    return demonstrations
+
+
+def _cameras_in(folder: str, cameras: Sequence[str]) -> dict[str, str]:
+    """Camera -> its name in a dataset: the same, unless there is one camera on either side."""
+    from ..envs.lerobot_dataset import layout_of_dataset
+    from ..envs.simulator import IMAGES
+
+    theirs = [name.removeprefix(IMAGES) for name in layout_of_dataset(folder).cameras]
+    if len(cameras) == len(theirs) == 1:
+        return {cameras[0]: theirs[0]}
+    return {camera: camera for camera in cameras}
+
+
+def make_policy(config: RobotConfig, environment: str, pool: Pool) -> ChunkPolicy:
+    """A policy to be cloned, or a trained one.
+
+    Raises:
+        UsageError: a trained policy, or a class of one's own, that does not fit the environment.
+    """
+    import torch
+
+    from ..envs.simulator import spec_of
+    from ..plugins import is_named
+    from ..trainers.randomness import seed_of
+    from .flow import FlowModel, FlowPolicy
+    from .policy import ActionModel, ActionPolicy
+    from .vision import Vision
+
+    spec, (observation_size, action_size) = spec_of(environment), pool.sizes(environment)
+    if config.obs_type == "pixels":
+        observation_size = len(range(observation_size)[spec.proprioception])
+    sizes = (observation_size, action_size, pool.chunk)
+    noise: dict[str, Any] = {} if config.head == "flow" else {"rho": config.rho}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_of("model", config.seed))
+        if is_named("policy", config.model):
+            return _own_policy(config.model, sizes)
+        if config.model:
+            trained = (FlowPolicy if config.head == "flow" else ActionPolicy).from_pretrained(config.model, **noise)
+            _check_sizes(config.model, trained, environment, sizes)
+            return trained
+        inputs: dict[str, Any] = hand_centred(spec.layout)
+        if config.obs_type == "pixels":
+            inputs = {"vision": Vision(size=config.frame_size, cameras=pool.cameras(environment))}
+        if config.head == "flow":
+            return FlowPolicy(FlowModel(observation_size, action_size, chunk=pool.chunk, **inputs))
+        model = ActionModel(observation_size, action_size, chunk=pool.chunk, head=config.head, **inputs)
+    return ActionPolicy(model, **noise)
+
+
+def hand_centred(layout: Mapping[str, slice]) -> dict[str, Any]:
+    """Where a network finds the hand and the places that it sees relative to it; nothing without a hand."""
+    if "hand" not in layout:
+        return {}
+    hand = layout["hand"]
+    axes = hand.stop - hand.start
+    places = [layout[name] for name in PLACES if name in layout]
+    positions = tuple(place.start for place in places if place.stop - place.start == axes)
+    return {"origin": hand.start, "positions": positions, "axes": axes} if positions else {}
+
+
+def _check_sizes(name: str, trained: Any, environment: str, sizes: tuple[int, int, int]) -> None:
+    from ..errors import UsageError
+
+    has = (trained.model.observation_size, trained.action_size, trained.chunk)
+    if has == sizes:
+        return
+    if has[:2] == sizes[:2]:
+        raise UsageError(
+            f"policy {name} makes chunks of {has[2]}, and {environment} takes {sizes[2]}: say --chunk {has[2]}"
+        )
+    raise UsageError(f"policy {name} has (observation, action, chunk) sizes {has}, needed are {sizes} by {environment}")
+
+
+def _own_policy(target: str, sizes: tuple[int, int, int]) -> ChunkPolicy:
+    from ..errors import UsageError
+    from ..plugins import named
+    from .chunk_policy import ChunkPolicy
+
+    make = named("policy", target)
+    try:
+        policy = make(*sizes)
+    except TypeError as error:
+        raise UsageError(
+            f"cannot make a policy of {target} from (observation, action, chunk) sizes: {error}"
+        ) from error
+    if not isinstance(policy, ChunkPolicy):
+        raise UsageError(f"cannot make a policy of {target}: it is a {type(policy).__name__}, and no ChunkPolicy")
+    return policy
+
+
+def try_out(policy: ChunkPolicy, environment: str, pool: Pool) -> None:
+    """Let a policy decide once, on zeros, before demonstrations are recorded for it."""
+    import numpy as np
+    import torch
+
+    from ..errors import UsageError
+    from .chunk_policy import Seen
+
+    task = make_task(environment, 0)
+    observation_size, action_size = pool.sizes(environment)
+    states = torch.as_tensor(policy.felt(task, np.zeros((1, observation_size), np.float32)))
+    frames = {}
+    if policy.sees == "frames" and policy.view is not None:
+        black = torch.zeros(1, policy.view.size, policy.view.size, 3, dtype=torch.uint8)
+        frames = dict.fromkeys(policy.view.cameras or pool.cameras(environment), black)
+    try:
+        actions = policy.choose(Seen([str(task.prompt)], states, frames), None).actions
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"{policy.name} cannot decide on observations of size {states.shape[1]}: {reason}") from error
+    if actions.shape[-1] != action_size:
+        raise UsageError(f"{policy.name} makes actions of size {actions.shape[-1]}; {environment} has {action_size}")
+
+
+def encode(policy: ChunkPolicy, demonstrations: Mapping[str, Sequence[Demonstration]]) -> list[Rollout]:
+    """Demonstrations as rollouts of a policy that imitates them."""
+    every = [d for several in demonstrations.values() for d in several]
+    return policy.encode([make_task(d.environment, d.seed) for d in every], every)
