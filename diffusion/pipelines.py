@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from ..plugins import named, names
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -449,21 +450,8 @@ def _shift(scheduler: Any, tokens: int) -> float:
     return float(config.base_shift + (config.max_shift - config.base_shift) * (tokens - low) / (high - low))
 
 
-ADAPTERS: dict[str, type[PipelineAdapter]] = {
-    "StableDiffusionPipeline": StableDiffusionAdapter,
-    "StableDiffusionXLPipeline": StableDiffusionXLAdapter,
-    "StableDiffusion3Pipeline": StableDiffusion3Adapter,
-    "FluxPipeline": FluxAdapter,
-}
-
-
-def register(pipeline_class: str, adapter: type[PipelineAdapter]) -> None:
-    """Use an adapter for a pipeline class (by its name) and for what is derived from it."""
-    ADAPTERS[pipeline_class] = adapter
-
-
 def adapter_for(pipeline: DiffusionPipeline, **options: Any) -> PipelineAdapter:
-    """The adapter of a pipeline.
+    """The adapter of a pipeline: what is registered as "pipeline" under the name of its class, or of a base of it.
 
     Args:
         options: of ``PipelineAdapter`` (height, width, guidance, negative_prompt) and of the family's adapter.
@@ -471,12 +459,14 @@ def adapter_for(pipeline: DiffusionPipeline, **options: Any) -> PipelineAdapter:
     Raises:
         UsageError: a pipeline class without an adapter.
     """
+    known = names("pipeline")
     for base in type(pipeline).__mro__:
-        if base.__name__ in ADAPTERS:
-            return ADAPTERS[base.__name__](pipeline, **options)
+        if base.__name__ in known:
+            adapter: PipelineAdapter = named("pipeline", base.__name__)(pipeline, **options)
+            return adapter
     raise UsageError(
-        f"no adapter for {type(pipeline).__name__}: there is one for {', '.join(ADAPTERS)}; "
-        "for another, derive from autotelic.diffusion.pipelines.PipelineAdapter and call register(class name, adapter)"
+        f"no adapter for {type(pipeline).__name__}: there is one for {', '.join(known)}; for another, derive from "
+        'autotelic.diffusion.pipelines.PipelineAdapter and call autotelic.plugins.register("pipeline", CLASS, adapter)'
     )
 
 

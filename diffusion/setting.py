@@ -351,7 +351,7 @@ def sampler(config: DrawingConfig, adapter: Any) -> Any:
 
 def rewards(config: DrawingConfig, differentiable: bool) -> tuple[Any, RewardFunction | None, Any]:
     """The training reward, the held-out judge, and the small world's judge where its captions are drawn."""
-    from ..rewards.names import compose, image_reward
+    from ..rewards.names import compose, make_reward
     from ..trainers.distributed import device
 
     world = None if config.prompts else _world()
@@ -360,8 +360,8 @@ def rewards(config: DrawingConfig, differentiable: bool) -> tuple[Any, RewardFun
         "nearest_render": lambda: world or _captions_only("nearest_render"),
     }
     place = str(device())
-    judge: RewardFunction | None = image_reward(config.judge, place, own) if config.judge else world
-    reward = compose(config.rewards, place, own)
+    judge: RewardFunction | None = make_reward(config.judge, place, own) if config.judge else world
+    reward = compose(config.rewards, place, own, normalise=True)
     if judge is None:
         logger.warning("no held-out judge: name one with --judge, or nothing is gated")
     return reward, judge, world

@@ -16,7 +16,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
-from .pipelines import PipelineAdapter, register
+from .pipelines import PipelineAdapter
 
 STEPS = 6
 """Denoising steps of a picture."""
@@ -127,6 +127,3 @@ class ShapesAdapter(PipelineAdapter):
 def set_even_timesteps(scheduler: Any, steps: int, device: torch.device) -> None:
     """Levels 1, (T - 1) / T, ... 1 / T: the scheduler's own list ends a thousandth before the picture."""
     scheduler.set_timesteps(sigmas=[1 - i / steps for i in range(steps)], device=device)
-
-
-register("ShapesPipeline", ShapesAdapter)

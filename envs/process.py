@@ -14,6 +14,7 @@ from multiprocessing.context import SpawnProcess
 from types import ModuleType
 from typing import Any
 
+from ..plugins import loaded
 from .simulator import EnvSpec
 from .worker import Worker, serve
 
@@ -78,7 +79,7 @@ class Process:
         """Start the process, or a new one in place of the old."""
         self.close()
         self._connection, theirs = _SPAWN.Pipe()
-        self._process = _SPAWN.Process(target=serve, args=(theirs, self._specs), daemon=True)
+        self._process = _SPAWN.Process(target=serve, args=(theirs, self._specs, loaded("environment")), daemon=True)
         with _child_settings(self._specs):
             self._process.start()
         theirs.close()

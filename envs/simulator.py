@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import plugins
 from ..errors import UsageError
 from .metaworld_tasks import OBSERVATION, PROPRIOCEPTION, TASKS
 
@@ -169,7 +170,7 @@ class EnvSpec:
             raise ValueError(f"EnvSpec {self.id!r}: give both save and restore, or neither")
 
 
-_SPECS: dict[str, EnvSpec] = {}
+_SPECS: dict[str, EnvSpec] = plugins.table("environment")
 
 
 def register(name: str, spec: EnvSpec) -> None:
@@ -187,7 +188,7 @@ def register(name: str, spec: EnvSpec) -> None:
             f"environment {name!r}: its spec cannot be sent to worker processes ({error}); "
             "write its functions with def at the top of a module"
         ) from error
-    _SPECS[name] = spec
+    plugins.register("environment", name, spec)
 
 
 def specs(names: Iterable[str]) -> dict[str, EnvSpec]:
@@ -201,7 +202,7 @@ def check_name(name: str) -> None:
     Raises:
         ValueError: one line with the nearest valid names.
     """
-    known = [*(METAWORLD + task for task in TASKS), *_SPECS]
+    known = [*(METAWORLD + task for task in TASKS), *plugins.names("environment")]
     if name in known:
         return
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)

@@ -11,14 +11,16 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..plugins import table
 from .demonstrations import Demonstration, demonstrate
-from .simulator import EnvSpec, Refusal, Simulator, View, make_simulator, register
+from .simulator import EnvSpec, Refusal, Simulator, View, make_simulator
 
 INITIAL_STATES = 64
 """Initial states that a worker keeps, so that a group of episodes from one seed costs one reset."""
@@ -74,8 +76,7 @@ class Worker:
     """Episodes by row, multiplexed over one simulator per environment."""
 
     def __init__(self, specs: Mapping[str, EnvSpec]) -> None:
-        for name, spec in specs.items():
-            register(name, spec)
+        table("environment").update(specs)
         self.simulators: dict[str, Simulator] = {}
         self.episodes: dict[int, tuple[str, Any]] = {}
         self.initial: OrderedDict[tuple[str, int], _Initial] = OrderedDict()
@@ -181,12 +182,16 @@ def _picture(environment: str, simulator: Simulator, view: View) -> NDArray[np.u
     return frame
 
 
-def serve(connection: Connection, specs: Mapping[str, EnvSpec]) -> None:
+def serve(connection: Connection, specs: Mapping[str, EnvSpec], plugins: Sequence[str]) -> None:
     """A worker process: answer (number, command, arguments) until the pipe closes or a command raises.
+
+    It imports the modules ``plugins`` first, since they may tell Gymnasium of environments.
 
     Each answer is (number, kind, result, CPU seconds of this process so far), of kind "ok", "refusal" (with the
     exception) or "error" (with the traceback).
     """
+    for module in plugins:
+        import_module(module)
     worker = Worker(specs)
     while True:
         try:

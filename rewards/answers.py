@@ -1,8 +1,6 @@
-"""Answers in texts: where they stand, when two are the same, and the rewards of answers by name.
+"""Answers in texts: where they stand, when two are the same, and which columns a reward of them needs.
 
 answer_of(r"... so \\boxed{42}")                 "42"
-compose_answers(["exact", "format:0.1"])        verifiers by name, weighted and added
-compose_answers(["my_package.rewards:tidy:0.5"])  any reward function, as on the command line of the image rewards
 """
 
 from __future__ import annotations
@@ -10,14 +8,12 @@ from __future__ import annotations
 import inspect
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib import import_module
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..errors import UsageError, unknown
+from ..errors import UsageError
 from ..types import Task
-from .names import Own, combine, elsewhere
-from .reward import Reward, WeightedSum
+from .reward import Reward
 
 Extract = Callable[[str], str | None]
 """A completion -> its answer, or None if it gives none."""
@@ -96,60 +92,6 @@ def vote_of(text: str) -> str | None:
     """The normalised answer of a text: two completions that answer the same give equal votes."""
     answer = answer_of(text)
     return None if answer is None else normalise(answer)
-
-
-NAMES: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
-    "exact": (".verifiers", "Exact", {}),
-    "numeric": (".verifiers", "Numeric", {}),
-    "digits": (".digits", "Digits", {}),
-    "choice": (".verifiers", "Choice", {}),
-    "set": (".verifiers", "SetMatch", {}),
-    "set_exact": (".verifiers", "SetMatch", {"partial": False}),
-    "boxes": (".verifiers", "BoxIoU", {}),
-    "format": (".verifiers", "Format", {}),
-    "truncated": (".verifiers", "Truncated", {}),
-    "code": (".code_tests", "CodeTests", {}),
-    "majority": (".consensus", "MajorityVote", {}),
-    "self_consistency": (".consensus", "SelfConsistency", {}),
-    "crowd": (".consensus", "CrowdVote", {}),
-    "novelty": (".consensus", "MajorityNovelty", {}),
-    "views": (".consensus", "ViewConsistency", {}),
-}
-"""Name -> (module of this room, class, its arguments); imported when asked for."""
-
-
-def answer_reward(spec: str, own: Own | None = None) -> Reward:
-    """The reward of answers that a name, "package.module:function" or "path/to/file.py:function" stands for.
-
-    Args:
-        spec: one of :data:`NAMES`, or where the reward is found, as in :func:`.names.image_reward`.
-        own: further names, each with what makes its reward.
-
-    Raises:
-        UsageError: there is no such name, module, file or function.
-    """
-    own = own or {}
-    if spec in own:
-        return Reward(own[spec](), spec)
-    if ":" in spec:
-        return elsewhere(spec)
-    if spec not in NAMES:
-        hint = unknown("reward", spec, [*own, *NAMES])
-        raise UsageError(f"{hint} (your own: package.module:function or path/to/file.py:function)")
-    module, name, arguments = NAMES[spec]
-    return Reward(getattr(import_module(module, __package__), name)(**arguments), spec)
-
-
-def compose_answers(specs: Sequence[str], own: Own | None = None) -> Reward:
-    """One reward out of several "SPEC" or "SPEC:WEIGHT", as :func:`answer_reward` reads them, weighted and added.
-
-    Nothing is normalised, unlike in :func:`.names.compose`: the verifiers share the scale 0..1, on which their sum
-    keeps its meaning.
-
-    Raises:
-        UsageError: no spec, the same one twice, a weight that is no number, or what :func:`answer_reward` raises.
-    """
-    return combine(specs, lambda spec: answer_reward(spec, own), NAMES, WeightedSum)
 
 
 def require_columns(reward: Reward, tasks: Iterable[Task]) -> None:

@@ -1,113 +1,75 @@
-"""Rewards of images by their names on a command line.
+"""Rewards by their names on a command line: one table for texts, images and episodes.
 
-image_reward("jpeg")                           one of NAMES
-image_reward("my_package.rewards:tidy")        a function, a class or a Reward of an importable module
-image_reward("rewards/tidy.py:tidy")           the same of a file
-compose(["jpeg:0.3", "clip:1"])                several, each normalised within its prompt before it is weighted
+make_reward("numeric")                         a registered name, as `autotelic list rewards` shows them
+make_reward("my_package.rewards:tidy")         a function, a class or a Reward of an importable module
+make_reward("rewards/tidy.py:tidy")            the same of a file
+compose(["exact", "format:0.1"])               several, weighted and added
+compose(["jpeg:0.3", "clip:1"], normalise=True)  several, each normalised within its prompt before it is weighted
 """
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from importlib import import_module
 from typing import Any
 
-from ..errors import UsageError, unknown
-from .isolated_worker import named, told
+from ..errors import UsageError
+from ..plugins import is_place, named, names
 from .normalised import NormalisedSum
-from .reward import Reward
+from .reward import Reward, WeightedSum
 
 Own = Mapping[str, Callable[[], Any]]
 
-_WEIGHTLESS = ".pictures"
-_HUB = ".hub"
 
-NAMES: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
-    "jpeg": (_WEIGHTLESS, "JPEGSize", {}),
-    "incompressible": (_WEIGHTLESS, "JPEGSize", {"target": "incompressible"}),
-    "colourfulness": (_WEIGHTLESS, "Colourfulness", {}),
-    "sharpness": (_WEIGHTLESS, "Sharpness", {}),
-    "text": (_WEIGHTLESS, "TextMatch", {}),
-    "aesthetic": (_HUB, "LaionAesthetic", {}),
-    "clip": (_HUB, "CLIPScore", {}),
-    "siglip": (
-        _HUB,
-        "CLIPScore",
-        {"name_or_path": "google/siglip-base-patch16-224", "prefix": "", "probability": True},
-    ),
-    "pickscore": (_HUB, "PickScore", {}),
-    "hps": (_HUB, "HPSv2", {}),
-    "imagereward": (_HUB, "ImageReward", {}),
-}
-"""Name -> (module of this room, class, its arguments); imported when asked for."""
+def make_reward(spec: str, device: str = "cpu", own: Own | None = None) -> Reward:
+    """The reward that a registered name, "package.module:function" or "path/to/file.py:function" stands for.
 
-
-def image_reward(spec: str, device: str = "cpu", own: Own | None = None) -> Reward:
-    """The reward that a name, "package.module:function" or "path/to/file.py:function" stands for.
-
-    A class is called without arguments, and a ``Reward`` is taken as it is, with its weights. What comes from a file
-    can be pickled within this process only; a module's can go to another.
+    A class is called, with the device if it takes one, and a ``Reward`` is taken as it is, with its weights.
 
     Args:
-        spec: one of :data:`NAMES`, or where the reward is found.
-        device: where the models of the hub rewards run; the others ignore it, since they follow their images.
+        spec: a name, or where the reward is found.
+        device: where the models of the hub rewards run; the others ignore it, since they follow their inputs.
         own: further names, each with what makes its reward.
 
     Raises:
         UsageError: there is no such name, module, file or function, or a package that it needs is missing.
     """
-    own = own or {}
-    if spec in own:
+    if own and spec in own:
         return Reward(own[spec](), spec)
-    if ":" in spec:
-        return elsewhere(spec)
-    if spec not in NAMES:
-        hint = unknown("reward", spec, [*own, *NAMES])
-        raise UsageError(f"{hint} (your own: package.module:function or path/to/file.py:function)")
-    module, name, arguments = NAMES[spec]
-    place = {"device": device} if module == _HUB else {}
-    return Reward(getattr(import_module(module, __package__), name)(**arguments, **place), spec)
+    value = named("reward", spec, also=own or ())
+    if isinstance(value, type):
+        takes_device = "device" in inspect.signature(value).parameters
+        value = value(device=device) if takes_device else value()
+    if isinstance(value, Reward):
+        return value
+    return Reward(value, None if is_place(spec) else spec)
 
 
-def compose(specs: Sequence[str], device: str = "cpu", own: Own | None = None) -> Reward:
-    """One reward out of several "SPEC" or "SPEC:WEIGHT", as :func:`image_reward` reads them.
+def compose(specs: Sequence[str], device: str = "cpu", own: Own | None = None, *, normalise: bool = False) -> Reward:
+    """One reward out of several "SPEC" or "SPEC:WEIGHT", as :func:`make_reward` reads them.
 
-    A single one is taken as it is, times its weight. Several are added after each is normalised within its prompt
-    (see :class:`NormalisedSum`): they have no gradient then, and need several samples of each prompt. The weight 0
-    records a reward without following it.
-
-    Raises:
-        UsageError: no spec, the same one twice, a weight that is no number, or what :func:`image_reward` raises.
-    """
-    return combine(specs, lambda spec: image_reward(spec, device, own), NAMES, NormalisedSum)
-
-
-def combine(
-    specs: Sequence[str],
-    read: Callable[[str], Reward],
-    names: Collection[str],
-    add: Callable[[Sequence[tuple[float, Reward]]], Reward],
-) -> Reward:
-    """One reward out of "SPEC" or "SPEC:WEIGHT": a single one times its weight, several added by ``add``.
+    A single one is taken as it is, times its weight; several are weighted and added. The weight 0 records a reward
+    without following it.
 
     Args:
-        read: makes the reward of a spec.
-        names: those that it knows, for messages.
-        add: makes one reward of several, each with its weight.
+        normalise: express each of several within its prompt before it is weighted (see :class:`NormalisedSum`), which
+            rewards of different scales need; they have no gradient then, and need several samples of each prompt.
+            Verifiers share the scale 0..1, on which their plain sum keeps its meaning.
 
     Raises:
-        UsageError: no spec, the same one twice, a weight that is no number, or what ``read`` raises.
+        UsageError: no spec, the same one twice, a weight that is no number, or what :func:`make_reward` raises.
     """
+    known = [*(own or {}), *names("reward")]
     if not specs:
-        raise UsageError(f"no reward is named: there is {', '.join(names)}")
-    terms = [(weight, read(spec)) for spec, weight in (_weighted(spec, names) for spec in specs)]
-    called = [term.name for _, term in terms]
+        raise UsageError(f"no reward is named: there is {', '.join(known)}")
+    read = [(weight, make_reward(spec, device, own)) for spec, weight in (_weighted(spec, known) for spec in specs)]
+    called = [term.name for _, term in read]
     if twice := [name for name in called if called.count(name) > 1]:
         raise UsageError(f"two rewards are named {twice[0]}: give each its own name, so that both are recorded")
-    if len(terms) > 1:
-        return add(terms)
-    ((weight, reward),) = terms
+    if len(read) > 1:
+        return (NormalisedSum if normalise else WeightedSum)(read)
+    ((weight, reward),) = read
     return reward if weight == 1 else weight * reward
 
 
@@ -118,16 +80,3 @@ def _weighted(spec: str, names: Collection[str]) -> tuple[str, float]:
     if head in names:
         raise UsageError(f'the weight of the reward {head} is "{tail}", which is no number')
     return spec, 1.0
-
-
-def elsewhere(spec: str) -> Reward:
-    """The reward at "package.module:function" or "path/to/file.py:function".
-
-    Raises:
-        UsageError: there is none; the line says why.
-    """
-    try:
-        found = named(spec)
-    except Exception as error:
-        raise UsageError(f'no reward at "{spec}": {told(error)}') from error
-    return found if isinstance(found, Reward) else Reward(found)

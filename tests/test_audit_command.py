@@ -138,7 +138,7 @@ def test_a_model_and_a_reward_of_ones_own(
     assert cli.main(["audit", "my_own_progress:near", "--episodes", str(folder)]) == 0
     assert "prefers failures" in capsys.readouterr().out
     assert "is a int, neither" in error(["audit", "my_own_progress:three", "--episodes", str(folder)], capsys)
-    assert "my_own_progress has no Nose" in error(["audit", "my_own_progress:Nose", "--episodes", str(folder)], capsys)
+    assert 'unknown name "my_own_progress:Nose"' in error(["audit", "my_own_progress:Nose", "--episodes", str(folder)], capsys)
 
 
 def run_folder(path: Path, *evaluations: dict[str, Any]) -> str:
@@ -165,7 +165,7 @@ def test_bad_input_ends_in_one_line(folder: Path, tmp_path: Path, capsys: pytest
     assert 'unknown run "runs/nothing"' in error(["audit", "runs/nothing"], capsys)
     assert "holds scores" in error(["audit", run_folder(tmp_path / "run")], capsys)
     assert "there is no folder" in error(["audit", "time", "--episodes", str(tmp_path / "none")], capsys)
-    assert 'unknown progress model "tmie": did you mean time' in error(["audit", "tmie", *episodes], capsys)
+    assert 'unknown progress "tmie": did you mean time' in error(["audit", "tmie", *episodes], capsys)
     assert '"critic" is that of a run' in error(["audit", "critic", *episodes], capsys)
     assert "is recorded already" in error(["audit", "time", *episodes, "--record", str(tmp_path / "x")], capsys)
     assert f'cannot load "{tmp_path}"' in error(["audit", f"clip={tmp_path}", *frames(tmp_path)], capsys)

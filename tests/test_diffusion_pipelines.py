@@ -14,6 +14,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
 from torch import Tensor
 
+from autotelic import plugins
 from autotelic.diffusion import pipelines
 from autotelic.diffusion.pipelines import FluxAdapter, PipelineAdapter, StableDiffusionAdapter, adapter_for, load
 from autotelic.errors import UsageError
@@ -257,8 +258,7 @@ def test_an_unknown_pipeline_is_refused_until_it_is_registered(monkeypatch: pyte
 
     pipeline = Mine(**tiny.stable_diffusion().components, requires_safety_checker=False)
     assert type(adapter_for(pipeline)) is StableDiffusionAdapter
-    monkeypatch.setattr(pipelines, "ADAPTERS", dict(pipelines.ADAPTERS))
-    pipelines.register("Mine", MyAdapter)
+    monkeypatch.setitem(plugins.table("pipeline"), "Mine", MyAdapter)
     assert type(adapter_for(pipeline)) is MyAdapter
 
 

@@ -32,9 +32,9 @@ def test_the_robot_in_the_readme_learns(tmp_path: Path, monkeypatch: pytest.Monk
     [
         (["--use", "nowhere.py"], "there is no file nowhere.py"),
         (["--use", "no_such_module"], "cannot import no_such_module: ModuleNotFoundError"),
-        (["--critic", "os:nothing"], "os has no nothing"),
-        (["--critic", "Uphill"], '"Uphill" is neither package.module:name nor path/to/file.py:name'),
-        (["--policy", "builtins:dict"], "cannot make a policy of builtins:dict"),
+        (["--critic", "os:nothing"], 'unknown name "os:nothing"'),
+        (["--critic", "Uphill"], 'unknown progress "Uphill": there is '),
+        (["--policy", "builtins:dict"], "builtins: the policy dict has no decide"),
         (["--policy", "collections:namedtuple"], "cannot make a policy of collections:namedtuple"),
         (["--demonstrations-from", "here", "there"], "names 2 folders for 1 tasks"),
     ],

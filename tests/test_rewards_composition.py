@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ import pytest
 import torch
 
 from autotelic.errors import UsageError
-from autotelic.rewards.names import NAMES, compose, image_reward
+from autotelic.plugins import BUILT_IN, named, require
+from autotelic.rewards.names import compose, make_reward
 from autotelic.rewards.normalised import NormalisedSum
 from autotelic.rewards.pictures import Colourfulness, JPEGSize
 from autotelic.rewards.reward import Reward, WeightedSum
@@ -123,19 +123,18 @@ def test_rollouts_are_scored_and_the_guilty_term_is_named() -> None:
         score([*rollouts, rollout("a", 2, quality=3.0, size=0.0)], both)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_name_leads_to_a_class(name: str) -> None:
-    module, class_name, _ = NAMES[name]
-    assert isinstance(getattr(import_module(f"autotelic.rewards{module}"), class_name), type)
+@pytest.mark.parametrize("name", BUILT_IN["reward"])
+def test_every_name_leads_to_a_class_that_scores(name: str) -> None:
+    assert isinstance(require("reward", named("reward", name)), type)
 
 
 def test_a_name_makes_its_reward() -> None:
-    small, large = image_reward("jpeg"), image_reward("incompressible")
+    small, large = make_reward("jpeg"), make_reward("incompressible")
     assert isinstance(small.function, JPEGSize) and (small.name, large.name) == ("jpeg", "incompressible")
     images = torch.zeros(1, 3, 8, 8)
     assert small(images=images)["total"] == [-score for score in large(images=images)["total"]]  # type: ignore[operator]
-    assert image_reward("colourfulness").differentiable and not small.differentiable
-    siglip: Any = image_reward("siglip", device="meta").function  # nothing is loaded before the first call
+    assert make_reward("colourfulness").differentiable and not small.differentiable
+    siglip: Any = make_reward("siglip", device="meta").function  # nothing is loaded before the first call
     assert siglip.probability and siglip.device.type == "meta"
 
 
@@ -153,29 +152,29 @@ number = 3
     )
     monkeypatch.syspath_prepend(tmp_path)
     for place in (tmp_path / "my_rewards_of_this_test.py", "my_rewards_of_this_test"):
-        tidy, messy, both = (image_reward(f"{place}:{name}") for name in ("tidy", "Messy", "both"))
+        tidy, messy, both = (make_reward(f"{place}:{name}") for name in ("tidy", "Messy", "both"))
         assert (tidy.name, messy.name, both.name) == ("tidy", "Messy", "0.5 tidy + 2 Messy")
         assert both(images=[0, 0])["total"] == [4.5, 4.5] and messy.differentiable and not tidy.differentiable
         weighted = compose([f"{place}:tidy:0.25"])
         assert weighted(images=[0])["total"] == [0.25]
-        with pytest.raises(UsageError, match=r"no reward at .*:number is no function but int"):
-            image_reward(f"{place}:number")
-        with pytest.raises(UsageError, match=r"no reward at .*:absent.: AttributeError"):
-            image_reward(f"{place}:absent")
+        with pytest.raises(UsageError, match=r"the reward int has no __call__"):
+            make_reward(f"{place}:number")
+        with pytest.raises(UsageError, match=r'unknown name ".*:absent"'):
+            make_reward(f"{place}:absent")
 
 
 def test_what_is_not_there_is_told_in_one_line() -> None:
-    with pytest.raises(UsageError, match=r'^unknown reward "jepg": did you mean jpeg\? \(your own: package.module:fun'):
-        image_reward("jepg")
-    with pytest.raises(UsageError, match=r'^no reward at "no_such_module:f": ModuleNotFoundError: No module named'):
-        image_reward("no_such_module:f")
     with pytest.raises(
-        UsageError, match=r'^no reward at "nowhere.py:f": FileNotFoundError: there is no file .*nowhere.py'
+        UsageError, match=r'^unknown reward "jepg": did you mean jpeg\? \(your own: package.module:NAME'
     ):
-        image_reward("nowhere.py:f")
+        make_reward("jepg")
+    with pytest.raises(UsageError, match=r"^cannot import no_such_module: ModuleNotFoundError: No module named"):
+        make_reward("no_such_module:f")
+    with pytest.raises(UsageError, match=r"^there is no file nowhere.py"):
+        make_reward("nowhere.py:f")
     with pytest.raises(UsageError, match=r'^the weight of the reward jpeg is "much", which is no number'):
         compose(["jpeg:much"])
-    with pytest.raises(UsageError, match=r"^no reward is named: there is jpeg, incompressible,"):
+    with pytest.raises(UsageError, match=r"^no reward is named: there is aesthetic, boxes,"):
         compose([])
     with pytest.raises(UsageError, match="two rewards are named jpeg"):
         compose(["jpeg", "jpeg:2"])
@@ -185,7 +184,7 @@ def test_a_single_reward_is_taken_as_it_is_and_several_are_normalised() -> None:
     assert isinstance(compose(["colourfulness"]).function, Colourfulness)
     third = compose(["colourfulness:0.3"])
     assert isinstance(third, WeightedSum) and not isinstance(third, NormalisedSum) and third.differentiable
-    several = compose(["jpeg:-0.5", "colourfulness", "sharpness:1e1"])
+    several = compose(["jpeg:-0.5", "colourfulness", "sharpness:1e1"], normalise=True)
     assert isinstance(several, NormalisedSum) and not several.differentiable
     assert [(w, t.name) for w, t in several.terms] == [(-0.5, "jpeg"), (1, "colourfulness"), (10, "sharpness")]
     images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from autotelic.builtin import REWARDS
 from autotelic.envs import arithmetic, scenes
 from autotelic.errors import UsageError
-from autotelic.rewards.answers import NAMES, answer_of, answer_reward, compose_answers, normalise, require_columns
+from autotelic.rewards.answers import answer_of, normalise, require_columns
 from autotelic.rewards.code_tests import CodeTests, program_of
+from autotelic.rewards.names import compose, make_reward
 from autotelic.rewards.reward import Reward
 from autotelic.rewards.verifiers import (
     BoxIoU,
@@ -347,42 +349,42 @@ def rollout(name: str, output: str, reference: Any, **extra: Any) -> Rollout:
     return Rollout(task, output, {}, None, torch.ones(1, dtype=torch.bool), torch.zeros(1, dtype=torch.long))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", REWARDS["text"])
 def test_every_name_makes_a_reward_that_travels(name: str) -> None:
-    reward = answer_reward(name)
+    reward = make_reward(name)
     assert reward.name == name and isinstance(pickle.loads(pickle.dumps(reward)), Reward)
 
 
 def test_rewards_are_named_weighted_and_added() -> None:
     """Sample 0 is right and badly formed, 1 wrong and well formed, 2 has no reference: 0.5 · 1, 0.25 · 1, 0."""
-    both = compose_answers(["numeric:0.5", "format:0.25"])
+    both = compose(["numeric:0.5", "format:0.25"])
     formed = "<think>a</think><answer>8</answer>"
     rollouts = [rollout("a", "7", 7), rollout("b", formed, 7), rollout("c", "7", None)]
     means = score(rollouts, both)
     assert [r.scores["total"] for r in rollouts] == [0.5, 0.25, 0.0]
     assert means["reward/numeric"] == 0.5 and means["reward/format"] == pytest.approx(1 / 3)
-    third = compose_answers(["exact:0.3"])
+    third = compose(["exact:0.3"])
     assert [weight for weight, _ in third.terms] == [0.3]
-    assert compose_answers(["exact"]).name == "exact"
+    assert compose(["exact"]).name == "exact"
 
 
 def test_own_functions_stand_beside_the_names(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text("def short(completions, **_): return [float(len(c) < 3) for c in completions]")
-    reward = compose_answers([f"{tmp_path}/own.py:short:2", "exact", "world:-1"], {"world": lambda: Truncated(1.0)})
+    reward = compose([f"{tmp_path}/own.py:short:2", "exact", "world:-1"], own={"world": lambda: Truncated(1.0)})
     found = reward(completions=["7"], references=["7"], rollouts=[SimpleNamespace(info={"truncated": True})])
     assert found["total"] == [2.0]
 
 
 def test_what_is_not_there_is_told_in_one_line() -> None:
     for specs, message in (
-        (["exakt"], r'^unknown reward "exakt": did you mean exact or .*\? \(your own: package.module:function'),
+        (["exakt"], r'^unknown reward "exakt": did you mean exact or .*\? \(your own: package.module:NAME'),
         (["exact:much"], r'^the weight of the reward exact is "much", which is no number'),
         (["exact", "exact:2"], "^two rewards are named exact"),
-        ([], "^no reward is named: there is exact, numeric,"),
-        (["nowhere.py:f"], r'^no reward at "nowhere.py:f": FileNotFoundError'),
+        ([], "^no reward is named: there is aesthetic, boxes,"),
+        (["nowhere.py:f"], "^there is no file nowhere.py"),
     ):
         with pytest.raises(UsageError, match=message):
-            compose_answers(specs)
+            compose(specs)
 
 
 def test_a_column_that_no_task_has_is_refused_before_anything_runs() -> None:
@@ -391,17 +393,17 @@ def test_a_column_that_no_task_has_is_refused_before_anything_runs() -> None:
 
     bare = [Task("a", "q"), Task("b", "q", extra={"level": 3, "style": None})]
     for reward, column in (
-        (compose_answers(["format", "numeric"]), 'reward numeric needs the column "references"'),
+        (compose(["format", "numeric"]), 'reward numeric needs the column "references"'),
         (Reward(tidy), 'reward tidy needs the column "style"'),
-        (answer_reward("code"), 'reward code needs the column "tests"'),
+        (make_reward("code"), 'reward code needs the column "tests"'),
     ):
         with pytest.raises(UsageError, match=f"^{column}, and none of the 2 tasks has it: they have level$"):
             require_columns(reward, bare)
     full = [Task("a", "q"), Task("b", "q", reference="7", extra={"style": "x"})]
-    require_columns(compose_answers(["format", "numeric", "truncated", "majority", "crowd", "views"]), full)
+    require_columns(compose(["format", "numeric", "truncated", "majority", "crowd", "views"]), full)
     require_columns(Reward(tidy), full)
     require_columns(Reward(max), full)
     with pytest.raises(ValueError, match=r'^Exact needs the column "references"'):
         Exact()(completions=["a"])
     with pytest.raises(RewardError, match=r"^reward exact returned None for every sample, the first is a"):
-        score([rollout("a", "7", None)], answer_reward("exact"))
+        score([rollout("a", "7", None)], make_reward("exact"))

@@ -43,8 +43,6 @@ class RobotConfig:
 
     tasks: tuple[str, ...] = ("drawer-open-v3", "door-open-v3", "drawer-close-v3", "push-v3:3", "reach-v3:3")
     """MetaWorld tasks (or registered environments); NAME:K gives K demonstrations of one."""
-    use: tuple[str, ...] = ()
-    """Modules or files to import first, such as one that registers environments."""
     demonstrations: int = 1
     """Demonstrations of a task that does not say."""
     seed: int = 0
@@ -289,10 +287,7 @@ def start(config: RobotConfig, folder: RunFolder) -> Setting:
     from ..envs.pool import Pool
     from ..trainers import checkpoint, distributed
     from .network import NetworkPolicy
-    from .own import module_at
 
-    for module in config.use:
-        module_at(module)
     wanted, taught = counts(config.tasks, config), counts(config.clone_tasks, config)
     torch.set_num_threads(1)
     pool = Pool([*wanted, *taught], chunk=CHUNK, workers=config.workers or None)
@@ -334,13 +329,14 @@ def _make_start(place: Path, config: RobotConfig, pool: Pool, policy: ChunkPolic
     import numpy as np
     import torch
 
+    from ..plugins import is_named
     from ..trainers import checkpoint
     from .cloning import clone
 
     wanted, taught = counts(config.tasks, config), counts(config.clone_tasks, config)
     demonstrations = _recorded(config, wanted) or {name: record(pool, name, k, config) for name, k in wanted.items()}
     demonstrations |= {name: record(pool, name, k, config) for name, k in taught.items() if name not in wanted}
-    if not config.policy or ":" in config.policy:
+    if not config.policy or is_named("policy", config.policy):
         imitated = {name: demonstrations[name] for name in taught or wanted}
         clone(policy, _encode(policy, imitated), cloning_of(config))
     arrays = {
@@ -403,6 +399,7 @@ def _policy(config: RobotConfig, environment: str, pool: Pool) -> ChunkPolicy:
 
     from ..envs.simulator import METAWORLD, proprioception_of
     from ..errors import UsageError
+    from ..plugins import is_named
     from ..trainers.randomness import seed_of
     from .flow import FlowModel, FlowPolicy
     from .policy import ActionModel, ActionPolicy
@@ -415,7 +412,7 @@ def _policy(config: RobotConfig, environment: str, pool: Pool) -> ChunkPolicy:
     noise: dict[str, Any] = {} if config.head == "flow" else {"rho": config.rho}
     with torch.random.fork_rng():
         torch.manual_seed(seed_of("model", config.seed))
-        if ":" in config.policy:
+        if is_named("policy", config.policy):
             return _own_policy(config.policy, sizes)
         if config.policy:
             trained = (FlowPolicy if config.head == "flow" else ActionPolicy).from_pretrained(config.policy, **noise)
@@ -436,10 +433,10 @@ def _policy(config: RobotConfig, environment: str, pool: Pool) -> ChunkPolicy:
 
 def _own_policy(target: str, sizes: tuple[int, int, int]) -> ChunkPolicy:
     from ..errors import UsageError
+    from ..plugins import named
     from .chunk_policy import ChunkPolicy
-    from .own import found
 
-    make = found(target)
+    make = named("policy", target)
     try:
         policy = make(*sizes)
     except TypeError as error:

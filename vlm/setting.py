@@ -125,9 +125,10 @@ class Setting:
 
     def reward(self, **own: Callable[[], Any]) -> Any:
         """The reward that the config names; refused where no question has the column that it needs."""
-        from ..rewards.answers import compose_answers, require_columns
+        from ..rewards.answers import require_columns
+        from ..rewards.names import compose
 
-        made = compose_answers(self.config.rewards, own)
+        made = compose(self.config.rewards, own=own)
         require_columns(made, self.sample_of_tasks())
         return made
 

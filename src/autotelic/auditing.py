@@ -1,9 +1,8 @@
 """``autotelic audit``: which model, on which episodes.
 
-Models: a run folder (its progress estimator), "critic" or "judge" of the run that the episodes come from, a control
-("time", "travel", "constant"), a pretrained judge ("clip", "gvl", "topreward", "vlac", each with ``=MODEL`` for
-another than its usual weights), or ``module:object`` or ``FILE.py:object``, a progress model or a reward function; a
-class is called first.
+Models: a run folder (its progress estimator), "critic" or "judge" of the run that the episodes come from, a progress
+model's name (``autotelic list progress``; a pretrained judge with ``=MODEL`` for another than its usual weights), or
+``module:object`` or ``FILE.py:object``, a progress model or a reward function; a class is called first.
 
 Episodes: a run folder, whose policy then acts in its own tasks from states that nothing else uses for judging; a
 folder of ``episode-*.npz`` (``envs/episode_files.py``); or a LeRobotDataset with "next.success".
@@ -11,14 +10,14 @@ folder of ``episode-*.npz`` (``envs/episode_files.py``); or a LeRobotDataset wit
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import UsageError, unknown
+from .errors import UsageError
+from .plugins import imported, is_place, named, table
 
 if TYPE_CHECKING:
     from .rewards.audit import Audit, HackingGap
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 
 Rebuild = Callable[["RunFolder"], "Experiment"]
 
-CONTROLS = ("time", "travel", "constant")
-JUDGES = ("clip", "gvl", "topreward", "vlac")
 OF_A_RUN = ("critic", "judge")
 
 
@@ -161,23 +158,22 @@ def _opener(rebuild: Rebuild, stack: ExitStack) -> Callable[[Path], Any]:
 
 def _model(name: str, stage: Any, open_run: Callable[[Path], Any]) -> tuple[Any, Any]:
     """A model by its name, and the accumulator that it came with, if it did."""
-    from .rewards import controls
-
     if name in OF_A_RUN:
         if stage is None:
             raise UsageError(f'"{name}" is that of a run: give a run folder as --episodes, or as the model')
         return _part(stage, name)
     if (Path(name) / "config.json").is_file():
         return _part(open_run(Path(name)), "critic")
-    if name in CONTROLS:
-        made: dict[str, Any] = {"time": controls.Clock, "travel": controls.Travel, "constant": controls.Constant}
-        return made[name](), None
     kind, _, weights = name.partition("=")
-    if kind in JUDGES:
-        return _judge(kind, weights), None
-    if ":" not in name:
-        raise unknown("progress model", name, (*OF_A_RUN, *CONTROLS, *JUDGES, "module:object"))
-    return _imported(name), None
+    if is_place(name) or name in table("reward"):
+        model = imported(name) if is_place(name) else named("reward", name)
+    else:
+        model = named("progress", kind, also=OF_A_RUN)
+    if isinstance(model, type):
+        model = model(weights) if weights and not is_place(name) else model()
+    if not callable(model):
+        raise UsageError(f'"{name}" is a {type(model).__name__}, neither a progress model nor a reward function')
+    return model, None
 
 
 def _part(stage: Any, which: str) -> tuple[Any, Any]:
@@ -186,26 +182,6 @@ def _part(stage: Any, which: str) -> tuple[Any, Any]:
     if holder is None or not hasattr(holder, "model"):
         raise UsageError(f"the run has no {which} of progress")
     return holder.model, holder.accumulator
-
-
-def _judge(kind: str, weights: str) -> Any:
-    from .rewards.clip_progress import CLIPProgress
-    from .rewards.vlm_progress import GVL, VLAC, TOPReward
-
-    makers: dict[str, Any] = {"clip": CLIPProgress, "gvl": GVL, "topreward": TOPReward, "vlac": VLAC}
-    return makers[kind](weights) if weights else makers[kind]()
-
-
-def _imported(name: str) -> Any:
-    from .vla.own import found
-
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # as `python -m` has it
-    model = found(name)
-    model = model() if isinstance(model, type) else model
-    if not callable(model):
-        raise UsageError(f'"{name}" is a {type(model).__name__}, neither a progress model nor a reward function')
-    return model
 
 
 class Silent:
@@ -224,7 +200,7 @@ def _of_run(path: Path, stage: Any, chosen: Chosen, frames: bool) -> Source:
     """Episodes of a run's policy, sampled from states of the split "tune" to the full horizon."""
     from .envs.simulator import View
     from .envs.splits import seeds
-    from .recipes import config_from_json, find_recipe
+    from .recipes import recipe_of
     from .trainers import checkpoint
     from .trainers.run_folder import RunFolder
     from .vla.actor import RobotActor
@@ -234,7 +210,7 @@ def _of_run(path: Path, stage: Any, chosen: Chosen, frames: bool) -> Source:
     if not isinstance(actor, RobotActor):
         raise UsageError(f"{path} is no run of a robot recipe: give a folder of recorded episodes")
     folder = RunFolder.open(path)
-    config: Any = config_from_json(find_recipe(folder.recipe).load().Config, folder.config)
+    _, config = recipe_of(folder)
     shown = demonstrations_in(checkpoint.load(path / "start"))
     setting = Setting(config, actor.pool.environments, actor.pool, shown, actor.policy, [])
     tasks = [

@@ -14,14 +14,18 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
+from .config_files import ConfigFile, as_words, read_config
 from .errors import UsageError, unknown
-from .options import AuditOptions, EvalOptions, NoOptions, RecordOptions, RunOptions, parse, run_options
-from .recipes import all_recipes, config_from_json, find_recipe
+from .listing import kind_of, rows
+from .options import AuditOptions, EvalOptions, ListOptions, NoOptions, RecordOptions, RunOptions, parse, run_options
+from .plugin_files import copy, plan, relative
+from .plugins import use
+from .recipes import all_recipes, find_recipe, recipe_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -50,14 +54,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _dispatch(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         lines = [f"  {name:8} {_first_line(command)}" for name, command in COMMANDS.items()]
-        print("\n".join(["usage: autotelic COMMAND …", "", *lines, "", "autotelic COMMAND --help tells more."]))
+        ends = [
+            "autotelic COMMAND --help tells more.",
+            "autotelic COMMAND --use FILE.py|PACKAGE … imports plugins first.",
+        ]
+        print("\n".join(["usage: autotelic COMMAND …", "", *lines, "", *ends]))
         return 0
     if words[0] == "--version":
         print(f"autotelic {__version__}")
         return 0
     if words[0] not in COMMANDS:
         raise unknown("command", words[0], COMMANDS)
-    return COMMANDS[words[0]](words[1:])
+    places, rest = _take(words[1:], "--use")
+    with _bad_input():
+        use(places)
+    return _run(rest, places) if words[0] == "run" else COMMANDS[words[0]](rest)
+
+
+def _take(words: Sequence[str], option: str) -> tuple[list[str], list[str]]:
+    """The values of an option that may come several times, each time with several values; and the other words."""
+    values: list[str] = []
+    rest: list[str] = []
+    inside = False
+    for word in words:
+        inside = word == option or (inside and not word.startswith("-"))
+        if word.startswith(f"{option}="):
+            values.append(word.partition("=")[2])
+        elif word == option:
+            continue
+        else:
+            (values if inside else rest).append(word)
+    return values, rest
 
 
 def _first_line(command: Callable[..., int]) -> str:
@@ -68,32 +95,55 @@ def _first_line(command: Callable[..., int]) -> str:
 
 
 def _list(words: Sequence[str]) -> int:
-    """Show the recipes, with the claim and the paper of each."""
-    parse(NoOptions, words, "list")
+    """Show the recipes, with the claim and the paper of each, or the names of another kind.
+
+    autotelic list KIND shows names that flags take, built-in and registered: rewards, objectives, curricula, …
+    """
+    from rich.markup import escape
+
+    options = parse(ListOptions, words, "list")
+    if (kind := kind_of(options.kind)) != "recipe":
+        table = _table(kind, "what it is", "scores" if kind == "reward" else "where")
+        for row in rows(kind):
+            table.add_row(*map(escape, row))
+        table.columns[-1].overflow = "fold"
+        _print(table)
+        return 0
     table = _table("recipe", "claim", "arXiv")
     for recipe in all_recipes().values():
-        table.add_row(recipe.name, recipe.claim, recipe.paper)
+        table.add_row(*map(escape, (recipe.name, recipe.claim, recipe.paper)))
     _print(table)
     return 0
 
 
-def _run(words: Sequence[str]) -> int:
+def _run(words: Sequence[str], places: Sequence[str] = ()) -> int:
     """Run a recipe in a new folder.
 
     autotelic run RECIPE [--debug] [--output-dir FOLDER] [--FIELD VALUE …] overrides fields of the recipe's
-    config; autotelic run RECIPE --help shows them.
+    config; autotelic run RECIPE --help shows them. RECIPE is a name, a FILE.py or a package.module.
+    --use FILE.py|PACKAGE … imports plugins first. --config FILE.yaml|FILE.json|RUN takes values for flags from a file
+    or from another run; flags override them.
     """
     if not words or words[0] in ("-h", "--help"):
         print("\n".join(line.strip() for line in (_run.__doc__ or "").splitlines()))
         print("Recipes: " + ", ".join(all_recipes()))
         return 0 if words else 2
-    recipe = find_recipe(words[0])
+    command = shlex.join(["autotelic", "run", *words, *(["--use", *places] if places else [])])
+    files, words = _take(words, "--config")
+    if len(files) > 1:
+        raise UsageError(f"--config takes one file, not {' '.join(files)}")
+    given = read_config(files[0]) if files else ConfigFile("", {})
+    use(given.use)
+    places = list(dict.fromkeys([*given.use, *places]))
+    name, words = (words[0], words[1:]) if words and not words[0].startswith("-") else (given.recipe, words)
+    if not name:
+        raise UsageError("autotelic run needs a recipe: autotelic list shows them")
+    recipe = find_recipe(name)
     module = recipe.load()
-    config = module.debug() if "--debug" in words else module.Config()
-    options = parse(run_options(config), words[1:], f"run {recipe.name}")
+    options = _options(recipe.name, module.debug() if "--debug" in words else module.Config(), given, words)
     path = options.output_dir or _free_folder(recipe.name)
     with _bad_input():
-        folder, new = _create(path, recipe.name, options.config, shlex.join(["autotelic", "run", *words]))
+        folder, new = _create(path, recipe.name, options.config, places, command)
         try:
             experiment = module.build(options.config, folder)
         except ValueError:
@@ -216,22 +266,36 @@ def _bad_input() -> Iterator[None]:
         raise UsageError(" ".join(str(error).split())) from error
 
 
+def _options(recipe: str, config: Any, given: ConfigFile, words: Sequence[str]) -> Any:
+    """The options of a run: a config's values, those of a file over them, and the command's words over both."""
+    if given.values:
+        try:
+            config = parse(run_options(config), as_words(given, config), f"run {recipe}").config
+        except UsageError as error:
+            raise UsageError(f"{given.name}: {error}") from error
+    return parse(run_options(config), words, f"run {recipe}")
+
+
 def _free_folder(recipe: str) -> Path:
-    name, n = recipe.rpartition("/")[2], 1
+    name, n = recipe.removesuffix(".py").rpartition("/")[2].rpartition(".")[2], 1
     while (RUNS / f"{name}-{n}").exists():
         n += 1
     return RUNS / f"{name}-{n}"
 
 
-def _create(path: Path, recipe: str, config: Any, command: str) -> tuple[RunFolder, bool]:
-    """The run's folder, and whether this process made it: of several, the main one does."""
+def _create(path: Path, recipe: str, config: Any, places: Sequence[str], command: str) -> tuple[RunFolder, bool]:
+    """The run's folder with copies of its plugin files, and whether this process made it: of several, the main one."""
     from .trainers.distributed import barrier, from_main, is_main
     from .trainers.run_folder import RunFolder
 
     path = from_main(path)
     new = is_main() and not path.exists()
     if is_main():
-        RunFolder.create(path, recipe=recipe, config=asdict(config), command=command)
+        content = {"recipe": recipe, "config": asdict(config), "use": list(places)}
+        files = plan(content)
+        content = relative(content, files)
+        folder = RunFolder.create(path, recipe=content["recipe"], config=content["config"], command=command)
+        folder.describe(use=content["use"], plugins=copy(files, path))
     barrier()
     return RunFolder.open(path), new
 
@@ -245,9 +309,10 @@ def _open(path: str) -> RunFolder:
 
 def _rebuild(folder: RunFolder, **changes: Any) -> Experiment:
     """The experiment of a run, as its config.json describes it but for some fields."""
-    module = find_recipe(folder.recipe).load()
     with _bad_input():
-        config = config_from_json(module.Config, folder.config)
+        module, config = recipe_of(folder)
+        if lacking := sorted(changes.keys() - {field.name for field in fields(config)}):
+            raise UsageError(f"the config of {folder.recipe} has no {lacking[0]}, which this command changes")
         experiment: Experiment = module.build(replace(config, **changes), folder)
     return experiment
 

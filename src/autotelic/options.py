@@ -24,6 +24,14 @@ class NoOptions:
 
 
 @dataclass(frozen=True)
+class ListOptions:
+    """What to list."""
+
+    kind: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="KIND")] = "recipes"
+    """Such as rewards, objectives or environments."""
+
+
+@dataclass(frozen=True)
 class RunOptions:
     """Which run."""
 

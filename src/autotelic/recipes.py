@@ -1,7 +1,7 @@
-"""The published systems that come with the package, found by looking into the recipes folders.
+"""Recipes: the published systems that come with the package, and modules of one's own that stand anywhere.
 
-A recipe is a module ``autotelic.<modality>.recipes.<name>``, called ``<modality>/<name>`` on the
-command line. Importing it imports no torch. It has
+A recipe is a module ``autotelic.<modality>.recipes.<name>``, called ``<modality>/<name>`` on the command line; or a
+FILE.py, a package.module, or a module registered as "recipe". Importing it imports no torch. It has
 
 * a docstring, whose first line is the system's claim in one sentence,
 * ``Config``, a frozen dataclass whose fields say where their numbers come from; ``eval_episodes`` and
@@ -19,9 +19,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin, get_type_hints
 
+from . import plugins
 from .errors import UsageError, unknown
+from .plugin_files import absolute, check_copies
+
+if TYPE_CHECKING:
+    from .trainers.run_folder import RunFolder
 
 PACKAGE = Path(__file__).parent
 MODALITIES = ("vlm", "vla", "diffusion")
@@ -34,7 +39,7 @@ class Recipe:
 
     Attributes:
         name: as on the command line, such as "vla/evolve_vla".
-        module: as Python imports it.
+        module: as Python imports it; of one's own, FILE.py, package.module or the registered name.
         claim: the first line of its docstring.
         paper: its first arXiv id; empty for systems of this project.
     """
@@ -45,8 +50,17 @@ class Recipe:
     paper: str
 
     def load(self) -> Any:
-        """The recipe's module, imported."""
-        return import_module(self.module)
+        """The recipe's module, imported.
+
+        Raises:
+            UsageError: one of one's own that cannot be imported, or lacks something.
+        """
+        if self.module.startswith(f"{__package__}."):
+            return import_module(self.module)
+        module = plugins.named("recipe", self.module)
+        if not (isinstance(module.Config, type) and is_dataclass(module.Config)):
+            raise UsageError(f"{plugins.where(module)}: Config is no dataclass")
+        return module
 
 
 def all_recipes() -> dict[str, Recipe]:
@@ -62,15 +76,40 @@ def all_recipes() -> dict[str, Recipe]:
                 claim=docstring.partition("\n")[0],
                 paper=paper[1] if paper else "",
             )
+    for name in plugins.names("recipe"):
+        found[name] = Recipe(name, name, _claim(plugins.table("recipe")[name]), "")
     return found
 
 
+def _claim(module: Any) -> str:
+    return module if isinstance(module, str) else (module.__doc__ or "").strip().partition("\n")[0]
+
+
 def find_recipe(name: str) -> Recipe:
-    """The recipe of that name. Raises UsageError naming the nearest ones."""
+    """The recipe of that name, in that FILE.py or in that package.module.
+
+    Raises:
+        UsageError: there is none; the nearest ones are named.
+    """
     known = all_recipes()
-    if name not in known:
-        raise unknown("recipe", name, known)
-    return known[name]
+    if name in known:
+        return known[name]
+    if name.endswith(".py") or ("." in name and "/" not in name):
+        return Recipe(name, name, "", "")
+    raise UsageError(f"{unknown('recipe', name, known)} (your own: FILE.py or package.module)")
+
+
+def recipe_of(folder: RunFolder) -> tuple[Any, Any]:
+    """The module and the config of a run; plugins that it uses are imported, copied files from its own folder.
+
+    Raises:
+        UsageError: a plugin is missing or cannot be imported, or the config is another version's.
+    """
+    content = folder.read_json("config")
+    check_copies(content.get("plugins", {}), folder.path)
+    plugins.use(absolute(content.get("use", []), folder.path))
+    module = find_recipe(absolute(folder.recipe, folder.path)).load()
+    return module, config_from_json(module.Config, absolute(folder.config, folder.path))
 
 
 def config_from_json(kind: Any, value: Any, where: str = "config") -> Any:

@@ -239,11 +239,11 @@ def estimator(config: Config, setting: Setting, folder: RunFolder, features: Fea
     """The progress model that ``config.critic`` names, fitted to the demonstrations if it can be."""
     from ...envs.simulator import METAWORLD
     from ...errors import UsageError
+    from ...plugins import named
     from ...rewards.critics import CriticTraining, ProgressCritic
     from ...rewards.end_conditions import EndConditions
     from ...rewards.pretrained_critics import Pretraining
     from ...rewards.progress import MeanProgress, sees
-    from ..own import found
     from ..practice import pretrained_critic
     from ..setting import learned
 
@@ -269,7 +269,7 @@ def estimator(config: Config, setting: Setting, folder: RunFolder, features: Fea
             raise UsageError("the pretrained critic knows MetaWorld: take --critic own for others")
         reader = pretrained_critic(setting.names, training=Pretraining(seed=config.seed)).adapt(shown)
         return MeanProgress([reader, conditions])
-    made = found(config.critic)
+    made = named("progress", config.critic)
     model: ProgressModel = made() if isinstance(made, type) else made
     if hasattr(model, "fit"):
         model.fit(shown)

@@ -1,0 +1,84 @@
+"""Built-in names: what a name on the command line stands for, as "module:attribute", imported when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+REWARDS: Mapping[str, Mapping[str, str]] = {
+    "image": {
+        "jpeg": "autotelic.rewards.pictures:JPEGSize",
+        "incompressible": "autotelic.rewards.variants:Incompressible",
+        "colourfulness": "autotelic.rewards.pictures:Colourfulness",
+        "sharpness": "autotelic.rewards.pictures:Sharpness",
+        "text": "autotelic.rewards.pictures:TextMatch",
+        "aesthetic": "autotelic.rewards.hub:LaionAesthetic",
+        "clip": "autotelic.rewards.hub:CLIPScore",
+        "siglip": "autotelic.rewards.variants:SigLIPScore",
+        "pickscore": "autotelic.rewards.hub:PickScore",
+        "hps": "autotelic.rewards.hub:HPSv2",
+        "imagereward": "autotelic.rewards.hub:ImageReward",
+    },
+    "text": {
+        "exact": "autotelic.rewards.verifiers:Exact",
+        "numeric": "autotelic.rewards.verifiers:Numeric",
+        "digits": "autotelic.rewards.digits:Digits",
+        "choice": "autotelic.rewards.verifiers:Choice",
+        "set": "autotelic.rewards.verifiers:SetMatch",
+        "set_exact": "autotelic.rewards.variants:SetExact",
+        "boxes": "autotelic.rewards.verifiers:BoxIoU",
+        "format": "autotelic.rewards.verifiers:Format",
+        "truncated": "autotelic.rewards.verifiers:Truncated",
+        "code": "autotelic.rewards.code_tests:CodeTests",
+        "majority": "autotelic.rewards.consensus:MajorityVote",
+        "self_consistency": "autotelic.rewards.consensus:SelfConsistency",
+        "crowd": "autotelic.rewards.consensus:CrowdVote",
+        "novelty": "autotelic.rewards.consensus:MajorityNovelty",
+        "views": "autotelic.rewards.consensus:ViewConsistency",
+    },
+}
+"""What a reward scores -> the rewards' names."""
+
+BUILT_IN: Mapping[str, Mapping[str, str]] = {
+    "reward": {name: place for rewards in REWARDS.values() for name, place in rewards.items()},
+    "progress": {
+        "time": "autotelic.rewards.controls:Clock",
+        "travel": "autotelic.rewards.controls:Travel",
+        "constant": "autotelic.rewards.controls:Constant",
+        "clip": "autotelic.rewards.clip_progress:CLIPProgress",
+        "gvl": "autotelic.rewards.vlm_progress:GVL",
+        "topreward": "autotelic.rewards.vlm_progress:TOPReward",
+        "vlac": "autotelic.rewards.vlm_progress:VLAC",
+    },
+    "pipeline": {
+        "StableDiffusionPipeline": "autotelic.diffusion.pipelines:StableDiffusionAdapter",
+        "StableDiffusionXLPipeline": "autotelic.diffusion.pipelines:StableDiffusionXLAdapter",
+        "StableDiffusion3Pipeline": "autotelic.diffusion.pipelines:StableDiffusion3Adapter",
+        "FluxPipeline": "autotelic.diffusion.pipelines:FluxAdapter",
+        "ShapesPipeline": "autotelic.diffusion.shapes_pipeline:ShapesAdapter",
+    },
+    "curriculum": {
+        "uniform": "autotelic.trainers.curricula:Uniform",
+        "sec": "autotelic.trainers.curricula:SEC",
+    },
+    "objective": {
+        "ppo_clip": "autotelic.trainers.objectives:PPOClip",
+        "reinforce": "autotelic.trainers.objectives:Reinforce",
+        "imitation": "autotelic.trainers.objectives:WeightedImitation",
+        "dpo": "autotelic.trainers.objectives:DPO",
+        "pairwise": "autotelic.trainers.objectives:PairwiseRegression",
+        "nft": "autotelic.trainers.objectives:NFT",
+        "forward_nft": "autotelic.trainers.objectives:ForwardNFT",
+    },
+    "advantage": {
+        "grpo": "autotelic.trainers.advantages:grpo",
+        "dr_grpo": "autotelic.trainers.advantages:dr_grpo",
+        "rloo": "autotelic.trainers.advantages:rloo",
+        "reinforce_plus_plus": "autotelic.trainers.advantages:ReinforcePlusPlus",
+    },
+    "gate": {
+        "non_inferiority": "autotelic.trainers.gates:NonInferiority",
+        "best": "autotelic.trainers.gates:BestSoFar",
+        "canary": "autotelic.vlm.gates:Canary",
+    },
+}
+"""Kind -> name -> where it is. The other kinds have registered names alone."""
