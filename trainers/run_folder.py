@@ -3,7 +3,7 @@
 ::
 
     RUN/config.json          recipe, command, config, versions, created
-        metrics.jsonl        one line per iteration; events/ holds the same for TensorBoard
+        metrics.jsonl        one line per iteration
         gate.jsonl, ...      further records, one JSON object per line, each with its "iteration"
         checkpoints/         iteration-000004/ ..., and the pointers "latest" and "best"
         evaluations/*.json   outcomes on fixed episodes
@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import __version__
 from ..errors import UsageError, unknown
@@ -36,9 +36,6 @@ from . import checkpoint
 from .card import card_text
 from .checkpoint import CheckpointError
 from .records import rollouts_from_state, rollouts_state
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 LIBRARIES = ("torch", "transformers", "diffusers", "accelerate", "numpy", "gymnasium", "mujoco", "metaworld")
 
@@ -51,8 +48,6 @@ class RunFolder:
         self.recipe: str = config_file["recipe"]
         self.config: dict[str, Any] = config_file["config"]
         self.command: str = config_file["command"]
-        self._events: SummaryWriter | None = None
-        self._purge_step: int | None = None
 
     @classmethod
     def create(cls, path: str | Path, *, recipe: str, config: Mapping[str, Any], command: str) -> RunFolder:
@@ -93,17 +88,12 @@ class RunFolder:
     # Metrics and records
 
     def log(self, iteration: int, metrics: Mapping[str, float]) -> None:
-        """Append the metrics of an iteration to metrics.jsonl and to TensorBoard.
+        """Append the metrics of an iteration to metrics.jsonl.
 
         Names group by prefix ("success/push-v3"). Those under "time/" are wall-clock figures and may
         differ between two runs that are otherwise equal to the bit.
         """
-        values = {name: float(value) for name, value in metrics.items()}
-        self.append("metrics", {"iteration": iteration} | values)
-        writer = self._writer()
-        for name, value in values.items():
-            writer.add_scalar(name, value, iteration)
-        writer.flush()
+        self.append("metrics", {"iteration": iteration} | {name: float(value) for name, value in metrics.items()})
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every line of metrics.jsonl: {"iteration": int, name: float, ...}, NaN and infinities restored."""
@@ -187,8 +177,7 @@ class RunFolder:
         return sorted(path.name for path in self._checkpoints.glob("iteration-*") if path.is_dir())
 
     def rewind(self, iteration: int) -> None:
-        """Return to the moment after ``iteration``: drop later records, checkpoints and TensorBoard events."""
-        self.close()
+        """Return to the moment after ``iteration``: drop later records and checkpoints."""
         for path in self.path.glob("*.jsonl"):
             kept = [record for record in self.read(path.stem) if record["iteration"] <= iteration]
             _write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
@@ -199,7 +188,6 @@ class RunFolder:
             target = self._pointed(pointer)
             if target is not None and not (self._checkpoints / target).is_dir():
                 (self._checkpoints / pointer).unlink()
-        self._purge_step = iteration + 1
 
     # Samples, rollouts, card
 
@@ -230,12 +218,6 @@ class RunFolder:
         _write_text(path, card_text(self, citation))
         return path
 
-    def close(self) -> None:
-        """Close the TensorBoard file; logging opens another one."""
-        if self._events is not None:
-            self._events.close()
-            self._events = None
-
     def _json_path(self, name: str) -> Path:
         return self.path / f"{name.removesuffix('.json')}.json"
 
@@ -246,13 +228,6 @@ class RunFolder:
     def _pointed(self, pointer: str) -> str | None:
         path = self._checkpoints / pointer
         return path.read_text().strip() if path.exists() else None
-
-    def _writer(self) -> SummaryWriter:
-        if self._events is None:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import, and readers do not need it
-
-            self._events = SummaryWriter(str(self.path / "events"), purge_step=self._purge_step)
-        return self._events
 
 
 def versions() -> dict[str, str]:

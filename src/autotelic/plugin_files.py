@@ -4,6 +4,7 @@
 
     RUN/plugins/0/my_recipe.py    the files that the command named, and what they import from beside them,
         plugins/1/...             in one folder for each folder that they come from
+        data/data.jsonl           rows that were given as objects
         config.json               "recipe", "use" and values of the config name the copies, relative to the run;
                                   "plugins" has the SHA-256 of every copy
 """
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 FOLDER = "plugins"
 
 _FILE = re.compile(r"([^:]+\.py)(?=:|$)")
-_COPY = re.compile(rf"{FOLDER}/\d+/[^:]+\.py(?=:|$)")
+_COPY = re.compile(rf"{FOLDER}/\d+/[^:]+\.py(?=:|$)|data/\w+\.jsonl$")
 
 
 def plan(value: Any) -> dict[Path, str]:
@@ -58,7 +59,7 @@ def relative(value: Any, places: Mapping[Path, str]) -> Any:
 
 
 def absolute(value: Any, run: Path) -> Any:
-    """A JSON value from a run's config.json whose plugin files are named by where they are now."""
+    """A JSON value from a run's config.json whose plugin and data files are named by where they are now."""
     return _mapped(value, lambda text: str(run.resolve() / text) if _COPY.match(text) else text)
 
 
