@@ -167,6 +167,16 @@ class LoggingFields:
 
     group: ClassVar[str] = "logging"
 
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Sinks of metrics beside metrics.jsonl: tensorboard, wandb, trackio, mlflow and others of accelerate,
+    package.module:NAME or FILE.py:NAME (a Callback)."""
+    save_every: int = 1
+    """Rounds between checkpoints; what a gate let through is saved at once."""
+    keep_last: int = 2
+    """Checkpoints that stay, beside the best."""
+    max_hours: float = 0.0
+    """After so many the run saves and stops, and can be resumed; 0 is no limit."""
+
 
 Default = Any
 """A value, or a function of the config whose docstring says in words what it gives."""

@@ -283,6 +283,10 @@ class Setting(ABC):
         fields: dict[str, Any] = {
             "evaluate": self.evaluate,
             "evaluate_every": self.config.eval_every,
+            "callbacks": [make("tracker", name, config=self.config) for name in self.config.trackers],
+            "save_every": self.config.save_every,
+            "keep_last": self.config.keep_last,
+            "max_hours": self.config.max_hours,
             "seed": self.config.seed,
             "label_account": f"gate_labels: {read or 'none'}",
             "cpu_clock": time.process_time,

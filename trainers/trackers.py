@@ -1,13 +1,14 @@
 """Trackers: a run's metrics in TensorBoard, wandb, trackio, mlflow or any other that accelerate knows.
 
 ``metrics.jsonl`` in the run's folder is always there; trackers are optional sinks beside it. Each is a ``Callback``.
-What a tracker is told is ``tracked(metrics)``: our names, and beside them those that the field has for the same figures.
+It is told ``tracked(metrics)``: our names, and beside them those that the field has for the same figures.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ..errors import UsageError, unknown
@@ -25,7 +26,7 @@ STANDARD: Mapping[str, str] = {
 
 
 def tracked(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Finite metrics, with standard names beside ours and ``train/steps_per_second`` (rollouts per second of a round)."""
+    """Finite metrics, standard names beside ours, and ``train/steps_per_second``: rollouts per second of a round."""
     values = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
     values |= {standard: values[name] for name, standard in STANDARD.items() if name in values}
     seconds = values.get("time/act", 0.0) + values.get("time/learn", 0.0)
@@ -58,7 +59,7 @@ class TensorBoard(Callback):
 class AccelerateTracker(Callback):
     """One of accelerate's trackers: wandb, trackio, mlflow, comet_ml, aim, clearml, dvclive, swanlab.
 
-    The project is "autotelic", the run is called like its folder. Accounts and addresses are the tracker's own business.
+    The project is "autotelic", the run is called like its folder. Accounts and addresses are the tracker's business.
 
     Raises:
         UsageError: no such tracker, or its package is not installed.
@@ -96,9 +97,10 @@ class AccelerateTracker(Callback):
             self.tracker.finish()
 
 
-def tracker(name: str) -> Callback:
-    """The tracker of a name on the command line."""
-    return TensorBoard() if name == "tensorboard" else AccelerateTracker(name)
+aim, clearml, comet_ml, dvclive, mlflow, swanlab, trackio, wandb = (
+    partial(AccelerateTracker, name)
+    for name in ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "trackio", "wandb")
+)
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -135,7 +135,7 @@ class Setting(shared.Setting):
     """The reward that an evaluation tells beside success."""
     played: dict[int, list[Episode]] = field(default_factory=dict)
     """Episodes of the cloned policy, by how many of each task."""
-    probing: ClassVar[Mapping[str, Any]] = {"greedy": True, "stop": False}
+    probing: ClassVar[Mapping[str, Any]] = {"greedy": True}
 
     @property
     def all_demonstrations(self) -> list[Demonstration]:

@@ -41,6 +41,9 @@ REWARDS: Mapping[str, Mapping[str, str]] = {
 PUBLISHED = ("grpo", "dr_grpo", "dapo", "gspo", "rloo", "reinforce_pp", "nft")
 """Objectives that bring an advantage along."""
 
+TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "trackio", "wandb")
+"""Those of accelerate."""
+
 BUILT_IN: Mapping[str, Mapping[str, str]] = {
     "reward": {name: place for rewards in REWARDS.values() for name, place in rewards.items()},
     "progress": {
@@ -73,6 +76,10 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "dr_grpo": "autotelic.trainers.advantages:dr_grpo",
         "rloo": "autotelic.trainers.advantages:rloo",
         "reinforce_pp": "autotelic.trainers.advantages:ReinforcePlusPlus",
+    },
+    "tracker": {
+        "tensorboard": "autotelic.trainers.trackers:TensorBoard",
+        **{name: f"autotelic.trainers.trackers:{name}" for name in TRACKERS},
     },
     "gate": {
         "non_inferiority": "autotelic.trainers.gates:NonInferiority",

@@ -11,10 +11,10 @@ import math
 import shlex
 import shutil
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,9 +33,9 @@ from .options import (
     parse,
     run_options,
 )
-from .plugin_files import copy, plan, relative
 from .plugins import use
-from .recipes import all_recipes, find_recipe, recipe_of
+from .recipes import all_recipes, find_recipe
+from .running import create, dry_run, free_folder, rebuild
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -44,9 +44,6 @@ if TYPE_CHECKING:
     from .rewards.audit import Audit
     from .trainers.loop import Experiment
     from .trainers.run_folder import RunFolder
-
-RUNS = Path("runs")
-"""Where runs go that name no folder."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -152,9 +149,11 @@ def _run(words: Sequence[str], places: Sequence[str] = ()) -> int:
     recipe = find_recipe(name)
     module = recipe.load()
     options = _options(recipe.name, module.debug() if "--debug" in words else module.Config(), given, words)
-    path = options.output_dir or _free_folder(recipe.name)
+    if options.dry_run:
+        return _dry_run(module, recipe.name, options.config, places, command)
+    path = options.output_dir or free_folder(recipe.name)
     with _bad_input():
-        folder, new = _create(path, recipe.name, options.config, places, command)
+        folder, new = create(path, recipe.name, options.config, places, command)
         try:
             experiment = module.build(options.config, folder)
         except ValueError:
@@ -162,6 +161,15 @@ def _run(words: Sequence[str], places: Sequence[str] = ()) -> int:
                 shutil.rmtree(folder.path, ignore_errors=True)
             raise
     return _train(experiment, folder, resume=False)
+
+
+def _dry_run(module: Any, recipe: str, config: Any, places: Sequence[str], command: str) -> int:
+    """Build a run in a temporary folder, act and learn one scratch round, and print what a round takes."""
+    with tempfile.TemporaryDirectory(prefix="autotelic-") as name, _bad_input():
+        folder, _ = create(Path(name) / "run", recipe, config, places, command)
+        with closing(module.build(config, folder)) as experiment:
+            print("\n".join(dry_run(experiment, folder)))
+    return 0
 
 
 def _resume(words: Sequence[str]) -> int:
@@ -301,30 +309,6 @@ def _options(recipe: str, config: Any, given: ConfigFile, words: Sequence[str]) 
     return parse(run_options(config), words, f"run {recipe}")
 
 
-def _free_folder(recipe: str) -> Path:
-    name, n = recipe.removesuffix(".py").rpartition("/")[2].rpartition(".")[2], 1
-    while (RUNS / f"{name}-{n}").exists():
-        n += 1
-    return RUNS / f"{name}-{n}"
-
-
-def _create(path: Path, recipe: str, config: Any, places: Sequence[str], command: str) -> tuple[RunFolder, bool]:
-    """The run's folder with copies of its plugin files, and whether this process made it: of several, the main one."""
-    from .trainers.distributed import barrier, from_main, is_main
-    from .trainers.run_folder import RunFolder
-
-    path = from_main(path)
-    new = is_main() and not path.exists()
-    if is_main():
-        content = {"recipe": recipe, "config": asdict(config), "use": list(places)}
-        files = plan(content)
-        content = relative(content, files)
-        folder = RunFolder.create(path, recipe=content["recipe"], config=content["config"], command=command)
-        folder.describe(use=content["use"], plugins=copy(files, path))
-    barrier()
-    return RunFolder.open(path), new
-
-
 def _open(path: str) -> RunFolder:
     from .trainers.run_folder import RunFolder
 
@@ -333,13 +317,8 @@ def _open(path: str) -> RunFolder:
 
 
 def _rebuild(folder: RunFolder, **changes: Any) -> Experiment:
-    """The experiment of a run, as its config.json describes it but for some fields."""
     with _bad_input():
-        module, config = recipe_of(folder)
-        if lacking := sorted(changes.keys() - {field.name for field in fields(config)}):
-            raise UsageError(f"the config of {folder.recipe} has no {lacking[0]}, which this command changes")
-        experiment: Experiment = module.build(replace(config, **changes), folder)
-    return experiment
+        return rebuild(folder, **changes)
 
 
 def _train(experiment: Experiment, folder: RunFolder, *, resume: bool) -> int:

@@ -55,3 +55,40 @@ def rebuild(folder: RunFolder, **changes: Any) -> Experiment:
         raise UsageError(f"the config of {folder.recipe} has no {lacking[0]}, which this command changes")
     experiment: Experiment = module.build(replace(config, **changes), folder)
     return experiment
+
+
+def dry_run(experiment: Experiment, folder: RunFolder) -> list[str]:
+    """One scratch round of a run's first stage: lines about its seconds, memory, disk and labels.
+
+    Nothing is evaluated, so no oracle is read but by a stage that trains on one.
+    """
+    import resource
+    import sys
+
+    import torch
+
+    from .trainers.loop import train
+
+    stage = experiment.stages[0]
+    scratch = replace(
+        experiment, stages=[replace(stage, steps=1)], evaluate=lambda actor: {}, finish=lambda folder: None
+    )
+    train(scratch, folder)
+    (metrics,) = folder.metrics()
+    seconds = {name: metrics[f"time/{name}"] for name in ("act", "learn")}
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes elsewhere
+    memory = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB"
+    if torch.cuda.is_available():
+        memory += f", {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB on the GPU"
+    disk = sum(path.stat().st_size for path in folder.checkpoint_path("latest").iterdir())
+    rounds = sum(each.steps for each in experiment.stages)
+    kept = experiment.keep_last + 1
+    return [
+        f"rounds    {rounds}, each of {stage.tasks_per_step} tasks and {stage.group_size} rollouts of one",
+        f"seconds   {seconds['act']:.1f} to act and {seconds['learn']:.1f} to learn; "
+        f"{rounds * sum(seconds.values()):.0f} for all rounds, without evaluations and gate",
+        f"memory    {memory} at the most",
+        f"disk      {disk / 2**20:.1f} MiB per checkpoint, up to {kept} of them",
+        f"labels    {experiment.label_account}",
+        f"reward    {metrics.get('reward', float('nan')):.3g} on average in this round",
+    ]

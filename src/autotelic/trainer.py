@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 from .errors import UsageError, unknown
 from .plugins import register, use
-from .recipes import find_recipe, recipe_of
+from .recipes import find_recipe
 from .running import create, free_folder, rebuild
 
 if TYPE_CHECKING:
     from .trainers.callbacks import Callback
     from .trainers.loop import Experiment
-    from .trainers.run_folder import RunFolder
 
 KINDS: Mapping[str, str] = {
     "rewards": "reward",
