@@ -138,7 +138,9 @@ def test_a_model_and_a_reward_of_ones_own(
     assert cli.main(["audit", "my_own_progress:near", "--episodes", str(folder)]) == 0
     assert "prefers failures" in capsys.readouterr().out
     assert "is a int, neither" in error(["audit", "my_own_progress:three", "--episodes", str(folder)], capsys)
-    assert 'unknown name "my_own_progress:Nose"' in error(["audit", "my_own_progress:Nose", "--episodes", str(folder)], capsys)
+    assert 'unknown name "my_own_progress:Nose"' in error(
+        ["audit", "my_own_progress:Nose", "--episodes", str(folder)], capsys
+    )
 
 
 def run_folder(path: Path, *evaluations: dict[str, Any]) -> str:

@@ -18,15 +18,7 @@ from autotelic import plugins
 from autotelic.errors import UsageError
 from autotelic.plugins import imported, loaded, module_at, named, names, register, require, use
 
-
-@pytest.fixture(autouse=True)
-def as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers, imports and puts on the path is gone after it."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in ("_registered", "_by_module", "_used", "_files", "_copies"):
-        monkeypatch.setattr(plugins, name, dict(getattr(plugins, name)))
-    monkeypatch.setattr(plugins, "_tables", {kind: dict(table) for kind, table in plugins._tables.items()})
-    monkeypatch.setenv(plugins.FILES, "{}")
+pytestmark = pytest.mark.usefixtures("forget")
 
 
 def written(path: Path, text: str) -> str:
@@ -224,7 +216,7 @@ def test_entry_points_are_entered_at_the_first_look_and_a_broken_one_hides_no_ot
         for n in ("broken", "fine")
     ]
     monkeypatch.setattr(plugins, "entry_points", lambda group: points if group == "autotelic.plugins" else [])
-    monkeypatch.setattr(plugins, "_entered", [])
+    monkeypatch.setattr(plugins, "_entered", {})
     with caplog.at_level(logging.WARNING):
         assert named("reward", "packaged")() == [5]
     (line,) = [record.getMessage() for record in caplog.records]
