@@ -24,6 +24,8 @@ from typing import Any
 def named(target: str) -> Any:
     """What "package.module:name" or "path/to/file.py:name" names; of a class, an instance made without arguments.
 
+    The rule of ``autotelic.plugins`` once more, because the interpreter here has not got this package.
+
     Raises:
         ValueError: the target has another form, or names something that cannot be called.
         ImportError, FileNotFoundError, AttributeError: there is no such module, file or name.

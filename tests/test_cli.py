@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +17,8 @@ from typing import Any, Literal
 import pytest
 
 import autotelic
-from autotelic import cli, doctor, recipes
+from autotelic import cli, doctor, plugins, recipes
+from autotelic.config_files import ConfigFile, as_words
 from autotelic.errors import UsageError, unknown
 from autotelic.options import parse, run_options
 
@@ -402,3 +405,267 @@ def test_the_real_recipe_from_run_to_resume_after_a_kill(tmp_path: Path) -> None
     _, err = wrong.communicate()
     assert wrong.returncode == 2, err
     assert err.count("\n") == 1 and "drawer-open-v3" in err
+
+
+# --- recipes, plugins and configs of one's own --------------------------------------------------
+
+BRIGHT = """from autotelic.plugins import register
+from number_of_my_plugin import NUMBER
+
+
+@register("reward", "bright")
+def bright(completions, **_):
+    return [NUMBER for _ in completions]
+"""
+
+
+def own_recipe(folder: Path) -> Path:
+    """A recipe with a neighbour and a plugin, in a folder of its own."""
+    folder.mkdir()
+    (folder / "number_of_my_plugin.py").write_text("NUMBER = 7.0\n")
+    (folder / "my_reward.py").write_text(BRIGHT)
+    text = TOY.replace("    import torch\n", "    import torch\n    from autotelic.rewards.names import make_reward\n")
+    text = text.replace(
+        "        return [float(value) for value in outputs]", "        return reward_named(completions=outputs)"
+    )
+    text = text.replace('    stop("build")', '    reward_named = make_reward(config.reward)\n    stop("build")')
+    text = text.replace('    stopped_in: str = ""', '    stopped_in: str = ""\n    reward: str = "bright"')
+    (folder / "my_count.py").write_text(text)
+    return folder
+
+
+def test_a_recipe_of_ones_own_runs_moves_resumes_evaluates_and_reports(
+    toy: Path, forget: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    forget()
+    own = own_recipe(toy / "own")
+    words = ["run", "own/my_count.py", "--use", "own/my_reward.py", "--interrupted-at", "1"]
+    assert cli.main(words) == 130
+    config = json.loads((toy / "runs/my_count-1/config.json").read_text())
+    assert (config["recipe"], config["use"]) == ("plugins/0/my_count.py", ["plugins/0/my_reward.py"])
+    assert set(config["plugins"]) == {f"plugins/0/{n}.py" for n in ("my_count", "my_reward", "number_of_my_plugin")}
+    shutil.move(toy / "runs/my_count-1", toy / "moved")
+    shutil.rmtree(own)
+    forget()
+    capsys.readouterr()
+    assert cli.main(["resume", "moved"]) == 0
+    records = [json.loads(line) for line in (toy / "moved/metrics.jsonl").read_text().splitlines()]
+    assert [record["reward"] for record in records] == [7.0, 7.0, 7.0]
+    assert cli.main(["eval", "moved", "--episodes", "2", "--offset", "1", "--checkpoint", "latest"]) == 0
+    assert cli.main(["report", "moved"]) == 0
+    capsys.readouterr()
+    (toy / "moved/plugins/0/number_of_my_plugin.py").unlink()
+    assert cli.main(["resume", "moved"]) == 2
+    assert "number_of_my_plugin.py is missing: it is part of the run" in one_line(capsys)
+
+
+def test_a_plugin_that_a_flag_names_is_copied_and_a_run_can_be_given_back_as_config(
+    toy: Path, forget: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    forget()
+    own_recipe(toy / "own")
+    words = ["run", "own/my_count.py", "--reward", "own/my_reward.py:bright", "--seed", "3", "--tasks", "left"]
+    assert cli.main([*words, "--output-dir", "one"]) == 0
+    config = json.loads((toy / "one/config.json").read_text())
+    assert config["config"]["reward"] == "plugins/0/my_reward.py:bright"
+    shutil.rmtree(toy / "own")
+    forget()
+    assert cli.main(["run", "--config", "one", "--iterations", "1", "--output-dir", "two"]) == 0
+    again = json.loads((toy / "two/config.json").read_text())
+    assert again["config"] == config["config"] | {"iterations": 1}
+    assert (toy / "two/plugins/0/my_reward.py").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["run", "nowhere.py"], "there is no file nowhere.py"),
+        (["run", "no.such.module"], "cannot import no.such.module: ModuleNotFoundError"),
+        (["run", "half.py"], "half.py: the recipe half_"),
+        (
+            ["run", "toy/count", "--use", "broken.py"],
+            "broken.py: ZeroDivisionError: division by zero (broken.py, line 2)",
+        ),
+        (["report", "x", "--use", "nowhere.py"], "there is no file nowhere.py"),
+        (["list", "rewrads"], 'unknown kind of plugin "rewrads": did you mean rewards'),
+        (["run", "toy/count", "--config", "none.yaml"], "there is no file none.yaml"),
+        (
+            ["run", "toy/count", "--config", "typo.yaml"],
+            'unknown field in typo.yaml "iteratoins": did you mean iterations',
+        ),
+        (["run", "toy/count", "--config", "wrong.json"], "wrong.json: "),
+        (["run", "toy/count", "--config", "list.yaml"], "list.yaml holds a list"),
+        (["run", "--config", "fine.yaml"], "autotelic run needs a recipe"),
+        (["check", "empty.py"], "empty.py registers nothing that can be tried"),
+    ],
+)
+def test_bad_plugins_and_configs_are_one_line(
+    toy: Path, forget: Callable[[], None], capsys: pytest.CaptureFixture[str], words: list[str], line: str
+) -> None:
+    forget()
+    for name, text in {
+        "half.py": '"""Half."""\ndef build(config, folder): ...',
+        "broken.py": "x = 1\nx / 0",
+        "typo.yaml": "iteratoins: 3",
+        "wrong.json": '{"iterations": "many"}',
+        "list.yaml": "- 3",
+        "fine.yaml": "seed: 1",
+        "empty.py": "",
+    }.items():
+        (toy / name).write_text(text)
+    assert cli.main(words) == 2
+    assert line in one_line(capsys)
+    assert not (toy / "runs").exists()
+
+
+def test_flags_override_a_config_file_which_overrides_defaults(toy: Path) -> None:
+    (toy / "my.yaml").write_text("seed: 8\niterations: 1\ntasks: [right]\neval-episodes: 3\n")
+    assert cli.main(["run", "toy/count", "--config", "my.yaml", "--seed", "9"]) == 0
+    config = json.loads((toy / "runs/count-1/config.json").read_text())["config"]
+    assert (config["seed"], config["iterations"], config["tasks"], config["eval_episodes"]) == (9, 1, ["right"], 3)
+
+
+def test_words_of_a_config_file_say_every_kind_of_value() -> None:
+    @dataclass(frozen=True)
+    class Many:
+        inner: Inner = Inner()
+        flag: bool = True
+        names: tuple[str, ...] = ("a",)
+        limit: float | None = 1.0
+        small: float = 0.0
+        text: str = "x"
+
+    values = {
+        "inner": {"size": 5},
+        "flag": False,
+        "names": ["b", "c"],
+        "limit": None,
+        "small": -0.5,
+        "text": "two words",
+    }
+    words = as_words(ConfigFile("x.yaml", values), Many())
+    expected = Many(Inner(5), False, ("b", "c"), None, -0.5, "two words")
+    assert parse(run_options(Many()), words, "run x").config == expected
+    with pytest.raises(UsageError, match=r'unknown field in x.yaml "inner.sise": did you mean inner.size'):
+        as_words(ConfigFile("x.yaml", {"inner": {"sise": 5}}), Many())
+
+
+def test_flags_of_other_toolkits_lead_to_ours() -> None:
+    @dataclass(frozen=True)
+    class One:
+        lr: float = 1.0
+
+    with pytest.raises(UsageError, match=r'"--learning-rate": it is --lr here'):
+        parse(run_options(One()), ["--learning-rate", "3"], "run x")
+
+
+def test_list_shows_what_a_reward_is_and_what_it_scores(
+    toy: Path, forget: Callable[[], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forget()
+    own_recipe(toy / "own")
+    monkeypatch.setenv("COLUMNS", "200")
+    assert cli.main(["list", "rewards", "--use", "own/my_reward.py"]) == 0
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert "whatever its case" in rows["exact"] and rows["exact"].split()[-1] == "text"
+    assert rows["jpeg"].split()[-1] == "image" and rows["bright"].split()[-1] == "text"
+    for kind in plugins.KINDS.values():
+        assert cli.main(["list", kind.plural]) == 0
+    assert "-E[min(rho A" in capsys.readouterr().out  # brackets are no markup
+
+
+# --- check and doctor ---------------------------------------------------------------------------
+
+REWARDS = """
+def right(completions, references, **_): return [float(c == r) for c, r in zip(completions, references)]
+def begins(completions, references, **_): return [float(r.startswith(c)) for c, r in zip(completions, references)]
+def anything(completions, references, **_): return [1.0 for _ in completions]
+def half(completions, references, **_): return [0.5 * (c == r) for c, r in zip(completions, references)]
+def endless(completions, **_): return [float("inf") for _ in completions]
+def short(completions, **_): return [0.0]
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("right", ""),
+        ("begins", "empty answer"),
+        ("anything", "constant answer"),
+        ("half", "gold answer"),
+        ("endless", "returned inf"),
+        ("short", "returned 1 scores for 4 samples"),
+    ],
+)
+def test_check_tells_a_reward_that_can_be_fooled(
+    tmp_path: Path, forget: Callable[[], None], capsys: pytest.CaptureFixture[str], name: str, line: str
+) -> None:
+    (tmp_path / "checked_rewards.py").write_text(REWARDS)
+    assert cli.main(["check", f"{tmp_path / 'checked_rewards.py'}:{name}"]) == (1 if line else 0)
+    bad = [each for each in capsys.readouterr().out.splitlines() if each.startswith("no ")]
+    assert bool(bad) == bool(line) and (not line or any(line in each for each in bad)), bad
+
+
+WORLD = """
+import numpy as np
+from autotelic.envs.simulator import EnvSpec
+from autotelic.plugins import register
+from tests.point_mass import arrived, straight
+from autotelic.vla.policy import ActionModel, ActionPolicy
+
+def frozen(env): return None
+def same(env, state): pass
+
+register("environment", "checked/fine", EnvSpec("test/PointMass-v0", "go", 8, arrived, expert=straight))
+register("environment", "checked/stuck", EnvSpec("test/PointMass-v0", "go", 8, arrived, save=frozen, restore=same))
+
+def make(observation, action, chunk):
+    return ActionPolicy(ActionModel(observation, action, chunk=chunk))
+
+def narrow(observation, action, chunk):
+    return ActionPolicy(ActionModel(observation, action + 1, chunk=chunk))
+"""
+
+
+def test_check_tries_environments_and_policies(
+    tmp_path: Path, forget: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "checked_world.py"
+    path.write_text(WORLD)
+    assert cli.main(["check", str(path)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("no ")] == [
+        "no checked/stuck: saved state goes on otherwise: give the spec save and restore"
+    ]
+    assert any("checked/fine: expert" in line and "3 of 3" in line for line in lines)
+    for name, code in (("make", 0), ("narrow", 1)):
+        assert cli.main(["check", f"{path}:{name}", "--kind", "policy", "--environment", "checked/fine"]) == code
+
+
+def test_check_tells_what_is_wrong_with_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"prompt": "a", "answer": 1}\n{"prompt": "b", "answer": 2, "level": 3}\n')
+    assert cli.main(["check", str(path)]) == 0
+    assert "level in 1 of 2" in capsys.readouterr().out
+    path.write_text('{"prompt": "a", "answer": 1}\n{"prompt": "a", "answer": 1}\n{"prompt": \n')
+    assert cli.main(["check", str(path)]) == 1
+    shown = capsys.readouterr().out
+    assert "line 3" in shown and "such as 1 and 2" in shown
+
+
+def test_doctor_names_a_pair_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = {"autotelic": ["numpy>=1"], "numpy": ["pillow>=999", 'gone; extra == "x"']}
+    monkeypatch.setattr(doctor, "requires", lambda name: needs.get(name, []))
+    (finding,) = doctor._pairs()
+    assert finding.good is False and "numpy" in finding.text and "needs pillow >=999, installed is" in finding.text
+
+
+def test_doctor_puts_adapters_into_models() -> None:
+    assert doctor._adapters().startswith("peft ")
+
+
+def test_an_extra_that_is_missing_or_cannot_be_imported_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "pip install 'autotelic[x]'" in doctor._extra("x", ["no-such-package"]).text
+    monkeypatch.setattr(doctor, "_in_process", lambda check: doctor.Finding(check, False, "ImportError: no"))
+    bad = doctor._extra("x", ["numpy"])
+    assert bad == doctor.Finding("extra x", False, "ImportError: no") and doctor.healthy([bad])

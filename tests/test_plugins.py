@@ -8,6 +8,7 @@ import multiprocessing
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,15 +19,7 @@ from autotelic import plugins
 from autotelic.errors import UsageError
 from autotelic.plugins import imported, loaded, module_at, named, names, register, require, use
 
-
-@pytest.fixture(autouse=True)
-def as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers, imports and puts on the path is gone after it."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in ("_registered", "_by_module", "_used", "_files", "_copies"):
-        monkeypatch.setattr(plugins, name, dict(getattr(plugins, name)))
-    monkeypatch.setattr(plugins, "_tables", {kind: dict(table) for kind, table in plugins._tables.items()})
-    monkeypatch.setenv(plugins.FILES, "{}")
+pytestmark = pytest.mark.usefixtures("forget")
 
 
 def written(path: Path, text: str) -> str:
@@ -224,7 +217,7 @@ def test_entry_points_are_entered_at_the_first_look_and_a_broken_one_hides_no_ot
         for n in ("broken", "fine")
     ]
     monkeypatch.setattr(plugins, "entry_points", lambda group: points if group == "autotelic.plugins" else [])
-    monkeypatch.setattr(plugins, "_entered", [])
+    monkeypatch.setattr(plugins, "_entered", {})
     with caplog.at_level(logging.WARNING):
         assert named("reward", "packaged")() == [5]
     (line,) = [record.getMessage() for record in caplog.records]
@@ -272,3 +265,63 @@ def test_importing_plugins_imports_nothing_heavy() -> None:
         "print([m for m in ('torch', 'numpy', 'transformers') if m in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
+
+
+# --- a text-only recipe that stands anywhere ---------------------------------------------------
+
+RECIPE = '''"""Longer answers become likelier by REINFORCE: a recipe in a file of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from autotelic.plugins import register
+from autotelic.vlm.setting import TINY, SpeakingConfig
+
+
+@register("reward", "wordy")
+def wordy(completions: list[str], **_: Any) -> list[float]:
+    """The number of different words."""
+    return [float(len(set(completion.split()))) for completion in completions]
+
+
+@dataclass(frozen=True)
+class Config(SpeakingConfig):
+    rewards: tuple[str, ...] = ("wordy",)
+    lora_rank: int = 0
+
+
+def debug() -> Config:
+    return Config(**TINY)
+
+
+def build(config: Config, folder: Any) -> Any:
+    from autotelic.trainers.advantages import rloo
+    from autotelic.trainers.objectives import Reinforce
+    from autotelic.vlm.setting import start
+
+    setting = start(config)
+    reward = setting.reward()
+    learner = setting.learner(Reinforce(), advantage=rloo())
+    return setting.experiment([setting.stage(learner, reward, proxy=reward)])
+'''
+
+
+def test_a_text_only_recipe_of_at_most_60_lines_runs_and_evaluates_from_its_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forget: Callable[[], None]
+) -> None:
+    from autotelic.cli import main
+
+    from . import tiny_vlms
+
+    assert len(RECIPE.splitlines()) <= 60
+    path = written(tmp_path / "my_text.py", RECIPE)
+    for part in tiny_vlms.text("llama"):
+        part.save_pretrained(tmp_path / "llama")
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", path, "--debug", "--model", "llama", "--output-dir", "run"]) == 0
+    Path(path).unlink()
+    forget()
+    assert main(["eval", "run", "--episodes", "1"]) == 0
+    assert (tmp_path / "run/evaluations/best-0-1.json").is_file()

@@ -61,6 +61,7 @@ def test_relations_are_read_off_a_layout_and_a_name_that_none_knows_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "plane_layout.py").write_text(PLANE)
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent)  # where the worker finds tests.point_mass
     monkeypatch.chdir(tmp_path)
     told = ["run", "vla/evolve_vla", "--debug", "--use", "plane_layout.py", "--tasks", "plane", "--workers", "1"]
     assert main([*told, "--output-dir", "run"]) == 0

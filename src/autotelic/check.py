@@ -34,20 +34,21 @@ def findings(options: CheckOptions) -> Iterator[Finding]:
     if options.what.endswith((".jsonl", ".json")):
         yield from of_data(options.what)
         return
-    for kind, name, value in _plugins(options.what):
+    for kind, name, value in _plugins(options.what, options.kind):
         check = CHECKS[kind]
         try:
             require(kind, value)
             yield from check(name, value, options)
         except Exception as error:
-            yield Finding(name, False, f"{type(error).__name__}: {' '.join(str(error).split())}")
+            line = " ".join(str(error).split())
+            yield Finding(name, False, line if isinstance(error, ValueError) else f"{type(error).__name__}: {line}")
 
 
-def _plugins(what: str) -> list[tuple[str, str, Any]]:
+def _plugins(what: str, kind: str) -> list[tuple[str, str, Any]]:
     """(kind, name, plugin) of what a place names, or of all that a file registers and has a check."""
     if ":" in what:
         value = imported(what)
-        return [(_kind(what, value), what.rpartition(":")[2], value)]
+        return [(_kind(what, value) if kind == "auto" else kind, what.rpartition(":")[2], value)]
     module = module_at(what)
     plugins = [each for each in registered_by(module) if each[0] in CHECKS]
     if hasattr(module, "build"):
@@ -307,7 +308,7 @@ def of_policy(name: str, policy: Any, options: CheckOptions) -> Iterator[Finding
     simulator = make_simulator(options.environment)
     sizes = (simulator.observation_size, simulator.action_size)
     simulator.close()
-    made = policy(*sizes, options.chunk) if inspect.isclass(policy) or inspect.isroutine(policy) else policy
+    made: Any = policy(*sizes, options.chunk) if callable(policy) else policy
     felt = len(range(sizes[0])[proprioception_of(options.environment)]) if made.sees == "frames" else sizes[0]
     size = made.view.size if made.view else 64
     frames = torch.zeros(2, size, size, 3, dtype=torch.uint8) if made.sees == "frames" else None

@@ -74,8 +74,7 @@ def _dispatch(words: Sequence[str]) -> int:
     if words[0] not in COMMANDS:
         raise unknown("command", words[0], COMMANDS)
     places, rest = _take(words[1:], "--use")
-    with _bad_input():
-        use(places)
+    use(places, anew=True)
     return _run(rest, places) if words[0] == "run" else COMMANDS[words[0]](rest)
 
 

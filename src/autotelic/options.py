@@ -64,6 +64,8 @@ class CheckOptions:
     what: Annotated[
         str, tyro.conf.arg(metavar="FILE", help="FILE.py, FILE.py:NAME, package.module:NAME or FILE.jsonl.")
     ]
+    kind: Literal["auto", "reward", "policy", "recipe"] = "auto"
+    """What it is, where that cannot be seen, as of a function that makes a policy."""
     data: Path | None = None
     """Questions for a reward of texts, as JSON lines; sums if not given."""
     environment: str = "metaworld/reach-v3"

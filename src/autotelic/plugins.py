@@ -97,7 +97,7 @@ _fresh: set[tuple[str, str]] = set()  # registered since the last ``use`` began
 _used: dict[str, None] = {}
 _files: dict[str, Path] = {name: Path(path) for name, path in json.loads(os.environ.get(FILES, "{}")).items()}
 _copies: dict[Path, Path] = {}
-_entered: list[bool] = []
+_entered: dict[str, None] = {}  # this module once installed packages were asked, and their plugins
 
 
 # --- the importer ------------------------------------------------------------------------------
@@ -223,11 +223,14 @@ def _lend_stem(path: Path, module: ModuleType) -> None:
 # --- the registry ------------------------------------------------------------------------------
 
 
+_DECORATED = object()
+
+
 @overload
 def register(kind: str, name: str) -> Callable[[T], T]: ...
 @overload
 def register(kind: str, name: str, value: T) -> T: ...
-def register(kind: str, name: str, *values: Any) -> Any:
+def register(kind: str, name: str, value: Any = _DECORATED) -> Any:
     """Give a plugin a name; with two arguments, a decorator of a class or a function.
 
     Args:
@@ -241,13 +244,12 @@ def register(kind: str, name: str, *values: Any) -> Any:
     if kind not in KINDS:
         raise unknown("kind of plugin", kind, KINDS)
     file, line = _caller()
-    if not values:
-        return lambda value: register_from(kind, name, value, file, line)
-    return register_from(kind, name, values[0], file, line)
+    if value is _DECORATED:
+        return lambda decorated: _register_from(kind, name, decorated, file, line)
+    return _register_from(kind, name, value, file, line)
 
 
-def register_from(kind: str, name: str, value: T, file: str, line: int) -> T:
-    """Like ``register``, for a registration that stands in a file's line."""
+def _register_from(kind: str, name: str, value: T, file: str, line: int) -> T:
     new, old = _Registration(kind, name, value, file, line), _registered.get((kind, name))
     if name in BUILT_IN.get(kind, {}):
         raise UsageError(f'{new.place}: the {kind} "{name}" comes with autotelic: choose another name')
@@ -339,7 +341,7 @@ def require(kind: str, value: T) -> T:
     if isinstance(value, type):
         inside = {name for base in value.__mro__ for name in (*vars(base), *vars(base).get("__annotations__", {}))}
         missing = [name for name in KINDS[kind].members if name not in inside]
-        missing += sorted(value.__abstractmethods__) if inspect.isabstract(value) else []
+        missing += sorted(getattr(value, "__abstractmethods__", ()))
     else:
         missing = [name for name in KINDS[kind].members if not hasattr(value, name)]
     if missing:
@@ -370,29 +372,38 @@ def registered_by(module: ModuleType) -> list[tuple[str, str, Any]]:
 # --- plugins at the start ----------------------------------------------------------------------
 
 
-def use(places: Sequence[str]) -> None:
+def use(places: Sequence[str], *, anew: bool = False) -> None:
     """Import plugins, "FILE.py" or "package.module", whose names count from now on.
+
+    Args:
+        anew: worker processes are told of these alone, and no longer of those used before.
 
     Raises:
         UsageError: one cannot be imported, or registers a name that another has.
     """
     enter()
     _fresh.clear()
+    if anew:
+        _used.clear()
     for place in places:
-        name = module_at(place).__name__
-        for registration in _by_module.get(name, ()):
-            _enter(registration)
-        _used[name] = None
+        _used[_using(place)] = None
+
+
+def _using(place: str) -> str:
+    name = module_at(place).__name__
+    for registration in _by_module.get(name, ()):
+        _enter(registration)
+    return name
 
 
 def enter() -> None:
     """Import the plugins of installed packages, once; one that fails is told in a line and left out."""
     if _entered:
         return
-    _entered.append(True)
+    _entered[__name__] = None
     for point in entry_points(group=GROUP):
         try:
-            use([point.module])
+            _entered[_using(point.module)] = None
         except UsageError as error:
             package = point.dist.name if point.dist is not None else point.value
             logger.warning("the plugin %s of %s is left out: %s", point.name, package, error)
@@ -404,7 +415,7 @@ def loaded(kind: str) -> list[str]:
     Who registers nothing may have told another registry, such as Gymnasium's.
     """
     chosen = []
-    for name in _used:
+    for name in {**_entered, **_used}:
         kinds = {registration.kind for registration in _by_module.get(name, ())}
         if not kinds or kind in kinds:
             chosen.append(name)
