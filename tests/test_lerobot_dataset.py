@@ -154,7 +154,9 @@ def test_episodes_of_a_pool_are_done_again_step_by_step(tmp_path: Path) -> None:
 
     with point_mass.simulators() as pool:
         episodes = pool.run([EpisodeRequest(point_mass.NAME, seed, 6) for seed in (0, 1)], act)
-    folder = write_episodes(tmp_path / "data", episodes, fps=10, draw=lambda _: {"main": np.full((2, 3, 3), 7, np.uint8)})
+    folder = write_episodes(
+        tmp_path / "data", episodes, fps=10, draw=lambda _: {"main": np.full((2, 3, 3), 7, np.uint8)}
+    )
     back = read_demonstrations(folder, cameras=["main"])
     for episode, rows in zip(episodes, back, strict=True):
         assert rows.actions.shape == (6, 2) and rows.frames is not None and rows.frames.shape == (7, 2, 3, 3)
@@ -276,7 +278,9 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         read_demonstrations(tmp_path / "nothing")
     with pytest.raises(UsageError, match=r'unknown feature "observation\.stat": did you mean observation'):
         read_demonstrations(tmp_path / "v3", state="observation.stat")
-    with pytest.raises(UsageError, match='unknown camera "observation.images.tip": did you mean observation.images.top'):
+    with pytest.raises(
+        UsageError, match=r'unknown camera "observation.images.tip": did you mean observation.images.top'
+    ):
         read_demonstrations(tmp_path / "v3", cameras=["tip"], scale=scale)
     with pytest.raises(UsageError, match="has 2 episodes, and no episode 2"):
         read_demonstrations(tmp_path / "v3", episodes=[2])
@@ -329,8 +333,14 @@ def test_damage_is_told_in_one_line(tmp_path: Path) -> None:
         ({"success": None}, "episodes 0 and 1: only one of them has next.success"),
         ({"progress": np.zeros(3, np.float32)}, "3 next.progress for 4 actions; expected 4"),
         ({"images": {"main": np.zeros((4, 12, 16, 3), np.uint8)}}, f"4 {CAMERA} for 4 actions; expected 5"),
-        ({"images": {"main": np.zeros((5, 12, 16, 3), np.float32)}}, r"images.main is float32 \[5, 12, 16, 3\]; expected uint8"),
-        ({"images": {"main": np.zeros((5, 9, 9, 3), np.uint8)}}, r"images.main is uint8 \[5, 9, 9, 3\]; expected uint8"),
+        (
+            {"images": {"main": np.zeros((5, 12, 16, 3), np.float32)}},
+            r"images.main is float32 \[5, 12, 16, 3\]; expected uint8",
+        ),
+        (
+            {"images": {"main": np.zeros((5, 9, 9, 3), np.uint8)}},
+            r"images.main is uint8 \[5, 9, 9, 3\]; expected uint8",
+        ),
     ],
 )
 def test_episodes_that_cannot_be_written(tmp_path: Path, change: dict[str, Any], says: str) -> None:

@@ -25,9 +25,9 @@ from autotelic.rewards.end_conditions import EndConditions
 from autotelic.rewards.progress import MeanProgress
 from autotelic.trainers.run_folder import RunFolder
 from autotelic.trainers.scoring import RewardError, score
+from autotelic.vla.environments import counts, record
 from autotelic.vla.policy import ActionPolicy
 from autotelic.vla.recipes import evolve_vla
-from autotelic.vla.environments import counts, record
 from autotelic.vla.setting import Setting
 
 from .test_loop import assert_same_run
