@@ -39,7 +39,7 @@ import torch
 from autotelic.auditing import Silent
 from autotelic.envs.metaworld import OBSERVATION, MetaWorldSimulator
 from autotelic.envs.pool import Episode
-from autotelic.envs.simulator import View
+from autotelic.envs.simulator import View, spec_of
 from autotelic.envs.splits import seeds as states_of
 from autotelic.rewards.audit import Audit, audit_progress, audit_scores, otsu
 from autotelic.rewards.controls import Clock, Constant, Travel
@@ -50,7 +50,7 @@ from autotelic.rewards.frame_critics import FrameCritic, FrameTraining
 from autotelic.rewards.progress import Accumulator, Kind, MeanProgress
 from autotelic.statistics import FEW, mean_interval
 from autotelic.trainers.run_folder import RunFolder, versions
-from autotelic.vla.setting import CHUNK, RobotConfig, Setting, start
+from autotelic.vla.setting import RobotConfig, Setting, start
 
 GROUPS = (
     ("reach-v3:3", "push-v3:3", "drawer-open-v3", "door-open-v3"),
@@ -228,8 +228,9 @@ def audits_of(name: str, estimator: Estimator, episodes: Sequence[Episode], show
     """One estimator on one task; balanced accuracy at both thresholds."""
     model = estimator.model
     learned = model.kind != "terminal" and not isinstance(model, Constant)
+    every = spec_of(name).chunk
     audit = audit_progress(
-        model, episodes, accumulator=estimator.accumulator, demonstrations=shown if learned else (), every=CHUNK
+        model, episodes, accumulator=estimator.accumulator, demonstrations=shown if learned else (), every=every
     )
     split = audit_progress(model, episodes, accumulator=estimator.accumulator) if learned else audit
     return row(audit, split.balanced_accuracy) | {"threshold": audit.threshold}

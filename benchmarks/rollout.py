@@ -222,10 +222,10 @@ def our_pixels(pool: Pool, view: View, seed: int, groups: int, members: int) -> 
     requests = [EpisodeRequest(name, seed + group, HORIZON) for group in range(groups) for _ in range(members)]
     before, acting = pool.cpu_seconds, 0.0
 
-    def act(rows: np.ndarray, states: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    def act(rows: np.ndarray, states: np.ndarray, frames: dict[str, np.ndarray]) -> np.ndarray:
         nonlocal acting
         started = time.process_time()
-        actions = policy(frames)
+        actions = policy(frames[CAMERA])
         acting += time.process_time() - started
         return actions
 
@@ -240,12 +240,12 @@ def pixels(repeats: int, groups: int) -> dict[str, list[dict[str, float]]]:
     for task in PIXEL_TASKS:
         with Pool([f"metaworld/{task}"], chunk=CHUNK, workers=1) as pool, spawn.Pool(1) as other:
             for quality in ("fast", "full"):  # contexts are made once per run
-                our_pixels(pool, View(SIZE, quality, CAMERA), 9999, 1, 1)
+                our_pixels(pool, View(SIZE, quality, (CAMERA,)), 9999, 1, 1)
             rows[task] = [
                 {
-                    "ours_fast": our_pixels(pool, View(SIZE, "fast", CAMERA), 1000 * repeat, groups, GROUP),
+                    "ours_fast": our_pixels(pool, View(SIZE, "fast", (CAMERA,)), 1000 * repeat, groups, GROUP),
                     "theirs_64": other.apply(their_pixels, (task, SIZE, 40)),
-                    "ours_full": our_pixels(pool, View(SIZE, "full", CAMERA), 1000 * repeat, 1, 2),
+                    "ours_full": our_pixels(pool, View(SIZE, "full", (CAMERA,)), 1000 * repeat, 1, 2),
                     "theirs_480": other.apply(their_pixels, (task, 480, 20)),
                 }
                 for repeat in range(repeats)
@@ -296,7 +296,7 @@ def memory() -> dict[str, float]:
     tracemalloc.stop()
     kept = resident()
     for simulator in simulators:
-        simulator.frame(View(SIZE, "fast", CAMERA))
+        simulator.frame(View(SIZE, "fast", (CAMERA,)))
     drawn = resident()
     return {
         "mb_per_environment": (built - before) / len(TASKS),

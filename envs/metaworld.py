@@ -23,12 +23,11 @@ from numpy.typing import NDArray
 
 from ..errors import unknown
 from .metaworld_tasks import OBSERVATION as OBSERVATION
-from .metaworld_tasks import SHOULDER
 from .metaworld_tasks import TASKS as TASKS
 from .oracle import require_oracle
 from .physics import ENV_CLS_MAP, ENV_POLICY_MAP, mujoco
 from .rendering import Renderer, RenderingUnavailable
-from .simulator import IMAGES, Feature, Quality, Simulator, View
+from .simulator import IMAGES, SHOULDER, Feature, Quality, Simulator, View
 
 OBSERVATION_SIZE = 21
 ACTION_SIZE = 4

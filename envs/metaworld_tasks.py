@@ -11,10 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .simulator import ACTION, IMAGES, STATE, EnvSpec, Feature, register
-
-SHOULDER = "shoulder"
-"""The camera over the robot's right shoulder; the model has others."""
+from .simulator import ACTION, IMAGES, SHOULDER, STATE, EnvSpec, Feature, register
 
 OBSERVATION: dict[str, slice] = {
     "hand": slice(0, 3),

@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .metaworld_tasks import SHOULDER
 from .physics import mujoco
-from .simulator import Refusal, View
+from .simulator import SHOULDER, Refusal, View
 from .simulator import RenderingUnavailable as RenderingUnavailable
 
 CELL = 0.02

@@ -25,6 +25,9 @@ STATE, IMAGES, ACTION = "observation.state", "observation.images.", "action"
 DRAWN = "main"
 """The camera of an environment that has one picture and no name for it."""
 
+SHOULDER = "shoulder"
+"""A camera over the right shoulder of a robot at the table, which MuJoCo's scenes have besides those of their model."""
+
 Quality = Literal["fast", "plain", "full"]
 
 
@@ -38,8 +41,8 @@ class View:
             leaves these three out; "fast" also draws coarse meshes. Physics never depends on it, and simulators
             without these settings ignore it.
         cameras: by name; none takes the environment's own, which are all its image observations or else its one
-            picture. MetaWorld has "shoulder", over the robot's right shoulder, and the cameras of its model such as
-            "corner2", right side up.
+            picture. Scenes of MuJoCo have "shoulder", over the robot's right shoulder, and the cameras of their model,
+            right side up.
 
     Raises:
         ValueError: a size below 1, an unknown quality, or cameras that are no names or twice the same.
@@ -291,7 +294,7 @@ def registered() -> list[str]:
 
 
 def resolve(name: str) -> str:
-    """The registered name that this one is, or ends: "drawer-open-v3" of "metaworld/drawer-open-v3".
+    """The registered name that this one is, or ends: "car" of "my/car".
 
     Raises:
         UsageError: there is none, with the nearest names, or there are several.

@@ -21,10 +21,9 @@ def picture(place: float, colour: int) -> np.ndarray:
 class Arm(gymnasium.Env):
     """A hand that is to go to a cup. From aside one sees how far away the cup is, from the hand how high."""
 
-    picture = Box(0, 255, (64, 64, 3), np.uint8)
-    observation_space = Dict(
-        {"state": Box(-9, 9, (8,), np.float32), "agentview_image": picture, "eye_in_hand_image": picture}
-    )
+    pixels = Box(0, 255, (64, 64, 3), np.uint8)
+    state = Box(-9, 9, (8,), np.float32)
+    observation_space = Dict({"state": state, "agentview_image": pixels, "eye_in_hand_image": pixels})
     action_space = Box(-0.1, 0.1, (7,), np.float32)
 
     def reset(self, *, seed=None, options=None):

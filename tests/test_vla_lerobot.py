@@ -282,6 +282,19 @@ def test_settings_that_are_not_followed(kind: type[nn.Module], change: dict[str,
         policy(kind, **change)
 
 
+def test_several_cameras_are_told_apart_by_name() -> None:
+    """In whatever order they come; what LeRobot fills in itself is not asked for."""
+    shape = SimpleNamespace(shape=(3, 16, 16))
+    features = {f"observation.images.{name}": shape for name in ("top", "wrist", "empty_camera_0")}
+    made = policy(SmolVLAPolicy, image_features=features)
+    assert made.view is not None and made.view.cameras == ("top", "wrist")
+    dark, light = (torch.full((1, 16, 16, 3), shade, dtype=torch.uint8) for shade in (0, 255))
+    batch = made._batch(Seen(["go"], torch.zeros(1, 2), {"wrist": light, "top": dark}))
+    assert batch["observation.images.top"].max() == 0 and batch["observation.images.wrist"].min() == 1
+    with pytest.raises(ValueError, match="looks through top, wrist; it was given main"):
+        made.choose(Seen(["go"], torch.zeros(1, 2), {"main": dark}), None)
+
+
 def test_other_mistakes_are_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     made = policy(ACTPolicy)
     with pytest.raises(ValueError, match=r"\(ACTPolicy\) wants observation.state of 2, .+ of 2; .+ of 5 numbers"):

@@ -48,7 +48,7 @@ class LeRobotPolicy(ChunkPolicy):
         policy: ACTPolicy, DiffusionPolicy or SmolVLAPolicy, of one observation step.
         preprocess, postprocess: LeRobot's processor pipelines (normalisation, tokens); None leaves things as they are.
         chunk: C; None takes the policy's ``n_action_steps``.
-        view: how frames are taken; None takes the camera's height.
+        view: how frames are taken; None takes the camera's height, and several cameras by their names.
         forward_draws: forward decisions per chunk.
 
     Raises:
@@ -74,7 +74,8 @@ class LeRobotPolicy(ChunkPolicy):
         chunk = int(config.n_action_steps) if chunk is None else chunk
         if not 1 <= chunk <= self.planned:
             raise UsageError(f"{type(policy).__name__} plans {self.planned} steps: chunk is {chunk}")
-        self.cameras = list(config.image_features or {})
+        # LeRobot fills in what is called empty.
+        self.cameras = [name for name in config.image_features or {} if "empty_camera" not in name]
         self.sizes = {
             name: int(feature.shape[0])
             for name, feature in ((STATE, config.robot_state_feature), (WORLD, config.env_state_feature))
@@ -82,6 +83,8 @@ class LeRobotPolicy(ChunkPolicy):
         }
         shape = config.image_features[self.cameras[0]].shape if self.cameras else (3, 0, 0)
         self.picture = (int(shape[1]), int(shape[2]))
+        names = tuple(camera.removeprefix(IMAGES) for camera in self.cameras) if len(self.cameras) > 1 else ()
+        looks = (view or View(self.picture[0], cameras=names)) if self.cameras else None
         super().__init__(
             policy,
             chunk=chunk,
@@ -89,7 +92,7 @@ class LeRobotPolicy(ChunkPolicy):
             decisions=1,
             dims=self.planned * int(config.action_feature.shape[0]),
             sees="frames" if self.cameras else "states",
-            view=(View(size=self.picture[0]) if view is None else view) if self.cameras else None,
+            view=looks,
             **options,
         )
         self.preprocess, self.postprocess = preprocess or _same, postprocess or _same

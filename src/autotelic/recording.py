@@ -49,14 +49,15 @@ def record_run(run: Path, target: Path, rebuild: Rebuild, wanted: Wanted) -> int
 
 
 def _fps(wanted: Wanted, episodes: Sequence[Any]) -> int:
-    from .envs.simulator import spec_of
+    from .envs.simulator import registered, spec_of
 
     if wanted.fps:
         return wanted.fps
-    known = {episode.environment: spec_of(episode.environment).fps for episode in episodes}
-    unknown = next((name for name, fps in known.items() if not fps), None)
-    if unknown is not None:
-        raise UsageError(f"steps per second of {unknown} are not known: say --fps, or give its EnvSpec fps")
+    names = dict.fromkeys(episode.environment for episode in episodes)
+    known = {name: spec_of(name).fps if name in registered() else 0 for name in names}
+    silent = next((name for name, fps in known.items() if not fps), None)
+    if silent is not None:
+        raise UsageError(f"steps per second of {silent} are not known: say --fps, or give its EnvSpec fps")
     if len(set(known.values())) > 1:
         raise UsageError(f"environments of different steps per second ({known}): say --fps")
     return next(iter(known.values()))
