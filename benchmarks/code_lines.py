@@ -1,4 +1,4 @@
-"""How much code there is: lines without docstrings, comments and blank lines, per file and per room.
+"""How much code there is: lines without docstrings, comments and blank lines; and where objects are felt for names.
 
     python benchmarks/code_lines.py [--quick] [--json FILE] [--at REV] [--since REV] [--new GLOB ...]
 
@@ -6,6 +6,10 @@ Counted are the package (the core, its rooms and ``autotelic.testing``) and the 
 a token of code lies on it, and strings that stand alone are docstrings. --at counts a revision without checking it out.
 --since lists the files that a revision did not have, and says what there is for what existed then: everything but the
 files that --new names as features of their own.
+
+Seams are the places where code asks an object what it is instead of relying on what it promises: getattr, hasattr,
+vars, __dict__, except AttributeError, and isinstance of a class of this package. The loop, the learner, the gates and
+every evaluation are to have none.
 """
 
 from __future__ import annotations
@@ -14,13 +18,15 @@ import ast
 import io
 import tokenize
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from fnmatch import fnmatch
 from typing import Any
 
 from common import ROOT, git, parser_of, save
 
 ROOMS = ("envs", "rewards", "trainers", "vlm", "vla", "diffusion")
+NO_SEAMS = ("trainers/loop.py", "trainers/learner.py", "trainers/gates.py")
+NO_SEAMS += ("vlm/evaluation.py", "vla/evaluation.py", "diffusion/evaluation.py")
 SILENT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
 SILENT |= {tokenize.ENCODING, tokenize.ENDMARKER}
 
@@ -35,6 +41,28 @@ def code_lines(text: str) -> int:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             lines.difference_update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     return len(lines)
+
+
+def classes_in(texts: Iterable[str]) -> set[str]:
+    """Names of the classes that modules define."""
+    return {node.name for text in texts for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ClassDef)}
+
+
+def seams(text: str, own: Container[str]) -> list[str]:
+    """Every seam of a module as LINE: CODE; ``own`` are the package's classes."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            named = {n.id for each in node.args[1:] for n in ast.walk(each) if isinstance(n, ast.Name)}
+            asks = node.func.id == "isinstance" and any(name in own for name in named)
+            asks |= node.func.id in ("getattr", "hasattr", "vars")
+        elif isinstance(node, ast.ExceptHandler):
+            asks = node.type is not None and "AttributeError" in ast.unparse(node.type)
+        else:
+            asks = isinstance(node, ast.Attribute) and node.attr == "__dict__"
+        if asks:
+            found.append(f"{node.lineno}: {ast.unparse(node).splitlines()[0]}")
+    return found
 
 
 def room_of(path: str) -> str | None:
@@ -74,7 +102,8 @@ def main() -> None:
     parser.add_argument("--since", metavar="REV", help="list what is new since this revision")
     parser.add_argument("--new", nargs="+", default=[], metavar="GLOB", help="new files that are features of their own")
     options = parser.parse_args()
-    files = {path: code_lines(text) for path, text in files_at(options.at).items()}
+    texts = files_at(options.at)
+    files = {path: code_lines(text) for path, text in texts.items()}
     rooms: Counter[str] = Counter()
     for path, count in files.items():
         rooms[str(room_of(path))] += count
@@ -94,6 +123,10 @@ def main() -> None:
             "moved": {path: renamed[path] for path in files if path in renamed},
             "gone": sorted(set(before) - set(files) - set(renamed.values())),
         }
+    package = {path: text for path, text in texts.items() if room_of(path) != "benchmarks"}
+    own = classes_in(package.values())
+    found = {path: len(seams(text, own)) for path, text in package.items()}
+    figures["seams"] = {path: count for path, count in found.items() if count or path in NO_SEAMS}
     for name, value in figures.items():
         print(f"{name}: {value}")
     save(options, figures | {"files": files})

@@ -19,8 +19,8 @@ from typing import Any
 from autotelic.sweep import MEAN, Results, Sweep, dump, words_of
 
 ROOT = Path(__file__).parents[1]
-Costs = Mapping[str, list[dict[str, float]]]
 Flags = Mapping[str, Any]
+Step = Callable[[], Mapping[str, float]]
 
 
 # --- every script -------------------------------------------------------------------------------
@@ -142,13 +142,16 @@ def measured(step: Callable[[Any], Mapping[str, float]], settings: Any) -> dict[
     return {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall, **further}
 
 
-def race(steps: Mapping[str, Callable[[], dict[str, float]]], rounds: int) -> dict[str, list[dict[str, float]]]:
-    """What every contestant's step cost, round by round, in an order that turns."""
+def race(steps: Mapping[str, Step], rounds: int, warm: int = 0) -> dict[str, list[dict[str, float]]]:
+    """What every contestant's step cost, round by round in an order that turns; ``warm`` of each are not counted."""
     costs: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
     names = list(steps)
+    for _ in range(warm):
+        for step in steps.values():
+            step()
     for turn in range(rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            costs[name].append(steps[name]())
+            costs[name].append(dict(steps[name]()))
         last = {name: round(rows[-1]["cpu"], 3) for name, rows in costs.items()}
         print(f"round {turn + 1} of {rounds}, CPU seconds: {last}", file=sys.stderr, flush=True)
     return costs

@@ -29,22 +29,21 @@ import argparse
 import json
 import os
 import string
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, Protocol, Self, cast
+from typing import Any, Self, cast
 
 import torch
-from peers.trl_diffusion import PROMPTS, measured, redness, serve
+from common import Worker, measured, parser_of, race, ratio, save
+from peers.trl_diffusion import PROMPTS, redness, serve
 from torch import Tensor
-
-from autotelic.trainers.run_folder import versions
 
 HERE = Path(__file__).parent
 REQUIRED = {
@@ -210,14 +209,14 @@ def timed(owner: Any, name: str, total: list[float]) -> Iterator[None]:
     """Add up the CPU seconds of a method's calls."""
     method = getattr(owner, name)
 
-    def measured(*inputs: Any) -> Any:
+    def clocked(*inputs: Any) -> Any:
         started = time.process_time()
         try:
             return method(*inputs)
         finally:
             total[0] += time.process_time() - started
 
-    setattr(owner, name, measured)
+    setattr(owner, name, clocked)
     try:
         yield
     finally:
@@ -289,48 +288,6 @@ def saved_bytes(bench: Bench, settings: Mapping[str, Any]) -> dict[str, int]:
 # --- contestants ------------------------------------------------------------------------------------
 
 
-class Steps(Protocol):
-    def step(self, settings: Mapping[str, Any]) -> Mapping[str, float]: ...
-
-
-class Here:
-    """Steps in this process."""
-
-    def __init__(self, bench: Bench) -> None:
-        self.bench = bench
-
-    def step(self, settings: Mapping[str, Any]) -> Mapping[str, float]:
-        return measured(self.bench.step, settings)
-
-
-class Worker:
-    """A process that makes one step per line."""
-
-    def __init__(self, command: list[str]) -> None:
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        self._answer()
-
-    def step(self, settings: Mapping[str, Any]) -> dict[str, float]:
-        assert self.process.stdin
-        self.process.stdin.write(json.dumps(settings) + "\n")
-        self.process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> dict[str, float]:
-        assert self.process.stdout
-        for line in self.process.stdout:
-            if line.startswith("{"):
-                return cast(dict[str, float], json.loads(line))
-        raise SystemExit(f"no answer from {' '.join(map(str, self.process.args))}")  # type: ignore[arg-type]
-
-    def close(self) -> None:
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait()
-
-
 @dataclass(frozen=True)
 class Contestant:
     """A side (ours, or TRL with so many parts of the batch), and the settings of its step."""
@@ -377,18 +334,11 @@ def command(side: str, folder: Path, options: argparse.Namespace) -> list[str]:
     return [str(options.trl_python), str(HERE / "peers" / "trl_diffusion.py"), f"--pipeline={folder}", *words]
 
 
-def race(runners: Mapping[str, Contestant], sides: Mapping[str, Steps], rounds: int) -> dict[str, list[Any]]:
-    """What every contestant's step cost, round by round, after one of each side that is not counted."""
-    costs: dict[str, list[Any]] = {name: [] for name in runners}
-    names = list(runners)
-    for side in sides.values():
-        side.step({"method": "ddpo"})
-    for turn in range(rounds):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            costs[name].append(sides[runners[name].side].step(runners[name].settings))
-        done = {name: round(rows[-1]["cpu"], 2) for name, rows in costs.items()}
-        print(f"round {turn + 1} of {rounds}, CPU seconds: {done}", file=sys.stderr, flush=True)
-    return costs
+def raced(runners: Mapping[str, Contestant], sides: Mapping[str, Any], rounds: int) -> dict[str, list[Any]]:
+    """``race`` after a step of each side that is not counted."""
+    for step in sides.values():
+        step({"method": "ddpo"})
+    return race({name: partial(sides[one.side], one.settings) for name, one in runners.items()}, rounds)
 
 
 def resident(runners: Mapping[str, Contestant], folder: Path, options: argparse.Namespace) -> dict[str, list[float]]:
@@ -405,12 +355,6 @@ def resident(runners: Mapping[str, Contestant], folder: Path, options: argparse.
 
 
 # --- the figures ------------------------------------------------------------------------------------
-
-
-def ratio(above: list[Any], below: list[Any], unit: str = "cpu") -> dict[str, float]:
-    """Median, lowest and highest of the rounds' ratios."""
-    values = [a[unit] / b[unit] for a, b in zip(above, below, strict=True)]
-    return {"median": round(median(values), 3), "low": round(min(values), 3), "high": round(max(values), 3)}
 
 
 def time_figures(costs: dict[str, list[Any]], setting: Setting) -> dict[str, dict[str, Any]]:
@@ -474,9 +418,7 @@ def setting_of(options: argparse.Namespace) -> Setting:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="16 pictures of 3 steps, two rounds, without TRL")
-    parser.add_argument("--json", type=Path, help="write the result here")
+    parser = parser_of(__doc__, "16 pictures of 3 steps, two rounds, without TRL")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--trl-python", type=Path, default=HERE / ".trl" / "bin" / "python")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)  # what our own side is started with
@@ -500,14 +442,14 @@ def main() -> None:
         bench = Bench(folder, setting)
         if options.quick:
             memory, counted = memory_figures(bench, setting, {})
-            costs = race(runners, {"ours": Here(bench)}, options.rounds)
+            costs = raced(runners, {"ours": partial(measured, bench.step)}, options.rounds)
         else:
             memory, counted = memory_figures(bench, setting, resident(runners, folder, options))
             workers = {side: Worker(command(side, folder, options)) for side in {r.side for r in runners.values()}}
-            costs = race(runners, workers, options.rounds)
+            costs = raced(runners, {side: worker.step for side, worker in workers.items()}, options.rounds)
             for worker in workers.values():
                 worker.close()
-    times, words = time_figures(costs, setting), ["--quick"] if options.quick else [f"--rounds {options.rounds}"]
+    times = time_figures(costs, setting)
     figures = {name: round(value, 5) for name, value in memory.items()}
     figures |= {name: units["cpu"]["median"] for name, units in times.items()}
     result = {name: figures.get(name) for name in REQUIRED} | {
@@ -518,12 +460,9 @@ def main() -> None:
         "seconds": costs,
         "setting": vars(setting),
         "with_trl": trl,
-        "command": " ".join(["python", "benchmarks/diffusion_step.py", *words]),
-        "versions": versions(),
     }
     print(json.dumps({name: figures[name] for name in figures}, indent=1))
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    save(options, result)
 
 
 if __name__ == "__main__":

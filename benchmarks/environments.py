@@ -8,17 +8,13 @@ down. "pool" is a whole ``Pool.run`` in this process (chunks of 5, groups of 8 f
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import mujoco
 import numpy as np
+from common import parser_of, save
 
 from autotelic.envs.metaworld import MetaWorldSimulator
 from autotelic.envs.pool import EpisodeRequest, Pool
@@ -99,10 +95,7 @@ def measure(task: str, chunks: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a fifth of the steps")
-    parser.add_argument("--json", type=Path, help="write the result here")
-    options = parser.parse_args()
+    options = parser_of(__doc__, "a fifth of the steps").parse_args()
     results: dict[str, Any] = {}
     for task in TASKS:
         figures = measure(task, 80 if options.quick else 400)
@@ -112,10 +105,7 @@ def main() -> None:
             f"{task:16s} pool {ours:6.0f} steps/CPU s = {ours / theirs:.1f} x MetaWorld, {ours / limit:.2f} x physics; "
             f"restore {figures['restore_us']:.1f} us, reset {figures['reset_us'] / 1000:.1f} ms"
         )
-    if options.json:
-        versions = {"python": platform.python_version(), "mujoco": mujoco.__version__, "numpy": np.__version__}
-        record = {"command": " ".join(sys.argv), "versions": versions, "cpu_seconds": round(time.process_time(), 1)}
-        options.json.write_text(json.dumps({**record, "results": results}, indent=1) + "\n")
+    save(options, {"cpu_seconds": round(time.process_time(), 1), "results": results})
 
 
 if __name__ == "__main__":

@@ -24,8 +24,6 @@ own. States come from the split "tune", on which settings may be chosen; --final
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -35,6 +33,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import parser_of, save
 
 from autotelic.auditing import Silent
 from autotelic.envs.metaworld import OBSERVATION, MetaWorldSimulator
@@ -49,7 +48,7 @@ from autotelic.rewards.features import RelationFeatures
 from autotelic.rewards.frame_critics import FrameCritic, FrameTraining
 from autotelic.rewards.progress import Accumulator, Kind, MeanProgress
 from autotelic.statistics import FEW, mean_interval
-from autotelic.trainers.run_folder import RunFolder, versions
+from autotelic.trainers.run_folder import RunFolder
 from autotelic.vla.setting import RobotConfig, Setting, start
 
 GROUPS = (
@@ -64,7 +63,6 @@ BATCH = 40
 PLAY = 8
 """Unlabelled episodes per task for estimators that take some."""
 TEMPERATURES = (1.0, 2.0)
-COMMAND = "python benchmarks/progress_audit.py --final --json benchmarks/progress_audit.json"
 MEASURES = ("auc", "balanced_accuracy", "balanced_accuracy_otsu", "voc_success", "voc_failure", "ece", "cpu_seconds")
 
 
@@ -162,8 +160,8 @@ ORACLE = "oracle: dense reward"
 
 def group_setting(tasks: Sequence[str], seed: int, folder: Path, quick: bool) -> Setting:
     """Demonstrations and a policy that cloned them, as every robot recipe starts."""
-    config = RobotConfig(tasks=tuple(tasks), seed=seed, clone_steps=300 if quick else 1000, workers=1, videos=0)
-    run = RunFolder.create(folder, recipe="vla/more_imitation", config={}, command=COMMAND)
+    config = RobotConfig(tasks=tuple(tasks), seed=seed, bc_steps=300 if quick else 1000, workers=1, videos=0)
+    run = RunFolder.create(folder, recipe="vla/more_imitation", config={}, command="")
     return start(config, run)
 
 
@@ -308,10 +306,8 @@ def _round(value: float) -> float | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two tasks, one seed, little of all: to see that it works")
+    parser = parser_of(__doc__, "two tasks, one seed, little of all")
     parser.add_argument("--final", action="store_true", help="states of the split eval: for the figures to report")
-    parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--episodes", type=int, default=40, help="successes, and failures, per task and seed")
     options = parser.parse_args()
@@ -327,11 +323,9 @@ def main() -> None:
     for name, figure in found.items():
         shown = [f"{figure[m]:.2f}" if figure[m] is not None else "   -" for m in MEASURES[:5]]
         print(f"{name:38} AUC {shown[0]}  balanced {shown[1]} (Otsu {shown[2]})  order {shown[3]} / {shown[4]}")
-    if options.json:
-        document = {"command": COMMAND, "machine": platform.machine(), "versions": versions()}
-        document |= {"quick": options.quick, "split": "eval" if options.final else "tune", "seeds": options.seeds}
-        plain = [{k: _round(v) if isinstance(v, float) else v for k, v in row.items()} for row in rows]
-        options.json.write_text(json.dumps(document | {"figures": found, "rows": plain}, indent=1) + "\n")
+    plain = [{k: _round(v) if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+    split = "eval" if options.final else "tune"
+    save(options, {"split": split, "seeds": options.seeds, "figures": found, "rows": plain})
 
 
 if __name__ == "__main__":

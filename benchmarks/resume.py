@@ -8,7 +8,6 @@ the same again, killed with SIGKILL at a random moment after the second or third
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -20,11 +19,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from common import parser_of, save
 from torch import Tensor
 
-from autotelic.trainers.run_folder import RunFolder, versions
+from autotelic.trainers.run_folder import RunFolder
 
-OPTIONS = ["--debug", "--iterations", "4", "--seed", "3"]
+OPTIONS = ["--debug", "--max-steps", "4", "--seed", "3"]
 COMMAND = [sys.executable, "-m", "autotelic"]
 
 
@@ -76,9 +76,7 @@ def _differ(a: Any, b: Any, place: str) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one moment")
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser = parser_of(__doc__, "one moment")
     parser.add_argument("--moments", type=int, default=20)
     options = parser.parse_args()
     moments = 1 if options.quick else options.moments
@@ -95,8 +93,7 @@ def main() -> None:
             print(moment, results[-1], flush=True)
     equal = sum(not r["differences"] for r in results)
     figures = {"bit_equal": int(equal == moments), "equal": equal, "moments": moments, "kills": results}
-    if options.json:
-        options.json.write_text(json.dumps({**figures, "seed": 0, "versions": versions()}, indent=1) + "\n")
+    save(options, figures)
     print(json.dumps({k: v for k, v in figures.items() if k != "kills"}))
 
 

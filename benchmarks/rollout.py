@@ -24,13 +24,11 @@ and a ratio is formed within its repeat. A figure is the mean over tasks, then o
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
 import platform
 import statistics
-import sys
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -47,12 +45,14 @@ import gymnasium
 import mujoco
 import numpy as np
 import torch
+from common import parser_of, save
 from metaworld.env_dict import ENV_CLS_MAP
 from torch import Tensor, nn
 
 from autotelic.envs.metaworld import MetaWorldSimulator
 from autotelic.envs.pool import EpisodeRequest, Pool
 from autotelic.envs.simulator import View
+from autotelic.statistics import mean_interval
 
 TASKS = (
     "reach-v3",
@@ -308,10 +308,8 @@ def memory() -> dict[str, float]:
 def figure(rows: dict[str, list[dict[str, float]]], ratio: Callable[[dict[str, float]], float]) -> dict[str, Any]:
     """A ratio's mean over tasks and repeats, and 95 % over repeats."""
     by_repeat = [statistics.fmean(map(ratio, repeat)) for repeat in zip(*rows.values(), strict=True)]
-    middle, count = statistics.fmean(by_repeat), len(by_repeat)
-    student = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57}[count]
-    half = student * statistics.stdev(by_repeat) / count**0.5
-    return {"value": middle, "low": middle - half, "high": middle + half, "repeats": by_repeat}
+    low, high = mean_interval(by_repeat)
+    return {"value": statistics.fmean(by_repeat), "low": low, "high": high, "repeats": by_repeat}
 
 
 def _tell(task: str, rows: list[dict[str, float]]) -> None:
@@ -326,22 +324,16 @@ def machine() -> dict[str, Any]:
         for line in Path("/proc/cpuinfo").read_text().splitlines()
         if "model name" in line
     ]
-    packages = {module.__name__: module.__version__ for module in (gymnasium, mujoco, np, torch)}
     return {
         "processor": model[0] if model else platform.processor(),
         "cores": os.cpu_count(),
         "load": os.getloadavg(),
-        "python": platform.python_version(),
         "MUJOCO_GL": os.environ["MUJOCO_GL"],
-        **packages,
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer repeats of shorter runs")
-    parser.add_argument("--json", type=Path, help="write the result here")
-    options = parser.parse_args()
+    options = parser_of(__doc__, "fewer repeats of shorter runs").parse_args()
     repeats, groups = (2, 1) if options.quick else (5, 4)
     begun = machine()
     with multiprocessing.get_context("spawn").Pool(1) as other:
@@ -360,18 +352,9 @@ def main() -> None:
         print(f"{name:28s} {found['value']:.3g}  [{found['low']:.3g}, {found['high']:.3g}]")
     lost = missed(5 if options.quick else 30)
     print(f"missed_successes {lost['rate']:.3f}", "  ".join(f"{name} {value:.1f}" for name, value in occupied.items()))
-    if options.json:
-        record = {name: found["value"] for name, found in figures.items()} | {
-            "intervals": figures,
-            "states": on_states,
-            "pixels": on_pixels,
-            "missed_successes": lost,
-            "memory": occupied,
-            "machine": begun,
-            "command": " ".join(["python", "benchmarks/rollout.py", *sys.argv[1:]]),
-        }
-        rounded = json.loads(json.dumps(record), parse_float=lambda text: float(f"{float(text):.5g}"))
-        options.json.write_text(json.dumps(rounded, indent=1) + "\n")
+    record = {name: found["value"] for name, found in figures.items()} | {"intervals": figures}
+    record |= {"states": on_states, "pixels": on_pixels, "missed_successes": lost, "memory": occupied, "machine": begun}
+    save(options, json.loads(json.dumps(record), parse_float=lambda text: float(f"{float(text):.5g}")))
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ STUDY = Study(
     },
     seeds=(0, 1, 2),
     base="format",
-    quick={"max_steps": 1, "tasks_per_step": 2, "group_size": 4, "gate_every": 1, "eval_episodes": 4, "samples": 0},
+    quick={"max_steps": 1, "tasks_per_step": 2, "group_size": 4, "gate_labels": 4, "eval_episodes": 4, "samples": 0},
     quick_arms=("format", "grpo"),
     flags={"eval_episodes": 300, "samples": 8, "sampled_questions": 25},
     measures=(MEAN, *TRAINED),

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import parser_of, save
 from safetensors.torch import load_file, save_file
 
 from autotelic.envs.pool import Pool
@@ -35,7 +36,6 @@ from autotelic.trainers.learner import Optimisation, PolicyLearner
 from autotelic.trainers.objectives import KLPenalty, PairwiseRegression, PPOClip
 from autotelic.trainers.pairing import all_pairs
 from autotelic.trainers.records import rollouts_from_state, rollouts_state
-from autotelic.trainers.run_folder import versions
 from autotelic.types import Rollout, Task
 from autotelic.vla.actor import RobotActor
 from autotelic.vla.policy import ActionModel, ActionPolicy
@@ -114,9 +114,7 @@ def two_processes(folder: Path) -> list[dict[str, torch.Tensor]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="5 groups of 25 steps instead of 15 of 100")
-    parser.add_argument("--json", type=Path, help="write the result here")
+    parser = parser_of(__doc__, "5 groups of 25 steps instead of 15 of 100")
     parser.add_argument("--update", type=Path, help=argparse.SUPPRESS)  # what the two processes are started with
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -138,13 +136,7 @@ def main() -> None:
     worst = [max(value for case, value in apart.items() if case.endswith(f"eps {eps:g}")) for eps in EPS]
     result = {"max_difference": worst[0], "max_difference_small_eps": worst[1]}
     print(json.dumps(result))
-    if options.json:
-        record_of = {
-            "command": " ".join(sys.argv),
-            "versions": versions(),
-            "cpu_seconds": round(time.process_time(), 1),
-        }
-        options.json.write_text(json.dumps({**result, "cases": apart, **record_of}, indent=1) + "\n")
+    save(options, {**result, "cases": apart, "cpu_seconds": round(time.process_time(), 1)})
 
 
 if __name__ == "__main__":

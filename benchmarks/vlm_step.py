@@ -28,17 +28,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from statistics import median
 from typing import Any, cast
 
 import numpy as np
 import torch
+from common import Step, Worker, measured, parser_of, race, ratio, save
 from peers.trl_vlm import COLOURS, SHAPES, WORDS, memory, question, worth
 from torch import Tensor
 
@@ -207,40 +206,9 @@ class Bench:
 # --- who is compared --------------------------------------------------------------------------------
 
 
-class Worker:
-    """A process that makes one step per line."""
-
-    def __init__(self, command: Sequence[str]) -> None:
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        self._answer()
-
-    def step(self, settings: Mapping[str, Any]) -> dict[str, float]:
-        assert self.process.stdin
-        self.process.stdin.write(json.dumps(settings) + "\n")
-        self.process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> dict[str, float]:
-        assert self.process.stdout
-        for line in self.process.stdout:
-            if line.startswith("{"):
-                return cast(dict[str, float], json.loads(line))
-        raise SystemExit(f"no answer from {' '.join(map(str, cast(Any, self.process.args)))}")
-
-    def close(self) -> None:
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait()
-
-
 def timed(bench: Bench, settings: Mapping[str, Any]) -> dict[str, float]:
     """What a step cost; "peak" is in bytes."""
-    cpu, wall = time.process_time(), time.perf_counter()
-    further = bench.step(settings)
-    cost = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
-    return cost | further | {"peak": memory("VmHWM")}
+    return measured(bench.step, settings) | {"peak": memory("VmHWM")}
 
 
 def serve(bench: Bench) -> None:
@@ -248,24 +216,6 @@ def serve(bench: Bench) -> None:
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         print(json.dumps(timed(bench, json.loads(line))), flush=True)
-
-
-Step = Callable[[], dict[str, float]]
-
-
-def race(runners: Mapping[str, Step], rounds: int, warm: int) -> dict[str, list[dict[str, float]]]:
-    """What every contestant's step cost, round by round, after a few of each that are not counted."""
-    costs: dict[str, list[dict[str, float]]] = {name: [] for name in runners}
-    names = list(runners)
-    for _ in range(warm):
-        for step in runners.values():
-            step()
-    for turn in range(rounds):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            costs[name].append(runners[name]())
-        done = {name: round(rows[-1]["cpu"], 3) for name, rows in costs.items()}
-        print(f"round {turn + 1} of {rounds}, CPU seconds: {done}", file=sys.stderr, flush=True)
-    return costs
 
 
 def compared(folder: Path, size: int, options: argparse.Namespace, trl: bool) -> dict[str, list[dict[str, float]]]:
@@ -293,12 +243,6 @@ def compared(folder: Path, size: int, options: argparse.Namespace, trl: bool) ->
 # --- the figures ------------------------------------------------------------------------------------
 
 
-def ratio(above: list[dict[str, float]], below: list[dict[str, float]], unit: str = "cpu") -> dict[str, float]:
-    """Median, lowest and highest of the rounds' ratios."""
-    values = [a[unit] / b[unit] for a, b in zip(above, below, strict=True)]
-    return {"median": round(median(values), 3), "low": round(min(values), 3), "high": round(max(values), 3)}
-
-
 def figures_of(costs: Mapping[int, Mapping[str, list[dict[str, float]]]]) -> tuple[dict[str, float], dict[str, Any]]:
     """The figures, and their intervals."""
     intervals: dict[str, Any] = {}
@@ -314,11 +258,7 @@ def figures_of(costs: Mapping[int, Mapping[str, list[dict[str, float]]]]) -> tup
 
 
 def main() -> None:
-    from autotelic.trainers.run_folder import versions
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two rounds, without TRL")
-    parser.add_argument("--json", type=Path, help="write the result here")
+    parser = parser_of(__doc__, "two rounds, without TRL")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--trl-python", type=Path, default=HERE / ".trl116" / "bin" / "python")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)  # what our own side is started with
@@ -344,7 +284,6 @@ def main() -> None:
         costs = {size: compared(folder, size, options, trl) for size in SIZES}
     figures, intervals = figures_of(costs)
     figures["gradient_relative_error"] = max(errors.values())
-    words = ["--quick"] if options.quick else [f"--rounds {options.rounds}"]
     result = {name: figures.get(name) for name in REQUIRED} | {
         "further": {name: value for name, value in figures.items() if name not in REQUIRED},
         "required": REQUIRED,
@@ -359,12 +298,9 @@ def main() -> None:
             "prompt_tokens": lengths,
         },
         "with_trl": trl,
-        "command": " ".join(["python", "benchmarks/vlm_step.py", *words]),
-        "versions": versions(),
     }
     print(json.dumps(figures, indent=1))
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    save(options, result)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,127 @@
+"""Seams: where code feels an object for what it is, and lines of code, both as benchmarks/code_lines.py counts them."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CLEAN = ("trainers/gates.py", "diffusion/evaluation.py")
+"""Of ``NO_SEAMS``, what has come to have none."""
+
+REASONS: dict[str, tuple[str, ...]] = {
+    "models, processors and configs of libraries, whose families differ in what they have": (
+        *("diffusion/memory.py", "diffusion/pipelines.py", "diffusion/sampler.py", "diffusion/lora.py"),
+        *("rewards/hub.py", "rewards/judge.py", "rewards/vlm.py", "vla/lerobot_policy.py", "vla/lora.py"),
+        *("vla/openvla.py", "vlm/loading.py", "vlm/processing.py", "vlm/transformers_backbone.py"),
+    ),
+    "simulators of others, whose attributes are their state": (
+        *("envs/gym_simulator.py", "envs/metaworld.py", "envs/simulator.py"),
+    ),
+    "a person's function, class or array, which promises nothing": (
+        *("rewards/answers.py", "rewards/audit.py", "rewards/exhibits.py", "rewards/isolated.py"),
+        *("rewards/isolated_worker.py", "rewards/names.py", "rewards/reward.py", "rewards/verifiers.py"),
+        *("src/autotelic/auditing.py", "src/autotelic/sweep.py", "trainers/scoring.py", "vla/own.py"),
+        *("diffusion/gradients.py", "envs/worker.py", "vlm/credit.py"),
+    ),
+    "a command by its name, between processes": ("envs/process.py", "src/autotelic/sandbox_child.py"),
+    "a dataclass or a module as a record: its fields are written, read or copied": (
+        *("diffusion/policy.py", "envs/episode_files.py", "envs/shapes.py", "src/autotelic/sandbox.py"),
+        *("src/autotelic/types.py", "trainers/records.py", "trainers/run_folder.py", "vla/chunk_policy.py"),
+        *("vla/network.py", "vla/practice.py", "vla/recipes/raft.py", "vla/setting.py"),
+    ),
+    "episodes, demonstrations and progress models, with pictures or without": (
+        *("envs/lerobot_dataset.py", "envs/lerobot_writing.py", "rewards/clip_progress.py", "rewards/critics.py"),
+        *("rewards/frame_critics.py", "rewards/progress.py", "rewards/vlm_progress.py", "vla/actor.py"),
+        "vla/recipes/evolve_vla.py",
+    ),
+    "one of two kinds of a thing, which do different work": (
+        *("vlm/asking.py", "vlm/critique.py", "vlm/memory.py", "vlm/setting.py", "diffusion/setting.py"),
+        *("trainers/curricula.py", "trainers/objectives/base.py"),
+    ),
+    "errors and what the operating system has": ("envs/pool.py", "src/autotelic/cli.py", "vlm/server.py"),
+}
+"""Why a file outside ``NO_SEAMS`` has seams."""
+
+
+@pytest.fixture(scope="module")
+def counter() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        return runpy.run_path(str(ROOT / "benchmarks" / "code_lines.py"))
+
+
+@pytest.fixture(scope="module")
+def found(counter: Any) -> dict[str, list[str]]:
+    places = [
+        *(ROOT / "src" / "autotelic").glob("*.py"),
+        *(p for r in counter["ROOMS"] for p in (ROOT / r).rglob("*.py")),
+    ]
+    texts = {path.relative_to(ROOT).as_posix(): path.read_text() for path in places}
+    own = counter["classes_in"](texts.values())
+    return {path: counter["seams"](text, own) for path, text in texts.items()}
+
+
+@pytest.mark.parametrize("path", CLEAN)
+def test_the_loop_and_what_evaluates_rely_on_what_objects_promise(path: str, found: dict[str, list[str]]) -> None:
+    assert found[path] == []
+
+
+def test_seams_elsewhere_have_a_reason(counter: Any, found: dict[str, list[str]]) -> None:
+    reasoned = {path for paths in REASONS.values() for path in paths}
+    without = {path: lines for path, lines in found.items() if lines and path not in reasoned}
+    assert set(without) <= set(counter["NO_SEAMS"]) - set(CLEAN), without
+    assert not reasoned & set(counter["NO_SEAMS"]), "no reason is good enough there"
+
+
+def test_every_seam_is_counted_and_nothing_else(counter: Any) -> None:
+    code = """
+class Own: ...
+def ask(x, kind):
+    try:
+        getattr(x, "name"), hasattr(x, "name"), vars(x), x.__dict__
+    except (KeyError, AttributeError):
+        return isinstance(x, (str, Own)), isinstance(x, str), isinstance(x, kind)
+"""
+    own = counter["classes_in"]([code])
+    assert own == {"Own"} and sorted(line.partition(":")[0] for line in counter["seams"](code, own)) == list("555567")
+
+
+def test_lines_of_code_are_counted_by_hand(counter: Any) -> None:
+    code = '''"""A docstring
+of two lines."""
+
+import os  # a comment behind code
+
+# a comment alone
+NAME = """a string
+that is code"""
+"""And its docstring."""
+
+def work(a,
+         b):
+    """One line."""
+
+    return (
+        a + b
+    )
+'''
+    assert counter["code_lines"](code) == 1 + 2 + 2 + 3
+
+
+def test_rooms_are_told_wherever_they_lie(counter: Any) -> None:
+    rooms = {
+        path: counter["room_of"](path) for path in ("vlm/a/b.py", "src/autotelic/vlm/a.py", "src/autotelic/cli.py")
+    }
+    assert list(rooms.values()) == ["vlm", "vlm", "core"]
+    further = (
+        "src/autotelic/testing/fakes.py",
+        "src/autotelic/testing.py",
+        "benchmarks/peers/a.py",
+        "tests/a.py",
+        "a.md",
+    )
+    assert [counter["room_of"](path) for path in further] == ["testing", "testing", "benchmarks", None, None]
