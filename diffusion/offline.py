@@ -49,6 +49,9 @@ class Recorded:
     def fork(self, name: str) -> DenoisingPolicy:
         return self.policy.fork(name)
 
+    def state_dict(self) -> dict[str, Any]:
+        return self.policy.state_dict()
+
 
 def preferred(rollouts: Sequence[Rollout], **columns: Any) -> list[float]:
     """1.0 for the picture of a pair that people preferred, else 0.0."""
