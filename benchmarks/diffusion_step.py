@@ -151,12 +151,12 @@ class Bench:
     def __init__(self, folder: Path, setting: Setting) -> None:
         from autotelic.diffusion.beta import PairwiseLearner
         from autotelic.diffusion.gradients import RewardGradient, Truncation
-        from autotelic.diffusion.lora import add_lora
         from autotelic.diffusion.pipelines import adapter_for, load
         from autotelic.diffusion.policy import DenoisingPolicy
         from autotelic.diffusion.sampler import sampler_for
         from autotelic.trainers.advantages import grpo
         from autotelic.trainers.learner import Optimisation, PolicyLearner
+        from autotelic.trainers.lora import add_lora
         from autotelic.trainers.objectives import PairwiseRegression, PPOClip
         from autotelic.trainers.pairing import all_pairs
         from autotelic.types import Task

@@ -28,6 +28,7 @@ from torch.func import functional_call
 from ..errors import UsageError
 from ..trainers.policy import References, TorchPolicy, collate
 from ..trainers.randomness import generator, seed_of
+from ..trainers.weights import move
 from ..types import Batch, Decisions, Evaluation, Graph, Mode, Once, Rollout, Task
 from .pipelines import PipelineAdapter
 from .sampler import Sampler
@@ -80,7 +81,7 @@ class DenoisingPolicy(TorchPolicy):
         super().__init__(adapter.denoiser, piece=2**31, autocast=autocast)
         self.adapter, self.sampler, self.guidance = adapter, sampler, guidance
         self.at_once, self.forward_draws, self.checkpointing = at_once, forward_draws, checkpointing
-        self._own: dict[str, Tensor] | None = None  # a fork's weights; None: the module's
+        self._own: dict[str, Tensor] | None = None  # a fork's trained weights; None: the module's
         self._conditions: dict[str | None, Mapping[str, Tensor]] = {}
         self._number = next(_numbers)
 
@@ -369,7 +370,7 @@ class DenoisingPolicy(TorchPolicy):
 
     def _version(self) -> str:
         """Changes with every change of the weights."""
-        return f"{_process}.{self._number}.{sum(p._version for p in self._trained().values())}"
+        return f"{_process}.{self._number}.{sum(p._version for p in self.trained().values())}"
 
     def _sampled_now(self, batch: Batch) -> bool:
         """Whether these weights sampled the batch, in the context that is trained."""
@@ -377,52 +378,29 @@ class DenoisingPolicy(TorchPolicy):
         own = all(r.version == now and r.train_task is None for r in batch.payload["rollouts"])
         return own and "clean" not in batch.payload
 
-    def _trained(self) -> dict[str, Tensor]:
-        """What distinguishes this policy from its forks: adapters, or all weights of the denoiser."""
-        if self._own is not None:
-            return self._own
-        return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+    def trained(self) -> dict[str, Tensor]:
+        return super().trained() if self._own is None else self._own
 
     def fork(self, name: str) -> Self:
-        """A frozen copy that shares everything which is not trained."""
+        """A frozen copy that is a set of trained weights on the same module: a second denoiser would not fit."""
         other = object.__new__(type(self))
         other.__dict__ |= self.__dict__ | {"_number": next(_numbers)}
-        other._own = {k: v.detach().clone() for k, v in self._trained().items()}
+        other._own = {k: v.detach().clone() for k, v in self.trained().items()}
         return other
-
-    def copy_from(self, other: Any, mix: float = 1.0) -> None:
-        with torch.no_grad():
-            theirs = other._trained()
-            for name, mine in self._trained().items():
-                mine.copy_(theirs[name]) if mix == 1.0 else mine.lerp_(theirs[name], mix)
 
     @contextmanager
     def worn(self) -> Iterator[None]:
         """While it lasts, the pipeline's own module has this policy's weights."""
-        named = dict(self.module.named_parameters())
-        held = {name: named[name].detach().clone() for name in self._trained()}
+        worn, mine = super().trained(), self.trained()
+        held = {name: tensor.detach().clone() for name, tensor in worn.items()}
         try:
-            _assign(named, self._trained())
+            move(worn, mine)
             yield
         finally:
-            _assign(named, held)
+            move(worn, held)
 
     def parameters(self) -> Iterable[nn.Parameter]:
         return () if self._own is not None else (p for p in self.module.parameters() if p.requires_grad)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {name: tensor.detach() for name, tensor in self._trained().items()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        with torch.no_grad():
-            for name, mine in self._trained().items():
-                mine.copy_(state[name])
-
-
-def _assign(named: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, tensor in weights.items():
-            named[name].copy_(tensor)
 
 
 def _policies(needs: Iterable[str]) -> list[str]:

@@ -246,8 +246,8 @@ def start(
 
     from ..errors import UsageError
     from ..trainers.distributed import barrier, device, is_main
+    from ..trainers.lora import add_lora
     from .gradients import check_differentiable
-    from .lora import add_lora
     from .pipelines import adapter_for, check_dtype, load
     from .policy import DenoisingPolicy
     from .pretraining import default_pipeline, quiet

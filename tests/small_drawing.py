@@ -10,11 +10,12 @@ import torch
 from diffusers import EulerAncestralDiscreteScheduler
 from torch import Tensor, nn
 
-from autotelic.diffusion.lora import add_lora
+from autotelic.diffusion.lora import attention
 from autotelic.diffusion.pipelines import adapter_for
 from autotelic.diffusion.policy import DenoisingPolicy
 from autotelic.diffusion.pretraining import Pretraining, untrained
 from autotelic.diffusion.sampler import sampler_for
+from autotelic.trainers.lora import add_lora
 from autotelic.types import Batch, Rollout, Task
 
 from . import tiny_pipelines as tiny
@@ -75,7 +76,7 @@ def _policy(
 ) -> DenoisingPolicy:
     adapter.denoiser.requires_grad_(True)
     if rank:
-        add_lora(adapter.denoiser, rank)
+        add_lora(adapter.denoiser, rank, attention(adapter.denoiser))
     sampler = sampler_for(adapter.scheduler, steps, kind, set_timesteps=adapter.set_timesteps, **sampling)
     policy = DenoisingPolicy(adapter, sampler, **options)
     shake(policy, noise)

@@ -9,13 +9,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError, unknown
+from .weights import is_adapter
 
+if TYPE_CHECKING:
+    from .policy import TorchPolicy
+
+Policy = TypeVar("Policy", bound="TorchPolicy")
 Targets = Sequence[str] | Literal["all-linear"]
 NAME = "default"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -47,10 +52,10 @@ def add_lora(
     chosen = _linear(module) if targets == "all-linear" else list(targets)
     layers = [name for name, part in module.named_modules() if isinstance(part, nn.Linear | nn.Conv2d) and name]
     for target in chosen:
-        if not any(ends(name, target) for name in layers):
+        if not any(ends_with(name, target) for name in layers):
             raise unknown("LoRA target", target, {_short(name) for name in layers})
     if not chosen:
-        raise UsageError(f"{type(module).__name__} has no linear layer inside it for a LoRA to adapt")
+        raise UsageError(f"{type(module).__name__} has no layer inside it for a LoRA to adapt")
     factor: Any = rank if alpha is None else alpha
     return _inject(module, LoraConfig(r=rank, lora_alpha=factor, target_modules=chosen), seed)
 
@@ -121,12 +126,23 @@ def load_lora(module: nn.Module, folder: str | Path) -> list[nn.Parameter]:
         raise UsageError(f"{foreign}: {str(error).splitlines()[0]}") from error
     if result.unexpected_keys:
         raise UsageError(f"{foreign}: it has no {result.unexpected_keys[0]}")
-    if lacking := sorted(name for name in result.missing_keys if "lora_" in name):
+    if lacking := sorted(name for name in result.missing_keys if is_adapter(name)):
         raise UsageError(f"{foreign}: they lack {lacking[0]}")
     return trained
 
 
-def ends(name: str, target: str) -> bool:
+def without_lora(policy: Policy, name: str) -> Policy:
+    """A frozen policy with the adapters off, which shares every other weight: what ``add_lora`` began with."""
+    lora_config(policy.module)
+    other = policy.fork(name)
+    with torch.no_grad():
+        for key, weight in other.trained().items():
+            if ".lora_B." in key:
+                weight.zero_()
+    return other
+
+
+def ends_with(name: str, target: str) -> bool:
     """Whether a layer's name ends like a target, at a dot."""
     return name == target or name.endswith(f".{target}")
 
@@ -152,7 +168,7 @@ def _inject(module: nn.Module, config: Any, seed: int) -> list[nn.Parameter]:
         inject_adapter_in_model(config, module, adapter_name=NAME)
     trained = []
     for name, parameter in module.named_parameters():
-        parameter.requires_grad_("lora_" in name)
+        parameter.requires_grad_(is_adapter(name))
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
             trained.append(parameter)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..types import Batch, Decisions, Evaluation, Graph, Mode, Once, Rollout, Score, Task
 from .actors import Actor
+from .weights import frozen_tensors, move, trained_names
 
 References = Mapping[str, Any]
 """Frozen policies by name, for exact divergences."""
@@ -40,6 +41,7 @@ class TorchPolicy(Actor):
         self.module = module
         self.piece = piece
         self.autocast = autocast
+        self._trained_names: frozenset[str] | None = None  # a fork's; None: what requires gradients now
 
     def act(
         self,
@@ -110,31 +112,47 @@ class TorchPolicy(Actor):
             now = self._forward(batch.select(rows), needs, graph.references)
             _pull(now, {name: t[rows] for name, t in given.items()})
 
+    # weights: what is trained is a policy's own, all else is shared with its forks
+
+    def trained(self) -> dict[str, Tensor]:
+        """What learning changes (a fork: changed, before it was frozen), by names in the module; not copied."""
+        names = trained_names(self.module) if self._trained_names is None else self._trained_names
+        return {name: t for name, t in self.module.state_dict(keep_vars=True).items() if name in names}
+
     def fork(self, name: str) -> Self:
-        """A frozen copy, evaluated but not trained."""
-        other = copy.deepcopy(self)
-        for parameter in other.module.parameters():
-            parameter.requires_grad_(False)
+        """A frozen copy, evaluated but not trained, which shares every weight that is not trained."""
+        trained = self.trained()
+        other = copy.deepcopy(self, {id(t): t for t in frozen_tensors(self.module, trained)})
+        other._trained_names = frozenset(trained)
+        for weight in other.trained().values():
+            weight.requires_grad_(False)
+        return other
+
+    def trainable(self, name: str) -> Self:
+        """A copy that goes on learning on its own, such as one that adapts and is dropped; it shares as forks do."""
+        other = self.fork(name)
+        for weight in other.trained().values():
+            weight.requires_grad_(isinstance(weight, nn.Parameter))
         return other
 
     def copy_from(self, other: Any, mix: float = 1.0) -> None:
-        """Move all weights a fraction ``mix`` of the way to another policy's (1 promotes, 0.01 is an EMA)."""
-        theirs = other.module.state_dict()
-        with torch.no_grad():
-            for name, mine in self.module.state_dict().items():
-                if mine.is_floating_point() and mix != 1.0:
-                    mine.lerp_(theirs[name], mix)
-                else:
-                    mine.copy_(theirs[name])
+        """Move the trained weights a fraction ``mix`` of the way to another policy's (1 promotes, 0.01 is an EMA)."""
+        move(self.trained(), other.state_dict(), mix)
 
     def parameters(self) -> Iterable[nn.Parameter]:
         return (p for p in self.module.parameters() if p.requires_grad)
 
     def state_dict(self) -> dict[str, Any]:
-        return dict(self.module.state_dict())
+        """The trained weights; they share memory with the module."""
+        return {name: tensor.detach() for name, tensor in self.trained().items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.module.load_state_dict(cast(dict[str, Any], state))
+        """Take trained weights over.
+
+        Raises:
+            UsageError: names or shapes that are not this policy's.
+        """
+        move(self.trained(), state)
 
 
 def _home(name: str, tensor: Tensor, batch: Batch) -> Tensor:

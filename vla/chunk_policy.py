@@ -7,17 +7,17 @@ segment; a decision is the finest part of it with a known probability (a token, 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from ..trainers.lora import has_lora, save_lora
 from ..trainers.policy import References, TorchPolicy, collate, stack
 from ..trainers.randomness import seed_of
 from ..types import Batch, Decisions, Evaluation, Rollout, Task
@@ -111,14 +111,11 @@ class ChunkPolicy(TorchPolicy):
         demonstrations: the decisions that ``imitate`` makes: "forward" if nobody knows how an expert's actions would
             have been sampled.
         keeps_frames: frames stay in the payload; False where what is stored makes up for them.
-        frozen: entries of the module's state that never change. Forks share them, and they are left out of
-            ``state_dict``, so a policy that goes on from one is built as before.
     """
 
     forward_draws: int = 0
     demonstrations: Decisions = "sampled"
     keeps_frames: bool = True
-    frozen: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -345,39 +342,12 @@ class ChunkPolicy(TorchPolicy):
 
     # weights
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        memo |= {id(t): t for name, t in self.module.state_dict(keep_vars=True).items() if name in self.frozen}
-        other = object.__new__(type(self))
-        memo[id(self)] = other
-        other.__dict__ |= copy.deepcopy(self.__dict__, memo)
-        return other
-
-    def copy_from(self, other: Any, mix: float = 1.0) -> None:
-        theirs = other.module.state_dict()
-        with torch.no_grad():
-            for name, mine in self.module.state_dict().items():
-                if name in self.frozen:
-                    continue
-                if mine.is_floating_point() and mix != 1.0:
-                    mine.lerp_(theirs[name], mix)
-                else:
-                    mine.copy_(theirs[name])
-
-    def state_dict(self) -> dict[str, Any]:
-        return {name: t for name, t in super().state_dict().items() if name not in self.frozen}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        held = {name: t for name, t in self.module.state_dict().items() if name in self.frozen}
-        super().load_state_dict({**held, **state})
-
     def save_pretrained(self, folder: str | Path) -> None:
-        """Weights in a folder, as ``model.safetensors``; or the adapters alone, where ``with_lora`` made some."""
+        """Weights in a folder, as ``model.safetensors``; or the adapters alone, where there are some."""
         from safetensors.torch import save_model
 
-        from .lora import has_lora, save_lora
-
         if has_lora(self.module):
-            save_lora(self, folder)
+            save_lora(self.module, folder)
             return
         Path(folder).mkdir(parents=True, exist_ok=True)
         save_model(self.module, str(Path(folder) / "model.safetensors"))

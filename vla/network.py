@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
+from ..trainers.lora import has_lora
 from .chunk_policy import ChunkPolicy, Seen
 
 if TYPE_CHECKING:
@@ -141,7 +142,6 @@ class NetworkPolicy(ChunkPolicy):
         network.tower.freeze()
         network.vision = network.tower.vision
         self.keeps_frames = False
-        self.frozen = frozenset(name for name in network.state_dict() if name.startswith("tower."))
 
     def looks(self, seen: Seen, stored: Mapping[str, Tensor]) -> Tensor | None:
         """What the network sees of N frames, as stored or looked at now."""
@@ -155,13 +155,11 @@ class NetworkPolicy(ChunkPolicy):
         return {} if looks is None or self.keeps_frames else {"looks": looks}
 
     def normalise(self, states: Tensor) -> None:
-        if "mean" not in self.frozen:
+        if "mean" in self.trained():
             self.module.normalise_by(states)  # type: ignore[operator]
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Weights and config in a folder that ``from_pretrained`` reads; or adapters, which ``load_lora`` reads."""
-        from .lora import has_lora
-
         if has_lora(self.module):
             super().save_pretrained(folder)
             return

@@ -204,9 +204,7 @@ class PastAndFuture(TrainingWrapper):
 
     def _future(self, chosen: Sequence[Rollout], rejected: Sequence[Rollout]) -> TorchPolicy:
         """The policy after an update on the pairs."""
-        future: TorchPolicy = self.policy.fork("future")
-        for mine, its in zip(self.policy.module.parameters(), future.module.parameters(), strict=True):
-            its.requires_grad_(mine.requires_grad)
+        future: TorchPolicy = self.policy.trainable("future")
         objective = DPO(self.beta, reference="proximal")
         learner: Any = PolicyLearner(future, objective, self.optimisation, prepare=[best_worst])
         learner.update(_pairs(chosen, rejected))

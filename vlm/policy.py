@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,9 +53,6 @@ class TokenPolicy(TorchPolicy):
         super().__init__(backbone.module, piece=piece, autocast=autocast)
         self.backbone, self.speech = backbone, speech
         self.horizon, self.at_once, self.mask_truncated = horizon, at_once, mask_truncated
-        weights = dict(backbone.module.named_parameters())
-        self._trained = frozenset(name for name, weight in weights.items() if weight.requires_grad)
-        self._whole = len(self._trained) in (0, len(weights))
 
     # acting
 
@@ -171,36 +167,6 @@ class TokenPolicy(TorchPolicy):
         from .loading import save
 
         return save(self, Path(folder))
-
-    def fork(self, name: str) -> Self:
-        """A frozen copy, evaluated but not trained, which shares every weight that is not trained."""
-        memo: dict[int, Any] = {id(p): p for n, p in self.module.named_parameters() if n not in self._trained}
-        other = copy.deepcopy(self, memo)
-        for name, parameter in other.module.named_parameters():
-            if name in self._trained:
-                parameter.requires_grad_(False)
-        return other
-
-    def copy_from(self, other: Any, mix: float = 1.0) -> None:
-        theirs = other.state_dict()
-        with torch.no_grad():
-            for name, mine in self.state_dict().items():
-                if mine.is_floating_point() and mix != 1.0:
-                    mine.lerp_(theirs[name], mix)
-                else:
-                    mine.copy_(theirs[name])
-
-    def state_dict(self) -> dict[str, Any]:
-        """The trained weights: adapters alone where there are any, everything where all of it is trained."""
-        state = dict(self.module.state_dict())
-        return state if self._whole else {name: state[name] for name in self._trained}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if lacking := sorted(self._trained - set(state)):
-            raise ValueError(f"these weights are of another policy: they lack {lacking[0]}")
-        found = self.module.load_state_dict(dict(state), strict=self._whole)
-        if found.unexpected_keys:
-            raise ValueError(f"these weights are of another policy: {found.unexpected_keys[0]} has no counterpart")
 
     # what both acting and learning use
 

@@ -195,7 +195,7 @@ def _of_images(name: str, reward: Any) -> Iterator[Finding]:
 
 def _of_episodes(name: str, reward: Any, options: CheckOptions) -> Iterator[Finding]:
     from .envs.pool import EpisodeRequest, Pool
-    from .envs.simulator import horizon_of
+    from .envs.simulator import spec_of
     from .types import Task
 
     where = options.environment
@@ -203,7 +203,7 @@ def _of_episodes(name: str, reward: Any, options: CheckOptions) -> Iterator[Find
     try:
         import numpy as np
 
-        limit = min(50, horizon_of(where))
+        limit = min(50, spec_of(where).max_episode_steps)
         size = pool.sizes(where)[1]
         random = np.random.default_rng(0)
 
@@ -302,16 +302,18 @@ def of_policy(name: str, policy: Any, options: CheckOptions) -> Iterator[Finding
     """Does it decide on a zero observation, in the right shape, and find what it chose again?"""
     import torch
 
-    from .envs.simulator import make_simulator, proprioception_of
+    from .envs.simulator import DRAWN, make_simulator, spec_of
     from .vla.chunk_policy import Seen
 
     simulator = make_simulator(options.environment)
     sizes = (simulator.observation_size, simulator.action_size)
+    cameras = simulator.cameras or (DRAWN,)
     simulator.close()
     made: Any = policy(*sizes, options.chunk) if callable(policy) else policy
-    felt = len(range(sizes[0])[proprioception_of(options.environment)]) if made.sees == "frames" else sizes[0]
+    felt = len(range(sizes[0])[spec_of(options.environment).proprioception]) if made.sees == "frames" else sizes[0]
     size = made.view.size if made.view else 64
-    frames = torch.zeros(2, size, size, 3, dtype=torch.uint8) if made.sees == "frames" else None
+    black = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    frames = dict.fromkeys(cameras, black) if made.sees == "frames" else {}
     seen = Seen(["do it"] * 2, torch.zeros(2, felt), frames)
     chosen = made.choose(seen, None).actions
     fits = tuple(chosen.shape) == (2, options.chunk, sizes[1])

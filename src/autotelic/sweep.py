@@ -495,5 +495,6 @@ def _flags(pairs: Sequence[str]) -> dict[str, Any]:
         if not equals or not name:
             raise UsageError(f'"{pair}" is not FIELD=VALUE')
         words = tuple(shlex.split(value))
-        flags[name] = {("true",): True, ("false",): False}.get(words, words[0] if len(words) == 1 else words)
+        switches: dict[tuple[str, ...], bool] = {("true",): True, ("false",): False}
+        flags[name] = switches.get(words, words[0] if len(words) == 1 else words)  # type: ignore[arg-type]
     return flags
