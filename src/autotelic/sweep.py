@@ -496,5 +496,5 @@ def _flags(pairs: Sequence[str]) -> dict[str, Any]:
             raise UsageError(f'"{pair}" is not FIELD=VALUE')
         words = tuple(shlex.split(value))
         switches: dict[tuple[str, ...], bool] = {("true",): True, ("false",): False}
-        flags[name] = switches.get(words, words[0] if len(words) == 1 else words)  # type: ignore[arg-type]
+        flags[name] = switches.get(words, words[0] if len(words) == 1 else words)
     return flags
