@@ -74,7 +74,7 @@ class IsolatedReward:
 
     @classmethod
     def of(cls, spec: str) -> IsolatedReward:
-        """By "TARGET", called by this interpreter, or by another as in "/old/bin/python@old_scorer:score"."""
+        """By "TARGET", called by this interpreter, or "INTERPRETER@TARGET", as in "/old/bin/python@scorer:score"."""
         command, _, target = spec.rpartition("@")
         return cls(target, (command,) if command else (sys.executable,))
 
