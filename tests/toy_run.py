@@ -61,7 +61,7 @@ def lying(tasks: list[Task], **columns: Any) -> list[float]:
 
 def evaluate(actor: Actor) -> Mapping[str, Any]:
     tasks = [spelling_task(category, i, "evaluation") for category in WORDS for i in range(8)]
-    scores = spelled([r.output for r in actor.act(tasks, 1, key=(-1,))], tasks)
+    scores = spelled([r.output for r in actor.act(tasks, 1, key=(-1,), mode="evaluate")], tasks)
     return {"spelled": {c: sum(scores[8 * i : 8 * i + 8]) / 8 for i, c in enumerate(WORDS)}}
 
 

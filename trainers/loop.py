@@ -118,7 +118,7 @@ class Experiment:
             at ``actor.evaluated()``, in mode "evaluate".
         evaluate_every: iterations between further evaluations, 0 for before and after only.
         seed: keys every random number.
-        label_account: how many labels the gate reads, "gate_labels: none" or "gate_labels: N".
+        label_account: how many labels the gates read, "gate_labels: none" or "gate_labels: N"; "" counts them.
         cpu_clock: CPU seconds so far of everything that takes part; metrics report its differences.
         callbacks: told of the run while it goes on, in the main process.
         save_every, keep_last: iterations between checkpoints, and how many of them stay; what a gate let through is
@@ -132,7 +132,7 @@ class Experiment:
     evaluate: Evaluate
     evaluate_every: int = 0
     seed: int = 0
-    label_account: str = "gate_labels: none"
+    label_account: str = ""
     limits: AlarmLimits = field(default_factory=AlarmLimits)
     cpu_clock: Callable[[], float] = time.process_time
     callbacks: Sequence[Callback] = ()
@@ -159,7 +159,7 @@ def train(experiment: Experiment, folder: RunFolder, *, resume: bool = False) ->
     run = _Run(experiment, folder)
     started = time.monotonic()
     if is_main():
-        folder.describe(label_account=experiment.label_account, judges=_judges(experiment.stages))
+        folder.describe(label_account=_label_account(experiment), judges=_judges(experiment.stages))
     error: BaseException | None = None
     try:
         if resume:
@@ -186,6 +186,12 @@ def train(experiment: Experiment, folder: RunFolder, *, resume: bool = False) ->
         raise
     finally:
         run.tell(lambda callback: callback.on_end(error))
+
+
+def _label_account(experiment: Experiment) -> str:
+    gates = {id(stage.gate): stage.gate for stage in experiment.stages if stage.gate is not None}
+    labels = sum(gate.labels for gate in gates.values())
+    return experiment.label_account or f"gate_labels: {labels or 'none'}"
 
 
 def _judges(stages: Sequence[Stage]) -> list[str]:
