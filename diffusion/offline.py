@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import UsageError
+from ..families import GROUND_TRUTH, of_family
 from ..trainers.actors import TrainingWrapper
 from ..trainers.randomness import seed_of
 from ..types import Rollout, Task
@@ -41,6 +42,7 @@ class Recorded(TrainingWrapper):
         return found
 
 
+@of_family(GROUND_TRUTH)
 def preferred(rollouts: Sequence[Rollout], **columns: Any) -> list[float]:
     """1.0 for the picture of a pair that people preferred, else 0.0."""
     return [float(rollout.info["preferred"]) for rollout in rollouts]

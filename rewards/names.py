@@ -3,6 +3,7 @@
 make_reward("numeric")                         a registered name, as `autotelic list rewards` shows them
 make_reward("my_package.rewards:tidy")         a function, a class or a Reward of an importable module
 make_reward("rewards/tidy.py:tidy")            the same of a file
+make_reward("isolated:old/bin/python@tidy:tidy")  the same in another interpreter
 compose(["exact", "format:0.1"])               several, weighted and added
 compose(["jpeg:0.3", "clip:1"], normalise=True)  several, each normalised within its prompt before it is weighted
 """
@@ -16,8 +17,12 @@ from typing import Any
 
 from ..errors import UsageError
 from ..plugins import is_place, named, names
+from .isolated import IsolatedReward
 from .normalised import NormalisedSum
 from .reward import Reward, WeightedSum
+
+ISOLATED = "isolated:"
+"""Before "[INTERPRETER@]module:function" or "[INTERPRETER@]FILE.py:function": it runs in an interpreter of its own."""
 
 Own = Mapping[str, Callable[[], Any]]
 
@@ -38,6 +43,8 @@ def make_reward(spec: str, device: str = "cpu", own: Own | None = None) -> Rewar
     if own and spec in own:
         made = own[spec]()
         return made if isinstance(made, Reward) else Reward(made, spec)
+    if spec.startswith(ISOLATED):
+        return Reward(IsolatedReward.of(spec.removeprefix(ISOLATED)), spec)
     value = named("reward", spec, also=own or ())
     if isinstance(value, type):
         takes_device = "device" in inspect.signature(value).parameters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .hub import CLIPScore
+from .judge import PairwiseJudge
 from .pictures import JPEGSize
 from .verifiers import SetMatch
 
@@ -26,3 +27,10 @@ class SetExact(SetMatch):
 
     def __init__(self) -> None:
         super().__init__(partial=False)
+
+
+class GroupPairwise(PairwiseJudge):
+    """The share of its group that an output is better than, as a model says; quality is what it is asked about."""
+
+    def __init__(self) -> None:
+        super().__init__("quality", against="group")

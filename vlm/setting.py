@@ -75,6 +75,8 @@ class LanguageConfig(RunConfig):
     max_steps: int = 320
     lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
     rewards: tuple[str, ...] = ("exact",)
+    live: bool = grouped("objective", False)
+    """Rewards that ask the policy itself (self_yes_no, self_vote, weakest_step) ask it as it is, not as it began."""
     mask_truncated: bool = grouped("objective", False)
     """Do not learn from answers that hit the limit; they are counted either way."""
     sft_coef: float = 0.5
@@ -122,8 +124,9 @@ class Setting(shared.Setting):
         """The reward that the config names; refused where no question has the column that it needs."""
         from ..rewards.answers import require_columns
         from ..rewards.names import compose
+        from .asking import own_rewards
 
-        made = compose(self.config.rewards, own=own)
+        made = compose(self.config.rewards, own=own_rewards(self.policy, self.start, live=self.config.live) | own)
         require_columns(made, self.sample_of_tasks())
         return made
 
@@ -189,9 +192,10 @@ class Setting(shared.Setting):
         from ..errors import UsageError
         from ..rewards.consensus import ViewConsistency
         from ..rewards.names import compose
+        from .asking import own_rewards
 
         if self.config.judge:
-            return compose((self.config.judge,))
+            return compose((self.config.judge,), own=own_rewards(self.policy, self.start))
         if self.config.gate_labels:
             return self.questions.verify  # type: ignore[no-any-return]
         if not any(task.parent for task in self.questions.probes):

@@ -17,6 +17,9 @@ REWARDS: Mapping[str, Mapping[str, str]] = {
         "pickscore": "autotelic.rewards.hub:PickScore",
         "hps": "autotelic.rewards.hub:HPSv2",
         "imagereward": "autotelic.rewards.hub:ImageReward",
+        "yes_no": "autotelic.rewards.judge:YesNoJudge",
+        "pairwise": "autotelic.rewards.variants:GroupPairwise",
+        "rubric": "autotelic.rewards.rubric:RubricJudge",
     },
     "text": {
         "exact": "autotelic.rewards.verifiers:Exact",

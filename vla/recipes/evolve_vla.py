@@ -99,7 +99,7 @@ def assemble(config: Config, setting: Setting, folder: RunFolder, learner: Learn
     auto: Literal["last", "best"] = "last" if config.obs_type == "pixels" else "best"
     accumulator = Accumulator(auto if config.accumulate == "auto" else config.accumulate)
     done = thresholds(config, setting, progress, accumulator)
-    reward = setting.reward({"progress": lambda: FinalProgress(done, config.completion)})
+    reward = setting.reward({"progress": lambda: FinalProgress(done, config.completion, model=progress)})
     whole = EpisodeProgress(progress, accumulator)
     hindsight = setting.reward({"progress": lambda: FinalProgress(done, config.completion, whole)})
     shares = config.horizon_shares
@@ -108,7 +108,7 @@ def assemble(config: Config, setting: Setting, folder: RunFolder, learner: Learn
     stage = setting.stage(
         learner,
         reward,
-        judge=EpisodeProgress(judge, Accumulator("best")),
+        judge=None if judge is None else EpisodeProgress(judge, Accumulator("best")),
         proxy=hindsight,
         actor=setting.actor(estimator=estimator),
         curriculum=ProgressiveHorizon(setting.curriculum(), horizons),
@@ -129,20 +129,23 @@ def thresholds(config: Config, setting: Setting, model: ProgressModel, accumulat
     return shown_thresholds(model, shown, accumulator, setting.pool.chunk)
 
 
-def critics(config: Config, setting: Setting, folder: RunFolder) -> tuple[ProgressModel, ProgressModel]:
-    """The estimator that rewards and ends episodes, and the gate's judge, which is of another kind.
+def critics(config: Config, setting: Setting, folder: RunFolder) -> tuple[ProgressModel, ProgressModel | None]:
+    """The estimator that rewards and ends episodes, and the gate's judge, which is of another family.
 
     The judge reads end conditions off the demonstrations where the estimator does not; otherwise it is a network that
-    compares with the episode's beginning. On frames it always is one, although half of the estimator compares too: with
-    weights of its own.
+    compares with the episode's beginning. On frames there is none, and so no gate, where the estimator compares too.
     """
+    from ...families import families_of
     from ...rewards.critics import CriticTraining, ProgressCritic
     from ...rewards.end_conditions import EndConditions
+    from ...rewards.frame_critics import FrameCritic
     from ..setting import learned
 
     features, shown = seen_relations(setting, config.goal_features), setting.all_demonstrations
     progress = estimator(config, setting, folder, features)
     if config.obs_type == "pixels":
+        if families_of(progress) & families_of(FrameCritic("pairwise")):
+            return progress, None
         return progress, looking(config, setting, folder, "judge", "pairwise", config.seed + 1)
     if config.critic in CONDITIONED:
         pairs = ProgressCritic("pairwise", features, CriticTraining(seed=config.seed + 1))

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ...families import of_family
 from ...trainers.config import NO_GATE, POLICY_GRADIENT
 from ..setting import RobotConfig
 
@@ -42,6 +43,7 @@ def debug() -> Config:
     return Config.tiny()
 
 
+@of_family()
 def nothing(rollouts: Sequence[Any], **columns: Any) -> list[float]:
     """Every demonstration counts the same."""
     return [1.0] * len(rollouts)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ...families import GROUND_TRUTH, of_family
 from ...trainers.config import NO_GATE
 from ..setting import RobotConfig
 
@@ -36,6 +37,7 @@ def debug() -> Config:
     return Config.tiny()
 
 
+@of_family(GROUND_TRUTH)
 def success(episodes: Sequence[Any], **columns: Any) -> list[float]:
     """1.0 for an episode in which the simulator saw success, else 0.0."""
     return [float(bool(episode.success)) for episode in episodes]

@@ -87,6 +87,12 @@ class RightAndSound:
     right: Any
     sound: Any = None
 
+    @property
+    def families(self) -> frozenset[str]:
+        from ...families import families_of
+
+        return families_of(self.right) if self.sound is None else families_of(self.right, self.sound)
+
     def __call__(self, **columns: Any) -> list[float]:
         right = self.right(**columns)
         sound = [1.0] * len(right) if self.sound is None else self.sound(**columns)

@@ -54,6 +54,7 @@ def debug() -> Config:
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
+    from ...families import families_of
     from ...rewards.agreement import consistency, same_extremes
     from ...rewards.log_ratio import scorer
     from ...rewards.reward import Reward
@@ -73,7 +74,9 @@ def build(config: Config, folder: RunFolder) -> Experiment:
         actor: Any = PastAndFuture(setting.policy, setting.start, judge, look, beta=config.beta, guided=config.future)
         learner = setting.learner(DPO(config.beta, "proximal"), prepare=[best_worst])
         sampling = {"temperature": config.temperature}
-        return setting.experiment([setting.stage(learner, kept_score, actor=actor, sampling=sampling)])
+        return setting.experiment(
+            [setting.stage(learner, Reward(kept_score, families=families_of(judge)), actor=actor, sampling=sampling)]
+        )
     if config.variant == "cream":
         previous = setting.policy.fork("previous")
         agreement = consistency if config.agreement == "rank" else same_extremes

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from ...families import of_family
 from ...trainers.config import POLICY_GRADIENT
 from ..setting import LanguageConfig
 
@@ -47,6 +48,7 @@ def debug() -> Config:
     return Config.tiny()
 
 
+@of_family()
 def nothing(rollouts: Sequence[Any], **columns: Any) -> list[float]:
     """Everything that is shown counts the same."""
     return [1.0] * len(rollouts)

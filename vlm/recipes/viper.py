@@ -110,6 +110,7 @@ class Redrawn:
     draw: Callable[[Sequence[str]], Sequence[Any]]
     eyes: Any
     form: float
+    families: ClassVar[frozenset[str]] = frozenset({"redrawing"})
 
     def __call__(self, completions: Sequence[Any], images: Any, **columns: Any) -> list[float]:
         from ...envs import scenes
@@ -130,6 +131,7 @@ class Operation:
     """1 for telling the change as it was made; the form alone pays ``form``."""
 
     form: float
+    families: ClassVar[frozenset[str]] = frozenset({"changes that were made"})
 
     def __call__(self, completions: Sequence[Any], operation: Sequence[str], **columns: Any) -> list[float]:
         scores = []
