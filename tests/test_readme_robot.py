@@ -33,9 +33,9 @@ def test_the_robot_in_the_readme_learns(tmp_path: Path, monkeypatch: pytest.Monk
         (["--use", "nowhere.py"], "there is no file nowhere.py"),
         (["--use", "no_such_module"], "cannot import no_such_module: ModuleNotFoundError"),
         (["--critic", "os:nothing"], "os has no nothing"),
-        (["--critic", "Uphill"], '"Uphill" is neither package.module:name nor path/to/file.py:name'),
-        (["--policy", "builtins:dict"], "cannot make a policy of builtins:dict"),
-        (["--policy", "collections:namedtuple"], "cannot make a policy of collections:namedtuple"),
+        (["--critic", "Uphill"], 'unknown progress "Uphill"'),
+        (["--model", "builtins:dict"], "cannot make a policy of builtins:dict"),
+        (["--model", "collections:namedtuple"], "cannot make a policy of collections:namedtuple"),
         (["--demonstrations-from", "here", "there"], "names 2 folders for 1 tasks"),
     ],
 )
@@ -91,6 +91,6 @@ def test_a_policy_of_the_wrong_size_is_refused_before_anything_is_recorded(
     (tmp_path / f"{name}_sizes.py").write_text(TWO_WIDE)
     monkeypatch.chdir(tmp_path)
     told = ["run", "vla/evolve_vla", "--debug", "--tasks", "reach-v3", "--workers", "1", "--output-dir", "run"]
-    assert main([*told, "--policy", f"{name}_sizes.py:{name}"]) == 2
+    assert main([*told, "--model", f"{name}_sizes.py:{name}"]) == 2
     assert line in capsys.readouterr().err
     assert not (tmp_path / "run" / "start").exists()

@@ -62,7 +62,7 @@ def resolve(kind: str, spec: str) -> Any:
     where, _, name = names.get(spec, spec).rpartition(":")
     module = import_place(where)
     if not hasattr(module, name):
-        raise UsageError(f"there is no {kind} {name} in {where}")
+        raise UsageError(f"{where} has no {name}")
     return getattr(module, name)
 
 
@@ -72,16 +72,18 @@ def import_place(place: str) -> Any:
     Raises:
         UsageError: it is not there, or cannot be imported.
     """
-    path = Path(place).expanduser().resolve()
-    if place.endswith(".py"):
-        if not path.is_file():
-            raise UsageError(f"there is no file {place}")
-        if str(path.parent) not in sys.path:
-            sys.path.insert(0, str(path.parent))
+    path = Path(place).expanduser().resolve() if place.endswith(".py") else None
+    if path is not None and not path.is_file():
+        raise UsageError(f"there is no file {place}")
+    if path is not None and str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
     try:
-        return import_module(path.stem if place.endswith(".py") else place)
+        module = import_module(place if path is None else path.stem)
     except Exception as error:
         raise UsageError(f"cannot import {place}: {type(error).__name__}: {error}") from error
+    if path is not None and Path(module.__file__ or "").resolve() != path:
+        raise UsageError(f"{place} has the name of another module ({module.__file__}): rename the file")
+    return module
 
 
 def make(kind: str, spec: str, **offered: Any) -> Any:
