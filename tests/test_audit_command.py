@@ -197,7 +197,7 @@ def test_a_run_records_what_it_does_and_what_it_was_shown(
     from autotelic.envs.lerobot_dataset import read_demonstrations
 
     monkeypatch.chdir(tmp_path)
-    small = ["--debug", "--tasks", "drawer-close-v3", "--iterations", "1", "--workers", "1", "--output-dir", "run"]
+    small = ["--debug", "--tasks", "drawer-close-v3", "--max-steps", "1", "--workers", "1", "--output-dir", "run"]
     assert cli.main(["run", "vla/oracle_grpo", *small]) == 0
     assert cli.main(["record", "run", "acted", "--episodes", "3"]) == 0
     assert cli.main(["record", "run", "shown", "--demonstrations"]) == 0

@@ -41,7 +41,7 @@ class Config:
 
     tasks: tuple[str, ...] = ("left", "right")
     """What to count."""
-    iterations: int = 3
+    max_steps: int = 3
     seed: int = 0
     reward_breaks_at: int = -1
     interrupted_at: int = -1
@@ -51,7 +51,7 @@ class Config:
 
 
 def debug() -> Config:
-    return Config(iterations=2)
+    return Config(max_steps=2)
 
 
 def build(config: Config, folder: Any) -> Any:
@@ -119,7 +119,7 @@ def build(config: Config, folder: Any) -> Any:
         one = {"success": [int(i < actor.value) for i in episodes], "score": [0.5 for _ in episodes]}
         return {"unit": "success", "outcomes": {name: one | {"seeds": list(episodes)} for name in config.tasks}}
 
-    stage = Stage(config.iterations, counter, Everything(), reward, {"counter": counter}, len(config.tasks), 2)
+    stage = Stage(config.max_steps, counter, Everything(), reward, {"counter": counter}, len(config.tasks), 2)
     return Experiment([stage], evaluate, seed=config.seed)
 '''
 
@@ -168,7 +168,7 @@ def test_every_real_recipe_has_a_claim_a_config_and_a_preset() -> None:
 
 
 def test_run_trains_shows_and_reports(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["run", "toy/count", "--iterations", "4", "--tasks", "left", "--seed", "7"]) == 0
+    assert cli.main(["run", "toy/count", "--max-steps", "4", "--tasks", "left", "--seed", "7"]) == 0
     shown = capsys.readouterr().out
     row = next(line for line in shown.splitlines() if line.startswith("left"))
     assert row.split()[1:3] == ["0", "%"]  # before: no success in 4 episodes
@@ -178,14 +178,14 @@ def test_run_trains_shows_and_reports(toy: Path, capsys: pytest.CaptureFixture[s
     config = json.loads((toy / "runs/count-1/config.json").read_text())
     assert config["config"]["seed"] == 7
     assert config["config"]["tasks"] == ["left"]
-    assert config["command"] == "autotelic run toy/count --iterations 4 --tasks left --seed 7"
+    assert config["command"] == "autotelic run toy/count --max-steps 4 --tasks left --seed 7"
     assert len((toy / "runs/count-1/metrics.jsonl").read_text().splitlines()) == 4
 
 
 def test_debug_is_the_default_that_overrides_apply_to(toy: Path) -> None:
     assert cli.main(["run", "toy/count", "--debug", "--seed", "5"]) == 0
     config = json.loads((toy / "runs/count-1/config.json").read_text())["config"]
-    assert (config["iterations"], config["seed"]) == (2, 5)
+    assert (config["max_steps"], config["seed"]) == (2, 5)
 
 
 def test_runs_are_numbered_and_a_folder_is_not_taken_twice(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,8 +202,8 @@ def test_runs_are_numbered_and_a_folder_is_not_taken_twice(toy: Path, capsys: py
     [
         (["rnu"], ['unknown command "rnu"', "run"]),
         (["run", "toy/cuont"], ['unknown recipe "toy/cuont"', "toy/count"]),
-        (["run", "toy/count", "--iteration", "3"], ['"--iteration"', "--iterations"]),
-        (["run", "toy/count", "--iterations", "many"], ["--iterations", "many"]),
+        (["run", "toy/count", "--max-step", "3"], ['"--max-step"', "--max-steps"]),
+        (["run", "toy/count", "--max-steps", "many"], ["--max-steps", "many"]),
         (["run", "toy/count", "stray"], ['"stray"']),
         (["run", "toy/count", "--tasks", "lfet"], ["no task lfet: did you mean left?"]),
         (["run"], []),

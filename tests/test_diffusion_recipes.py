@@ -59,7 +59,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def run(name: str, pipeline: str, path: Path, *options: str) -> int:
     """A debug preset with three denoising steps."""
-    cheap = ("--debug", "--pipeline", pipeline, "--steps", "3", "--rewards", "sharpness")
+    cheap = ("--debug", "--model", pipeline, "--num-inference-steps", "3", "--rewards", "sharpness")
     return main(["run", f"diffusion/{name}", *cheap, "--output-dir", str(path), *options])
 
 
@@ -113,7 +113,7 @@ def test_prdp_resumes_as_if_nothing_had_happened(
 ) -> None:
     """With a reward of one's own; it breaks off in the third of four iterations."""
     (tmp_path / "own.py").write_text(FRAGILE)
-    options = ("--iterations", "4", "--prompts", prompts, "--judge", "colourfulness", "--gate-margin", "9")
+    options = ("--max-steps", "4", "--data", prompts, "--judge", "colourfulness", "--gate-margin", "9")
     options = (*options, "--ema", "0.9", "--rewards", f"{tmp_path / 'own.py'}:Redness")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert run("prdp", pipeline, whole, *options) == 0
@@ -135,7 +135,7 @@ def weights(state: Any) -> dict[str, Tensor]:
 
 def test_saved_adapters_draw_the_same_in_a_fresh_pipeline(pipeline: str, prompts: str, tmp_path: Path) -> None:
     path = tmp_path / "run"
-    assert run("raft", pipeline, path, "--lr", "0.05", "--gate", "none", "--prompts", prompts) == 0
+    assert run("raft", pipeline, path, "--lr", "0.05", "--gate", "none", "--data", prompts) == 0
     fresh: Any = load(pipeline)
     before = drawn(fresh)
     fresh.load_lora_weights(str(path / "policy"))
@@ -156,7 +156,7 @@ def trained_policy(path: Path, name: str) -> Any:
 
 def test_without_adapters_the_whole_pipeline_is_saved(pipeline: str, prompts: str, tmp_path: Path) -> None:
     path = tmp_path / "run"
-    assert run("draft", pipeline, path, "--lora-rank", "0", "--gate", "none", "--prompts", prompts) == 0
+    assert run("draft", pipeline, path, "--lora-rank", "0", "--lr", "1e-3", "--gate", "none", "--data", prompts) == 0
     trained = trained_policy(path, "draft")
     with trained.worn():
         assert torch.allclose(drawn(trained.adapter.pipeline), drawn(load(path / "policy")), atol=1e-5)
@@ -184,7 +184,7 @@ def test_dpo_learns_from_a_file_of_pairs(pipeline: str, tmp_path: Path) -> None:
     """The chosen become likelier than the rejected, without a picture being drawn or scored in training."""
     captions = random.Random(0).sample(list(shapes.LABELS), 4)
     pairs, path = pairs_file(tmp_path, captions), tmp_path / "run"
-    options = ("--pairs", str(pairs), "--iterations", "6", "--prompts-per-step", "4", "--gate", "none")
+    options = ("--pairs", str(pairs), "--max-steps", "6", "--tasks-per-step", "4", "--gate", "none")
     assert run("dpo", pipeline, path, *options, "--lr", "0.01") == 0
     metrics = RunFolder.open(path).metrics()
     assert {row["reward"] for row in metrics} == {0.5}, "one of two is preferred"
@@ -207,9 +207,9 @@ def test_pairs_of_other_prompts_come_with_prompts_of_their_kind(
     pipeline: str, prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pairs = pairs_file(tmp_path, ["a grey cat", "a grey dog"])
-    assert run("dpo", pipeline, tmp_path / "run", "--pairs", str(pairs), "--prompts", prompts) == 0
+    assert run("dpo", pipeline, tmp_path / "run", "--pairs", str(pairs), "--data", prompts) == 0
     capsys.readouterr()
-    refused(["--pairs", str(pairs)], '"a grey cat" in', "--prompts FILE", pipeline, tmp_path, capsys, name="dpo")
+    refused(["--pairs", str(pairs)], '"a grey cat" in', "--data FILE", pipeline, tmp_path, capsys, name="dpo")
 
 
 # --- bad input -------------------------------------------------------------------------------------
@@ -226,9 +226,9 @@ def refused(
 ) -> None:
     """Exit code 2, one line that says what and what to do, and no folder."""
     path = folder / "refused"
-    chosen = [] if "--pipeline" in options or not pipeline else ["--pipeline", pipeline]
+    chosen = [] if "--model" in options or not pipeline else ["--model", pipeline]
     rewards = [] if "--rewards" in options else ["--rewards", "sharpness"]
-    command = ["run", f"diffusion/{name}", "--debug", "--steps", "3", "--output-dir", str(path)]
+    command = ["run", f"diffusion/{name}", "--debug", "--num-inference-steps", "3", "--output-dir", str(path)]
     assert main([*command, *chosen, *rewards, *options]) == 2
     said = capsys.readouterr().err
     assert said.startswith("autotelic: ") and said.count("\n") == 1, said
@@ -249,9 +249,9 @@ def refused(
         ),
         ("alignprop", ["--rewards", "jpeg"], "reward jpeg has no gradient", "diffusion/prdp, ddpo, nft, raft"),
         ("refl", ["--rewards", "sharpness", "colourfulness"], "no gradient", "diffusion/prdp, ddpo, nft, raft"),
-        ("ddpo", ["--group", "1"], "--group 2 or more", "not 1"),
+        ("ddpo", ["--group-size", "1"], "--group-size 2 or more", "not 1"),
         ("prdp", ["--dtype", "fp16"], "float16 does not train on the CPU", "use float32, or bfloat16"),
-        ("prdp", ["--prompts", "nowhere.txt"], "cannot read the prompts file nowhere.txt", ""),
+        ("prdp", ["--data", "nowhere.txt"], "cannot read the prompts file nowhere.txt", ""),
     ],
 )
 def test_what_needs_no_pipeline_is_refused_before_one_is_made(
@@ -276,13 +276,13 @@ def test_a_malformed_line_of_prompts_is_named(
 ) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "a dog"}\n\n' + line + "\n")
-    refused(["--prompts", str(path)], f"{path}, line 3: ", what, "", tmp_path, capsys)
+    refused(["--data", str(path)], f"{path}, line 3: ", what, "", tmp_path, capsys)
 
 
 def test_captions_rewards_do_not_go_with_prompts_of_ones_own(
     prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--prompts", prompts, "--rewards", "attributes"]
+    options = ["--data", prompts, "--rewards", "attributes"]
     refused(
         options, "the reward attributes knows the small world's captions alone", "name others", "", tmp_path, capsys
     )
@@ -293,7 +293,7 @@ def test_captions_rewards_do_not_go_with_prompts_of_ones_own(
     [
         (["--lora-targets", "to_q", "to_x"], 'unknown LoRA target "to_x"', "did you mean to_"),
         (["--sampler", "ddim"], "sampler ddim needs a scheduler with alphas_cumprod", "FlowMatchEuler"),
-        (["--pipeline", "./nowhere"], "nowhere does not exist", "save_pretrained"),
+        (["--model", "./nowhere"], "nowhere does not exist", "save_pretrained"),
     ],
 )
 def test_what_the_pipeline_cannot_do_is_refused(
@@ -338,5 +338,5 @@ def test_pictures_of_another_size_than_the_small_worlds_want_prompts_of_their_ow
     folder = str(tmp_path / "large")
     made: Any = untrained(Pretraining(size=32, width=32, layers=1))
     made.save_pretrained(folder)
-    refused([], "judged at 16 x 16 pixels, and this pipeline draws 32 x 32", "--prompts FILE", folder, tmp_path, capsys)
-    assert run("prdp", folder, tmp_path / "run", "--prompts", prompts) == 0
+    refused([], "judged at 16 x 16 pixels, and this pipeline draws 32 x 32", "--data FILE", folder, tmp_path, capsys)
+    assert run("prdp", folder, tmp_path / "run", "--data", prompts) == 0

@@ -34,8 +34,8 @@ def test_the_robot_in_the_readme_learns(tmp_path: Path, monkeypatch: pytest.Monk
         (["--use", "no_such_module"], "cannot import no_such_module: ModuleNotFoundError"),
         (["--critic", "os:nothing"], 'unknown name "os:nothing"'),
         (["--critic", "Uphill"], 'unknown progress "Uphill": there is '),
-        (["--policy", "builtins:dict"], "builtins: the policy dict has no decide"),
-        (["--policy", "collections:namedtuple"], "cannot make a policy of collections:namedtuple"),
+        (["--model", "builtins:dict"], "builtins: the policy dict has no decide"),
+        (["--model", "collections:namedtuple"], "cannot make a policy of collections:namedtuple"),
         (["--demonstrations-from", "here", "there"], "names 2 folders for 1 tasks"),
     ],
 )
@@ -92,6 +92,6 @@ def test_a_policy_of_the_wrong_size_is_refused_before_anything_is_recorded(
     (tmp_path / f"{name}_sizes.py").write_text(TWO_WIDE)
     monkeypatch.chdir(tmp_path)
     told = ["run", "vla/evolve_vla", "--debug", "--tasks", "reach-v3", "--workers", "1", "--output-dir", "run"]
-    assert main([*told, "--policy", f"{name}_sizes.py:{name}"]) == 2
+    assert main([*told, "--model", f"{name}_sizes.py:{name}"]) == 2
     assert line in capsys.readouterr().err
     assert not (tmp_path / "run" / "start").exists()

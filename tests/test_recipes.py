@@ -32,7 +32,7 @@ from autotelic.vla.setting import Setting
 
 from .test_loop import assert_same_run
 
-EVOLVE = ("vla/evolve_vla", "--debug", "--workers", "1", "--iterations", "4")
+EVOLVE = ("vla/evolve_vla", "--debug", "--workers", "1", "--max-steps", "4")
 
 
 def start(path: Path) -> subprocess.Popen[str]:
@@ -73,7 +73,7 @@ def test_evolve_vla_runs_from_the_command_line(run: Path) -> None:
 
 @pytest.mark.skipif(find_library("OSMesa") is None, reason="libosmesa6 is not installed")
 def test_evolve_vla_learns_from_frames(tmp_path: Path) -> None:
-    path, quick = tmp_path / "run", ("--sees", "frames", "--clone-steps", "4", "--workers", "1")
+    path, quick = tmp_path / "run", ("--obs-type", "pixels", "--bc-steps", "4", "--workers", "1")
     assert main(["run", "vla/evolve_vla", "--debug", *quick, "--output-dir", str(path)]) == 0
     assert_complete(path, 2)
     assert {file.name for file in path.glob("critic-*")} == {"critic-reward", "critic-pairs", "critic-judge"}
@@ -170,7 +170,7 @@ def test_training_probe_evaluation_and_demonstration_states_are_disjoint() -> No
         demonstrations = {name: record(pool, name, count, config) for name, count in wanted.items()}
         setting = Setting(config, names, pool, demonstrations, policy=None, encoded=[])  # type: ignore[arg-type]
         for name, source in setting.sources().items():
-            probes = [t.seed for t in setting.probes(config.gate_states) if t.extra["environment"] == name]
+            probes = [t.seed for t in setting.probes() if t.extra["environment"] == name]
             splits = [
                 [source(i).seed for i in range(8)],
                 probes,

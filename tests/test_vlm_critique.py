@@ -19,6 +19,7 @@ from autotelic.rewards.judge import YesNoJudge
 from autotelic.rewards.verifiers import Exact
 from autotelic.rewards.vlm import tokens_of
 from autotelic.trainers.objectives import PPOClip
+from autotelic.trainers.setting import make
 from autotelic.types import Rollout, Task
 from autotelic.vlm.asking import Asking, AskingConsensus, PolicyAsker, own_rewards
 from autotelic.vlm.continuation import Continuation
@@ -428,11 +429,13 @@ def test_validation_questions_come_from_the_other_end() -> None:
 
 
 def test_published_variants_of_the_loss() -> None:
-    kinds = {name: grpo.loss_of(grpo.Config(loss=name)) for name in ("grpo", "dr_grpo", "dapo", "gspo")}
+    config = grpo.Config().resolved(small=True)
+    offered = {"config": config, "longest": config.max_new_tokens}
+    kinds = {name: make("objective", name, **offered) for name in ("grpo", "dr_grpo", "dapo", "gspo")}
     plain, dr, dapo, gspo = (objective for objective, _ in kinds.values())
     assert plain == PPOClip() and dr == PPOClip(aggregate=14), "by the longest answer of the default model"
     assert dapo == PPOClip(clip_high=0.28, aggregate="decision") and gspo == PPOClip(3e-4, 4e-4, level="sequence")
-    longest, _ = grpo.loss_of(grpo.Config(loss="dr_grpo", model="smollm2", horizon=20))
+    longest, _ = make("objective", "dr_grpo", config=config, longest=20)
     assert longest == PPOClip(aggregate=20)
     rollouts = (policy := untrained()).encode(asked(*["how many red"] * 4), ["= 1"] * 4)
     for rollout, score in zip(rollouts, (1.0, 0.0, 0.0, 0.0), strict=True):

@@ -175,7 +175,7 @@ def test_a_picture_that_is_broken_inside_stops_a_run_that_goes_on_once_it_is_men
     whole = (tmp_path / "broken.png").read_bytes()
     (tmp_path / "broken.png").write_bytes(whole[:300])
     asked = rows_with(tmp_path, image="broken.png")
-    sizes = ["--horizon", "4", "--gate-labels", "2", "--lora-rank", "2", "--prompts-per-step", "6"]
+    sizes = ["--max-new-tokens", "4", "--gate-labels", "2", "--lora-rank", "2", "--tasks-per-step", "6"]
     rewards = ["--rewards", "exact", "truncated:0.5", "--mask-truncated"]
     named = ["--model", str(tmp_path / "model"), "--data", str(asked), "--output-dir", str(tmp_path / "run")]
     assert main(["run", "vlm/grpo", "--debug", *named, *sizes, *rewards]) == 2

@@ -26,7 +26,7 @@ from autotelic.vlm.glimpse_backbone import GlimpseSpeech
 from autotelic.vlm.glimpse_training import Item, Schooling
 from autotelic.vlm.policy import TokenPolicy
 from autotelic.vlm.recipes import grpo, mstar, self_critique, sft
-from autotelic.vlm.setting import SpeakingConfig, start
+from autotelic.vlm.setting import LanguageConfig, start
 
 from . import tiny_vlms as tiny
 from .small_speaking import asked, teach_quickly
@@ -41,7 +41,7 @@ LABEL_FREE: dict[str, tuple[str, ...]] = {
     "vlm/self_critique --learn process": ("--learn", "process"),
     "vlm/self_critique --critic asking": ("--learn", "outcome", "--critic", "asking"),
     "vlm/self_rewarding": (),
-    "vlm/self_rewarding --judge asking": ("--judge", "asking"),
+    "vlm/self_rewarding --ranker asking": ("--ranker", "asking"),
     "vlm/self_rewarding --variant cream": ("--variant", "cream", "--agreement", "extremes"),
     "vlm/self_rewarding --variant temporal": ("--variant", "temporal"),
     "vlm/viper": (),
@@ -163,7 +163,7 @@ def wordy(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_a_run_resumes_as_if_nothing_had_happened(wordy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = ("--iterations", "4", "--rewards", wordy)
+    options = ("--max-steps", "4", "--rewards", wordy)
     assert run("vlm/grpo", tmp_path / "whole", *options) == 0
     # A round asks once, and the gate once per policy that it does not know: base and promoted, then candidates.
     monkeypatch.setenv("BREAKS_AT", str((1 + 3) + (1 + 1) + 1))
@@ -194,7 +194,7 @@ def test_imitation_is_evaluated_by_what_the_policy_says(tmp_path: Path) -> None:
         "samples": 2,
         "sampled_questions": 2,
         "eval_episodes": 2,
-        "gate": False,
+        "gate": "none",
         "demonstrations": 14,
     }
     configs: list[tuple[Any, Any]] = [
@@ -260,8 +260,8 @@ def test_a_majority_that_is_wrong_sounds_the_alarm_and_the_start_is_kept(
         torch.manual_seed(0)
         glimpse_training.learn_answers(model, items, Schooling(batch=40), 60)
     model.save_pretrained(tmp_path / "start")
-    options = ["--model", str(tmp_path / "start"), "--data", lines_of(tmp_path, rows), "--iterations", "12"]
-    options += ["--group", "16", "--gate-every", "2", "--gate-labels", "9", "--eval-episodes", "12"]
+    options = ["--model", str(tmp_path / "start"), "--data", lines_of(tmp_path, rows), "--max-steps", "12"]
+    options += ["--group-size", "16", "--gate-every", "2", "--gate-labels", "9", "--eval-episodes", "12"]
     assert run("vlm/ttrl", tmp_path / "run", *options) == 0
     folder = RunFolder.open(tmp_path / "run")
     before, after = (folder.evaluations()[name]["outcomes"]["questions"]["success"] for name in ("before", "after"))
@@ -293,7 +293,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_a_model_of_ones_own_learns_and_its_adapters_are_kept(
     family: str, folders: dict[str, str], wordy: str, tmp_path: Path
 ) -> None:
-    cheap = ("--rewards", wordy, "--horizon", "4", "--lora-rank", "2", "--lr", "0.02", "--gate-labels", "2")
+    cheap = ("--rewards", wordy, "--max-new-tokens", "4", "--lora-rank", "2", "--lr", "0.02", "--gate-labels", "2")
     data = ("--data", lines_of(tmp_path, rows_of(tmp_path, 12))) if family == "qwen2_vl" else ()
     assert run("vlm/grpo", tmp_path / "run", "--model", folders[family], *cheap, *data) == 0
     folder = RunFolder.open(tmp_path / "run")
@@ -314,7 +314,7 @@ def test_a_model_of_ones_own_learns_and_its_adapters_are_kept(
     assert [r.output for r in saved] == [r.output for r in trained]
     torch.testing.assert_close(log_probs(saved), log_probs(trained), rtol=0, atol=1e-5)
     assert not torch.equal(log_probs(untouched), log_probs(trained)), "it learned something"
-    again = ("--model", str(tmp_path / "run" / "policy"), "--iterations", "1")
+    again = ("--model", str(tmp_path / "run" / "policy"), "--max-steps", "1")
     assert run("vlm/raft", tmp_path / "again", *cheap, *data, *again) == 0, "and a run goes on from them"
 
 
@@ -323,7 +323,7 @@ def test_a_model_of_ones_own_criticises_itself(family: str, folders: dict[str, s
     """Asked in words, no label read; the gate compares views that must not change an answer."""
     rows = [{**row, "answer": row["answer"]} for row in rows_of(tmp_path, 20)]
     data = ("--data", lines_of(tmp_path, rows)) if family == "qwen2_vl" else ()
-    cheap = ("--horizon", "4", "--lora-rank", "2", "--gate-every", "2")
+    cheap = ("--max-new-tokens", "4", "--lora-rank", "2", "--gate-every", "2")
     assert run("vlm/self_critique", tmp_path / "run", "--model", folders[family], *cheap, *data) == 0
     folder = RunFolder.open(tmp_path / "run")
     assert [look["decision"] for look in folder.read("gate")] and "reward/self-critique" in folder.metrics()[0]
@@ -338,7 +338,7 @@ def test_sums_are_learned_by_a_model_of_text(folders: dict[str, str], tmp_path: 
     """vlm/arithmetic takes SmolLM2, which is not here, and any other model of text."""
     assert run("vlm/arithmetic", tmp_path / "run", "--model", folders["llama"], "--dtype", "fp32") == 0
     folder = RunFolder.open(tmp_path / "run")
-    assert len(folder.metrics()) == 2 and len(folder.read("gate")) == 1
+    assert len(folder.metrics()) == 2 and len(folder.read("gate")) == 2
     assert {kind: len(row["success"]) for kind, row in folder.evaluations()["after"]["outcomes"].items()} == {
         "sum": 2,
         "difference": 2,
@@ -348,7 +348,7 @@ def test_sums_are_learned_by_a_model_of_text(folders: dict[str, str], tmp_path: 
 
 
 def test_a_model_that_sees_is_told_of_the_small_world(folders: dict[str, str]) -> None:
-    setting = start(SpeakingConfig(model=folders["qwen2_vl"], eval_episodes=1, gate_labels=7))
+    setting = start(LanguageConfig(model=folders["qwen2_vl"], eval_episodes=1, gate_labels=7))
     task, world = setting.questions.held_out[0], questions.small_world(0, 0, labels=True, gate_labels=7, held_out=1)
     plain = world.held_out[0]
     assert f"Question: {plain.prompt}? Name the cells" in task.prompt and task.reference == plain.reference
@@ -466,7 +466,7 @@ def test_too_few_questions_and_none_to_evaluate_are_told(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("name", "options", "told"),
     [
-        ("vlm/grpo", ("--group", "0"), "--prompts-per-step and --group of 1 or more"),
+        ("vlm/grpo", ("--group-size", "0"), "--tasks-per-step and --group-size of 1 or more"),
         ("vlm/grpo", ("--rewards", "exakt"), "did you mean exact"),
         ("vlm/grpo", ("--gate-labels", "1"), "a canary compares 2 or more probes, not 1"),
         ("vlm/sft", ("--data", "FILE", "--gate-labels", "2"), "there are no demonstrations to imitate"),

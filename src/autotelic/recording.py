@@ -39,7 +39,7 @@ def record_run(run: Path, target: Path, rebuild: Rebuild, wanted: Wanted) -> int
     if wanted.shown:
         episodes = [d for several in demonstrations_of(run).values() for d in several]
         if wanted.frames and episodes[0].frames is None:
-            raise UsageError(f"the demonstrations of {run} have no pictures: run the recipe with --sees frames")
+            raise UsageError(f"the demonstrations of {run} have no pictures: run the recipe with --obs-type pixels")
         write_episodes(target, episodes, fps=_fps(wanted, episodes))
     else:
         episodes = episodes_of(run, rebuild, wanted.chosen)
