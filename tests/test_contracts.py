@@ -16,20 +16,15 @@ from torch import Tensor
 
 from autotelic.diffusion.setting import Setting
 from autotelic.errors import UsageError
-from autotelic.families import GROUND_TRUTH
-from autotelic.rewards.reward import Reward
-from autotelic.trainers.actors import Actor, Demonstrations, Game, SystemWrapper, TrainingWrapper
+from autotelic.trainers.actors import Demonstrations, SystemWrapper
 from autotelic.trainers.advantages import GroupRelative, ReinforcePlusPlus, drop_zero_spread, grpo
-from autotelic.trainers.callbacks import Callback, RunInfo
 from autotelic.trainers.contracts import Advantage, Learner, Shaping
-from autotelic.trainers.curricula import Uniform
-from autotelic.trainers.gates import Gate, NonInferiority
+from autotelic.trainers.gates import Gate
 from autotelic.trainers.learner import Optimisation, PolicyLearner
-from autotelic.trainers.loop import OutOfTime, Stage, train
-from autotelic.trainers.objectives import Entropy, KLPenalty, PPOClip, Reinforce, Term, WeightedImitation
+from autotelic.trainers.loop import train
+from autotelic.trainers.objectives import Entropy, KLPenalty, PPOClip, Term, WeightedImitation
 from autotelic.trainers.objectives.base import k3
 from autotelic.trainers.policy import TorchPolicy
-from autotelic.trainers.scoring import RewardError
 from autotelic.trainers.shaping import PerTokenKL
 from autotelic.types import Batch, Evaluation, Mode, Rollout, Task, Verdict
 from autotelic.vlm.conversation import Conversation, Script
@@ -38,9 +33,9 @@ from autotelic.vlm.policy import TokenPolicy
 
 from .small_drawing import TASKS as PICTURES
 from .small_drawing import shapes_policy
-from .test_loop import assert_same_run, failing, same
+from .test_loop import same
 from .tiny_vlms import text
-from .toy_run import WORDS, build, folder_at, honest, lying, spelled, spelling_task
+from .toy_run import WORDS, build, folder_at, honest, spelled, spelling_task
 from .toys import TokenToy
 
 QUESTIONS = [spelling_task(category, i) for category in WORDS for i in range(2)]

@@ -166,6 +166,7 @@ def test_the_best_gate_looks_at_the_base_once_and_tells_what_it_saw() -> None:
 
 # ------------------------------------------------------------------------------------------------ alarms
 
+
 def watched(history: Sequence[dict[str, float]], limits: AlarmLimits) -> list[Alarm]:
     """Alarms of the newest of these iterations."""
     watcher = Watcher(limits)
