@@ -240,7 +240,7 @@ def refused(
     ("name", "options", "what", "hint"),
     [
         ("prdp", ["--rewards", "sharpnes"], 'unknown reward "sharpnes"', "did you mean sharpness"),
-        ("prdp", ["--rewards", "nowhere.py:f"], 'no reward at "nowhere.py:f"', ""),
+        ("prdp", ["--rewards", "nowhere.py:f"], "there is no file nowhere.py", ""),
         (
             "prdp",
             ["--judge", "sharpnes", "--rewards", "attributes"],
