@@ -180,8 +180,8 @@ IMAGE, NUMBERS = Box(0, 255, (6, 8, 3), np.uint8), Box(-1, 1, (4,), np.float32)
 
 
 def test_features_that_the_environment_has_not_are_refused_with_both_shapes(names: None) -> None:
-    register("odd", spec(front=IMAGE, joints=NUMBERS))
-    assert make_simulator("odd").features["observation.state"].shape == (4,)
+    register("looking", spec(front=IMAGE, joints=NUMBERS))
+    assert make_simulator("looking").features["observation.state"].shape == (4,)
     for index, (features, line) in enumerate(
         [
             (
@@ -194,8 +194,8 @@ def test_features_that_the_environment_has_not_are_refused_with_both_shapes(name
         ]
     ):
         wrong = spec(front=IMAGE, joints=NUMBERS)
-        register(f"odd/{index}", replace(wrong, features=wrong.features | features))
-        with pytest.raises(Refusal, match=line), Pool([f"odd/{index}"], workers=0) as pool:
+        register(f"looking/{index}", replace(wrong, features=wrong.features | features))
+        with pytest.raises(Refusal, match=line), Pool([f"looking/{index}"], workers=0) as pool:
             pool.build()
     with pytest.raises(UsageError, match='unknown feature "observation'):
         replace(spec(), features={"observation.image": Feature()})
