@@ -15,10 +15,9 @@ from autotelic.diffusion.pipelines import adapter_for
 from autotelic.diffusion.policy import DenoisingPolicy
 from autotelic.diffusion.pretraining import Pretraining, untrained
 from autotelic.diffusion.sampler import sampler_for
+from autotelic.testing import pipelines as tiny
 from autotelic.trainers.lora import add_lora
 from autotelic.types import Batch, Rollout, Task
-
-from . import tiny_pipelines as tiny
 
 TASKS = [
     Task("red", "a red square at the top left on a white background"),

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from autotelic.testing import vlms as tiny_vlms
 from autotelic.trainers import checkpoint
 from autotelic.trainers.advantages import GroupRelative, grpo
 from autotelic.trainers.distributed import processes, share
@@ -26,8 +27,6 @@ from autotelic.trainers.records import rollouts_from_state, rollouts_state
 from autotelic.types import Rollout, Task
 from autotelic.vlm.conversation import Conversation, Script
 from autotelic.vlm.policy import TokenPolicy
-
-from . import tiny_vlms
 
 LR = 5e-4
 GROUPS = (3, 1)  # two processes have two and one of three, and one and none of one

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from autotelic.diffusion.setting import Setting
 from autotelic.errors import UsageError
+from autotelic.testing.vlms import text
 from autotelic.trainers.actors import Demonstrations, SystemWrapper
 from autotelic.trainers.advantages import GroupRelative, ReinforcePlusPlus, drop_zero_spread, grpo
 from autotelic.trainers.contracts import Advantage, Learner, Shaping
@@ -34,7 +35,6 @@ from autotelic.vlm.policy import TokenPolicy
 from .small_drawing import TASKS as PICTURES
 from .small_drawing import shapes_policy
 from .test_loop import same
-from .tiny_vlms import text
 from .toy_run import WORDS, build, folder_at, honest, spelled, spelling_task
 from .toys import TokenToy
 

@@ -16,9 +16,8 @@ from autotelic.diffusion.lora import ATTENTION, attention, save_lora
 from autotelic.diffusion.memory import Plan, decoder_activations, denoiser_activations, memory_plan
 from autotelic.diffusion.pipelines import PipelineAdapter, StableDiffusionAdapter, adapter_for
 from autotelic.errors import UsageError
+from autotelic.testing import pipelines as tiny
 from autotelic.trainers.lora import add_lora
-
-from . import tiny_pipelines as tiny
 
 FAMILIES: dict[str, Callable[..., Any]] = {
     "sd": tiny.stable_diffusion,

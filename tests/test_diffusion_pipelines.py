@@ -18,8 +18,7 @@ from autotelic import plugins
 from autotelic.diffusion import pipelines
 from autotelic.diffusion.pipelines import FluxAdapter, PipelineAdapter, StableDiffusionAdapter, adapter_for, load
 from autotelic.errors import UsageError
-
-from . import tiny_pipelines as tiny
+from autotelic.testing import pipelines as tiny
 
 PROMPTS = ["a red circle", "two blue squares"]
 SIZE = {"height": 16, "width": 24}

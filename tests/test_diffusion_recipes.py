@@ -19,9 +19,9 @@ from autotelic.diffusion.pretraining import Pretraining, quiet, untrained
 from autotelic.diffusion.recipes import prdp
 from autotelic.envs import shapes
 from autotelic.recipes import all_recipes, config_from_json
+from autotelic.testing import pipelines as tiny_pipelines
 from autotelic.trainers.run_folder import RunFolder
 
-from . import tiny_pipelines
 from .test_loop import assert_same_run
 
 RECIPES = sorted(name for name in all_recipes() if name.startswith("diffusion/"))

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from autotelic.diffusion.lora import attention
 from autotelic.errors import UsageError
+from autotelic.testing import pipelines as tiny_pipelines
+from autotelic.testing import vlms as tiny_vlms
 from autotelic.trainers.lora import CONFIG, WEIGHTS, add_lora, has_lora, load_lora, lora_state, save_lora, without_lora
 from autotelic.vla.policy import ActionModel
 from autotelic.vlm.policy import TokenPolicy
 
 from . import test_vla_openvla as openvla
-from . import tiny_pipelines, tiny_vlms
 from .small_drawing import TASKS, policy_of
 from .test_vlm_families import tasks_for
 

@@ -312,8 +312,7 @@ def test_a_text_only_recipe_of_at_most_60_lines_runs_and_evaluates_from_its_copy
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forget: Callable[[], None]
 ) -> None:
     from autotelic.cli import main
-
-    from . import tiny_vlms
+    from autotelic.testing import vlms as tiny_vlms
 
     assert len(RECIPE.splitlines()) <= 60
     path = written(tmp_path / "my_text.py", RECIPE)

@@ -23,9 +23,9 @@ from autotelic.rewards.exhibits import Prompt
 from autotelic.rewards.progress import ask
 from autotelic.rewards.vlm import VLM, Token, Written
 from autotelic.rewards.vlm_progress import GVL, VLAC, TOPReward
+from autotelic.testing.vlms import vlm
 
 from .test_rewards_hub import clip_config, random_weights, save_tokenizer
-from .tiny_vlms import vlm
 
 Frames = NDArray[np.uint8]
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from autotelic.errors import UsageError
+from autotelic.testing import vlms as tiny_vlms
 from autotelic.trainers.lora import add_lora
 from autotelic.trainers.policy import TorchPolicy
 from autotelic.trainers.weights import trained_names
@@ -16,7 +17,6 @@ from autotelic.vla.policy import ActionModel, ActionPolicy
 from autotelic.vlm.policy import TokenPolicy
 
 from . import test_vla_openvla as openvla
-from . import tiny_vlms
 from .small_drawing import policy_of
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from autotelic.envs.action_scale import ActionScale
 from autotelic.envs.simulator import View
 from autotelic.errors import UsageError
+from autotelic.testing.vlms import vlm
 from autotelic.trainers.advantages import grpo
 from autotelic.trainers.learner import Optimisation, PolicyLearner
 from autotelic.trainers.objectives import PPOClip, WeightedImitation
@@ -22,7 +23,6 @@ from autotelic.vla.chunk_policy import Seen
 from autotelic.vla.openvla import OpenVLAPolicy, statistics_of
 
 from . import point_mass
-from .tiny_vlms import vlm
 
 
 def policy(family: str = "llava", seed: int = 0, **changes: Any) -> OpenVLAPolicy:

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from autotelic.errors import UsageError
+from autotelic.testing.vlms import VLMS, text, vlm
 from autotelic.trainers.advantages import GroupRelative
 from autotelic.types import Evaluation, Rollout, Task
 from autotelic.vlm.backbone import Prompt
@@ -26,8 +27,6 @@ from autotelic.vlm.policy import TokenPolicy
 from autotelic.vlm.speech import Speech, between_turns
 from autotelic.vlm.tools import Crop, Python, ToolBox, ToolCall, ToolError, parse_tool_call
 from autotelic.vlm.transformers_backbone import TransformersBackbone
-
-from .tiny_vlms import VLMS, text, vlm
 
 WORDS = ["<pad>", "<end>", "<image>", "<user>", *"abcdefghijklmnopqrstuvwxyz"]
 IDS = {word: i for i, word in enumerate(WORDS)}

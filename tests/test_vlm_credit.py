@@ -8,6 +8,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
+from autotelic.testing.vlms import text
 from autotelic.trainers.advantages import GroupRelative
 from autotelic.trainers.learner import Optimisation, PolicyLearner
 from autotelic.trainers.objectives.policy_gradient import Reinforce
@@ -18,8 +19,6 @@ from autotelic.types import Evaluation, Rollout, Task
 from autotelic.vlm.conversation import Conversation, Script, Transcript, Turn
 from autotelic.vlm.credit import Correction, OnTurns, PerTurn, own_turn
 from autotelic.vlm.policy import TokenPolicy
-
-from .tiny_vlms import text
 
 
 def right(completions: Sequence[str], references: Sequence[str], **columns: Any) -> list[float]:

@@ -18,6 +18,7 @@ from autotelic.errors import UsageError
 from autotelic.rewards.judge import YesNoJudge
 from autotelic.rewards.verifiers import Exact
 from autotelic.rewards.vlm import tokens_of
+from autotelic.testing import vlms as tiny_vlms
 from autotelic.trainers.objectives import PPOClip
 from autotelic.trainers.setting import make
 from autotelic.types import Rollout, Task
@@ -32,7 +33,6 @@ from autotelic.vlm.recipes import grpo, mstar, viper
 from autotelic.vlm.rereading import OwnEyes, Rereading, RereadingConsensus, standing
 from autotelic.vlm.temperature import Temperature, Tempered
 
-from . import tiny_vlms
 from .small_speaking import asked, untrained
 from .test_scenes import ROOM, scene_of
 

@@ -13,10 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from autotelic.errors import UsageError
+from autotelic.testing import vlms as tiny
 from autotelic.types import Evaluation, Rollout, Task
 from autotelic.vlm.policy import TokenPolicy
-
-from . import tiny_vlms as tiny
 
 FAMILIES = (*tiny.TEXTS, *tiny.VLMS)
 TOKENS = 5

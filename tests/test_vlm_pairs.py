@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autotelic.rewards.agreement import same_extremes
+from autotelic.testing.vlms import text
 from autotelic.trainers.learner import Optimisation, PolicyLearner
 from autotelic.trainers.objectives.preference import DPO
 from autotelic.trainers.pairing import best_worst
@@ -20,8 +21,6 @@ from autotelic.trainers.scoring import score
 from autotelic.types import Batch, Evaluation, Rollout, Task
 from autotelic.vlm.pairs import Cream, PastAndFuture, consistent_pairs, kept_score, soft_labels
 from autotelic.vlm.policy import TokenPolicy
-
-from .tiny_vlms import text
 
 RESPONSES = 40
 QUALITY = torch.linspace(-2.0, 2.0, RESPONSES)[torch.randperm(RESPONSES, generator=generator("quality"))]

@@ -17,6 +17,7 @@ from autotelic.cli import main
 from autotelic.envs import arithmetic, scenes
 from autotelic.errors import UsageError
 from autotelic.recipes import all_recipes, config_from_json
+from autotelic.testing import vlms as tiny
 from autotelic.trainers import scoring
 from autotelic.trainers.run_folder import RunFolder
 from autotelic.types import Task
@@ -28,7 +29,6 @@ from autotelic.vlm.policy import TokenPolicy
 from autotelic.vlm.recipes import grpo, mstar, self_critique, sft
 from autotelic.vlm.setting import LanguageConfig, start
 
-from . import tiny_vlms as tiny
 from .small_speaking import asked, teach_quickly
 from .test_loop import assert_same_run
 

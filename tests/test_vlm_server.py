@@ -19,14 +19,13 @@ import torch
 from PIL import Image
 
 from autotelic.errors import UsageError
+from autotelic.testing import vlms as tiny_vlms
 from autotelic.trainers.advantages import grpo
 from autotelic.trainers.learner import Optimisation, PolicyLearner
 from autotelic.trainers.objectives.policy_gradient import PPOClip
 from autotelic.types import Rollout, Task
 from autotelic.vlm.policy import TokenPolicy
 from autotelic.vlm.server import ServerActor, ServerError, messages_of
-
-from . import tiny_vlms
 
 TASKS = [Task("first", "what is one ?"), Task("second", "how many cat in the picture ?")]
 Answer = Callable[[dict[str, Any]], Any]
