@@ -96,7 +96,7 @@ def test_weights_of_another_policy_are_refused_by_name_and_change_nothing(kind: 
     one = min(before)
     with pytest.raises(UsageError, match=f"they lack {one}"):
         policy.load_state_dict({name: t for name, t in other.items() if name != one})
-    with pytest.raises(UsageError, match="unheard.of has no counterpart"):
+    with pytest.raises(UsageError, match=r"unheard\.of has no counterpart"):
         policy.load_state_dict(other | {"unheard.of": torch.zeros(1)})
     with pytest.raises(UsageError, match=rf"{one} is \[3\] there and \["):
         policy.load_state_dict(other | {one: torch.zeros(3)})
