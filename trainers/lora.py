@@ -101,6 +101,14 @@ def save_lora(module: nn.Module, folder: str | Path, base: str = "") -> Path:
     return Path(folder)
 
 
+def save_pretrained(model: Any, folder: str | Path) -> None:
+    """Write a model of transformers: its adapters alone, where there are some, else all of it."""
+    if has_lora(model):
+        save_lora(model, folder, model.name_or_path)
+    else:
+        model.save_pretrained(folder)
+
+
 def load_lora(module: nn.Module, folder: str | Path) -> list[nn.Parameter]:
     """Adapters of a folder on a network that has none; they go on being trained, and nothing else does.
 

@@ -26,7 +26,7 @@ from ..envs.action_scale import ActionScale
 from ..envs.simulator import View
 from ..errors import UsageError, unknown
 from ..rewards.weights import loading
-from ..trainers.lora import CONFIG, Targets, add_lora, has_lora, load_lora, save_lora
+from ..trainers.lora import CONFIG, Targets, add_lora, load_lora, save_pretrained
 from ..types import Evaluation
 from .chunk_policy import ChunkPolicy, Seen
 
@@ -213,11 +213,7 @@ class OpenVLAPolicy(ChunkPolicy):
     def save_pretrained(self, folder: str | Path) -> None:
         """Model (or its adapters), processor and settings in a folder that ``from_pretrained`` reads."""
         folder = Path(folder)
-        model: Any = self.module
-        if has_lora(model):
-            save_lora(model, folder, model.name_or_path)
-        else:
-            model.save_pretrained(folder)
+        save_pretrained(self.module, folder)
         self.processor.save_pretrained(folder)
         scale = None if self.scale is None else [np.asarray(part).tolist() for part in vars(self.scale).values()]
         settings: dict[str, Any] = {

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 
 from ..errors import UsageError
 from ..rewards.weights import loading
-from ..trainers.lora import CONFIG, Targets, add_lora, has_lora, load_lora, save_lora
+from ..trainers.lora import CONFIG, Targets, add_lora, load_lora, save_pretrained
 from .processing import ProcessorSpeech, end_ids, placeholder_ids
 from .transformers_backbone import TransformersBackbone
 
@@ -137,10 +137,6 @@ def _of_language(model: Any) -> list[str]:
 def save(policy: TokenPolicy, folder: Path) -> Path:
     """Adapters where there are any, else the whole model, and what reads questions."""
     folder.mkdir(parents=True, exist_ok=True)
-    model = cast(Any, policy.module)
-    if has_lora(model):
-        save_lora(model, folder, model.name_or_path)
-    else:
-        model.save_pretrained(folder)
+    save_pretrained(policy.module, folder)
     policy.speech.save(folder)
     return folder
