@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from autotelic.errors import UsageError
 from autotelic.sweep import MEAN, Results, Sweep, dump, words_of
 
 ROOT = Path(__file__).parents[1]
@@ -84,7 +85,8 @@ class Study:
 
     def main(self, doc: str | None) -> None:
         parser = parser_of(doc, f"{' and '.join(self.quick_arms)} on one seed, with little of all")
-        parser.add_argument("--runs", type=Path, help="keep the runs here; those that stand finished are read")
+        where = Path("runs") / Path(sys.argv[0]).stem
+        parser.add_argument("--runs", type=Path, help=f"keep the runs here; {where} if not given, nowhere if --quick")
         parser.add_argument("--seeds", type=int, nargs="+", default=list(self.seeds))
         parser.add_argument("--arms", nargs="+", choices=list(self.arms), default=list(self.arms))
         parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
@@ -92,8 +94,12 @@ class Study:
         names, seeds = (self.quick_arms, options.seeds[:1]) if options.quick else (options.arms, options.seeds)
         arms = {name: {**self.flags, **self.arms[name], **(self.quick if options.quick else {})} for name in names}
         with tempfile.TemporaryDirectory() as scratch:
-            sweep = Sweep(self.recipe, arms, seeds, options.runs or Path(scratch), jobs=options.jobs)
-            results = sweep.run()
+            runs = options.runs or (Path(scratch) if options.quick else where)
+            sweep = Sweep(self.recipe, arms, seeds, runs, jobs=options.jobs)
+            try:
+                results = sweep.run()
+            except UsageError as error:
+                raise SystemExit(f"{Path(sys.argv[0]).name}: {error}") from error
             everyone = {arm: self.base for arm in self.arms} if isinstance(self.base, str) else self.base
             pairs = {arm: base for arm, base in everyone.items() if arm in arms and base in arms and arm != base}
             differences = results.compare(pairs, self.measures)

@@ -178,7 +178,7 @@ def test_holm_counts_every_difference_of_the_comparison() -> None:
 def test_arms_with_other_starts_are_compared_in_what_they_changed() -> None:
     runs = {"base": [a_run("base", s, 1.0, 2.0) for s in (0, 1)], "arm": [a_run("arm", s, 3.0, 3.5) for s in (0, 1)]}
     (row,) = Results(runs).compare("base", ["a"])
-    assert row.of == "change" and row.seeds == (-0.5, -0.5)
+    assert row.of == "change" and row.seeds == (-0.5, -0.5) and row.p == 0, "two seeds without any spread"
 
 
 def test_one_seed_has_a_difference_and_no_interval() -> None:

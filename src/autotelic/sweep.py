@@ -495,6 +495,5 @@ def _flags(pairs: Sequence[str]) -> dict[str, Any]:
         if not equals or not name:
             raise UsageError(f'"{pair}" is not FIELD=VALUE')
         words = tuple(shlex.split(value))
-        switches: dict[tuple[str, ...], bool] = {("true",): True, ("false",): False}
-        flags[name] = switches.get(words, words[0] if len(words) == 1 else words)
+        flags[name] = words if len(words) != 1 else {"true": True, "false": False}.get(words[0], words[0])
     return flags
