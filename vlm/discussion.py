@@ -269,7 +269,7 @@ class ChatRoles(Roles):
         said = "" if critique is None else f"What a critic says of it:\n{critique}\n\nWeigh what the critic says. "
         return (
             f"{self._talk(question, ())}A solution:\n{solution}\n\n{said}Give the solution a score: 3 if it is right "
-            "and no objection to it holds, 2 if it has minor flaws that do not change the answer, 1 if a flaw is fatal. "
+            "and no objection holds, 2 if it has minor flaws that do not change the answer, 1 if a flaw is fatal. "
             "Give the reason in one sentence, then the score: <score>1</score>, <score>2</score> or <score>3</score>."
         )
 
