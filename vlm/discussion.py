@@ -202,7 +202,7 @@ class Interaction:
 
 def interaction(rollout: Rollout) -> float | None:
     """One rollout's reward."""
-    grades = [grade for grade in rollout.info["grades"] if grade is not None]
+    grades: list[int] = [grade for grade in rollout.info["grades"] if grade is not None]
     if not grades:
         return -1.0 if rollout.info["grader"] else None
     value = sum((grade - 1) / 2 for grade in grades) / len(grades)
