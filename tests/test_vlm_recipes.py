@@ -36,6 +36,7 @@ FREE = ("--gate-labels", "0")
 LABEL_FREE: dict[str, tuple[str, ...]] = {
     "vlm/evol_rl": FREE,
     "vlm/ttrl": FREE,
+    "vlm/comas": (),
     "vlm/self_critique": (),
     "vlm/self_critique --learn outcome": ("--learn", "outcome"),
     "vlm/self_critique --learn process": ("--learn", "process"),

@@ -1,0 +1,141 @@
+"""Agents solve questions, criticise each other's solutions and score them, and learn from what the others said of them.
+
+Paper: CoMAS (arXiv:2510.08529).
+
+Faithful, checked against the paper's formulas as notes on it quote them, and against the published code by way of a
+fork (wt-2048/comas at 4092f80: its prompts, rewards, clip, temperature, two references): m rounds with agents drawn
+uniformly; n critics that look for flaws; a scorer of every solution and critique, tau in 1..3, which nobody hears;
+r = (tau - 1) / 2 for the solution, 1 - r for the critique, 0 or -1 for the scorer; for every agent a buffer of all that
+it did in any role, A_t = r - beta sum_{>= t} ln pi / pi_ref normalised over all its tokens (REINFORCE++), PPO's clip.
+
+Left out: the paper's data and its four 3B models.
+
+Differs: a grade that cannot be read pays solution and critique nothing instead of 0 (they are not learned from). The
+paper's text is followed where the code differs from it: there every agent solves at once in 2 rounds, hears 2
+discussions of the round before, drawn at random, and critics hear none. Two epochs, so that the clip acts. Losses are
+means over an agent's tokens. The small default model speaks its own few words (``discussion.SmallRoles``): a critic has
+only a verdict, no argument. beta and lr are ours; the paper's beta is not known to us.
+
+Label account: training reads no label; the default start has imitated 150 traced demonstrations, which are not
+replayed; the gate compares views and reads none.
+
+Expected: benchmarks/comas.json for tabular agents. On the default model no gain: when asked to check, it tells right
+from wrong at chance (docs/results.md), and a game pays what its scorers know.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ..setting import TINY, SpeakingConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ...trainers.learner import PolicyLearner
+    from ...trainers.loop import Experiment
+    from ...trainers.run_folder import RunFolder
+    from ...types import Actor
+    from ..setting import Setting
+
+
+@dataclass(frozen=True)
+class Config(SpeakingConfig):
+    """Numbers with a source are the paper's."""
+
+    agents: int = 2  # the paper's main runs have 4, its ablation 2
+    """Copies of the model that play, each trained by itself. The first is evaluated."""
+    rounds: int = 0
+    """Solutions per discussion (m); 0 takes twice the number of agents, as the paper does."""
+    critics: int = 1  # n
+    """Critiques per solution; 0 scores solutions alone, the paper's ablation."""
+    history: int = 2  # kappa
+    """Rounds that solvers and critics hear of."""
+    scorer: bool = True
+    """Let another agent score; without, a critic scores what it criticises, the paper's ablation."""
+    beta: float = 0.01
+    """Weight of the per-token KL to the start, in the reward."""
+    clip: float = 0.2  # eps_clip (code)
+    """Clip of the ratio."""
+    epochs: int = 2
+    """Passes over a round's rollouts."""
+    minibatches: int = 2
+    """Gradient steps per pass."""
+    iterations: int = 100
+    prompts_per_step: int = 24
+    group: int = 1
+    """Discussions per question and round."""
+    lr: float = 3e-4
+    weight_decay: float = 0.0
+    entropy: float = 0.0
+    replay: float = 0.0
+    gate_labels: int = 0
+
+
+def debug() -> Config:
+    """Two rounds in seconds."""
+    return Config(**{**TINY, "group": 1, "gate_labels": 0})
+
+
+def build(config: Config, folder: RunFolder) -> Experiment:
+    from ...errors import UsageError
+    from ...rewards.reward import Reward
+    from ..discussion import ChatRoles, Discussion, Interaction, SmallRoles, trainable
+    from ..setting import is_small, start
+    from ..watch import Watch
+
+    if config.agents < 1:
+        raise UsageError(f"a discussion needs --agents of 1 or more, not {config.agents}")
+    setting = start(config, labels=False)
+    policies: list[Any] = [setting.policy, *(trainable(setting.policy) for _ in range(config.agents - 1))]
+    agents = {f"agent{number}": policy for number, policy in enumerate(policies)}
+    game = Discussion(
+        agents,
+        SmallRoles() if is_small(config) else ChatRoles(),
+        rounds=config.rounds or 2 * config.agents,
+        critics=config.critics,
+        history=config.history,
+        scorer=config.scorer,
+    )
+    learners = {name: learner_of(config, setting, name, agent) for name, agent in agents.items()}
+    sampling = {"temperature": config.temperature}
+    stage = setting.stage(
+        None, Reward(Interaction()), actor=game, learners={**learners, "watch": Watch()}, sampling=sampling
+    )
+    experiment = setting.experiment([stage])
+    experiment.evaluate = lambda actor: evaluate(setting, actor)
+    return experiment
+
+
+def learner_of(config: Config, setting: Setting, name: str, agent: Any) -> PolicyLearner:
+    """REINFORCE++ with the KL in the reward, of one agent's own rollouts."""
+    from ...trainers.advantages import ReinforcePlusPlus
+    from ...trainers.objectives import PPOClip
+    from ...trainers.shaping import PerTokenKL
+
+    objective = setting.regularised(PPOClip(config.clip, config.clip, aggregate="decision"))
+    shape = [PerTokenKL(config.beta, "start")] if config.beta else []
+    learner: PolicyLearner = replace(setting, policy=agent).learner(
+        objective,
+        advantage=ReinforcePlusPlus(),
+        shape=shape,
+        anchors=setting.replay() if config.replay else None,  # a repair must not bring in demonstrations
+        players=(name,),
+    )
+    steps = {"epochs": config.epochs, "minibatches": config.minibatches}
+    learner.optimisation = replace(learner.optimisation, **steps)
+    return learner
+
+
+def evaluate(setting: Setting, actor: Actor) -> Mapping[str, Any]:
+    """The judged agent alone, as which a game acts when it is evaluated, and beside it the mean of all agents."""
+    from ..evaluation import evaluate as evaluate_one
+
+    game: Any = actor.evaluated()
+    results = {name: evaluate_one(setting, agent) for name, agent in game.agents.items()}
+    judged = results[game.judged]
+    for category, figures in judged["figures"].items():
+        successes = [result["outcomes"][category]["success"] for result in results.values()]
+        figures["mean of agents"] = sum(map(sum, successes)) / sum(map(len, successes))
+    return judged
