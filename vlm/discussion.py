@@ -18,7 +18,6 @@ import torch
 from ..errors import UsageError
 from ..rewards.exhibits import text_of
 from ..trainers.actors import Game
-from ..trainers.policy import TorchPolicy
 from ..trainers.randomness import generator
 from ..types import Policy, Rollout, Score, Task
 
@@ -283,11 +282,3 @@ class ChatRoles(Roles):
             lines.append(f"Solution {number} so far:\n{exchange.solution}\n")
             lines += [f"Criticism of solution {number}:\n{critique}\n" for critique in exchange.critiques]
         return "\n".join(lines) + "\n"
-
-
-def trainable(policy: TorchPolicy) -> TorchPolicy:
-    """A copy of a policy that is trained by itself; what is not trained is shared where a fork shares it."""
-    agent = policy.fork("agent")
-    for mine, theirs in zip(agent.module.parameters(), policy.module.parameters(), strict=True):
-        mine.requires_grad_(theirs.requires_grad)
-    return agent

@@ -26,23 +26,27 @@ from wrong at chance (docs/results.md), and a game pays what its scorers know.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..setting import TINY, SpeakingConfig
+from ..setting import LanguageConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ...trainers.learner import PolicyLearner
     from ...trainers.loop import Experiment
     from ...trainers.run_folder import RunFolder
-    from ...types import Actor
+    from ...types import Actor, Learner
     from ..setting import Setting
 
 
 @dataclass(frozen=True)
-class Config(SpeakingConfig):
+class Config(LanguageConfig):
     """Numbers with a source are the paper's."""
+
+    FIXED: ClassVar[tuple[str, ...]] = ("rewards", "objective", "advantage", "std_floor")
+    SMALL: ClassVar[Mapping[str, Any]] = {"lr": 3e-4, "weight_decay": 0.0, "entropy_coef": 0.0, "group_size": 1}
+    LOADED: ClassVar[Mapping[str, Any]] = {"group_size": 1}
+    TINY: ClassVar[Mapping[str, Any]] = {"group_size": 1, "gate_labels": 0}
 
     agents: int = 2  # the paper's main runs have 4, its ablation 2
     """Copies of the model that play, each trained by itself. The first is evaluated."""
@@ -56,39 +60,29 @@ class Config(SpeakingConfig):
     """Let another agent score; without, a critic scores what it criticises, the paper's ablation."""
     beta: float = 0.01
     """Weight of the per-token KL to the start, in the reward."""
-    clip: float = 0.2  # eps_clip (code)
-    """Clip of the ratio."""
     epochs: int = 2
-    """Passes over a round's rollouts."""
-    minibatches: int = 2
-    """Gradient steps per pass."""
-    iterations: int = 100
-    prompts_per_step: int = 24
-    group: int = 1
-    """Discussions per question and round."""
-    lr: float = 3e-4
-    weight_decay: float = 0.0
-    entropy: float = 0.0
-    replay: float = 0.0
+    minibatches: int | None = 2
+    max_steps: int = 100
+    sft_coef: float = 0.0
     gate_labels: int = 0
 
 
 def debug() -> Config:
     """Two rounds in seconds."""
-    return Config(**{**TINY, "group": 1, "gate_labels": 0})
+    return Config.tiny()
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ...errors import UsageError
     from ...rewards.reward import Reward
-    from ..discussion import ChatRoles, Discussion, Interaction, SmallRoles, trainable
+    from ..discussion import ChatRoles, Discussion, Interaction, SmallRoles
     from ..setting import is_small, start
     from ..watch import Watch
 
     if config.agents < 1:
         raise UsageError(f"a discussion needs --agents of 1 or more, not {config.agents}")
-    setting = start(config, labels=False)
-    policies: list[Any] = [setting.policy, *(trainable(setting.policy) for _ in range(config.agents - 1))]
+    setting = start(config, folder, labels=False)
+    policies: list[Any] = [setting.policy, *(setting.policy.trainable(f"agent{i}") for i in range(1, config.agents))]
     agents = {f"agent{number}": policy for number, policy in enumerate(policies)}
     game = Discussion(
         agents,
@@ -100,32 +94,29 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     )
     learners = {name: learner_of(config, setting, name, agent) for name, agent in agents.items()}
     sampling = {"temperature": config.temperature}
-    stage = setting.stage(
-        None, Reward(Interaction()), actor=game, learners={**learners, "watch": Watch()}, sampling=sampling
-    )
+    everyone: dict[str, Learner] = {**learners, "watch": Watch()}
+    sampling = {"temperature": config.temperature}
+    first = learners[game.judged]
+    stage = setting.stage(first, Reward(Interaction()), actor=game, learners=everyone, sampling=sampling)
     experiment = setting.experiment([stage])
     experiment.evaluate = lambda actor: evaluate(setting, actor)
     return experiment
 
 
-def learner_of(config: Config, setting: Setting, name: str, agent: Any) -> PolicyLearner:
+def learner_of(config: Config, setting: Setting, name: str, agent: Any) -> Learner:
     """REINFORCE++ with the KL in the reward, of one agent's own rollouts."""
     from ...trainers.advantages import ReinforcePlusPlus
-    from ...trainers.objectives import PPOClip
+    from ...trainers.published import clipped
     from ...trainers.shaping import PerTokenKL
 
-    objective = setting.regularised(PPOClip(config.clip, config.clip, aggregate="decision"))
-    shape = [PerTokenKL(config.beta, "start")] if config.beta else []
-    learner: PolicyLearner = replace(setting, policy=agent).learner(
-        objective,
-        advantage=ReinforcePlusPlus(),
-        shape=shape,
-        anchors=setting.replay() if config.replay else None,  # a repair must not bring in demonstrations
+    return replace(setting, policy=agent).learner(
+        clipped(config, aggregate="decision"),
+        ReinforcePlusPlus(),
+        shape=[PerTokenKL(config.beta, "start")] if config.beta else [],
+        references={"start": setting.start},
+        anchors=setting.anchors() if config.sft_coef else None,  # a repair must not bring in demonstrations
         players=(name,),
     )
-    steps = {"epochs": config.epochs, "minibatches": config.minibatches}
-    learner.optimisation = replace(learner.optimisation, **steps)
-    return learner
 
 
 def evaluate(setting: Setting, actor: Actor) -> Mapping[str, Any]:
