@@ -50,7 +50,7 @@ from autotelic.trainers.run_folder import RunFolder, versions
 from autotelic.trainers.shaping import PerTokenKL
 from autotelic.trainers.statistics import mean_interval
 from autotelic.types import Batch, Evaluation, Mode, Rollout, Task
-from autotelic.vlm.discussion import CRITIC, SCORER, SOLVER, Discussion, Exchange, Interaction, Roles, trainable
+from autotelic.vlm.discussion import CRITIC, SCORER, SOLVER, Discussion, Exchange, Interaction, Roles
 
 ANSWERS, ARGUMENTS, ACTIONS = 4, 4, 4
 NONE = -1e4
@@ -143,7 +143,7 @@ def run(arm: str, seed: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     """One run of the loop; its curves and what it ends with."""
     how = {"q": 0.8, "noise": False, "critics": 1, "scorer": True} | ARMS[arm]
     first, right = start(settings["questions"], how["q"], how["noise"], seed)
-    agents = {f"agent{number}": trainable(first) for number in range(settings["agents"])}
+    agents = {f"agent{number}": first.trainable(f"agent{number}") for number in range(settings["agents"])}
     rounds = 2 * settings["agents"]
     game = Discussion(agents, TableRoles(), rounds=rounds, critics=how["critics"], scorer=how["scorer"])
     reference = first.fork("start")

@@ -25,14 +25,13 @@ from wrong at chance (docs/results.md), and a game pays what its scorers know.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..setting import LanguageConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from ...trainers.loop import Experiment
     from ...trainers.run_folder import RunFolder
     from ...types import Actor, Learner
