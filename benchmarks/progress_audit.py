@@ -184,7 +184,7 @@ def act(setting: Setting, name: str, states: Sequence[int], temperature: float, 
     actor = setting.actor(estimator=Silent())
     actor.temperature = temperature
     tasks = [setting.task(name, state) for state in states]
-    rollouts = actor.act(tasks, 1, key=(setting.config.seed, key), oracle=True, stop=False, render=VIEW)
+    rollouts = actor.act(tasks, 1, key=(setting.config.seed, key), oracle=True, render=VIEW)
     return [rollout.output for rollout in rollouts]
 
 

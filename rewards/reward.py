@@ -12,12 +12,13 @@ with ``__call__``, so that it can travel to another process.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..families import families_of
 from ..types import Score
 
 
@@ -28,13 +29,27 @@ class Reward:
         function: called with keyword columns; returns one score per sample, or a mapping of named ones.
         name: how it is logged; the function's own name by default.
         differentiable: scores are a tensor through which gradient flows to the outputs.
+        families: what it was learned or computed from (see ``autotelic.families``), where the function declares none.
     """
 
-    def __init__(self, function: Callable[..., Any], name: str | None = None, *, differentiable: bool | None = None):
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        name: str | None = None,
+        *,
+        differentiable: bool | None = None,
+        families: Iterable[str] | None = None,
+    ) -> None:
         self.function = function
         self.name = name or str(getattr(function, "__name__", type(function).__name__))
         declared = bool(getattr(function, "differentiable", False))
         self.differentiable = declared if differentiable is None else differentiable
+        self._families = None if families is None else frozenset(families)
+
+    @property
+    def families(self) -> frozenset[str]:
+        """Those that were given, else the function's."""
+        return families_of(self.function) if self._families is None else self._families
 
     @property
     def terms(self) -> list[tuple[float, Reward]]:
@@ -60,6 +75,10 @@ class WeightedSum(Reward):
         super().__init__(self.combine, " + ".join(f"{weight:g} {term.name}" for weight, term in terms))
         self._terms = list(terms)
         self.differentiable = all(term.differentiable for _, term in terms)
+
+    @property
+    def families(self) -> frozenset[str]:
+        return families_of(*(term for _, term in self._terms))
 
     @property
     def terms(self) -> list[tuple[float, Reward]]:

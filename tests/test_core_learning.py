@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -197,11 +197,13 @@ COUPLED: Sequence[Term] = [
 ]
 
 
-def gradients(policy: TorchPolicy, objective: Term, batch: Batch, piece: int) -> list[Tensor]:
+def gradients(
+    policy: TorchPolicy, objective: Term, batch: Batch, references: Mapping[str, TorchPolicy], piece: int
+) -> list[Tensor]:
     policy.piece = piece
     for parameter in policy.parameters():
         parameter.grad = None
-    backpropagate(policy, objective, batch)
+    backpropagate(policy, objective, batch, references)
     return [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
 
 
@@ -210,7 +212,7 @@ def gradients(policy: TorchPolicy, objective: Term, batch: Batch, piece: int) ->
 def test_backward_in_pieces_is_exact(problem: Problem, objective: Term) -> None:
     """Pieces of 5 rows cut every group and pair of 8 apart; the gradient is still the whole one's."""
     policy = problem.policy(len(problem.tasks))
-    policy.references["reference"] = policy.fork("reference")
+    references = {"reference": policy.fork("reference")}
     rollouts = policy.act(problem.tasks, 8)
     for number, rollout in enumerate(rollouts):
         rollout.scores["total"] = (number * 7 % 11) / 10
@@ -221,8 +223,8 @@ def test_backward_in_pieces_is_exact(problem: Problem, objective: Term) -> None:
     with torch.no_grad():  # away from the reference, so that every term has a gradient
         for parameter in policy.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=random)
-    whole = gradients(policy, objective, batch, piece=256)
-    pieces = gradients(policy, objective, batch, piece=5)
+    whole = gradients(policy, objective, batch, references, piece=256)
+    pieces = gradients(policy, objective, batch, references, piece=5)
     assert max(float(g.abs().max()) for g in whole) > 1e-3
     for one, many in zip(whole, pieces, strict=True):
         assert torch.allclose(one, many, atol=1e-6, rtol=1e-5)

@@ -170,16 +170,16 @@ def test_outputs_are_those_that_were_sampled_or_that_the_weights_of_now_would_dr
 def test_a_reward_gradient_may_stand_beside_a_penalty() -> None:
     """The sum's gradient is the sum of gradients, in every size of pieces."""
     policy = shapes_policy(4)
-    policy.references["start"] = policy.fork("start")
+    references = {"start": policy.fork("start")}
     batch = sampled(policy, other_weights=True)
     penalty = KLPenalty("start", "exact")
     right = gradient_by_hand(policy, batch, by_hand(policy, batch, 0))
-    loss, _ = penalty(policy.forward_decisions(batch, penalty.needs), batch)
+    loss, _ = penalty(policy.forward_decisions(batch, penalty.needs, references), batch)
     (0.5 * loss).backward()
     right = [a + b for a, b in zip(right, gradients(policy), strict=True)]
     for at_once in (1024, 5):
         policy.at_once = at_once
-        backpropagate(policy, OBJECTIVE + 0.5 * penalty, batch)
+        backpropagate(policy, OBJECTIVE + 0.5 * penalty, batch, references)
         assert_same(gradients(policy), right)
 
 

@@ -246,7 +246,7 @@ def test_beta_survives_a_checkpoint(tmp_path: Path) -> None:
 def test_without_spread_nothing_is_learned_until_there_is_some() -> None:
     mine = learner()
     before = [p.detach().clone() for p in mine.policy.parameters()]
-    assert mine.update(drawn(mine.policy, 2.0, 2.0, 5.0, 5.0)) == {"objective/sigma_0": 0.0}
+    assert mine.update(drawn(mine.policy, 2.0, 2.0, 5.0, 5.0)) == {"learned": 0.0, "objective/sigma_0": 0.0}
     assert all(torch.equal(p, b) for p, b in zip(mine.policy.parameters(), before, strict=True))
     assert mine.update(drawn(mine.policy, 2.0, 3.0, 5.0, 5.0))["objective/sigma_0"] == pytest.approx(0.5**0.5 / 2)
     assert not all(torch.equal(p, b) for p, b in zip(mine.policy.parameters(), before, strict=True))

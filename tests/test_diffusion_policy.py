@@ -122,22 +122,22 @@ OBJECTIVES: dict[str, Term] = {
 }
 
 
-def prepared(policy: DenoisingPolicy, objective: Term) -> Batch:
-    """A batch with all that objectives ask for, away from where it was sampled and from the references."""
-    policy.references = {"start": policy.fork("start"), "proximal": policy.fork("proximal")}
+def prepared(policy: DenoisingPolicy, objective: Term) -> tuple[Batch, dict[str, Any]]:
+    """A batch with all that objectives ask for, away from where it was sampled and from the references, and those."""
+    references = {"start": policy.fork("start"), "proximal": policy.fork("proximal")}
     rollouts = scored(policy.act(TASKS, 3))
     shake(policy, 0.01, seed=2)
     batch = policy.collate(rollouts, "forward" if "forward" in objective.needs else "sampled")
     batch = best_of_group(preference_pairs(batch) if isinstance(objective, DPO) else all_pairs(batch))
     batch.advantages = grpo()(batch)
-    batch.log_probs["start"] = policy.references["start"].evaluate_actions(batch).log_probs
-    return batch
+    batch.log_probs["start"] = references["start"].evaluate_actions(batch).log_probs
+    return batch, references
 
 
-def plain(policy: DenoisingPolicy, objective: Term, batch: Batch) -> list[Tensor]:
+def plain(policy: DenoisingPolicy, objective: Term, batch: Batch, references: Any = None) -> list[Tensor]:
     """The objective's gradient with one graph from the weights to the loss."""
     policy.at_once = 1024
-    loss, _ = objective(policy.forward_decisions(batch, objective.needs), batch)
+    loss, _ = objective(policy.forward_decisions(batch, objective.needs, references or {}), batch)
     loss.backward()
     return gradients(policy)
 
@@ -146,21 +146,21 @@ def plain(policy: DenoisingPolicy, objective: Term, batch: Batch) -> list[Tensor
 def test_a_gradient_in_pieces_is_the_whole_one(name: str) -> None:
     """Pieces of 5 decisions cut pictures, pairs and groups apart."""
     policy, objective = shapes_policy(), OBJECTIVES[name]
-    batch = prepared(policy, objective)
-    right = plain(policy, objective, batch)
+    batch, references = prepared(policy, objective)
+    right = plain(policy, objective, batch, references)
     calls = Calls(policy.module)
-    backpropagate(policy, objective, batch)
+    backpropagate(policy, objective, batch, references)
     assert_same(gradients(policy), right)
     whole, calls.rows = calls.rows, []
     policy.at_once = 5
-    backpropagate(policy, objective, batch)
+    backpropagate(policy, objective, batch, references)
     assert_same(gradients(policy), right)
     assert max(calls.rows) <= 5 < max(whole)
 
 
 def test_what_is_evaluated_and_fits_is_not_computed_twice() -> None:
     policy = shapes_policy()
-    batch = prepared(policy, OBJECTIVES["ppo"])
+    batch, _ = prepared(policy, OBJECTIVES["ppo"])
     calls = Calls(policy.module)
     backpropagate(policy, PPOClip(), batch)
     assert calls.rows == [int(batch.mask.sum())]
@@ -173,18 +173,18 @@ def test_what_is_evaluated_and_fits_is_not_computed_twice() -> None:
 @pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux"])
 def test_pieces_are_exact_for_every_family(name: str) -> None:
     policy = policy_of(name, rank=2, noise=0.05, guidance=3.0)
-    batch = prepared(policy, OBJECTIVES["ppo"])
-    right = plain(policy, OBJECTIVES["ppo"], batch)
+    batch, references = prepared(policy, OBJECTIVES["ppo"])
+    right = plain(policy, OBJECTIVES["ppo"], batch, references)
     policy.at_once = 4
-    backpropagate(policy, OBJECTIVES["ppo"], batch)
+    backpropagate(policy, OBJECTIVES["ppo"], batch, references)
     assert_same(gradients(policy), right, 1e-3)
 
 
 def test_exact_divergence_is_that_of_the_steps() -> None:
     policy = shapes_policy()
-    batch = prepared(policy, OBJECTIVES["ppo"])
-    start = policy.references["start"]
-    now = policy.evaluate_actions(batch, {"kl:start"})
+    batch, references = prepared(policy, OBJECTIVES["ppo"])
+    start = references["start"]
+    now = policy.evaluate_actions(batch, {"kl:start"}, references)
     path = batch.payload["path"]
     row, i = 4, 1
     step, x = torch.tensor([i]), path[row, i][None]
@@ -267,8 +267,8 @@ def test_the_shortcut_is_not_for_rollouts_of_others_or_of_another_context() -> N
 
 def test_steps_without_noise_are_no_decisions() -> None:
     policy = shapes_policy(steps=4)
-    chain = policy.sampler.windowed(1, 3)
-    rollouts = scored(policy.act(TASKS, 2, sampler=chain))
+    policy.sampler = policy.sampler.windowed(1, 3)
+    rollouts = scored(policy.act(TASKS, 2))
     assert all(r.mask.tolist() == [False, True, True, False] for r in rollouts)
     assert all(r.log_probs is not None and r.log_probs[[0, 3]].tolist() == [0, 0] for r in rollouts)
     batch = policy.collate(rollouts)
@@ -281,13 +281,13 @@ def test_steps_without_noise_are_no_decisions() -> None:
 
 def test_a_deterministic_chain_has_pictures_and_nothing_to_learn_from() -> None:
     policy = shapes_policy()
-    policy.references["start"] = policy.fork("start")
-    rollouts = scored(policy.act(TASKS, 2, sampler=policy.sampler.windowed(0, 0)))
+    references = {"start": policy.fork("start")}
+    rollouts = scored(policy.act(TASKS, 2, greedy=True))
     batch = policy.collate(rollouts)
     batch.advantages = torch.ones(batch.mask.shape)
     for at_once in (1024, 1):
         policy.at_once = at_once
-        backpropagate(policy, Reinforce() + KLPenalty("start", "exact"), batch)
+        backpropagate(policy, Reinforce() + KLPenalty("start", "exact"), batch, references)
         assert all(float(g.abs().max()) == 0 for g in gradients(policy))
 
 
@@ -298,7 +298,7 @@ def test_rollouts_that_cannot_be_one_batch_are_told() -> None:
     with pytest.raises(ValueError, match="red: an encoded picture has forward decisions only"):
         policy.collate([*rollouts, *encoded])
     with pytest.raises(ValueError, match="red was drawn in 6 denoising steps, the policy's chain has 4"):
-        policy.collate(policy.act(TASKS, 1, sampler=shapes_policy(steps=6).sampler))
+        policy.collate(shapes_policy(steps=6).act(TASKS, 1))
     assert len(policy.collate([*rollouts, *encoded], "forward")) == 4
 
 
@@ -343,11 +343,11 @@ def test_acting_leaves_the_global_generator_alone() -> None:
 
 def test_forward_decisions_are_scores_of_noised_pictures() -> None:
     policy = shapes_policy(steps=4, forward_draws=3)
-    policy.references["start"] = policy.fork("start")
+    start = policy.fork("start")
     shake(policy, 0.01, seed=2)
     batch = policy.collate(policy.act(TASKS, 2), "forward")
     assert batch.mask.shape == (4, 3) and bool(batch.mask.all()) and batch.log_probs == {}
-    now = policy.evaluate_actions(batch, {"forward", "kl:start"})
+    now = policy.evaluate_actions(batch, {"forward", "kl:start"}, {"start": start})
     levels, row, draw = batch.payload["level"], 3, 2
     assert all(len(set(levels[b].tolist())) == 3 for b in range(4))
     sigma = policy.sampler.levels.sigma[levels[row, draw]].float()
@@ -357,7 +357,7 @@ def test_forward_decisions_are_scores_of_noised_pictures() -> None:
     condition = policy.adapter.encode([TASKS[1].prompt])
     with torch.no_grad():
         out = policy.adapter.predict(policy.module, x[None], 1000 * sigma.reshape(1), condition)[0]
-        with policy.references["start"].worn():
+        with start.worn():
             before = policy.adapter.predict(policy.module, x[None], 1000 * sigma.reshape(1), condition)[0]
     right = -0.5 * (noise - clean - out).square().sum()
     torch.testing.assert_close(now.log_probs[row, draw], right, rtol=1e-5, atol=1e-3)
@@ -416,7 +416,6 @@ def pictures_of(policy: DenoisingPolicy) -> Tensor:
 @pytest.mark.parametrize("name", ["shapes", "sd-lora"])
 def test_a_fork_is_frozen_shares_what_is_not_trained_and_acts_the_same(name: str) -> None:
     policy = SETTINGS[name]()
-    policy.references = {"start": policy.fork("start")}
     fork = policy.fork("fork")
     assert fork.module is policy.module and fork.adapter is policy.adapter
     assert list(fork.parameters()) == []
@@ -434,7 +433,6 @@ def test_a_fork_is_frozen_shares_what_is_not_trained_and_acts_the_same(name: str
     with fork.worn():
         torch.testing.assert_close(pictures_of(policy), before, rtol=0, atol=1e-5)
     assert float((pictures_of(policy) - before).abs().max()) > 1e-3
-    assert fork.references == {} and set(policy.references) == {"start"}
 
 
 def test_weights_come_back_after_being_worn_whatever_happens() -> None:
@@ -523,16 +521,15 @@ def test_a_prompt_is_encoded_once() -> None:
 )
 def test_the_graph_that_drawing_kept_gives_the_same_gradient_without_a_forward_pass(objective: Term) -> None:
     policy = shapes_policy()
-    start = policy.fork("start")
+    references = {"start": policy.fork("start")}
     shake(policy, 0.05)
-    policy.references = {"start": start}
     found, rows = [], []
     for keep in (False, True):
         batch = all_pairs(policy.collate(scored(policy.act(TASKS, 3, key=(1,), keep_graph=keep))))
         batch.advantages = grpo()(batch)
         batch.log_probs["start"] = torch.zeros_like(batch.log_probs["behaviour"])
         calls = Calls(policy.module)
-        backpropagate(policy, objective, batch)
+        backpropagate(policy, objective, batch, references)
         found.append(gradients(policy))
         rows.append(sum(calls.rows))
     assert_same(found[1], found[0])

@@ -40,7 +40,7 @@ def test_a_run_by_two_processes_is_that_of_one(tmp_path: Path) -> None:
     assert printed.count("iteration 1/2") == 2, "every process believes to be alone"
     for tasks in (3, 1):
         one, two = folder_at(tmp_path / f"alone-{tasks}"), RunFolder.open(tmp_path / f"shared-{tasks}")
-        train(build(honest, iterations=2, tasks_per_step=tasks), one)
+        train(build(honest, iterations=2, minibatches=1, tasks_per_step=tasks), one)
         here, there = (folder.load_checkpoint()["now"]["policy"] for folder in (one, two))
         assert float((here["policy"]["weight"] - there["policy"]["weight"]).abs().max()) < 1e-5
         assert here["updates"] == there["updates"] == 2

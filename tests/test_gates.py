@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from autotelic.trainers.alarms import AlarmLimits, check_evidence, check_metrics
+from autotelic.trainers.alarms import Alarm, AlarmLimits, Watcher, check_evidence
 from autotelic.trainers.gates import BestSoFar, NonInferiority
 from autotelic.types import Rollout, Task
 
@@ -166,6 +166,13 @@ def test_the_best_gate_looks_at_the_base_once_and_tells_what_it_saw() -> None:
 
 # ------------------------------------------------------------------------------------------------ alarms
 
+
+def watched(history: Sequence[dict[str, float]], limits: AlarmLimits) -> list[Alarm]:
+    """Alarms of the newest of these iterations."""
+    watcher = Watcher(limits)
+    return [watcher.check(metrics) for metrics in history][-1]
+
+
 CLEAN = {"groups/zero_spread": 0.3, "objective/kl_reference": 0.1, "objective/entropy": 1.0, "objective/kl": 9.0}
 
 
@@ -180,14 +187,14 @@ CLEAN = {"groups/zero_spread": 0.3, "objective/kl_reference": 0.1, "objective/en
 def test_planted_trouble_is_told(trouble: dict[str, float], alarm: str, detail: str) -> None:
     limits = AlarmLimits(window=3)
     history = [CLEAN, CLEAN] + [CLEAN | trouble] * 3
-    (found,) = check_metrics(history, limits)
+    (found,) = watched(history, limits)
     assert found.alarm == alarm and detail in found.detail
-    assert check_metrics(history[:3], limits) == [], "one of three iterations is not yet a trend"
-    assert check_metrics(history[-2:], limits) == [], "too early to tell"
+    assert watched(history[:3], limits) == [], "one of three iterations is not yet a trend"
+    assert watched(history[-2:], limits) == [], "too early to tell"
 
 
 def test_clean_metrics_raise_no_alarm() -> None:
-    assert check_metrics([CLEAN] * 20, AlarmLimits()) == []
-    assert check_metrics([{"reward": float("nan")}] * 20, AlarmLimits()) == []
+    assert watched([CLEAN] * 20, AlarmLimits()) == []
+    assert watched([{"reward": float("nan")}] * 20, AlarmLimits()) == []
     below_zero = [{"objective/entropy": -1.0}] * 5 + [{"objective/entropy": -0.5}] * 5
-    assert check_metrics(below_zero, AlarmLimits()) == [], "the entropy of a density may be negative"
+    assert watched(below_zero, AlarmLimits()) == [], "the entropy of a density may be negative"

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from autotelic.rewards.reward import Reward
-from autotelic.trainers.advantages import ReinforcePlusPlus, grpo
-from autotelic.trainers.gates import BestSoFar
+from autotelic.trainers.advantages import ReinforcePlusPlus, drop_zero_spread, grpo
+from autotelic.trainers.gates import BestSoFar, Gate
 from autotelic.trainers.learner import Optimisation, PolicyLearner
 from autotelic.trainers.loop import Stage, train
 from autotelic.trainers.objectives import Entropy, KLPenalty, PPOClip, Reinforce, Term
@@ -152,15 +152,20 @@ def test_a_second_stage_resumes_too(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------- rollback
 
 
-def always(*decisions: str) -> Any:
+class Told(Gate):
     """A gate that gives these answers in turn, then the last for ever."""
-    left = list(decisions)
 
-    def gate(candidate: Actor, against: Mapping[str, Actor]) -> Verdict:
-        answer: Any = left.pop(0) if len(left) > 1 else left[0]
+    def __init__(self, *decisions: str) -> None:
+        self.left: list[Any] = list(decisions)
+
+    def __call__(self, candidate: Actor, against: Mapping[str, Actor]) -> Verdict:
+        answer = self.left.pop(0) if len(self.left) > 1 else self.left[0]
         return Verdict(answer, "told to", ("lie",))
 
-    return gate
+
+def always(*decisions: str) -> Any:
+    """Makes such a gate, whatever a run gives it."""
+    return lambda *_, **__: Told(*decisions)
 
 
 def test_rollback_restores_every_learner_to_the_bit(tmp_path: Path) -> None:
@@ -169,7 +174,7 @@ def test_rollback_restores_every_learner_to_the_bit(tmp_path: Path) -> None:
     parts = {**stage.learners, "curriculum": stage.curriculum}
     start = {name: deepcopy(part.state_dict()) for name, part in parts.items()}
     folder = folder_at(tmp_path / "run")
-    train(replace(experiment, stages=[replace(stage, gate=always("rollback"), gate_every=4)]), folder)
+    train(replace(experiment, stages=[replace(stage, gate=Told("rollback"), gate_every=4)]), folder)
     metrics = folder.metrics()
     assert {name: part.state_dict() for name, part in parts.items()}.keys() == start.keys()
     assert all(same(part.state_dict(), start[name]) for name, part in parts.items())
@@ -181,8 +186,8 @@ def test_rollback_restores_every_learner_to_the_bit(tmp_path: Path) -> None:
 
 def test_a_kept_candidate_is_what_later_rollbacks_restore(tmp_path: Path) -> None:
     kept, folder = folder_at(tmp_path / "kept"), folder_at(tmp_path / "run")
-    train(build(iterations=2, gate_every=1, gate=lambda *_, **__: always("keep")), kept)
-    train(build(iterations=4, gate_every=1, gate=lambda *_, **__: always("keep", "keep", "rollback")), folder)
+    train(build(iterations=2, gate_every=1, gate=always("keep")), kept)
+    train(build(iterations=4, gate_every=1, gate=always("keep", "keep", "rollback")), folder)
     state = folder.load_checkpoint("best")
     assert same(state["now"], kept.load_checkpoint("best")["now"])
     assert same(state["promoted_actor"], state["now"]["policy"]["policy"])
@@ -208,9 +213,9 @@ def test_who_waits_is_neither_promoted_nor_undone(tmp_path: Path) -> None:
     kept, waiting = folder_at(tmp_path / "kept"), folder_at(tmp_path / "waiting")
     for folder, decisions in ((kept, ["keep"]), (waiting, ["keep", "wait"])):
         with pytest.raises(RewardError):
-            train(build(failing(honest, after=2), gate_every=1, gate=lambda *_, d=decisions, **__: always(*d)), folder)
+            train(build(failing(honest, after=2), gate_every=1, gate=always(*decisions)), folder)
     once = folder_at(tmp_path / "once")
-    train(build(honest, iterations=1, gate_every=1, gate=lambda *_, **__: always("keep")), once)
+    train(build(honest, iterations=1, gate_every=1, gate=always("keep")), once)
     latest, best = (waiting.load_checkpoint(which) for which in ("latest", "best"))
     assert (latest["iteration"], best["iteration"]) == (2, 1)
     assert same(latest["now"], kept.load_checkpoint()["now"]), "it learns on from where it was"
@@ -222,8 +227,8 @@ def test_who_waits_is_neither_promoted_nor_undone(tmp_path: Path) -> None:
 
 def test_who_still_waits_at_the_end_goes_back_to_what_was_kept(tmp_path: Path) -> None:
     once, folder = folder_at(tmp_path / "once"), folder_at(tmp_path / "run")
-    train(build(honest, iterations=1, gate_every=1, gate=lambda *_, **__: always("keep")), once)
-    train(build(honest, iterations=3, gate_every=1, gate=lambda *_, **__: always("keep", "wait")), folder)
+    train(build(honest, iterations=1, gate_every=1, gate=always("keep")), once)
+    train(build(honest, iterations=3, gate_every=1, gate=always("keep", "wait")), folder)
     for which in ("latest", "best"):
         state = folder.load_checkpoint(which)
         assert state["iteration"] == 3 and same(state["now"], once.load_checkpoint()["now"])
@@ -236,13 +241,13 @@ def early(probes: Any, judge: Any, reward: Any = None, **_: Any) -> BestSoFar:
 
 def test_a_stopped_run_ends_early_with_the_best_weights_and_says_so(tmp_path: Path) -> None:
     folder = folder_at(tmp_path / "run")
-    train(build(honest, iterations=30, gate_every=1, gate=early), folder)
+    train(build(honest, iterations=60, gate_every=1, gate=early), folder)
     rows, state = folder.read("gate"), folder.load_checkpoint()
     decisions = [row["decision"] for row in rows]
-    assert decisions[-3:] == ["keep", "wait", "wait"] and len(decisions) < 30
+    assert decisions[-3:] == ["keep", "wait", "wait"] and len(decisions) < 60
     assert [row["stop"] for row in rows] == [False] * (len(rows) - 1) + [True]
     assert [row["iteration"] for row in folder.metrics()] == list(range(1, len(rows) + 1))
-    assert (state["iteration"], state["step"]) == (len(rows), 30)
+    assert (state["iteration"], state["step"]) == (len(rows), 60)
     assert same(folder.load_checkpoint("best"), state)
     best = folder_at(tmp_path / "best")
     train(build(honest, iterations=len(rows) - 2, gate_every=1, gate=early), best)
@@ -253,19 +258,19 @@ def test_a_stopped_run_ends_early_with_the_best_weights_and_says_so(tmp_path: Pa
 def test_a_run_that_stops_early_resumes_to_the_same_end(tmp_path: Path) -> None:
     """It breaks off at a waiting candidate, or after it stopped and before its last evaluation."""
     whole = folder_at(tmp_path / "whole")
-    train(build(honest, iterations=30, gate_every=1, gate=early), whole)
+    train(build(honest, iterations=60, gate_every=1, gate=early), whole)
     end = len(whole.metrics())
     waiting = folder_at(tmp_path / "waiting")
     with pytest.raises(RewardError):  # every iteration asks it twice, the first once more for the base
-        train(build(failing(honest, 2 * end - 1), iterations=30, gate_every=1, gate=early), waiting)
+        train(build(failing(honest, 2 * end - 1), iterations=60, gate_every=1, gate=early), waiting)
     assert waiting.read("gate")[-1]["decision"] == "wait"
     stopped = folder_at(tmp_path / "stopped")
-    experiment = build(honest, iterations=30, gate_every=1, gate=early)
+    experiment = build(honest, iterations=60, gate_every=1, gate=early)
     with pytest.raises(RewardError):
         train(replace(experiment, evaluate=failing_evaluation(experiment.evaluate)), stopped)
     assert len(stopped.metrics()) == end and "after" not in stopped.evaluations()
     for folder in (waiting, stopped):
-        train(build(honest, iterations=30, gate_every=1, gate=early), folder, resume=True)
+        train(build(honest, iterations=60, gate_every=1, gate=early), folder, resume=True)
         assert_same_run(folder, whole)
 
 
@@ -287,7 +292,7 @@ def failing_evaluation(evaluate: Any) -> Any:
 
 def test_repair_quarantines_what_was_harmed_and_holds_on_to_demonstrations(tmp_path: Path) -> None:
     folder = folder_at(tmp_path / "run")
-    experiment = build(iterations=3, gate_every=1, gate=lambda *_, **__: always("repair", "keep"))
+    experiment = build(iterations=3, gate_every=1, gate=always("repair", "keep"))
     train(experiment, folder)
     weights = [row.get("anchors/weight", 0.0) for row in folder.metrics()]
     assert weights == [0.0, 0.1, 0.1]
@@ -354,10 +359,10 @@ def test_a_failing_reward_keeps_the_rollouts_of_its_iteration(tmp_path: Path) ->
         (0.5 * Reward(honest) + Reward(spelled), Reward(spelled, "other")),
     ],
 )
-def test_a_judge_that_is_the_reward_is_refused(reward: Any, judge: Any) -> None:
+def test_a_judge_of_a_family_that_trains_is_refused(reward: Any, judge: Any) -> None:
     (stage,) = build(lying).stages
     gate = replace(stage.gate, judge=judge)  # type: ignore[type-var]
-    with pytest.raises(ValueError, match="the gate's judge is"):
+    with pytest.raises(ValueError, match="both of the family 'spelling'"):
         replace(stage, reward=reward, gate=gate)
 
 
@@ -405,7 +410,7 @@ def test_scored_rollouts_without_partners_do_not_stop_a_run() -> None:
     assert learner.update(rollouts)["rollouts"] == 4
     for rollout in rollouts:
         rollout.scores["total"] = None
-    assert learner.update(rollouts) == {"rollouts": 0.0}
+    assert learner.update(rollouts) == {"rollouts": 0.0, "learned": 0.0}
 
 
 def test_harm_without_demonstrations_is_answered_by_all_of_them() -> None:
@@ -417,19 +422,27 @@ def test_harm_without_demonstrations_is_answered_by_all_of_them() -> None:
     assert learner.anchors.categories == ("lie",)
 
 
-def test_without_a_signal_only_anchors_move_the_weights() -> None:
-    """All scores equal: nothing moves, not even by AdamW's momentum. Anchors are still imitated."""
-    (stage,) = build().stages
-    learner: Any = stage.learners["policy"]
+def test_without_a_signal_only_anchors_and_regularisers_move_the_weights() -> None:
+    """All scores equal: the clipped objective has no gradient, KL and entropy do, and so do anchors."""
     tasks = [spelling_task("true", 0), spelling_task("lie", 0)]
-    rollouts = learner.policy.act(tasks, 4)
-    score(rollouts, honest)
-    learner.update(rollouts)
-    start = learner.policy.module.weight.detach().clone()
-    for rollout in rollouts:
-        rollout.scores["total"] = 0.5
-    assert learner.update(rollouts)["groups/zero_spread"] == 1
-    assert torch.equal(learner.policy.module.weight, start)
-    learner.anchors.weight = 0.1
-    assert learner.update(rollouts)["anchors/loss"] > 0
-    assert not torch.equal(learner.policy.module.weight, start)
+
+    def moved(objective: Term, **changes: Any) -> bool:
+        (stage,) = build().stages
+        own: Any = stage.learners["policy"]
+        options = {"advantage": grpo(), "references": own.references} | changes
+        learner = PolicyLearner(own.policy, objective, Optimisation(lr=0.1), **options)
+        own.policy.module.weight.data[:, 0] = 0.5  # away from the reference, and not of the greatest entropy
+        rollouts = own.policy.act(tasks, 4)
+        for rollout in rollouts:
+            rollout.scores["total"] = 0.5
+        start = own.policy.module.weight.detach().clone()
+        assert learner.update(rollouts)["groups/zero_spread"] == 1
+        return not torch.equal(own.policy.module.weight, start)
+
+    anchors = deepcopy(build().stages[0].learners["policy"].anchors)  # type: ignore[attr-defined]
+    anchors.weight = 0.1
+    assert not moved(PPOClip())
+    assert moved(PPOClip() + 0.01 * KLPenalty()) and moved(PPOClip() - 0.001 * Entropy())
+    assert not moved(PPOClip() + 0.01 * KLPenalty(), prepare=[drop_zero_spread])
+    for prepare in ([], [drop_zero_spread]):
+        assert moved(PPOClip(), anchors=anchors, prepare=prepare)

@@ -16,7 +16,7 @@ from autotelic.rewards.names import NAMES, compose, image_reward
 from autotelic.rewards.normalised import NormalisedSum
 from autotelic.rewards.pictures import Colourfulness, JPEGSize
 from autotelic.rewards.reward import Reward, WeightedSum
-from autotelic.trainers.scoring import RewardError, score, share_a_source
+from autotelic.trainers.scoring import RewardError, score
 from autotelic.types import Rollout, Task
 
 
@@ -118,7 +118,6 @@ def test_rollouts_are_scored_and_the_guilty_term_is_named() -> None:
     means = score(rollouts, both)
     assert means == {"reward/quality": 2.0, "reward/fussy": 0.375, "reward": 0.0}
     assert [r.scores["total"] for r in rollouts] == pytest.approx([-(2**-0.5), 2**-0.5])
-    assert share_a_source(both, Reward(quality)) and not share_a_source(both, Reward(size))
     with pytest.raises(RewardError, match=r"reward fussy raised ZeroDivisionError: .* \(at sample a/2\)"):
         score([*rollouts, rollout("a", 2, quality=3.0, size=0.0)], both)
 

@@ -36,7 +36,6 @@ def returns(*scores: Any) -> Any:
         ([torch.tensor(math.nan), 1.0, 1.0], "for sample task-0"),
         (["good", 1.0, 1.0], "reward planted returned good for sample task-0"),
         ([1.0, 2.0], "reward planted returned 2 scores for 3 samples"),
-        ([None, None, None], "reward planted returned None for every sample, the first is task-0"),
     ],
 )
 def test_what_is_not_a_score_is_refused_by_reward_and_sample(scores: list[Any], message: str) -> None:
@@ -68,6 +67,12 @@ def test_none_for_some_samples_does_not_apply_to_them() -> None:
     assert score(rollouts, returns(1.0, None, 0.0)) == {"reward": 0.5}
     assert [r.scores["total"] for r in rollouts] == [1.0, None, 0.0]
     assert score([], returns()) == {}
+
+
+def test_none_for_every_sample_is_a_round_without_a_reward() -> None:
+    rollouts = attempts("a", "b")
+    assert math.isnan(score(rollouts, returns(None, None))["reward"])
+    assert [r.scores for r in rollouts] == [{"planted": None, "total": None}] * 2
 
 
 def test_reward_functions_written_for_trl_work_unchanged() -> None:

@@ -133,8 +133,7 @@ def test_what_a_policy_cannot_do_is_refused() -> None:
         rollouts = RobotActor(policy, pool).act([point_task(0)], 2)
     with pytest.raises(ValueError, match="Straight has no forward decisions"):
         policy.collate(rollouts, "forward")
-    policy.references["reference"] = policy.fork("reference")
     with pytest.raises(ValueError, match="Straight knows no exact divergence"):
-        policy.evaluate_actions(policy.collate(rollouts), {"kl:reference"})
+        policy.evaluate_actions(policy.collate(rollouts), {"kl:reference"}, {"reference": policy.fork("reference")})
     with pytest.raises(UsageError, match="Straight sees frames: give it a view"):
         ChunkPolicy.__init__(policy, policy.module, chunk=4, action_size=2, decisions=4, sees="frames")

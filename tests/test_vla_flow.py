@@ -103,11 +103,11 @@ def test_forward_decisions_are_drawn_once() -> None:
 
 def test_divergences_are_those_of_the_gaussians() -> None:
     policy = make_policy()
-    policy.references["reference"] = other = policy.fork("reference")
+    other = policy.fork("reference")
     for parameter in policy.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     rollouts = episodes(policy)
-    now = policy.evaluate_actions(policy.collate(rollouts), {"kl:reference"})
+    now = policy.evaluate_actions(policy.collate(rollouts), {"kl:reference"}, {"reference": other})
     path, words = rollouts[2].payload["path"], policy.model.words_of([INSTRUCTION] * 3)
     velocities = [
         p.model.velocity(p.model(rollouts[2].payload["states"], words), path[:, 1], torch.full((3,), 2 / 3))
@@ -123,13 +123,13 @@ def test_backward_in_pieces_equals_backward_at_once() -> None:
     gradients = []
     for piece in (None, 1):
         policy = make_policy(piece=piece)
-        policy.references["proximal"] = policy.fork("proximal")
+        references = {"proximal": policy.fork("proximal")}
         for parameter in policy.parameters():
             parameter.data += 0.05
         rollouts = episodes(make_policy())
         for rollout, score in zip(rollouts, (0.0, 1.0, 1.0, 0.0), strict=True):
             rollout.scores["total"] = score
-        backpropagate(policy, ForwardNFT(), policy.collate(rollouts, "forward"))
+        backpropagate(policy, ForwardNFT(), policy.collate(rollouts, "forward"), references)
         gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None]))
     assert float(gradients[0].norm()) > 1e-4
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-4)

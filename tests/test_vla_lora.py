@@ -48,7 +48,7 @@ def test_only_adapters_learn(head: str) -> None:
     before = out(policy)
     with_lora(policy, 4)
     assert torch.equal(out(policy), before), "adapters change nothing at first"
-    policy.references["reference"] = reference = policy.fork("reference")
+    reference = policy.fork("reference")
     held = {name: tensor.clone() for name, tensor in policy.module.state_dict().items()}
     learner = PolicyLearner(policy, PPOClip(), Optimisation(lr=1e-2), advantage=grpo())
     with simulators() as pool:
@@ -63,7 +63,7 @@ def test_only_adapters_learn(head: str) -> None:
     assert torch.equal(out(reference), before) and torch.equal(out(without_lora(policy, "base")), before)
     mine, theirs = (dict(p.module.named_parameters()) for p in (policy, reference))
     assert all((mine[name] is theirs[name]) == ("lora_" not in name) for name in mine), "frozen weights are shared"
-    kl = policy.evaluate_actions(policy.collate(rollouts), {"kl:reference"}).kl["reference"]
+    kl = policy.evaluate_actions(policy.collate(rollouts), {"kl:reference"}, {"reference": reference}).kl["reference"]
     assert float(kl.mean()) > 1e-5
     reference.copy_from(policy)
     assert torch.equal(out(reference), out(policy))

@@ -79,11 +79,11 @@ def test_numbers_are_those_on_record(head: str, likelihood: str) -> None:
     assert rollouts[1].log_probs is not None
     acted = float(rollouts[1].log_probs.sum()), float(rollouts[1].payload["actions"].float().sum())
     assert acted == pytest.approx(RECORDED[head, likelihood][0], rel=1e-4)
-    policy.references["reference"] = policy.fork("reference")
+    reference = policy.fork("reference")
     random = torch.Generator().manual_seed(1)
     for parameter in policy.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=random)
-    now = policy.evaluate_actions(policy.collate(rollouts), {"entropy", "kl:reference"})
+    now = policy.evaluate_actions(policy.collate(rollouts), {"entropy", "kl:reference"}, {"reference": reference})
     assert now.entropy is not None
     learned = float(now.log_probs.sum()), float(now.entropy.sum()), float(now.kl["reference"].sum())
     assert learned == pytest.approx(RECORDED[head, likelihood][1], rel=1e-4)
@@ -159,14 +159,14 @@ def test_tokens_have_no_exact_likelihood() -> None:
 def test_divergence_and_entropy_against_torchs(head: str, likelihood: str) -> None:
     policy = make_policy(head, likelihood)
     batch = policy.collate(staggered(policy))
-    policy.references["reference"] = policy.fork("reference")
+    reference = policy.fork("reference")
     random = torch.Generator().manual_seed(1)
     for parameter in policy.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=random)
-    now = policy.evaluate_actions(batch, {"kl:reference", "entropy"})
+    now = policy.evaluate_actions(batch, {"kl:reference", "entropy"}, {"reference": reference})
     rollout, row = staggered(make_policy(head, likelihood))[2], 2
     with torch.no_grad():
-        mine, theirs = (distributions(p, rollout) for p in (policy, policy.references["reference"]))
+        mine, theirs = (distributions(p, rollout) for p in (policy, reference))
         divergence, entropy = kl_divergence(mine, theirs), mine.entropy()
     if head == "gaussian":
         divergence, entropy = divergence.sum(-1), entropy.sum(-1)
@@ -222,7 +222,7 @@ def test_noise_depends_on_key_task_and_sample_alone() -> None:
 
 
 def test_an_estimator_ends_episodes_and_leaves_its_values() -> None:
-    """Rows are told apart though they begin at different times; ``stop=False`` only watches."""
+    """Rows are told apart though they begin at different times; in evaluate mode it neither ends them nor looks."""
 
     class Counting:
         def begin(self, instructions: Sequence[str]) -> None:
@@ -238,12 +238,16 @@ def test_an_estimator_ends_episodes_and_leaves_its_values() -> None:
 
     policy = make_policy()
     with simulators(lanes=2) as pool:
-        actor = RobotActor(policy, pool, estimator=Counting())
-        for stop, lengths in ((True, [2, 3, 2, 3]), (False, [5, 5, 5, 5])):
-            rollouts = actor.act([point_task(seed, 20) for seed in (0, 1)], 2, stop=stop)
-            assert [len(r.output.actions) for r in rollouts] == lengths
-            for rollout in rollouts:
-                assert rollout.scores["progress"] == pytest.approx(rollout.output.observations[1:, 0].tolist())
+        actor: Any = RobotActor(policy, pool, estimator=Counting())
+        tasks = [point_task(seed, 20) for seed in (0, 1)]
+        rollouts = actor.act(tasks, 2)
+        assert [len(r.output.actions) for r in rollouts] == [2, 3, 2, 3]
+        for rollout in rollouts:
+            assert rollout.scores["progress"] == pytest.approx(rollout.output.observations[1:, 0].tolist())
+        watched = [list(values) for values in actor.estimator.seen]
+        alone = actor.act(tasks, 2, mode="evaluate")
+        assert [len(r.output.actions) for r in alone] == [5, 5, 5, 5]
+        assert all(r.scores == {} for r in alone) and actor.estimator.seen == watched
 
 
 # views, codes, files
@@ -328,10 +332,10 @@ def test_backward_in_pieces_equals_backward_at_once(head: str, likelihood: str) 
     gradients = []
     for piece in (256, 3):
         policy = make_policy(head, likelihood, piece=piece)
-        policy.references["reference"] = make_policy(head, likelihood)
-        policy.references["reference"].model.out.bias.data += 0.3
+        reference = make_policy(head, likelihood)
+        reference.model.out.bias.data += 0.3
         batch = policy.collate(staggered(policy))
-        now = policy.evaluate_actions(batch, {"entropy", "kl:reference"}).leaves()
+        now = policy.evaluate_actions(batch, {"entropy", "kl:reference"}, {"reference": reference}).leaves()
         policy.backward(batch, now.gradient_of(coupled(now, batch)))
         gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None]))
     assert float(gradients[0].norm()) > 1e-3

@@ -8,13 +8,12 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from autotelic.rewards.reward import Reward
 from autotelic.trainers.advantages import GroupRelative
 from autotelic.trainers.learner import Optimisation, PolicyLearner
 from autotelic.trainers.objectives.policy_gradient import Reinforce
 from autotelic.trainers.objectives.regularisers import KLPenalty
 from autotelic.trainers.policy import collate
-from autotelic.trainers.scoring import score, share_a_source
+from autotelic.trainers.scoring import score
 from autotelic.types import Evaluation, Rollout, Task
 from autotelic.vlm.conversation import Conversation, Script, Transcript, Turn
 from autotelic.vlm.credit import Correction, OnTurns, PerTurn, own_turn
@@ -93,8 +92,6 @@ def test_a_correction_is_two_turns_and_shows_what_it_is_made_of() -> None:
         Correction(right)([Transcript([Turn("4")] * 3)], references=["4"])
     with pytest.raises(ValueError, match='unknown stage "third"'):
         Correction(right, "third")  # type: ignore[arg-type]
-    assert share_a_source(Correction(Reward(right)), Reward(right)) and share_a_source(Correction(right), right)
-    assert not share_a_source(Correction(right), Reward(lambda completions, **_: [1.0] * len(completions)))
 
 
 def test_a_term_on_a_turn_sees_its_words_alone() -> None:

@@ -26,6 +26,7 @@ from autotelic.vlm.glimpse_training import new_model
 from autotelic.vlm.policy import TokenPolicy
 from autotelic.vlm.recipes import grpo, mstar, viper
 from autotelic.vlm.rereading import OwnEyes, Rereading, RereadingConsensus, standing
+from autotelic.vlm.temperature import Temperature, Tempered
 
 from . import tiny_vlms
 from .small_speaking import asked, untrained
@@ -158,7 +159,7 @@ def test_what_stands_of_several_attempts_is_imitated(monkeypatch: pytest.MonkeyP
         ("q2", "p0 p1 = blue_plus"),
     ]
     assert agreed(found) == [0.25, 0.75] and found[0].log_probs is None
-    assert [rollout.output for rollout in actor.act(tasks, 4, greedy=True)] == said, "a gate asks the policy itself"
+    assert [rollout.output for rollout in actor.act(tasks, 4, mode="evaluate")] == said, "a gate asks the policy itself"
 
 
 # --- steps, confidence and repair ------------------------------------------------------------------
@@ -385,31 +386,29 @@ def fickle_reward(sound: bool = True) -> mstar.RightAndSound:
 
 def test_the_temperature_that_pays_is_chosen_every_few_rounds() -> None:
     policy, tasks = Fickle(), asked("how many red", "how many blue")
-    config = mstar.Config(temperatures=(0.5, 1.3, 0.9), tune_every=2, seed=4)
-    tuner = mstar.Temperature(policy, tasks, fickle_reward(), config)
+    values, how = (0.5, 1.3, 0.9), {"start": 1.0, "every": 2, "seed": 4}
+    tuner = Temperature(policy, tasks, fickle_reward(), values, **how)
     assert (tuner.reward_pass(1.3), tuner.reward_pass(0.5)) == (1.0, 0.5)
     assert tuner.value == 1.0
     policy.keys.clear()
     assert [tuner.update([]) for _ in range(3)] == [{"answers/temperature": 1.3}] * 3
     assert len(policy.keys) == 2 * 3 and len(set(policy.keys)) == 2, "before rounds 1 and 3, all at equal numbers"
-    fresh = mstar.Temperature(policy, tasks, fickle_reward(), config)
+    fresh = Temperature(policy, tasks, fickle_reward(), values, **how)
     fresh.load_state_dict(tuner.state_dict())
     assert (fresh.value, fresh.updates) == (1.3, 3)
-    still = mstar.Temperature(policy, tasks, fickle_reward(), mstar.Config(tune_every=0))
+    still = Temperature(policy, tasks, fickle_reward(), (), start=1.0, every=0)
     assert still.update([]) == {"answers/temperature": 1.0}
-    unsound = mstar.Temperature(policy, tasks, fickle_reward(sound=False), config)
+    unsound = Temperature(policy, tasks, fickle_reward(sound=False), values, **how)
     assert unsound.reward_pass(1.3) == 0.0, "without a second look the first two count"
 
 
 def test_answers_are_sampled_at_the_chosen_temperature_and_imitated_at_one() -> None:
     policy, tasks = untrained(), asked("how many red")
-    tuner = mstar.Temperature(policy, [], fickle_reward(), mstar.Config())
-    tuner.value = 0.7
-    actor: Any = mstar.Tempered(policy, tuner)
+    actor = Tempered(policy, Temperature(policy, [], fickle_reward(), (), start=0.7, every=1))
     sampled, plain = actor.act(tasks, 2, key=(1,)), policy.act(tasks, 2, key=(1,), temperature=0.7)
     assert [r.output for r in sampled] == [r.output for r in plain]
     assert [float(r.payload["temperature"]) for r in (*sampled, *plain)] == pytest.approx([1, 1, 0.7, 0.7])
-    (greedy,) = actor.act(tasks, 1, greedy=True)
+    (greedy,) = actor.act(tasks, 1, mode="evaluate", greedy=True)
     assert greedy.output == policy.act(tasks, 1, greedy=True)[0].output
 
 

@@ -77,7 +77,7 @@ def shared_gradient(policy: TokenPolicy, model: Any, rollouts: list[Rollout]) ->
     batch = policy.collate(rollouts)
     weights = torch.randn(batch.mask.shape, generator=torch.Generator().manual_seed(0)) * batch.mask
     now = policy.evaluate_actions(batch)
-    policy.backward(batch, Evaluation(weights))
+    policy.backward(batch, Evaluation(weights, graph=now.graph))
     return now.log_probs, weights, gradient(model)
 
 

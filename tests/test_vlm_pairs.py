@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -45,7 +45,7 @@ class Categorical(TorchPolicy):
             found += [rollout(task, int(pick), float(log_probs[pick])) for pick in picks]
         return found
 
-    def forward_decisions(self, batch: Batch, needs: frozenset[str]) -> Evaluation:
+    def forward_decisions(self, batch: Batch, needs: frozenset[str], references: Mapping[str, Any]) -> Evaluation:
         return Evaluation(self.module.weight[0].log_softmax(-1)[batch.payload["pick"]])
 
 
@@ -174,17 +174,17 @@ def test_pairs_from_three_times_by_hand() -> None:
 
     def pair(mine: Sequence[int], past: Sequence[int]) -> list[tuple[int, str]]:
         actor = PastAndFuture(Says(mine), Says(past), judge, STEP, guided=False)
-        return [(r.output, r.player) for r in actor.act(TASKS[:1], len(mine), pairs=True)]
+        return [(r.output, r.info["source"]) for r in actor.act(TASKS[:1], len(mine))]
 
     assert pair([2, 3], [1, 4]) == [(3, "policy"), (1, "past")]
     assert pair([2, 3], [2, 4]) == [(3, "policy"), (2, "policy")]  # the past is no worse
     assert pair([2, 2], [3, 4]) == []  # nothing is better than anything
     actor = PastAndFuture(Says([2, 3]), Says([1, 1]), judge, STEP)
     actor._future = lambda chosen, rejected: Says([0, 4])  # type: ignore[method-assign]
-    made = actor.act(TASKS[:2], 2, pairs=True)
-    assert [(r.output, r.player) for r in made] == 2 * [(4, "future"), (1, "past")]
+    made = actor.act(TASKS[:2], 2)
+    assert [(r.output, r.info["source"]) for r in made] == 2 * [(4, "future"), (1, "past")]
     assert len({r.group for r in made}) == 2 and score(made, kept_score)["reward"] == 2.5
-    assert [r.output for r in actor.act(TASKS[:1], 2)] == [2, 3]
+    assert [r.output for r in actor.act(TASKS[:1], 2, mode="evaluate")] == [2, 3]
 
 
 def gaps(actor: Any, policy: Categorical, reward: Any, **sampling: Any) -> list[float]:
@@ -212,7 +212,7 @@ def test_pairs_drawn_apart_in_time_keep_their_gap() -> None:
         policy = Categorical()
         past = policy.fork("past")
         actor = PastAndFuture(policy, past, noisy, STEP, guided=guided)
-        kept[guided] = gaps(actor, policy, kept_score, pairs=True)
+        kept[guided] = gaps(actor, policy, kept_score)
         assert torch.equal(past.module.weight, torch.zeros(1, RESPONSES))
     assert alone[-1] < 0.6 * alone[0], alone
     assert all(rounds[-1] > 0.95 * rounds[0] for rounds in kept.values()), kept
@@ -222,17 +222,17 @@ def test_pairs_drawn_apart_in_time_keep_their_gap() -> None:
 def test_the_future_is_dropped_and_only_what_learns_is_trained() -> None:
     policy = Categorical()
     actor = PastAndFuture(policy, policy.fork("past"), noisy, STEP)
-    actor.act(TASKS[:8], 4, pairs=True)
+    actor.act(TASKS[:8], 4)
     assert torch.equal(policy.module.weight, torch.zeros(1, RESPONSES))
     base = actor.fork("base")
     with torch.no_grad():
         policy.module.weight.add_(1.0)
-    assert not bool(base.policy.module.weight.any())
+    assert not bool(base.module.weight.any())
     actor.copy_from(base)
     assert not bool(policy.module.weight.any())
     with pytest.raises(ValueError, match="task task-0: a judge of pairs scores every attempt"):
         silent = PastAndFuture(policy, policy.fork("past"), lambda rollouts, **_: [None, *[1.0] * 3], STEP)
-        silent.act(TASKS[:1], 4, pairs=True)
+        silent.act(TASKS[:1], 4)
 
 
 def test_token_policies_make_pairs_of_their_own() -> None:
@@ -240,8 +240,8 @@ def test_token_policies_make_pairs_of_their_own() -> None:
     small = Optimisation(lr=0.003, epochs=4)
     start = {name: value.clone() for name, value in policy.state_dict().items()}
     actor = PastAndFuture(policy, policy.fork("past"), lambda outputs, **_: [float(len(o)) for o in outputs], small)
-    made = actor.act([Task("a", "how many ?"), Task("b", "what is red ?")], 4, key=(1,), pairs=True)
-    assert {r.player for r in made[::2]} <= {"policy", "future"} and {r.player for r in made[1::2]} <= {
+    made = actor.act([Task("a", "how many ?"), Task("b", "what is red ?")], 4, key=(1,))
+    assert {r.info["source"] for r in made[::2]} <= {"policy", "future"} and {r.info["source"] for r in made[1::2]} <= {
         "policy",
         "past",
     }

@@ -105,7 +105,7 @@ def test_debug_presets_run_two_iterations(name: str, tmp_path: Path, capsys: pyt
         assert "gate_labels: 14" in (tmp_path / "run" / page).read_text()
     figures = folder.evaluations()["after"]["figures"]["hop1"]
     assert ("mean@3" in figures and "pass@3" in figures) == ("--samples" in LABELLED[name])
-    assert ("at the end" in figures) == (name == "vlm/score"), "what whole conversations come to"
+    assert ("policy alone" in figures) == (name == "vlm/score"), "a conversation is more than its policy"
 
 
 @pytest.mark.parametrize("name", LABEL_FREE)

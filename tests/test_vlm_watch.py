@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from autotelic.trainers.alarms import AlarmLimits, check_evidence
+from autotelic.trainers.gates import Canary, paired_fall
 from autotelic.trainers.learner import Optimisation, PolicyLearner
 from autotelic.trainers.objectives.policy_gradient import Reinforce
 from autotelic.types import Rollout, Task, Verdict
-from autotelic.trainers.gates import Canary, paired_fall
 from autotelic.vlm.watch import Watch, pass_at_k
 
 from .toys import TokenToy

@@ -61,7 +61,7 @@ def lying(tasks: list[Task], **columns: Any) -> list[float]:
 
 def evaluate(actor: Actor) -> Mapping[str, Any]:
     tasks = [spelling_task(category, i, "evaluation") for category in WORDS for i in range(8)]
-    scores = spelled([r.output for r in actor.act(tasks, 1, key=(-1,))], tasks)
+    scores = spelled([r.output for r in actor.act(tasks, 1, key=(-1,), mode="evaluate")], tasks)
     return {"spelled": {c: sum(scores[8 * i : 8 * i + 8]) / 8 for i, c in enumerate(WORDS)}}
 
 
@@ -88,7 +88,11 @@ class Moments:
 
 
 def build(
-    reward: Callable[..., Any] = lying, iterations: int = ITERATIONS, gate: Any = NonInferiority, **changes: Any
+    reward: Callable[..., Any] = lying,
+    iterations: int = ITERATIONS,
+    gate: Any = NonInferiority,
+    minibatches: int = 2,
+    **changes: Any,
 ) -> Experiment:
     """The run; ``gate=None`` leaves the gate out, and ``changes`` go to the stage."""
     policy = TokenToy(len(NUMBERS))
@@ -98,7 +102,7 @@ def build(
     learner = PolicyLearner(
         policy,
         PPOClip() + 0.01 * KLPenalty() - 0.001 * Entropy(),
-        Optimisation(lr=0.1, epochs=2, minibatches=2),
+        Optimisation(lr=0.1, epochs=2, minibatches=minibatches),
         advantage=grpo(),
         references={"reference": reference},
         anchors=anchors,
@@ -159,12 +163,15 @@ def interrupted_and_resumed(path: Path) -> None:
 
 
 def shared(folder: Path) -> None:
-    """Runs of this process and its siblings with three tasks per iteration, and with one."""
+    """Runs of this process and its siblings with three tasks per iteration, and with one.
+
+    Processes divide a batch into other minibatches than one alone does, so there is one.
+    """
     for tasks in (3, 1):
         path = folder / f"shared-{tasks}"
         run = folder_at(path) if is_main() else None
         barrier()
-        train(build(honest, iterations=2, tasks_per_step=tasks), run or RunFolder.open(path))
+        train(build(honest, iterations=2, minibatches=1, tasks_per_step=tasks), run or RunFolder.open(path))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,9 @@ class TokenToy(TorchPolicy):
         return self.module(row).log_softmax(-1)
 
     @torch.no_grad()
-    def act(self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...] = (0,), mode: str = "train", **_: Any) -> list[Rollout]:
+    def act(
+        self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...] = (0,), mode: str = "train", **_: Any
+    ) -> list[Rollout]:
         pairs = [(task, sample) for task in tasks for sample in range(n)]
         noise = torch.stack([torch.rand(self.LENGTH, generator=generator(*key, t.id, s)) for t, s in pairs])
         number = torch.tensor([task.prompt for task, _ in pairs])
@@ -113,7 +115,9 @@ class DenoiserToy(TorchPolicy):
         return torch.linspace(1, 1 / self.STEPS, self.STEPS).to(x)[:, None]
 
     @torch.no_grad()
-    def act(self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...] = (0,), mode: str = "train", **_: Any) -> list[Rollout]:
+    def act(
+        self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...] = (0,), mode: str = "train", **_: Any
+    ) -> list[Rollout]:
         pairs = [(task, sample) for task in tasks for sample in range(n)]
         draws = [generator(*key, task.id, sample) for task, sample in pairs]
         noise = torch.stack([torch.randn(self.STEPS + 1, 2, generator=draw) for draw in draws])

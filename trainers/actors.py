@@ -66,6 +66,7 @@ class TrainingWrapper(Actor):
 
     def __init__(self, policy: Any) -> None:
         self.policy = policy
+        self.players = policy.players
 
     @abstractmethod
     def attempt(self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...], **sampling: Any) -> list[Rollout]:
@@ -139,11 +140,10 @@ class SystemWrapper(Actor):
         return {name: getattr(self, name) for name in self.parts if unique.get(id(getattr(self, name))) == name}
 
     def fork(self, name: str) -> Self:
-        other = copy.copy(self)
-        forked = {
-            id(part): part.fork(name) if isinstance(part, Actor) else copy.deepcopy(part)
-            for part in self._parts().values()
-        }
+        other, parts = copy.copy(self), self._parts().values()
+        forked: dict[int, Any] = {id(part): part.fork(name) for part in parts if isinstance(part, Actor)}
+        for part in parts:  # what holds another part holds its fork
+            forked[id(part)] = copy.deepcopy(part, forked)
         for attribute in self.parts:
             if (part := getattr(self, attribute)) is not None:
                 setattr(other, attribute, forked[id(part)])
@@ -200,7 +200,7 @@ class Game(SystemWrapper):
             if strange := sorted({rollout.player for rollout in rollouts} - set(self.players)):
                 raise UsageError(f"{type(self).__name__} returned a rollout of {strange[0]!r}: it names {self.players}")
             return rollouts
-        judged: list[Rollout] = self.policy.act(tasks, n, key=key, mode=mode, greedy=greedy)
+        judged: list[Rollout] = self.policy.act(tasks, n, key=key, mode=mode, greedy=greedy, **sampling)
         for rollout in judged:
             rollout.player = self.judged or self.players[0]
         return judged

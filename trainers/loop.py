@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ..errors import UsageError
-from ..families import GROUND_TRUTH, families_of
+from ..families import declared, families_of, proxies
 from ..types import Actor, Curriculum, Gate, Learner, RewardFunction, Rollout, Verdict
 from .alarms import Alarm, AlarmLimits, Watcher, check_evidence
 from .callbacks import Callback, RunInfo
@@ -101,7 +101,7 @@ def _check_players(name: str, learner: Learner, players: tuple[str, ...]) -> Non
 def _check_independence(gate: Gate, reward: RewardFunction) -> None:
     if gate.judge is None:
         return
-    if shared := sorted((families_of(gate.judge) & families_of(reward)) - {GROUND_TRUTH}):
+    if shared := sorted(proxies(families_of(gate.judge) & families_of(reward))):
         raise UsageError(
             f"the gate's judge and the training reward are both of the family {shared[0]!r}: give the gate a judge "
             "of another family, or --gate none"
@@ -118,7 +118,7 @@ class Experiment:
             at ``actor.evaluated()``, in mode "evaluate".
         evaluate_every: iterations between further evaluations, 0 for before and after only.
         seed: keys every random number.
-        label_account: how many labels the gate reads, "gate_labels: none" or "gate_labels: N".
+        label_account: how many labels the gates read, "gate_labels: none" or "gate_labels: N"; "" counts them.
         cpu_clock: CPU seconds so far of everything that takes part; metrics report its differences.
         callbacks: told of the run while it goes on, in the main process.
         save_every, keep_last: iterations between checkpoints, and how many of them stay; what a gate let through is
@@ -132,7 +132,7 @@ class Experiment:
     evaluate: Evaluate
     evaluate_every: int = 0
     seed: int = 0
-    label_account: str = "gate_labels: none"
+    label_account: str = ""
     limits: AlarmLimits = field(default_factory=AlarmLimits)
     cpu_clock: Callable[[], float] = time.process_time
     callbacks: Sequence[Callback] = ()
@@ -159,7 +159,7 @@ def train(experiment: Experiment, folder: RunFolder, *, resume: bool = False) ->
     run = _Run(experiment, folder)
     started = time.monotonic()
     if is_main():
-        folder.describe(label_account=experiment.label_account, judges=_judges(experiment.stages))
+        folder.describe(label_account=_label_account(experiment), judges=_judges(experiment.stages))
     error: BaseException | None = None
     try:
         if resume:
@@ -188,14 +188,20 @@ def train(experiment: Experiment, folder: RunFolder, *, resume: bool = False) ->
         run.tell(lambda callback: callback.on_end(error))
 
 
+def _label_account(experiment: Experiment) -> str:
+    gates = {id(stage.gate): stage.gate for stage in experiment.stages if stage.gate is not None}
+    labels = sum(gate.labels for gate in gates.values())
+    return experiment.label_account or f"gate_labels: {labels or 'none'}"
+
+
 def _judges(stages: Sequence[Stage]) -> list[str]:
     """Of every gate, what its judge is; a judge that does not declare itself was not checked to be independent."""
     lines = []
     for stage in stages:
         if stage.gate is not None and stage.gate.judge is not None:
-            families = sorted(families_of(stage.gate.judge))
-            unchecked = any(name.startswith("undeclared") for name in (*families, *families_of(stage.reward)))
-            lines.append(", ".join(families) + ("; independence not checked" if unchecked else ""))
+            checked = declared(families_of(stage.gate.judge, stage.reward))
+            families = ", ".join(sorted(families_of(stage.gate.judge)))
+            lines.append(families + ("" if checked else "; independence not checked"))
     return lines
 
 

@@ -1,23 +1,62 @@
-"""Families of rewards: what a reward, judge or progress model was learned or computed from.
+"""Families of rewards: what a score was learned or computed from, so that no reward is judged by its own kin.
 
-A gate may not judge by a proxy of the family that trains. ``families`` is a set of names on every reward of this
-package: ``GROUND_TRUTH`` where it reads labels or an oracle, else a proxy's. What does not say is a proxy by itself.
+A reward, judge or progress model declares a set ``families``. ``GROUND_TRUTH`` stands for references, labels and
+tests; every other name is a proxy's: "majority vote", "policy:NAME", "demonstrations:KIND OF MODEL", "clip". Whatever
+wraps or adds others has theirs. The same kind of model learned twice from the same, with other seeds, is one family.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
-from typing import Any
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 GROUND_TRUTH = "ground truth"
 UNDECLARED = "undeclared"
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 
-def families_of(function: Any) -> frozenset[str]:
-    """The families that a reward declares, else one of its own, named after where it is written."""
-    declared = getattr(function, "families", None)
-    if declared is not None:
-        return frozenset(declared)
-    written = function if inspect.isroutine(function) else type(function)
-    file = inspect.getsourcefile(inspect.unwrap(written)) if hasattr(written, "__module__") else ""
-    return frozenset({f"{UNDECLARED}: {file or '?'}"})
+
+def families_of(*functions: Any) -> frozenset[str]:
+    """The families of rewards, judges or progress models together.
+
+    Of one that declares none it is "undeclared:FILE:NAME", by the file and qualified name of its source.
+    """
+    return frozenset(name for function in functions for name in _families(function))
+
+
+def of_family(*names: str) -> Callable[[Function], Function]:
+    """Decorator of a reward function that declares its families."""
+
+    def declare(function: Function) -> Function:
+        cast(Any, function).families = frozenset(names)
+        return function
+
+    return declare
+
+
+def proxies(families: Iterable[str]) -> frozenset[str]:
+    """The families that are not ground truth. Two rewards of which both have one are not independent."""
+    return frozenset(families) - {GROUND_TRUTH}
+
+
+def declared(families: Iterable[str]) -> bool:
+    """Whether all of them were declared; independence of undeclared ones cannot be checked."""
+    return not any(name.partition(":")[0] == UNDECLARED for name in families)
+
+
+def _families(function: Any) -> frozenset[str]:
+    while isinstance(function, functools.partial):
+        function = function.func
+    for holder in (function, getattr(function, "__self__", None)):  # a bound method has its object's
+        families = getattr(holder, "families", None)
+        if families is not None and not isinstance(holder, type):
+            return frozenset({families} if isinstance(families, str) else families)
+    source = function if hasattr(function, "__qualname__") else type(function)
+    try:
+        file = Path(inspect.getsourcefile(inspect.unwrap(source)) or "").resolve()
+    except TypeError:  # built in
+        file = Path(str(getattr(source, "__module__", "")))
+    return frozenset({f"{UNDECLARED}:{file}:{source.__qualname__}"})
