@@ -1,4 +1,4 @@
-"""Does adapting to what one is unsure of pay, and only there? TT-SI's system on a mixture of rotated tasks in the plane.
+"""Does adapting pay where a model is unsure, and only there? TT-SI on a mixture of rotated tasks in the plane.
 
     python benchmarks/tt_si.py [--quick] [--json FILE] [--seeds 100 101 102 103 104]
 
@@ -184,7 +184,8 @@ def main() -> None:
         over = [run["arms"][f"margin {share:g}"]["gain"] - run["arms"][f"random {share:g}"]["gain"] for run in runs]
         differences[f"{share:g}"] = {"mean": sum(over) / len(over), "interval": list(mean_interval(over))}
         low, high = differences[f"{share:g}"]["interval"]
-        print(f"margin over random at {share:g}: {100 * sum(over) / len(over):+.1f} ({100 * low:+.1f} to {100 * high:+.1f})")
+        told = f"{100 * sum(over) / len(over):+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+        print(f"margin over random at {share:g}: {told}")
     figures = {"seeds": seeds, "summary": summary, "margin_over_random": differences, "runs": runs}
     save(options, figures | {"cpu_seconds": time.process_time() - start})
 

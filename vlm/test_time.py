@@ -7,6 +7,7 @@ does it write that is similar to one of them.
 
 from __future__ import annotations
 
+import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from ..envs.scenes import Question, View, in_order, parse_answer
 from ..errors import UsageError
 from ..rewards.answers import vote_of
 from ..rewards.exhibits import texts_of
@@ -150,10 +152,11 @@ class AmongCandidates:
 
     def __call__(self, policy: Any, tasks: Sequence[Task]) -> list[float]:
         several = [list(self.candidates(task)) for task in tasks]
-        rollouts = policy.encode([t for t, c in zip(tasks, several, strict=True) for _ in c], sum(several, []))
+        asked = [task for task, candidates in zip(tasks, several, strict=True) for _ in candidates]
+        batch = policy.collate(policy.encode(asked, [candidate for candidates in several for candidate in candidates]))
         with torch.no_grad():
-            log_probs = policy.evaluate_actions(policy.collate(rollouts)).log_probs.sum(-1).split([*map(len, several)])
-        return [margin_of(part.tolist()) for part in log_probs]
+            log_probs = policy.evaluate_actions(batch).log_probs.sum(-1)
+        return [margin_of(part.tolist()) for part in log_probs.split([len(candidates) for candidates in several])]
 
 
 @dataclass(frozen=True)
@@ -177,3 +180,87 @@ class AmongAnswers:
                     texts[vote][said] = float(rollout.log_probs.sum())
             margins.append(margin_of([float(torch.tensor([*same.values()]).logsumexp(0)) for same in texts.values()]))
         return margins
+
+
+@dataclass(frozen=True)
+class Sureness:
+    """The margin over an input's ``extra["choices"]``, or over ``attempts`` answers where it names none."""
+
+    attempts: int = 8
+
+    def __call__(self, policy: Any, tasks: Sequence[Task]) -> list[float]:
+        ways: dict[bool, Margin] = {
+            True: AmongCandidates(lambda task: list(task.extra["choices"])),
+            False: AmongAnswers(self.attempts),
+        }
+        margins = [0.0] * len(tasks)
+        for named, way in ways.items():
+            rows = [row for row, task in enumerate(tasks) if bool(task.extra.get("choices")) == named]
+            for row, margin in zip(rows, way(policy, [tasks[row] for row in rows]) if rows else (), strict=True):
+                margins[row] = margin
+        return margins
+
+
+# what a policy writes
+
+
+@dataclass(frozen=True)
+class Views:
+    """A question of the small world in new random views, with what the policy says most often of it in others.
+
+    The small model writes no pictures, so that the new input is made: turned, mirrored, channels permuted. Its answer
+    is the policy's own: greedy in ``attempts`` views, the question as it stands first, each answer told as of the
+    question, the most frequent last word with its most frequent trace. It is trained in a new view (``train_task``).
+    """
+
+    attempts: int = 8
+
+    def __call__(self, policy: Any, task: Task, k: int, key: Key) -> list[Rollout]:
+        question, draw = Question.parse(str(task.prompt)), random.Random(f"{key} {task.id}")
+        views = [View(), *(View.draw(question, draw) for _ in range(self.attempts - 1))]
+        asked = [_in_view(task, view, f"asked/{i}") for i, view in enumerate(views)]
+        rollouts = policy.act(asked, 1, key=key, mode="evaluate", greedy=True)
+        backs = (view.back(str(rollout.output)) for view, rollout in zip(views, rollouts, strict=True))
+        said = [answer for text in backs if (answer := parse_answer(in_order(question, text))) is not None]
+        if not said:
+            return []
+        word = Counter(answer.word for answer in said).most_common(1)[0][0]
+        answer = Counter(str(answer) for answer in said if answer.word == word).most_common(1)[0][0]
+        new = [View.draw(question, draw) for _ in range(k)]
+        pairs = list(policy.encode([task] * k, [in_order(question, view.text(answer)) for view in new]))
+        for number, (pair, view) in enumerate(zip(pairs, new, strict=True)):
+            pair.train_task = _in_view(task, view, f"similar/{number}")
+        return pairs
+
+
+def _in_view(task: Task, view: View, name: str) -> Task:
+    images, prompt = (view.picture(task.images[0]),), view.text(str(task.prompt))
+    return replace(task, id=f"{task.id}/{name}", prompt=prompt, images=images, parent=task.id)
+
+
+REQUEST = (
+    "{question}\n\nDo not answer this. Write one new question of the same kind, but about other things, and its right "
+    "answer, in two lines:\nQuestion: ...\nAnswer: ..."
+)
+_PAIR = re.compile(r"question:\s*((?s:.+?))\s*\n\s*answer:[ \t]*(.*\S)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Written:
+    """New questions with their answers, for which a model is asked in words.
+
+    A pair is sampled as an answer to the request, and trained as the answer to the new question alone
+    (``train_task``), beside the same images. What is not written in the form that was asked for is left out.
+    """
+
+    def __call__(self, policy: Any, task: Task, k: int, key: Key) -> list[Rollout]:
+        request = REQUEST.format(question=texts_of([task.prompt], 1)[0])
+        asked = replace(task, id=f"{task.id}/similar", prompt=request, horizon=None)
+        pairs = []
+        for number, attempt in enumerate(policy.act([asked], k, key=key, mode="evaluate")):
+            if pair := _PAIR.search(str(attempt.output)):
+                new = replace(task, id=f"{task.id}/similar/{number}", prompt=pair[1], parent=task.id)
+                (rollout,) = policy.encode([asked], [pair[2]])
+                rollout.train_task = new
+                pairs.append(rollout)
+        return pairs
