@@ -176,7 +176,8 @@ def train(experiment: Experiment, folder: RunFolder, *, resume: bool = False) ->
                 while run.step < stage.steps:
                     metrics = run.iterate(stage)
                     progress.show(run.iteration, metrics)
-                    late = 0 < experiment.max_hours * 3600 < time.monotonic() - started
+                    ends = run.step >= stage.steps and index + 1 == len(experiment.stages)
+                    late = not ends and 0 < experiment.max_hours * 3600 < time.monotonic() - started
                     if from_main(interrupted() or late):
                         run.save(best=False)
                         raise OutOfTime if late else KeyboardInterrupt

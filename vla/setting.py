@@ -236,16 +236,24 @@ class Setting(shared.Setting):
 
         states = seeds("eval", self.config.eval_episodes, self.config.eval_offset)
         tasks = [self.task(name, seed) for name in self.names for seed in states]
-        system = actor.evaluated()
-        rollouts = system.act(tasks, 1, mode="evaluate", greedy=True, oracle=True, render=self.watched)
-        score(rollouts, self.told)
-        outcomes: dict[str, Any] = {}
-        for rollout in rollouts:
-            row = outcomes.setdefault(rollout.task.category, {"success": [], "score": [], "seeds": []})
-            row["success"].append(int(bool(rollout.output.success)))
-            row["score"].append(rollout.scores["total"])
-            row["seeds"].append(rollout.task.seed)
-        return {"unit": "success", "outcomes": outcomes}
+
+        def look(system: Any) -> dict[str, Any]:
+            rollouts = system.act(tasks, 1, mode="evaluate", greedy=True, oracle=True, render=self.watched)
+            score(rollouts, self.told)
+            outcomes: dict[str, Any] = {}
+            for rollout in rollouts:
+                row = outcomes.setdefault(rollout.task.category, {"success": [], "score": [], "seeds": []})
+                row["success"].append(int(bool(rollout.output.success)))
+                row["score"].append(rollout.scores["total"])
+                row["seeds"].append(rollout.task.seed)
+            return outcomes
+
+        system, bare = actor.evaluated(), actor.bare()
+        evaluation: dict[str, Any] = {"unit": "success", "outcomes": look(system)}
+        if bare is not system:
+            alone = {name: row["success"] for name, row in look(bare).items()}
+            evaluation["figures"] = {name: {"policy alone": sum(row) / len(row)} for name, row in alone.items()}
+        return evaluation
 
     def finish(self, folder: RunFolder) -> None:
         from ..envs.simulator import spec_of
