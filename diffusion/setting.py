@@ -215,7 +215,7 @@ class Setting(shared.Setting):
         """Judge, reward and figures on seen and unseen prompts, at noise that training never draws."""
         from .evaluation import evaluate
 
-        return evaluate(self, actor.evaluated())
+        return evaluate(self, actor)
 
     def finish(self, folder: RunFolder) -> None:
         from .evaluation import write_grids

@@ -170,7 +170,7 @@ def test_training_probe_evaluation_and_demonstration_states_are_disjoint() -> No
         wanted = counts(config.tasks, config)
         demonstrations = {name: record(pool, name, count, config) for name, count in wanted.items()}
         setting = Setting(config, names, pool, demonstrations, policy=None, encoded=[])  # type: ignore[arg-type]
-        for name, source in setting.sources().items():
+        for name, source in zip(names, setting.sources().values(), strict=True):
             probes = [t.seed for t in setting.probes() if t.extra["environment"] == name]
             splits = [
                 [source(i).seed for i in range(8)],

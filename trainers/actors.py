@@ -118,7 +118,8 @@ class SystemWrapper(Actor):
     """A system of parts around ``policy``; a subclass names in ``parts`` the attributes that have a state.
 
     A part is an actor, or anything with ``state_dict`` and ``load_state_dict``, such as a learner that is a memory. One
-    object under two names is one part: forked, copied and saved once. Other attributes are shared by forks.
+    object under two names is one part: forked, copied and saved once. Other attributes are shared by forks. A part that
+    changes in training is among the stage's learners, or a rollback leaves it as it is.
     """
 
     parts: ClassVar[tuple[str, ...]] = ("policy",)

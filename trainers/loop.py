@@ -176,7 +176,8 @@ def train(experiment: Experiment, folder: RunFolder, *, resume: bool = False) ->
                 while run.step < stage.steps:
                     metrics = run.iterate(stage)
                     progress.show(run.iteration, metrics)
-                    late = 0 < experiment.max_hours * 3600 < time.monotonic() - started
+                    ends = run.step >= stage.steps and index + 1 == len(experiment.stages)
+                    late = not ends and 0 < experiment.max_hours * 3600 < time.monotonic() - started
                     if from_main(interrupted() or late):
                         run.save(best=False)
                         raise OutOfTime if late else KeyboardInterrupt
@@ -215,7 +216,7 @@ class _Run:
         self.promoted_actor: Any = None
         self.promoted: dict[str, Any] = {}
         self.watcher = Watcher(experiment.limits)
-        self.saved = -1
+        self.saved = (-1, -1)
 
     def tell(self, event: Callable[[Callback], None]) -> None:
         if is_main():
@@ -337,15 +338,16 @@ class _Run:
 
     def end(self) -> None:
         """The last iteration asked the gate, so a gated run ends with what was last let through."""
+        self.save(best=True)  # a last stage without iterations
         self._evaluate("after")
         if is_main():
             self.experiment.finish(self.folder)
 
     def save(self, *, best: bool) -> None:
-        """Write a checkpoint, unless there is one of this iteration already."""
-        if self.saved == self.iteration:
+        """Write a checkpoint, unless there is one of this iteration and stage already."""
+        if self.saved == (self.stage, self.iteration):
             return
-        self.saved = self.iteration
+        self.saved = (self.stage, self.iteration)
         if is_main():
             stage = self.experiment.stages[self.stage]
             counts = {"stage": self.stage, "step": self.step, "iteration": self.iteration, "idle": self.idle}
@@ -358,7 +360,7 @@ class _Run:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.stage, self.step, self.iteration = (int(state[name]) for name in ("stage", "step", "iteration"))
-        self.idle, self.saved = int(state["idle"]), self.iteration
+        self.idle, self.saved = int(state["idle"]), (self.stage, self.iteration)
         stage = self.experiment.stages[self.stage]
         if stage.gate is not None:
             self._anchor_gate(stage)

@@ -210,10 +210,11 @@ class Setting(shared.Setting):
 
         return evaluate(self, actor)
 
-    def finish(self, folder: RunFolder) -> None:
+    def finish(self, folder: RunFolder, actor: Any = None) -> None:
+        """As in every modality; the answers kept are those of the policy, or of a system."""
         from .evaluation import write_answers
 
-        write_answers(self, folder)
+        write_answers(self, folder, self.policy if actor is None else actor)
         self.policy.save_pretrained(folder.path / "policy")
         folder.write_card()
 

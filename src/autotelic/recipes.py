@@ -136,6 +136,7 @@ def config_from_json(kind: Any, value: Any, where: str = "config") -> Any:
 def _dataclass_from_json(kind: Any, value: Mapping[str, Any], where: str) -> Any:
     names = {field.name for field in fields(kind)}
     if changed := sorted(names ^ value.keys()):
-        raise UsageError(f"{where} was written by another version of {kind.__qualname__}: {', '.join(changed)} differ")
+        some = ", ".join(changed[:6]) + (f" and {len(changed) - 6} more" if len(changed) > 6 else "")
+        raise UsageError(f"{where} was written by another version of {kind.__qualname__}: {some} differ; run it anew")
     hints = get_type_hints(kind, include_extras=True)
     return kind(**{name: config_from_json(hints[name], value[name], f"{where}.{name}") for name in value})

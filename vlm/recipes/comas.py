@@ -19,8 +19,10 @@ only a verdict, no argument. beta and lr are ours; the paper's beta is not known
 Label account: training reads no label; the default start has imitated 150 traced demonstrations, which are not
 replayed; the gate compares views and reads none.
 
-Expected: benchmarks/comas.json for tabular agents. On the default model no gain: when asked to check, it tells right
-from wrong at chance (docs/results.md), and a game pays what its scorers know.
+Expected: tables of logits whose verdicts are right with q = .8 gain .32 in accuracy (95 % interval .23 to .40 over
+five seeds), with q = .5 nothing (.01, -.08 to .11; benchmarks/comas.json). The default model does not gain: asked to
+check, it tells right from wrong at chance. On the one seed tried it fell from 51.7 to 48.6 % with the gate, to 44.3 %
+without (docs/results.md).
 """
 
 from __future__ import annotations

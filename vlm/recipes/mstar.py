@@ -38,6 +38,7 @@ class Config(LanguageConfig):
     tune_every: int = 50
     """Rounds between two choices of the temperature; 0 keeps it."""
     temperatures: tuple[float, ...] = (0.5, 0.7, 0.9, 1.1, 1.3)  # the paper tries 0.3 to 1.6 in steps of 0.1
+    """Those to choose from."""
     validation: int = 70
     """Training questions that the temperature is chosen on (the paper: 250)."""
 

@@ -49,17 +49,20 @@ class Config(grpo.Config):
 
     objective: str = ""
     learn: Literal["standing", "outcome", "process"] = "standing"
+    """Imitate what stands, or GRPO on the outcome or on every step."""
     critic: Literal["looking", "asking"] = "looking"
     """A second look at each cell, or the model's own yes or no to the whole answer."""
     max_steps: int = 300
     outcome: float = 1.0
     """alpha: weight of the outcome beside the steps."""
     gamma: float = 0.99
+    """Discount of later steps."""
     confidence: float = 0.7
     """tau: below it an answer is repaired."""
     kappa: float = 10.0
     """Sharpness of the repair gate (chosen, not the paper's)."""
     repair_cost: float = 0.05
+    """C: what being asked again costs."""
     gate_labels: int = 0
     """The gate reads no label either: it asks whether two views of a picture get the same answer."""
 

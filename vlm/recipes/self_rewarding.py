@@ -35,6 +35,7 @@ class Config(LanguageConfig):
 
     entropy_coef: float = 0.0
     variant: Literal["plain", "cream", "temporal"] = "plain"
+    """Which of the three is run."""
     ranker: Literal["looking", "asking"] = "looking"
     """Who scores the answers of plain and temporal."""
     beta: float = 0.1

@@ -34,7 +34,9 @@ class Config(LanguageConfig):
     FIXED: ClassVar[tuple[str, ...]] = ("rewards",)
 
     stages: Literal["both", "captions", "operations"] = "both"
+    """Both stages, or one alone."""
     form: float = 0.05  # R = 0.05 form + 0.95 content (notes on the paper)
+    """Share of the reward that the form alone earns."""
     gate_labels: int = 0
 
 
