@@ -32,7 +32,7 @@ REASONS: dict[str, tuple[str, ...]] = {
         *("envs/process.py", "src/autotelic/__init__.py", "src/autotelic/sandbox_child.py", "trainers/actors.py"),
     ),
     "a dataclass or a module as a record: its fields are written, read or copied": (
-        *("diffusion/policy.py", "envs/episode_files.py", "envs/shapes.py", "src/autotelic/config_files.py"),
+        *("diffusion/policy.py", "envs/shapes.py", "src/autotelic/config_files.py"),
         *("src/autotelic/options.py", "src/autotelic/sandbox.py", "src/autotelic/types.py", "trainers/config.py"),
         *("trainers/records.py", "trainers/run_folder.py", "vla/network.py"),
     ),
