@@ -208,6 +208,9 @@ class Backwards(Uniform):
 class Needy:
     def __init__(self, milk):
         pass
+
+    def __call__(self, now, batch):
+        pass
 """
 
 
@@ -293,7 +296,7 @@ def test_the_reward_of_the_readme_scores_episodes(tmp_path: Path) -> None:
     assert "progress" not in both(episodes=[episode]), "the estimator's own scores have that name"
     own: Any = setting_of(evolve_vla.Config()).reward({"progress": lambda: "the recipe's"})
     assert own == "the recipe's"
-    with pytest.raises(UsageError, match='unknown reward of episodes "progres": did you mean progress'):
+    with pytest.raises(UsageError, match=r'unknown reward.* "progres": did you mean progress'):
         setting_of(replace(config, rewards=("progres",))).reward({"progress": lambda: None})
 
 
