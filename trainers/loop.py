@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -319,16 +319,14 @@ class _Run:
         if verdict.decision != "wait":
             self.promoted = _snapshot(stage)
         if is_main():
-            record: dict[str, Any] = {"iteration": self.iteration, **vars(verdict)}
-            record |= {"harmed": list(verdict.harmed), "evidence": dict(verdict.evidence)}
-            self.folder.append("gate", record)
+            self.folder.append("gate", {"iteration": self.iteration, **asdict(verdict)})
             self._alarm(check_evidence(verdict.evidence, self.experiment.limits))
         self.tell(lambda callback: callback.on_gate(self.iteration, verdict))
         return verdict
 
     def _alarm(self, alarms: Sequence[Alarm]) -> None:
         for alarm in self.watcher.new(alarms):
-            self.folder.append("alarms", {"iteration": self.iteration, **vars(alarm)})
+            self.folder.append("alarms", {"iteration": self.iteration, **asdict(alarm)})
             logger.warning("%s: %s", alarm.alarm, alarm.detail)
 
     def _evaluate(self, name: str) -> None:

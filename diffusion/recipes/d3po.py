@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ...trainers.config import POLICY_GRADIENT
-from ..setting import DiffusionConfig
+from ..setting import DiffusionConfig, start
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -28,15 +28,9 @@ class Config(DiffusionConfig):
     """Nats of a step's log-ratio count this much (0.1 recalled, not checked)."""
 
 
-def debug() -> Config:
-    """Two rounds in seconds."""
-    return Config.tiny()
-
-
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ...trainers.objectives import DPO
     from ...trainers.pairing import best_worst
-    from ..setting import start
 
     setting = start(config, folder)
     learner = setting.learner(DPO(config.beta, "start", level="decision"), prepare=[best_worst])

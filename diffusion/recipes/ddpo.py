@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..setting import DiffusionConfig
+from ..setting import DiffusionConfig, start
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -35,14 +35,8 @@ class Config(DiffusionConfig):
     """Weight of the exact KL to the start, per picture, against advantages of order 1; 0.025 is PRDP's kappa of 40."""
 
 
-def debug() -> Config:
-    """Two rounds in seconds."""
-    return Config.tiny()
-
-
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ...trainers.published import grpo
-    from ..setting import start
 
     setting = start(config, folder)
     # A ratio is of the mean over a step's dimensions, and so is KLPenalty: kl_coef trades a picture's advantage against

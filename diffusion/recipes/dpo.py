@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ...trainers.config import POLICY_GRADIENT
-from ..setting import DiffusionConfig
+from ..setting import DiffusionConfig, start
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -34,16 +34,10 @@ class Config(DiffusionConfig):
     """Levels at which a picture is noised again."""
 
 
-def debug() -> Config:
-    """Two rounds in seconds."""
-    return Config.tiny()
-
-
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ...trainers.objectives import DPO
     from ...trainers.pairing import best_worst
     from ..offline import Recorded, preferred
-    from ..setting import start
 
     setting = start(config, folder, forward_draws=config.forward_draws)
     if config.pairs:

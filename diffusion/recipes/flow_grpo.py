@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ..setting import DiffusionConfig
+from ..setting import DiffusionConfig, start
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -38,14 +38,8 @@ class Config(DiffusionConfig):
     """Weight of the exact KL to the start, as in diffusion/ddpo."""
 
 
-def debug() -> Config:
-    """Two rounds in seconds."""
-    return Config.tiny()
-
-
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ...trainers.published import grpo
-    from ..setting import start
 
     setting = start(config, folder)
     policy = setting.policy

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...trainers.config import POLICY_GRADIENT
-from ..setting import DiffusionConfig
+from ..setting import DiffusionConfig, start
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -40,16 +40,10 @@ class Config(DiffusionConfig):
     update off."""
 
 
-def debug() -> Config:
-    """Two rounds in seconds."""
-    return Config.tiny()
-
-
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ...trainers.objectives import PairwiseRegression
     from ...trainers.pairing import all_pairs
     from ..beta import PairwiseLearner
-    from ..setting import start
 
     setting = start(config, folder)
     # Log-probabilities are sums over the latent, so the clip grows with it.

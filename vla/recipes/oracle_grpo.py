@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...families import GROUND_TRUTH, of_family
 from ...trainers.config import NO_GATE
-from ..setting import RobotConfig
+from ..setting import RobotConfig, start
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -32,11 +32,6 @@ class Config(RobotConfig):
     """success (the simulator's), NAME:WEIGHT, package.module:NAME or FILE.py:NAME; several are weighted and added."""
 
 
-def debug() -> Config:
-    """Two iterations in seconds."""
-    return Config.tiny()
-
-
 @of_family(GROUND_TRUTH)
 def success(episodes: Sequence[Any], **columns: Any) -> list[float]:
     """1.0 for an episode in which the simulator saw success, else 0.0."""
@@ -45,7 +40,6 @@ def success(episodes: Sequence[Any], **columns: Any) -> list[float]:
 
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ...trainers.published import clipped, normalised
-    from ..setting import start
 
     setting = start(config, folder)
     reward = setting.reward({"success": lambda: success})

@@ -48,10 +48,5 @@ class Config(grpo.Config):
     eval_episodes: int = 100
 
 
-def debug() -> Config:
-    """Two rounds in seconds, once the model is converted."""
-    return Config.tiny()
-
-
 def build(config: Config, folder: RunFolder) -> Experiment:
     return grpo.build(config, folder)

@@ -31,7 +31,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..setting import LanguageConfig
+from ..setting import LanguageConfig, is_small, start
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -68,16 +68,10 @@ class Config(LanguageConfig):
     gate_labels: int = 0
 
 
-def debug() -> Config:
-    """Two rounds in seconds."""
-    return Config.tiny()
-
-
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ...errors import UsageError
     from ...rewards.reward import Reward
     from ..discussion import ChatRoles, Discussion, Interaction, SmallRoles
-    from ..setting import is_small, start
     from ..watch import Watch
 
     if config.agents < 1:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ..setting import start
 from . import grpo
 
 if TYPE_CHECKING:
@@ -30,16 +31,10 @@ class Config(grpo.Config):
     kl_coef: float = 0.001  # evol_rl.sh (checked against the code)
 
 
-def debug() -> Config:
-    """Two rounds in seconds."""
-    return Config.tiny()
-
-
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ...rewards.consensus import MajorityNovelty, MajorityVote
     from ...rewards.reward import Reward
     from ...trainers.published import clipped, normalised
-    from ..setting import start
 
     setting = start(config, folder, labels=False)
     reward: Any = MajorityNovelty() if config.novelty else MajorityVote()

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..setting import LanguageConfig
+from ..setting import LanguageConfig, start
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -27,14 +27,7 @@ class Config(LanguageConfig):
     objective: str = "grpo"
 
 
-def debug() -> Config:
-    """Two rounds in seconds."""
-    return Config.tiny()
-
-
 def build(config: Config, folder: RunFolder) -> Experiment:
-    from ..setting import start
-
     setting = start(config, folder)
     reward = setting.reward()
     return setting.experiment([setting.stage(setting.learner(), reward, proxy=reward)])

@@ -10,11 +10,12 @@ values, learned from Monte-Carlo roll-outs; here it is the share of an answer's 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...trainers.config import POLICY_GRADIENT
-from ..setting import LanguageConfig
+from ..setting import LanguageConfig, start
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 class Config(LanguageConfig):
     """Numbers with a source are the paper's."""
 
+    TINY: ClassVar[Mapping[str, Any]] = {"tune_every": 1, "validation": 7, "temperatures": (0.7, 1.0)}
     FIXED: ClassVar[tuple[str, ...]] = (*POLICY_GRADIENT, "rewards")
 
     entropy_coef: float = 0.0
@@ -41,18 +43,12 @@ class Config(LanguageConfig):
     """Training questions that the temperature is chosen on (the paper: 250)."""
 
 
-def debug() -> Config:
-    """Two rounds in seconds."""
-    return Config.tiny(tune_every=1, validation=7, temperatures=(0.7, 1.0))
-
-
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ...rewards.reward import Reward
     from ...rewards.verifiers import Exact
     from ...trainers.curricula import Uniform
     from ...trainers.objectives import WeightedImitation
     from ..rereading import Rereading
-    from ..setting import start
     from ..temperature import Temperature, Tempered
     from ..watch import Watch
 

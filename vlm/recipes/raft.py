@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ...trainers.config import POLICY_GRADIENT
-from ..setting import LanguageConfig
+from ..setting import LanguageConfig, start
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -28,17 +28,11 @@ class Config(LanguageConfig):
     """Answers that score more are imitated."""
 
 
-def debug() -> Config:
-    """Two rounds in seconds."""
-    return Config.tiny()
-
-
 def build(config: Config, folder: RunFolder) -> Experiment:
     from functools import partial
 
     from ...trainers.objectives import WeightedImitation
     from ...trainers.pairing import threshold
-    from ..setting import start
 
     setting = start(config, folder)
     reward = setting.reward()

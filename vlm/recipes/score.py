@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..setting import LanguageConfig
+from ..setting import LanguageConfig, is_small, start
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -24,6 +24,7 @@ class Config(LanguageConfig):
     """Numbers with a source are the paper's."""
 
     SMALL: ClassVar[Mapping[str, Any]] = {"tasks_per_step": 16}
+    TINY: ClassVar[Mapping[str, Any]] = {"stage_one": 0.5}
     FIXED: ClassVar[tuple[str, ...]] = ("advantage",)
 
     again: str = ""
@@ -37,11 +38,6 @@ class Config(LanguageConfig):
     """Share of the rounds that stage one takes."""
 
 
-def debug() -> Config:
-    """Two rounds in seconds."""
-    return Config.tiny(stage_one=0.5)
-
-
 SENTENCE = "There may be a mistake in the answer above. Answer the question again."
 
 
@@ -52,7 +48,6 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     from ...trainers.published import clipped
     from ..conversation import Conversation, Script
     from ..credit import Correction, OnTurns
-    from ..setting import is_small, start
 
     setting = start(config, folder)
     again = config.again or ("again" if is_small(config) else SENTENCE)

@@ -26,6 +26,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from ..setting import start
 from . import grpo
 
 if TYPE_CHECKING:
@@ -66,11 +67,6 @@ class Config(grpo.Config):
     """The gate reads no label either: it asks whether two views of a picture get the same answer."""
 
 
-def debug() -> Config:
-    """Two rounds in seconds."""
-    return Config.tiny()
-
-
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ...errors import UsageError
     from ...rewards.reward import Reward
@@ -79,7 +75,6 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     from ..asking import Asking, AskingConsensus
     from ..critique import Standing, agreed
     from ..rereading import Rereading
-    from ..setting import start
 
     if config.critic == "asking" and config.learn != "outcome":
         raise UsageError("a verdict of the whole answer has no steps: --critic asking goes with --learn outcome")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...trainers.config import POLICY_GRADIENT
-from ..setting import LanguageConfig
+from ..setting import LanguageConfig, start
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -49,11 +49,6 @@ class Config(LanguageConfig):
     gate_labels: int = 0
 
 
-def debug() -> Config:
-    """Two rounds in seconds."""
-    return Config.tiny()
-
-
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ...families import families_of
     from ...rewards.agreement import consistency, same_extremes
@@ -65,7 +60,6 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     from ..asking import Asking
     from ..pairs import Cream, PastAndFuture, kept_score
     from ..rereading import Rereading
-    from ..setting import start
     from ..watch import Watch
 
     setting = start(config, folder, labels=False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from ..setting import start
 from . import grpo
 
 if TYPE_CHECKING:
@@ -27,15 +28,9 @@ class Config(grpo.Config):
     entropy_coef: float = 0.0
 
 
-def debug() -> Config:
-    """Two rounds in seconds."""
-    return Config.tiny()
-
-
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ...rewards.consensus import MajorityVote
     from ...rewards.reward import Reward
-    from ..setting import start
 
     setting = start(config, folder, labels=False)
     return setting.experiment([setting.stage(setting.learner(), Reward(MajorityVote(), "majority"))])

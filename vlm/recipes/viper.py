@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ..setting import LanguageConfig
+from ..setting import LanguageConfig, start
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -40,16 +40,10 @@ class Config(LanguageConfig):
     gate_labels: int = 0
 
 
-def debug() -> Config:
-    """Two rounds in seconds."""
-    return Config.tiny()
-
-
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ...envs import scenes
     from ...rewards.reward import Reward
     from ...trainers.published import clipped, normalised
-    from ..setting import start
 
     setting = start(config, folder, labels=False)
     eyes = setting.eyes
