@@ -5,8 +5,8 @@ and says what stands. ``--learn`` chooses what is made of it:
 
 * standing: what stands of a question's attempts, repaired where one attempt saw what another overlooked, is imitated;
 * outcome: a clipped policy gradient on agreement with it;
-* process: step rewards after Agent0-VL (2511.19900 on arXiv), recalled from released code that quotes eq. 2-5 (not checked
-  against the paper): every step t has a score in -1..1 and a confidence, and
+* process: step rewards after Agent0-VL (2511.19900 on arXiv), recalled from released code that quotes eq. 2-5 (not
+  checked against the paper): every step t has a score in -1..1 and a confidence, and
 
     g = alpha * outcome + sum_t gamma^(t-1) r_t,  r_t = score_t conf_t - g_t C,  g_t = sigmoid(kappa (tau - conf_t)).
 
@@ -17,10 +17,10 @@ and says what stands. ``--learn`` chooses what is made of it:
 By default it is imitation, not a policy gradient, and a method of this project. What follows from what is seen is the
 small world's own rule, and the start sees every cell rightly: that rule on its reading answers all held-out questions.
 Demonstrations, which have answers, are imitated in every gradient step (``--sft-coef``); on one seed tried this did not
-matter (47.9 to 66.6 % without). ``--critic asking`` uses a learned verdict instead (with outcome): the model is asked "check" and says
-yes or no. A second look at cells is known in the small world alone: with a model or data of one's own the critic is
-always asked. The settings of "standing" were chosen on another split. The figures in docs/results.md are withdrawn
-until they are measured again: views of the demonstrations ask held-out compositions.
+matter (47.9 to 66.6 % without). ``--critic asking`` uses a learned verdict instead (with outcome): the model is asked
+"check" and says yes or no. A second look at cells is known in the small world alone: with a model or data of one's own
+the critic is always asked. The settings of "standing" were chosen on another split. The figures in docs/results.md are
+withdrawn until they are measured again: views of the demonstrations ask held-out compositions.
 """
 
 from __future__ import annotations
