@@ -64,7 +64,7 @@ class RobotConfig(RunConfig):
     }
 
     start_fields: ClassVar[tuple[str, ...]] = (
-        *("tasks", "use", "demonstrations", "seed", "demonstrations_from", "clone_tasks", "model", "obs_type", "head"),
+        *("tasks", "demonstrations", "seed", "demonstrations_from", "clone_tasks", "model", "obs_type", "head"),
         *("frame_size", "bc_steps", "max_episode_steps", "chunk", "settle"),
     )
     """What demonstrations and clone depend on: runs that agree in them can share a start."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..errors import UsageError
-from ..plugins import use
 from ..trainers import setting as shared
 from ..trainers.config import BY_MODEL, RunConfig, grouped
 
@@ -249,7 +248,6 @@ def start(config: LanguageConfig, folder: RunFolder | None = None, *, labels: bo
     """
     import torch
 
-    use(config.use)
     config = shared.settled(config, is_small(config), folder)
     if config.group_size < 1 or config.tasks_per_step < 1:
         raise UsageError("a round needs a question and an answer: --tasks-per-step and --group-size of 1 or more")

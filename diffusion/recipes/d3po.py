@@ -2,7 +2,10 @@
 
 D3PO (Yang et al., arXiv:2311.13231): direct preference optimisation in which each step of the better picture's chain is
 preferred to the same step of the worse one's, without a reward model. Here a reward stands in for the person who
-prefers: the best and the worst picture of each prompt. Not checked: beta. Numbers are not tuned.
+prefers: the best and the worst picture of each prompt. Numbers are not tuned.
+
+Differs: beta is the code's 0.1, which there weighs a mean over the latent and here a sum, thousands of times as much on
+large pictures; and the code's clamp of the ratio is missing.
 """
 
 from __future__ import annotations

@@ -4,6 +4,9 @@ Diffusion-DPO (Wallace et al., arXiv:2311.12908): direct preference optimisation
 of a pair are noised again and the policy's denoising error is compared with the start's. Offline: no picture is drawn
 in training. Not checked: the time weighting, absorbed in beta. Without a pairs file the start draws a record once, and
 the reward ranks it. Numbers are not tuned.
+
+Differs: the two pictures of a pair get levels and noise of their own, where the published code shares them, so that the
+margin is noisier; draws are summed inside the sigmoid; and beta weighs a sum over the latent, there a mean.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ denoising loss of the policy against that of its implied negative. Any sampler w
 picture is kept.
 
 Checked against the code (NVlabs/DiffusionNFT), see ``ForwardNFT``: the loss, no guidance in training. There the policy
-that samples follows the trained one by a growing moving average; here it is the one that the update began with.
-Numbers chosen on this project's tuning split.
+that samples follows the trained one by a growing moving average; here it is the one that the update began with. Differs
+also: r is stretched to 0..1 in every group, where theirs stays near a half; and their small KL to the start is left
+out. Numbers chosen on this project's tuning split.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The upper bound of evolve_vla: the same policy, start and budget, rewarded by the simulator's own success.
 
 GRPO on sparse success, as SimpleVLA-RL (arXiv:2509.09674) does it: group-normalised 0/1 outcomes and
-clip-higher (0.2 and 0.28, checked against the code's scripts). It reads the oracle for every episode, so
+clip-higher (0.2 and 0.28, checked against the code's scripts); without its dynamic sampling, its mean over tokens and
+its temperature. It reads the oracle for every episode, so
 nothing that it reaches was learned without labels; it tells how much of that a learned reward reaches.
 """
 

@@ -5,7 +5,8 @@ and the last optimiser state; among a question's right answers the two with the 
 few rounds the temperature becomes the one with the highest Reward-Pass@2, the share of validation questions with a
 right answer among the two that the process reward likes best. The paper's process reward is the least of its steps'
 values, learned from Monte-Carlo roll-outs; here it is the share of an answer's claims that hold at a second look.
-``--no-process --tune-every 0`` is plain continuous rejection sampling, its own ablation.
+``--no-process --tune-every 0`` is plain continuous rejection sampling, its own ablation. A round is 24 questions by
+default, there tens of thousands; demonstrations are imitated in every gradient step (``--sft-coef``).
 """
 
 from __future__ import annotations

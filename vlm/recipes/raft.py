@@ -1,7 +1,8 @@
-"""Rejection sampling beside GRPO: imitate the answers that were right.
+"""Rejection sampling beside GRPO: imitate the answers that were right, all of them.
 
 RAFT (arXiv:2304.06767): sample, keep what scores, fine-tune on it, repeat (the idea is checked against the paper's
-abstract, no number is). Same start, questions, reward and budget as vlm/grpo; no entropy bonus, as it has no need.
+abstract, no number is). Every answer that scores above 0.5 is kept, and none where all fail, rather than the best of K
+per question as there. Same start, questions, reward and budget as vlm/grpo; no entropy bonus, as it has no need.
 """
 
 from __future__ import annotations

@@ -4,6 +4,10 @@ SCoRe (arXiv:2409.12917; checked against a re-implementation's account of eq. 3-
 teaches the second attempt while a KL keeps the first where it is (beta2 0.1); stage two pays both, and the second
 alpha = 10 times the improvement. Each attempt is credited with its own reward alone: an attempt that shares in the
 bonus of the next learns to fail. ``--bonus 0`` is two-turn learning without the bonus, its own ablation.
+
+Differs: each turn's reward is divided by its standard deviation within the group, which divides alpha away as well: the
+second turn's advantages are those of alpha = 0 where the first attempts agree. So no figure here says what the bonus is
+worth. Demonstrations are imitated in every gradient step (``--sft-coef``).
 """
 
 from __future__ import annotations

@@ -8,7 +8,13 @@ Self-rewarding preference learning (DPO) in three variants:
 * temporal: Temporal Self-Rewarding (arXiv:2508.06026; checked against notes on the paper): the rejected answer comes
   from the start, the chosen one from a look one update ahead.
 
-The judge of plain and temporal is the second look (``--ranker looking``) or the model's own yes or no (``asking``).
+The judge of plain and temporal is the second look (``--ranker looking``) or the yes or no of the model as it was at the
+start (``asking``), where the papers ask the model as it is.
+
+Differs: a round is one gradient step on 32 questions, and the reference stays the start. So temporal's preference
+has no margin (by default its reference is the policy of the same step: an unanchored contrast, not DPO), and cream's
+softening is off, since consecutive rankings agree to .98 and more. Demonstrations are imitated in every gradient step
+(``--sft-coef``). Figures here say nothing about the papers' systems.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 TTRL (arXiv:2504.16084, not checked): sample answers to unlabelled questions, pay those that agree with the most
 frequent one, GRPO. Where the majority is right less often than not, its reward goes to one while accuracy falls; here
-it is the standing test of the gate, which is why it has neither demonstrations nor an entropy bonus.
+it is the standing test of the gate, which is why it has neither demonstrations nor an entropy bonus. The samples that
+vote are all learned from; the paper votes with more than it learns from.
 """
 
 from __future__ import annotations

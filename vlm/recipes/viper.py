@@ -3,7 +3,9 @@
 ViPER (arXiv:2510.24285; checked against notes on the paper, not against it). Stage one, captions: an image model
 redraws the picture from the caption, and the caption is paid by how much of the picture comes back. Stage two,
 operations: one object of the picture is changed and redrawn, and the model has to tell the change, which is known
-because it was made. GRPO with clip 0.2 / 0.28 and no KL; reward 0.05 form + 0.95 content. No label is read.
+because it was made. GRPO with clip 0.2 / 0.28 and no KL; reward 0.05 form + 0.95 content. Captions need no labels;
+demonstrations are imitated in every gradient step (``--sft-coef``). A round is one gradient step, so nothing is
+clipped.
 
 The redrawer is any callable from captions to pictures (``Redrawn.draw``): the world's exact renderer here, a diffusion
 pipeline in real use. Pictures are compared by cells as the start reads them, where the paper's model writes differences
