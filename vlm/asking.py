@@ -17,7 +17,7 @@ from ..rewards.judge import RIGHT
 from ..rewards.log_ratio import LogRatio, scorer
 from ..rewards.steps import MonteCarlo, WeakestStep
 from ..rewards.verifiers import Exact
-from ..rewards.vlm import evaluating, share_of_yes, tokens_of
+from ..rewards.vlm import share_of_yes, tokens_of
 from ..types import Task
 from .continuation import Continuation, judging
 from .glimpse import IDS
@@ -53,7 +53,7 @@ class PolicyAsker:
     def p_yes(self, tasks: Sequence[Task]) -> list[float]:
         """The same of tasks, whose prompts are the questions."""
         (yes, no), answers = self._words(), []
-        with evaluating(self.policy.module), self.policy._mixed():
+        with self.policy.inference():
             for first in range(0, len(tasks), self.policy.at_once):
                 logits = self._next(tasks[first : first + self.policy.at_once])
                 answers += share_of_yes(logits, yes, no).tolist()

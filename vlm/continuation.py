@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ..numbers import rows_by_key
-from ..rewards.vlm import evaluating
 from ..trainers.randomness import generator
 from ..types import Task
 from .decoding import decode
@@ -38,7 +37,7 @@ class Continuation:
         tokens = [self.policy.speech.tokens(text)[:-1] for text in beginnings]  # without the end
         texts: list[list[str]] = [[] for _ in tasks]
         per_call = max(1, self.policy.at_once // n)
-        with evaluating(self.policy.module), self.policy._mixed():
+        with self.policy.inference():
             for rows in rows_by_key(len(some) for some in tokens).values():  # nothing to pad
                 for first in range(0, len(rows), per_call):
                     some = rows[first : first + per_call]

@@ -121,17 +121,11 @@ class Conversation(SystemWrapper):
         if temperature <= 0:
             raise ValueError(f"a temperature is above 0, not {temperature:g}: greedy=True takes the likeliest token")
         policy, rollouts = self.policy, list[Rollout]()
-        was_training = policy.module.training
-        policy.module.eval()
         per_call = max(1, policy.at_once // n)
-        try:
-            mixed = torch.autocast(policy.device.type, policy.autocast, enabled=policy.autocast is not None)
-            with torch.no_grad(), mixed:
-                for first in range(0, len(tasks), per_call):
-                    asked = [(task, sample) for task in tasks[first : first + per_call] for sample in range(n)]
-                    rollouts += self._converse(asked, n, None if greedy else key, temperature)
-        finally:
-            policy.module.train(was_training)
+        with policy.inference():
+            for first in range(0, len(tasks), per_call):
+                asked = [(task, sample) for task in tasks[first : first + per_call] for sample in range(n)]
+                rollouts += self._converse(asked, n, None if greedy else key, temperature)
         return rollouts
 
     def _converse(

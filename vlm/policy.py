@@ -76,17 +76,12 @@ class TokenPolicy(TorchPolicy):
         """
         if temperature <= 0:
             raise ValueError(f"a temperature is above 0, not {temperature:g}: greedy=True takes the likeliest token")
-        was_training = self.module.training
-        self.module.eval()
         rollouts: list[Rollout] = []
         per_call = max(1, self.at_once // n)
-        keep = keep_prefix and mode == "train" and len(tasks) <= per_call and not was_training
-        try:
-            with torch.no_grad(), self._mixed():
-                for first in range(0, len(tasks), per_call):
-                    rollouts += self._complete(tasks[first : first + per_call], n, key, greedy, temperature, keep)
-        finally:
-            self.module.train(was_training)
+        keep = keep_prefix and mode == "train" and len(tasks) <= per_call and not self.module.training
+        with self.inference():
+            for first in range(0, len(tasks), per_call):
+                rollouts += self._complete(tasks[first : first + per_call], n, key, greedy, temperature, keep)
         return rollouts
 
     def _complete(
@@ -179,9 +174,6 @@ class TokenPolicy(TorchPolicy):
         logits = self.backbone.head(hidden).float()
         banned = torch.tensor(self.backbone.banned, dtype=torch.long, device=logits.device)
         return logits.index_fill(-1, banned, -torch.inf)
-
-    def _mixed(self) -> Any:
-        return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
 
     # learning
 

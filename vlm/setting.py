@@ -74,6 +74,12 @@ class LanguageConfig(RunConfig):
     """Most tokens of an answer."""
     max_steps: int = 320
     lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
+    tools: tuple[str, ...] = grouped("sampling", ())
+    """What the policy may call in its turns, see vlm/tools.py: python, crop, package.module:NAME or FILE.py:NAME."""
+    turns: int = grouped("sampling", 4)
+    """Most turns of an answer with tools."""
+    server: str = grouped("sampling", "")
+    """Address of a server with the same --model that answers in training (vLLM, SGLang; see vlm/server.py)."""
     rewards: tuple[str, ...] = ("exact",)
     live: bool = grouped("objective", False)
     """Rewards that ask the policy itself (self_yes_no, self_vote, weakest_step) ask it as it is, not as it began."""
@@ -180,11 +186,26 @@ class Setting(shared.Setting):
 
     def stage(self, learner: Learner, reward: RewardFunction, *, actor: Any = None, **changes: Any) -> Any:
         """Questions -> answers -> reward -> the given learner -> gate; ``changes`` as in every modality."""
+        if actor is not None and (self.config.tools or self.config.server):
+            raise UsageError("this recipe has an actor of its own: --tools and --server have no effect, leave them out")
+        actor = self.actor() if actor is None else actor
         sampling: dict[str, Any] = {"temperature": self.config.temperature}
-        if actor is None:
+        if actor is self.policy:
             sampling["keep_prefix"] = True
-        given: dict[str, Any] = {"actor": self.policy if actor is None else actor, "sampling": sampling}
-        return super().stage(learner, reward, **given | changes)
+        return super().stage(learner, reward, **{"actor": actor, "sampling": sampling} | changes)
+
+    def actor(self) -> Any:
+        """Who answers: the policy, with the config's tools, or in training the config's server."""
+        from .conversation import Conversation
+        from .server import ServerActor
+        from .tools import ToolBox, tools_of
+
+        config = self.config
+        if config.tools and config.server:
+            raise UsageError("a server does not call tools: give --tools or --server")
+        if config.tools:
+            return Conversation(self.policy, ToolBox(tools_of(config.tools)), turns=config.turns)
+        return ServerActor(self.policy, config.server, config.model) if config.server else self.policy
 
     def held_out_judge(self) -> RewardFunction:
         """Labels, or agreement between views; never the training reward itself."""

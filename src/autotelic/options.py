@@ -106,8 +106,6 @@ class AuditOptions:
     """Episodes per task, where a run's policy acts."""
     offset: int = 0
     """How many of the initial states for that to skip."""
-    record: Path | None = None
-    """A new folder to keep a run's episodes in."""
     json: Path | None = None
     """Write the figures here."""
 

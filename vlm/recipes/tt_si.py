@@ -34,6 +34,7 @@ class Config(LanguageConfig):
 
     SMALL: ClassVar[Mapping[str, Any]] = {"examples": 4, "adapt_steps": 5, "adapt_lr": 1e-3}
     LOADED: ClassVar[Mapping[str, Any]] = {"examples": 1, "adapt_steps": 3, "adapt_lr": 1e-4}
+    TINY: ClassVar[Mapping[str, Any]] = {"attempts": 3}
     FIXED: ClassVar[tuple[str, ...]] = (
         *(*POLICY_GRADIENT, *NO_GATE, "gate_labels", "rewards", "curriculum", "mask_truncated"),
         *("tasks_per_step", "group_size", "temperature", "max_steps", "lr", "lr_schedule", "weight_decay"),
@@ -58,11 +59,6 @@ class Config(LanguageConfig):
     max_steps: int = 0
     tasks_per_step: int = 1
     group_size: int = 1
-
-
-def debug() -> Config:
-    """A few questions, in seconds."""
-    return Config.tiny(attempts=3)
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
