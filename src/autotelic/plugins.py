@@ -63,7 +63,7 @@ KINDS: dict[str, Kind] = {
     "environment": Kind("environments", ("instruction", "max_episode_steps")),
     "policy": Kind("policies", ("decide", "score", "imitate")),
     "pipeline": Kind("pipelines", ("encode", "predict", "decode", "set_timesteps")),
-    "renderer": Kind("renderers"),
+    "renderer": Kind("renderers", ("ends", "prompts", "tokens", "text", "reply", "stretches", "positions", "encode")),
     "curriculum": Kind("curricula", ("sample", "update", "state_dict", "load_state_dict")),
     "objective": Kind("objectives", ("__call__",)),
     "advantage": Kind("advantages", ("__call__",)),
