@@ -150,5 +150,5 @@ def save(policy: TokenPolicy, folder: Path) -> Path:
     """Adapters where there are any, else the whole model, and what reads questions."""
     folder.mkdir(parents=True, exist_ok=True)
     save_pretrained(policy.module, folder)
-    policy.speech.save(folder)
+    policy.renderer.save(folder)
     return folder

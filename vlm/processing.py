@@ -224,7 +224,7 @@ class ProcessorRenderer(Renderer):
         task = Task("reply", [{"role": "user", "content": text}], tuple(images))
         self._check_eyes(task)
         content = self._messages(task, len(images))[0]["content"]
-        rendered = between_turns(self._render, content, str(self.tokenizer.eos_token))
+        rendered = between_turns(self.render, content, self.end_of_turn or str(self.tokenizer.eos_token))
         found = self._read(task, rendered, special=False)
         return found.ids, dict(found.inputs)
 

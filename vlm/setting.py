@@ -306,8 +306,7 @@ def ask(config: LanguageConfig, policy: TokenPolicy, labels: bool) -> Questions:
     from . import questions
 
     labelled = config.gate_labels if config.gate != "none" else 0
-    sees = getattr(policy.backbone, "image_token", None) is not None
-    ask_about = questions.small_world if sees or is_small(config) else questions.sums
+    ask_about = questions.small_world if policy.renderer.sees else questions.sums
     asked: Questions = ask_about(
         config.seed,
         config.split,
@@ -316,7 +315,7 @@ def ask(config: LanguageConfig, policy: TokenPolicy, labels: bool) -> Questions:
         held_out=config.eval_episodes,
         offset=config.eval_offset,
     )
-    return questions.explained(asked) if sees else asked
+    return asked if is_small(config) or not policy.renderer.sees else questions.explained(asked)
 
 
 def _encoded(config: LanguageConfig, policy: TokenPolicy, questions: Questions) -> list[Rollout]:
