@@ -55,7 +55,7 @@ def own_log_probs(policy: TokenPolicy, model: Any, rollout: Rollout) -> Tensor:
     tokens = rollout.payload["tokens"][None]
     inputs = inputs_of(policy, rollout.task)
     inputs["input_ids"] = torch.cat([inputs["input_ids"], tokens], 1)
-    for name, value in (("attention_mask", 1), ("mm_token_type_ids", 0)):
+    for name, value in (("attention_mask", 1), ("mm_token_type_ids", 0), ("token_type_ids", 0)):
         if name in inputs:
             inputs[name] = torch.cat([inputs[name], torch.full_like(tokens, value)], 1)
     logits = model(**inputs, use_cache=False).logits[0, -tokens.shape[1] - 1 : -1]

@@ -57,6 +57,9 @@ class LanguageConfig(RunConfig):
     """Rank of the adapters of a model that is loaded; 0 trains all weights. The default model is trained whole."""
     lora_alpha: float = grouped("model", 0.0)
     """The adapters' factor is alpha / rank; 0 takes the rank."""
+    renderer: str = grouped("model", "")
+    """The loaded model's chat renderer: a registered name, package.module:NAME or FILE.py:NAME; empty is that of its
+    model type."""
     dtype: Literal["auto", "fp32", "bf16"] = grouped("model", "auto")
     """Of a loaded model's weights; auto is the checkpoint's own."""
     freeze_vision: bool = grouped("model", True)
@@ -282,7 +285,7 @@ def load_policy(config: LanguageConfig) -> TokenPolicy:
 
         source = str(smollm2())
     dtypes: dict[str, Any] = {"auto": "auto", "fp32": torch.float32, "bf16": torch.bfloat16}
-    options |= {"seed": config.seed, "freeze_vision": config.freeze_vision}
+    options |= {"seed": config.seed, "freeze_vision": config.freeze_vision, "renderer": config.renderer or None}
     if device().type == "cuda" and config.dtype != "fp32":
         options["autocast"] = torch.bfloat16
     if config.lora_rank and not (Path(source) / "adapter_config.json").is_file():  # saved adapters are trained further

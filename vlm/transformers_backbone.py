@@ -212,7 +212,7 @@ class TransformersBackbone:
         nothing = torch.zeros(len(prompts), 0, dtype=torch.long)
         inputs, mask, following = self._inputs(prompts, nothing, nothing.bool())
         output = self.base(**inputs, past_key_values=self._new_cache(), use_cache=True)
-        padded = inputs["attention_mask"] is not None
+        padded = not bool(mask.all())
         state = Memory(output.past_key_values, mask.to(self.device), following.to(self.device), padded=padded)
         return output.last_hidden_state[:, -1].to(self.device), state
 
@@ -346,10 +346,13 @@ class TransformersBackbone:
         following = positions.reshape(-1, *ids.shape).amax((0, 2)) + 1
         steps = (following[:, None] + mask.cumsum(1) - 1).clamp(min=0)
         seen = torch.cat([before, mask], 1)
+        places = torch.cat([positions, steps.expand(*positions.shape[:-1], -1)], -1)
+        # Without a mask transformers would take a gap between positions for the beginning of another text.
+        gapless = places.ndim == 3 or bool((places.diff() == 1).all())
         inputs: dict[str, Any] = {
             "input_ids": torch.cat([ids, tokens], 1).to(self.device),
-            "attention_mask": None if bool(seen.all()) else seen.long().to(self.device),
-            "position_ids": torch.cat([positions, steps.expand(*positions.shape[:-1], -1)], -1).to(self.device),
+            "attention_mask": None if gapless and bool(seen.all()) else seen.long().to(self.device),
+            "position_ids": places.to(self.device),
         }
         rows = [
             self.renderer.token_inputs(torch.cat([prompt.ids, row]), len(prompt.ids))
