@@ -16,7 +16,7 @@ REASONS: dict[str, tuple[str, ...]] = {
     "models, processors and configs of libraries, whose families differ in what they have": (
         *("diffusion/memory.py", "diffusion/pipelines.py", "diffusion/sampler.py", "diffusion/lora.py"),
         *("rewards/hub.py", "rewards/judge.py", "rewards/vlm.py", "vla/lerobot_policy.py", "vla/lora.py"),
-        *("vla/openvla.py", "vlm/loading.py", "vlm/processing.py", "vlm/transformers_backbone.py"),
+        *("vla/openvla.py", "vlm/processing.py", "vlm/renderer.py", "vlm/transformers_backbone.py", "vlm/loading.py"),
     ),
     "simulators of others, whose attributes are their state": (
         *("envs/gym_simulator.py", "envs/metaworld.py", "envs/simulator.py"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from autotelic.errors import UsageError
 from autotelic.testing import vlms as tiny
 from autotelic.types import Evaluation, Rollout, Task
 from autotelic.vlm.policy import TokenPolicy
+from autotelic.vlm.processing import ProcessorRenderer
 
 FAMILIES = (*tiny.TEXTS, *tiny.VLMS)
 TOKENS = 5
@@ -380,7 +382,7 @@ def blocks(images: int) -> list[dict[str, Any]]:
     ],
 )
 def test_a_question_that_cannot_be_read_is_named(task: Task, line: str) -> None:
-    policy, _, _ = made("llava", renderer_options={"pixel_limit": 5000})
+    policy, _, _ = made("llava", renderer=partial(ProcessorRenderer, pixel_limit=5000))
     with pytest.raises(UsageError, match=line) as error:
         policy.act([task], 1)
     assert "\n" not in str(error.value)
@@ -417,7 +419,8 @@ def test_templates_and_models_that_do_not_fit_are_named(tmp_path: Path) -> None:
     reader.chat_template = None
     with pytest.raises(UsageError, match="has no chat template"):
         TokenPolicy.of(model, reader).act([Task("t", "what ?")], 1)
-    assert TokenPolicy.of(model, reader, horizon=2, renderer_options={"chat": False}).act([Task("t", "what ?")], 1)
+    plain = partial(ProcessorRenderer, chat=False)
+    assert TokenPolicy.of(model, reader, horizon=2, renderer=plain).act([Task("t", "what ?")], 1)
     reader.eos_token = None
     model.generation_config.eos_token_id = None
     with pytest.raises(UsageError, match="name an end of text"):

@@ -36,8 +36,7 @@ def assemble(
     gradient_checkpointing: bool = False,
     feature_bytes: int = 2**30,
     seed: int = 0,
-    renderer: str | None = None,
-    renderer_options: dict[str, Any] | None = None,
+    renderer: str | Callable[..., Renderer] | None = None,
     **options: Any,
 ) -> P:
     """A policy of a loaded model. What requires gradients is trained.
@@ -53,11 +52,11 @@ def assemble(
             its prompt in training.
         feature_bytes: limit of the kept features.
         seed: of the adapters.
-        renderer: a registered name, package.module:NAME or FILE.py:NAME; None: that of the model's type.
-        renderer_options: of ``ProcessorRenderer``: chat, pixel_limit, keep.
+        renderer: a class of processor and model, its name or place; None: that of the model's type. Options are
+            bound to it: ``partial(ProcessorRenderer, chat=False)``.
         options: of the policy: piece, horizon, at_once, mask_truncated, autocast.
     """
-    reader = _renderer(model, renderer)(processor, model, **(renderer_options or {}))
+    reader = _renderer_class(model, renderer)(processor, model)
     model.eval()
     if lora_rank is not None:
         targets = _of_language(model) if lora_targets is None else lora_targets
@@ -71,13 +70,12 @@ def assemble(
     return kind(backbone, reader, **options)
 
 
-def _renderer(model: Any, name: str | None) -> Callable[..., Renderer]:
-    """Of that name, or of the model's type where one is registered for it."""
-    family = str(model.config.model_type)
-    if name is None and family not in names("renderer"):
-        return ProcessorRenderer
-    renderer: Callable[..., Renderer] = named("renderer", name or family)
-    return renderer
+def _renderer_class(model: Any, given: str | Callable[..., Renderer] | None) -> Callable[..., Renderer]:
+    """The one given or named, or that of the model's type where one is registered for it."""
+    if given is None:
+        family = str(model.config.model_type)
+        given = family if family in names("renderer") else ProcessorRenderer
+    return named("renderer", given) if isinstance(given, str) else given
 
 
 def load(

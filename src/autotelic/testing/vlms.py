@@ -58,7 +58,11 @@ def template(shown: str = "", end: str = "<eos>") -> str:
     content = "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for b in m['content'] %}"
     content += block + "{% endfor %}{% endif %}"
     return (
-        "{% for m in messages %}{{ m['role'] }} : " + content + "{% if m['role'] == 'assistant' %}" + end + "{% endif %} "
+        "{% for m in messages %}{{ m['role'] }} : "
+        + content
+        + "{% if m['role'] == 'assistant' %}"
+        + end
+        + "{% endif %} "
         "{% endfor %}{% if add_generation_prompt %}assistant : {% endif %}"
     )
 
