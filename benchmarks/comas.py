@@ -49,8 +49,8 @@ from autotelic.trainers.randomness import generator
 from autotelic.trainers.run_folder import RunFolder, versions
 from autotelic.trainers.shaping import PerTokenKL
 from autotelic.trainers.statistics import mean_interval
-from autotelic.types import Batch, Evaluation, Mode, Rollout, Task
-from autotelic.vlm.discussion import CRITIC, SCORER, SOLVER, Discussion, Exchange, Interaction, Roles, trainable
+from autotelic.types import Batch, Evaluation, Key, Mode, Rollout, Task
+from autotelic.vlm.discussion import CRITIC, SCORER, SOLVER, Discussion, Exchange, Interaction, Roles
 
 ANSWERS, ARGUMENTS, ACTIONS = 4, 4, 4
 NONE = -1e4
@@ -81,7 +81,7 @@ class Table(TorchPolicy):
 
     @torch.no_grad()
     def act(
-        self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...] = (0,), mode: Mode = "train", greedy: bool = False
+        self, tasks: Sequence[Task], n: int, *, key: Key = (0,), mode: Mode = "train", greedy: bool = False
     ) -> list[Rollout]:
         asked = [(task, sample) for task in tasks for sample in range(n)]
         rows = torch.tensor([self.rows[task.prompt] for task, _ in asked])
@@ -143,7 +143,7 @@ def run(arm: str, seed: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     """One run of the loop; its curves and what it ends with."""
     how = {"q": 0.8, "noise": False, "critics": 1, "scorer": True} | ARMS[arm]
     first, right = start(settings["questions"], how["q"], how["noise"], seed)
-    agents = {f"agent{number}": trainable(first) for number in range(settings["agents"])}
+    agents = {f"agent{number}": first.trainable(f"agent{number}") for number in range(settings["agents"])}
     rounds = 2 * settings["agents"]
     game = Discussion(agents, TableRoles(), rounds=rounds, critics=how["critics"], scorer=how["scorer"])
     reference = first.fork("start")

@@ -14,7 +14,7 @@ from ..rewards.images import as_uint8
 from ..rewards.shapes import per_prompt_diversity
 from ..trainers.randomness import generator
 from ..trainers.scoring import score, total_of
-from ..types import Rollout, Task
+from ..types import Actor, Rollout, Task
 
 if TYPE_CHECKING:
     from ..trainers.run_folder import RunFolder
@@ -27,26 +27,34 @@ SHORTFALL = 0.5
 """In standard deviations of the reward: how far sampled pictures may fall below deterministic ones unremarked."""
 
 
-def evaluate(setting: Setting, policy: Any) -> dict[str, Any]:
+def evaluate(setting: Setting, actor: Actor) -> dict[str, Any]:
     """Outcomes per kind of prompt, with ``figures``; the same noise at every call.
+
+    What the actor is without what is there for training alone draws; where that is more than a policy, the figure
+    "policy alone" is the judge's of the policy in it.
 
     "success" is the judge's: 0/1 in the small world (the nearest true render shows the prompt), else its score.
     Figures: reward; judge; distance, the mean squared error to the nearest true render of the prompt (small world);
     diversity; kl from the start in nats per picture, on one picture per prompt; reward_ode, of deterministic drawing.
     """
+    system: Any
+    system, policy = actor.evaluated(), actor.bare()
     outcomes: dict[str, Any] = {}
     figures: dict[str, dict[str, float]] = {}
     notes = ["Figures at fixed noise; KL in nats per picture, from the start."]
     for name, tasks in (("seen", setting.prompts.seen), ("unseen", setting.prompts.unseen)):
         first = setting.config.eval_offset
         copies = range(first, first + setting.config.eval_episodes)
-        rollouts = _draw(policy, tasks, copies)
+        rollouts = _draw(system, tasks, copies)
         row, values = _outcome(setting, rollouts)
         pictures = torch.unflatten(torch.stack([r.output for r in rollouts]), 0, (len(tasks), len(copies)))
         if len(copies) > 1:
             values["diversity"] = per_prompt_diversity(pictures)
-        values["kl"] = drift(setting, policy, rollouts[:: len(copies)])
-        values["reward_ode"] = _deterministic_reward(setting, policy, tasks, first)
+        if system is policy:
+            values["kl"] = drift(setting, policy, rollouts[:: len(copies)])
+        else:
+            values["policy alone"] = _mean(_outcome(setting, _draw(policy, tasks, copies))[0]["success"])
+        values["reward_ode"] = _deterministic_reward(setting, system, tasks, first)
         outcomes[name], figures[name] = row, values
         spread = float(torch.tensor(row["score"]).std()) if len(rollouts) > 1 else math.inf
         if values["reward_ode"] - values["reward"] > SHORTFALL * spread:

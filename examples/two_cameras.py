@@ -1,6 +1,6 @@
 """An arm with two cameras, 7 actions at 20 Hz and chunks of 8, as LIBERO's: a simulator of one's own, joined by a spec.
 
-autotelic run vla/evolve_vla --use examples/two_cameras.py --tasks arm --sees frames
+autotelic run vla/evolve_vla --use examples/two_cameras.py --tasks arm --obs-type pixels
 """
 
 import gymnasium

@@ -36,7 +36,6 @@ from autotelic.vlm.discussion import (
     Roles,
     SmallRoles,
     interaction,
-    trainable,
 )
 from autotelic.vlm.recipes import comas
 
@@ -80,7 +79,7 @@ def start() -> TokenToy:
 
 
 def discussion(agents: int = 2, **how: Any) -> Discussion:
-    policies = {f"agent{number}": trainable(start()) for number in range(agents)}
+    policies = {f"agent{number}": start().trainable(f"agent{number}") for number in range(agents)}
     return Discussion(policies, Numbered(), **{"rounds": 4, **how})
 
 
@@ -398,10 +397,10 @@ TURNED: dict[str, Callable[[comas.Config], comas.Config]] = {
     "history": lambda config: replace(config, history=0),
     "scorer": lambda config: replace(config, scorer=False),
     "beta": lambda config: replace(config, beta=1.0),
-    "clip": lambda config: replace(config, clip=0.01),
+    "clip_low": lambda config: replace(config, clip_low=0.01),
     "epochs": lambda config: replace(config, epochs=1),
     "minibatches": lambda config: replace(config, minibatches=1),
-    "group": lambda config: replace(config, group=2),
+    "group_size": lambda config: replace(config, group_size=2),
     "agents": lambda config: replace(config, agents=1, rounds=4),
 }
 
@@ -409,12 +408,12 @@ TURNED: dict[str, Callable[[comas.Config], comas.Config]] = {
 @pytest.fixture(scope="module")
 def plain(cache: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.Tensor, torch.Tensor]:
     """The first agent's weights before and after two rounds of the preset."""
-    return after_two_rounds(replace(comas.debug(), lr=1e-2), tmp_path_factory.mktemp("plain") / "run")
+    return after_two_rounds(replace(comas.Config.tiny(), lr=1e-2), tmp_path_factory.mktemp("plain") / "run")
 
 
 def after_two_rounds(config: comas.Config, path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     folder = RunFolder.create(path, recipe="vlm/comas", config={}, command="test")
-    experiment = comas.build(replace(config, gate=False), folder)
+    experiment = comas.build(replace(config, gate="none"), folder)
     game: Any = experiment.stages[0].actor
     before = torch.cat([p.detach().flatten().clone() for p in game.policy.module.parameters()])
     train(replace(experiment, evaluate=lambda actor: {}, finish=lambda folder: None), folder)
@@ -424,5 +423,5 @@ def after_two_rounds(config: comas.Config, path: Path) -> tuple[torch.Tensor, to
 @pytest.mark.parametrize("knob", TURNED)
 def test_every_field_of_the_recipe_is_felt(knob: str, plain: tuple[torch.Tensor, torch.Tensor], tmp_path: Path) -> None:
     before, after = plain
-    _, turned = after_two_rounds(TURNED[knob](replace(comas.debug(), lr=1e-2)), tmp_path / "run")
+    _, turned = after_two_rounds(TURNED[knob](replace(comas.Config.tiny(), lr=1e-2)), tmp_path / "run")
     assert (after - turned).norm() > 1e-3 * (after - before).norm()

@@ -49,7 +49,7 @@ class Watcher:
     def __init__(self, limits: AlarmLimits) -> None:
         self.limits = limits
         self.recent: deque[Mapping[str, float]] = deque(maxlen=limits.window)
-        self.first_entropy: float | None = None
+        self.first_entropy: dict[str, float] = {}
         self.known: set[tuple[str, str]] = set()
         self.iterations = 0
 
@@ -70,31 +70,40 @@ class Watcher:
 
     def _take_in(self, metrics: Mapping[str, float]) -> None:
         if not self.iterations:
-            self.first_entropy = metrics.get("objective/entropy")
+            self.first_entropy = {name: value for name, value in metrics.items() if name.endswith("objective/entropy")}
         self.iterations += 1
         self.recent.append(metrics)
 
     def check(self, metrics: Mapping[str, float]) -> list[Alarm]:
         """Alarms of the newest iteration."""
         self._take_in(metrics)
-        limits, alarms = self.limits, list[Alarm]()
+        alarms = list[Alarm]()
         if metrics.get("rounds/idle"):
             alarms.append(Alarm("nobody learned", "", "the reward applied to no rollout of this round"))
-        if self.iterations < limits.window:
+        if self.iterations < self.limits.window:
             return alarms
-        spread = self._recent("groups/zero_spread")
-        if spread is not None and spread >= limits.zero_spread:
-            detail = f"{spread:.0%} of groups have no spread: nothing is learned from them"
-            alarms.append(Alarm("no signal", "", detail))
-        for name in sorted(name for name in metrics if name.startswith("objective/kl_")):
-            kl, reference = self._recent(name), name.removeprefix("objective/kl_")
-            if kl is not None and kl > limits.kl:
-                detail = f"the policy is {kl:.2f} nats per decision away from {reference}"
-                alarms.append(Alarm("drift", reference, detail))
-        first, now = self.first_entropy, self._recent("objective/entropy")
-        if first is not None and now is not None and first > 0 and now < limits.entropy_share * first:
-            alarms.append(Alarm("entropy collapse", "", f"entropy is {now / first:.0%} of what it was at the start"))
+        for name in sorted(metrics):
+            player, _, own = name.rpartition("/objective/") if "/objective/" in name else ("", "", name)
+            own = f"objective/{own}" if player else own
+            alarms += self._of(name, own, player)
         return alarms
+
+    def _of(self, name: str, own: str, player: str) -> list[Alarm]:
+        """Alarms about one metric, which in a game has the name of its learner in front."""
+        limits, now = self.limits, self._recent(name)
+        if now is None:
+            return []
+        if own.endswith("groups/zero_spread") and now >= limits.zero_spread:
+            about = own.removesuffix("groups/zero_spread").rstrip("/")
+            return [Alarm("no signal", about, f"{now:.0%} of groups have no spread: nothing is learned from them")]
+        if own.startswith("objective/kl_") and now > limits.kl:
+            reference = own.removeprefix("objective/kl_")
+            about = f"{player}: {reference}" if player else reference
+            return [Alarm("drift", about, f"the policy is {now:.2f} nats per decision away from {reference}")]
+        first = self.first_entropy.get(name)
+        if own == "objective/entropy" and first is not None and first > 0 and now < limits.entropy_share * first:
+            return [Alarm("entropy collapse", player, f"entropy is {now / first:.0%} of what it was at the start")]
+        return []
 
     def _recent(self, name: str) -> float | None:
         """The mean over the window, where the metric was told."""

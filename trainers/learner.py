@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from ..types import Advantage, Batch, Decisions, Evaluation, Objective, Players, Policy, Rollout, Verdict
+from ..types import Advantage, Batch, Decisions, Evaluation, Key, Objective, Players, Policy, Rollout, Verdict
 from .contracts import Learner, Shaping, advantage_of, require
 from .distributed import reduce_counts, reduce_gradients
 from .randomness import generator
@@ -31,7 +31,7 @@ class Optimisation:
     Attributes:
         lr: learning rate of AdamW.
         epochs: passes over the batch.
-        minibatches: gradient steps per pass, each on whole groups.
+        minibatches: gradient steps per pass, each on whole groups; several processes cut their own groups each.
         max_grad_norm: clipping of the global gradient norm.
         weight_decay, eps: AdamW's. Its step is g / (|g| + eps), so rounding noise in a gradient g near zero
             moves weights; an eps of 1e-5, as many PPO implementations have it, keeps it from doing so.
@@ -125,6 +125,8 @@ class PolicyLearner(Learner):
         if "proximal" in self.references:
             self.references["proximal"].copy_from(self.policy)
         batch = self._batch(applicable, metrics)
+        anchored = self.anchors is not None and self.anchors.weight > 0
+        learned = reduce_counts({"rows": float(batch is not None)})["rows"] > 0 or anchored
         steps = self._minibatches(batch)
         sums: dict[str, float] = defaultdict(float)
         for epoch in range(self.optimisation.epochs):
@@ -134,7 +136,7 @@ class PolicyLearner(Learner):
                     sums[name] += value
         count = self.optimisation.epochs * self.optimisation.minibatches
         self._slow_down()
-        return metrics | {name: value / count for name, value in sums.items()} | {"learned": 1.0}
+        return metrics | {name: value / count for name, value in sums.items()} | {"learned": float(learned)}
 
     def _slow_down(self) -> None:
         """Count the update, and take the next one at the learning rate that is due then."""
@@ -288,7 +290,7 @@ class AnchorSet:
     repair_weight: float = 0.1
     categories: tuple[str, ...] = field(default=())
 
-    def backpropagate(self, policy: Policy, key: tuple[int, ...]) -> dict[str, float]:
+    def backpropagate(self, policy: Policy, key: Key) -> dict[str, float]:
         """Add weight times the imitation gradient of ``size`` random demonstrations."""
         pool = [r for r in self.rollouts if not self.categories or r.task.category in self.categories]
         chosen = torch.randint(len(pool), (min(self.size, len(pool)),), generator=generator("anchors", *key))

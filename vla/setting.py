@@ -148,14 +148,15 @@ class Setting(shared.Setting):
         return make_task(environment, seed, longest * 6 // 5 if longest > limit else limit)
 
     def sources(self) -> dict[str, Callable[[int], Task]]:
-        """Per task, its endless supply of training states; every run has its own stretch of them."""
+        """Per category, its endless supply of training states; every run has its own stretch of them."""
         from ..envs.splits import seeds
 
         first = 100_000 * (self.config.seed % 900)
-        return {
-            name: lambda i, name=name: self.task(name, seeds("train", 1, first + i)[0])  # type: ignore[misc]
-            for name in self.names
-        }
+        supply: dict[str, Callable[[int], Task]] = {}
+        for name in self.names:  # by what rollouts and gates call it, so that a harmed task can be left out
+            category = self.task(name, 0).category
+            supply[category] = lambda i, name=name: self.task(name, seeds("train", 1, first + i)[0])  # type: ignore[misc]
+        return supply
 
     def probes(self) -> list[Task]:
         """Frozen tasks for a gate."""
@@ -236,16 +237,24 @@ class Setting(shared.Setting):
 
         states = seeds("eval", self.config.eval_episodes, self.config.eval_offset)
         tasks = [self.task(name, seed) for name in self.names for seed in states]
-        system = actor.evaluated()
-        rollouts = system.act(tasks, 1, mode="evaluate", greedy=True, oracle=True, render=self.watched)
-        score(rollouts, self.told)
-        outcomes: dict[str, Any] = {}
-        for rollout in rollouts:
-            row = outcomes.setdefault(rollout.task.category, {"success": [], "score": [], "seeds": []})
-            row["success"].append(int(bool(rollout.output.success)))
-            row["score"].append(rollout.scores["total"])
-            row["seeds"].append(rollout.task.seed)
-        return {"unit": "success", "outcomes": outcomes}
+
+        def look(system: Any) -> dict[str, Any]:
+            rollouts = system.act(tasks, 1, mode="evaluate", greedy=True, oracle=True, render=self.watched)
+            score(rollouts, self.told)
+            outcomes: dict[str, Any] = {}
+            for rollout in rollouts:
+                row = outcomes.setdefault(rollout.task.category, {"success": [], "score": [], "seeds": []})
+                row["success"].append(int(bool(rollout.output.success)))
+                row["score"].append(rollout.scores["total"])
+                row["seeds"].append(rollout.task.seed)
+            return outcomes
+
+        system, bare = actor.evaluated(), actor.bare()
+        evaluation: dict[str, Any] = {"unit": "success", "outcomes": look(system)}
+        if bare is not system:
+            alone = {name: row["success"] for name, row in look(bare).items()}
+            evaluation["figures"] = {name: {"policy alone": sum(row) / len(row)} for name, row in alone.items()}
+        return evaluation
 
     def finish(self, folder: RunFolder) -> None:
         from ..envs.simulator import spec_of

@@ -18,7 +18,7 @@ _HOMES = {
     "errors": ("UsageError",),
     "types": ("Batch", "Evaluation", "Rollout", "Task", "Verdict"),
     "rewards.reward": ("Reward",),
-    "envs.simulator": ("EnvSpec",),
+    "envs.simulator": ("EnvSpec", "Feature"),
     "trainers.actors": ("Actor", "Game", "SystemWrapper", "TrainingWrapper"),
     "trainers.advantages": ("GroupRelative", "ReinforcePlusPlus"),
     "trainers.callbacks": ("Callback",),
@@ -42,16 +42,23 @@ _HOMES = {
     "trainers.policy": ("TorchPolicy",),
     "trainers.run_folder": ("RunFolder",),
     "vlm.policy": ("TokenPolicy",),
+    "vlm.setting": ("LanguageConfig",),
     "vla.chunk_policy": ("ChunkPolicy",),
+    "vla.setting": ("RobotConfig",),
+    "diffusion.pipelines": ("PipelineAdapter",),
     "diffusion.policy": ("DenoisingPolicy",),
+    "diffusion.setting": ("DiffusionConfig",),
 }
 _WHERE = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = ["__version__", *_WHERE]
 
 if TYPE_CHECKING:
+    from .diffusion.pipelines import PipelineAdapter as PipelineAdapter
     from .diffusion.policy import DenoisingPolicy as DenoisingPolicy
+    from .diffusion.setting import DiffusionConfig as DiffusionConfig
     from .envs.simulator import EnvSpec as EnvSpec
+    from .envs.simulator import Feature as Feature
     from .errors import UsageError as UsageError
     from .plugins import register as register
     from .rewards.reward import Reward as Reward
@@ -79,7 +86,9 @@ if TYPE_CHECKING:
     from .types import Rollout as Rollout
     from .types import Task as Task
     from .vla.chunk_policy import ChunkPolicy as ChunkPolicy
+    from .vla.setting import RobotConfig as RobotConfig
     from .vlm.policy import TokenPolicy as TokenPolicy
+    from .vlm.setting import LanguageConfig as LanguageConfig
 
 
 def __getattr__(name: str) -> Any:

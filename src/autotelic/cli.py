@@ -1,4 +1,4 @@
-"""The command line: ``autotelic list | run | resume | eval | audit | record | report | check | doctor``.
+"""The command line: ``autotelic list | run | resume | eval | sweep | audit | record | report | check | doctor``.
 
 Nothing heavy is imported before it is needed. Bad input ends in one line and exit code 2, Ctrl-C in
 the line that continues the run and exit code 130.
@@ -147,7 +147,7 @@ def _run(words: Sequence[str], places: Sequence[str] = ()) -> int:
         raise UsageError("autotelic run needs a recipe: autotelic list shows them")
     recipe = find_recipe(name)
     module = recipe.load()
-    options = _options(recipe.name, module.debug() if "--debug" in words else module.Config(), given, words)
+    options = _options(recipe.name, module.Config.tiny() if "--debug" in words else module.Config(), given, words)
     if options.dry_run:
         return _dry_run(module, recipe.name, options.config, places, command)
     path = options.output_dir or free_folder(recipe.name)
@@ -238,6 +238,18 @@ def _record(words: Sequence[str]) -> int:
     return 0
 
 
+def _sweep(words: Sequence[str]) -> int:
+    """Run arms of a recipe on several seeds from one start each, and compare them.
+
+    autotelic sweep RECIPE --arm NAME FIELD=VALUE … [--arm …] [--seeds 0 1 2] [--base NAME] [--json FILE]; a sweep that
+    was stopped goes on where it stood.
+    """
+    from .sweep import main as sweep
+
+    with _bad_input():
+        return sweep(words)
+
+
 def _report(words: Sequence[str]) -> int:
     """Write a run's report.html again."""
     _write_report(_open(parse(RunOptions, words, "report").run))
@@ -281,6 +293,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "audit": _audit,
     "record": _record,
     "report": _report,
+    "sweep": _sweep,
     "check": _check,
     "doctor": _doctor,
 }

@@ -16,6 +16,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -196,4 +198,24 @@ def flux(distilled: bool = True) -> FluxPipeline:
         text_encoder_2=t5(TEXT),
         tokenizer_2=t5_tokenizer(),
         transformer=transformer,
+    )
+
+
+@_seeded
+def pixart_sigma() -> PixArtSigmaPipeline:
+    """Has no adapter in this package: for tests of one's own."""
+    transformer = PixArtTransformer2DModel(
+        sample_size=SIZE // 2,
+        patch_size=2,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        cross_attention_dim=16,
+        caption_channels=TEXT,
+        use_additional_conditions=False,
+    )
+    return PixArtSigmaPipeline(
+        tokenizer=t5_tokenizer(), text_encoder=t5(TEXT), vae=vae(), transformer=transformer, scheduler=ddim()
     )
