@@ -23,8 +23,8 @@ def attention(denoiser: nn.Module) -> list[str]:
 def save_lora(adapter: PipelineAdapter, folder: str | Path) -> Path:
     """Write the adapters where ``pipeline.load_lora_weights(folder)`` of the same pipeline class finds them.
 
-    The file says rank and alpha for diffusers; readers that overlook them assume alpha = rank, the default. A pipeline
-    class that knows no adapters gets them in PEFT's layout, for ``trainers.lora.load_lora(pipeline.transformer, folder)``.
+    The file says rank and alpha for diffusers; readers that overlook them assume alpha = rank, the default. Those of a
+    pipeline class that knows no adapters are in PEFT's layout, for ``trainers.lora.load_lora(denoiser, folder)``.
 
     Returns:
         The file, ``pytorch_lora_weights.safetensors`` or PEFT's.

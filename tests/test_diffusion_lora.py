@@ -17,7 +17,7 @@ from autotelic.diffusion.memory import Plan, decoder_activations, denoiser_activ
 from autotelic.diffusion.pipelines import PipelineAdapter, StableDiffusionAdapter, adapter_for
 from autotelic.errors import UsageError
 from autotelic.testing import pipelines as tiny
-from autotelic.trainers.lora import add_lora
+from autotelic.trainers.lora import WEIGHTS, add_lora, load_lora, lora_state
 
 FAMILIES: dict[str, Callable[..., Any]] = {
     "sd": tiny.stable_diffusion,
