@@ -49,7 +49,7 @@ from autotelic.trainers.randomness import generator
 from autotelic.trainers.run_folder import RunFolder, versions
 from autotelic.trainers.shaping import PerTokenKL
 from autotelic.trainers.statistics import mean_interval
-from autotelic.types import Batch, Evaluation, Mode, Rollout, Task
+from autotelic.types import Batch, Evaluation, Key, Mode, Rollout, Task
 from autotelic.vlm.discussion import CRITIC, SCORER, SOLVER, Discussion, Exchange, Interaction, Roles
 
 ANSWERS, ARGUMENTS, ACTIONS = 4, 4, 4
@@ -81,7 +81,7 @@ class Table(TorchPolicy):
 
     @torch.no_grad()
     def act(
-        self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...] = (0,), mode: Mode = "train", greedy: bool = False
+        self, tasks: Sequence[Task], n: int, *, key: Key = (0,), mode: Mode = "train", greedy: bool = False
     ) -> list[Rollout]:
         asked = [(task, sample) for task in tasks for sample in range(n)]
         rows = torch.tensor([self.rows[task.prompt] for task, _ in asked])

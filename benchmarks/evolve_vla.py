@@ -2,10 +2,10 @@
 
     python benchmarks/evolve_vla.py [--quick] [--json FILE] [--runs FOLDER] [--seeds 0 1 2 3 4] [--arms ...] [--jobs 1]
 
-Every arm starts from the same demonstrations and the same clone per seed, on the five default tasks, and is
-evaluated before and after on the same 40 held-out initial states per task (greedy, success latched). Those
-states and the seeds 0-4 were fixed before the first run and nothing was chosen on them. Runs that stand
-finished in the folder are read, not repeated.
+Every arm starts from the same demonstrations and the same clone per seed, on the five default tasks, and is evaluated
+before and after on the same 40 held-out initial states per task (greedy, success latched). Those states and the seeds
+0-4 were fixed before the first run; two settings were begun on them and abandoned, and their figures were known when
+today's default was chosen (docs/results.md). Runs that stand finished in the folder are read, not repeated.
 """
 
 from __future__ import annotations

@@ -8,8 +8,9 @@ where the goal moves. Rule S: the critic learned from the policy's own demonstra
 pretrained on MetaWorld's other tasks, whose successes it was told, and given the same demonstrations. "unseen tasks":
 the policy imitated other tasks only; the critic is that of rule F and has three demonstrations of each, which the
 control imitates. "pictures": policy and critic see 64-pixel frames. Success on 40 held-out initial states per task,
-greedy, before and after; "continued imitation" is the control of the same starts. Nothing was chosen on these states
-or seeds. Runs that stand finished in the folder are read, not repeated.
+greedy, before and after; "continued imitation" is the control of the same starts. Settings were chosen on other states
+and seeds, with earlier figures on these known (docs/results.md). Runs that stand finished in the folder are read, not
+repeated.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from ..errors import UsageError
 from ..families import GROUND_TRUTH, of_family
 from ..trainers.actors import TrainingWrapper
 from ..trainers.randomness import seed_of
-from ..types import Rollout, Task
+from ..types import Key, Rollout, Task
 
 if TYPE_CHECKING:
     from .policy import DenoisingPolicy
@@ -33,7 +33,7 @@ class Recorded(TrainingWrapper):
         for rollout in rollouts:
             self.by_prompt[rollout.task.prompt].append(rollout)
 
-    def attempt(self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...], **sampling: Any) -> list[Rollout]:
+    def attempt(self, tasks: Sequence[Task], n: int, *, key: Key, **sampling: Any) -> list[Rollout]:
         found = []
         for task in tasks:
             for i, known in enumerate(self.by_prompt[task.prompt][:n]):

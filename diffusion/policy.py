@@ -29,7 +29,7 @@ from ..errors import UsageError
 from ..trainers.policy import References, TorchPolicy, collate
 from ..trainers.randomness import generator, seed_of
 from ..trainers.weights import move
-from ..types import Batch, Decisions, Evaluation, Graph, Mode, Once, Rollout, Task
+from ..types import Batch, Decisions, Evaluation, Graph, Key, Mode, Once, Rollout, Task
 from .pipelines import PipelineAdapter
 from .sampler import Sampler
 
@@ -93,7 +93,7 @@ class DenoisingPolicy(TorchPolicy):
         tasks: Sequence[Task],
         n: int,
         *,
-        key: tuple[int, ...] = (0,),
+        key: Key = (0,),
         mode: Mode = "train",
         greedy: bool = False,
         window: int | None = None,
@@ -152,7 +152,7 @@ class DenoisingPolicy(TorchPolicy):
             for row, (task, seed) in enumerate(pairs)
         ]
 
-    def encode(self, tasks: Sequence[Task], outputs: Sequence[Any], key: tuple[int, ...] = (0,)) -> list[Rollout]:
+    def encode(self, tasks: Sequence[Task], outputs: Sequence[Any], key: Key = (0,)) -> list[Rollout]:
         """Pictures [3, H, W] in 0..1 as rollouts for forward decisions: nobody knows the chain that led to them."""
         found, shared = [], torch.tensor(seed_of("round", *key))
         with torch.no_grad():

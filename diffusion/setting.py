@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
+from ..errors import UsageError
 from ..plugins import use
 from ..trainers import setting as shared
 from ..trainers.config import BY_MODEL, RunConfig, grouped
@@ -57,7 +58,8 @@ class DiffusionConfig(RunConfig):
     lora_rank: int = grouped("model", 8)
     """Rank of the adapters; 0 trains all weights of the denoiser."""
     lora_targets: tuple[str, ...] = grouped("model", ("all-linear",))
-    """Ends of module names that get an adapter, such as to_q; all-linear takes every linear layer."""
+    """Ends of module names that get an adapter, such as to_q; all-linear takes every linear layer, attention those of
+    the attention layers."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = grouped("model", "auto")
     """Of the pipeline's weights; auto is fp32 on CPU and bf16 on GPU. Adapters are fp32."""
     data: str = grouped("data", "")
@@ -184,7 +186,6 @@ class Setting(shared.Setting):
         from dataclasses import replace
 
         from ..envs import shapes
-        from ..errors import UsageError
         from .offline import read_pairs
         from .prompts import Prompts
 
@@ -244,10 +245,10 @@ def start(
     """
     import torch
 
-    from ..errors import UsageError
     from ..trainers.distributed import barrier, device, is_main
     from ..trainers.lora import add_lora
     from .gradients import check_differentiable
+    from .lora import attention
     from .pipelines import adapter_for, check_dtype, load
     from .policy import DenoisingPolicy
     from .pretraining import default_pipeline, quiet
@@ -278,10 +279,9 @@ def start(
     if world is not None:
         _check_size(adapter)
     if config.lora_rank:
-        named = list(config.lora_targets)
-        add_lora(
-            adapter.denoiser, config.lora_rank, "all-linear" if named == ["all-linear"] else named, seed=config.seed
-        )
+        named: Any = {("all-linear",): "all-linear", ("attention",): attention(adapter.denoiser)}
+        targets = named.get(config.lora_targets, config.lora_targets)
+        add_lora(adapter.denoiser, config.lora_rank, targets, seed=config.seed)
     else:
         adapter.denoiser.requires_grad_(True)
     guidance = (
@@ -348,7 +348,6 @@ def rewards(config: DiffusionConfig, differentiable: bool) -> tuple[Any, RewardF
 
 def _check_size(adapter: PipelineAdapter) -> None:
     from ..envs import shapes
-    from ..errors import UsageError
 
     side = shapes.templates().shape[-1]
     if (adapter.height, adapter.width) != (side, side):
@@ -359,7 +358,6 @@ def _check_size(adapter: PipelineAdapter) -> None:
 
 
 def _captions_only(name: str) -> NoReturn:
-    from ..errors import UsageError
 
     raise UsageError(f"the reward {name} knows the small world's captions alone: with --data, name others")
 

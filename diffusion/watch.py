@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..trainers.actors import TrainingWrapper
 from ..trainers.contracts import Learner
-from ..types import Mode, Players, Rollout, Task
+from ..types import Key, Players, Rollout, Task
 
 if TYPE_CHECKING:
     from .policy import DenoisingPolicy
@@ -97,29 +97,9 @@ class Averaged(TrainingWrapper):
         super().__init__(policy)
         self.average = average
 
-    def attempt(self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...], **sampling: Any) -> list[Rollout]:
+    def attempt(self, tasks: Sequence[Task], n: int, *, key: Key, **sampling: Any) -> list[Rollout]:
         rollouts: list[Rollout] = self.policy.act(tasks, n, key=key, **sampling)
-        return rollouts
-
-    def act(
-        self,
-        tasks: Sequence[Task],
-        n: int,
-        *,
-        key: tuple[int, ...] = (0,),
-        mode: Mode = "train",
-        greedy: bool = False,
-        **sampling: Any,
-    ) -> list[Rollout]:
-        actor: Any = self.policy if mode == "train" else self.average.average
-        rollouts: list[Rollout] = actor.act(tasks, n, key=key, mode=mode, greedy=greedy, **sampling)
         return rollouts
 
     def evaluated(self) -> Any:
         return self.average.average
-
-    def bare(self) -> Any:
-        return self.average.average
-
-    def fork(self, name: str) -> Any:
-        return self.average.average.fork(name)

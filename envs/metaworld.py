@@ -17,14 +17,11 @@ from functools import partial
 from types import FunctionType, NoneType
 from typing import Any
 
-import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import unknown
 from .metaworld_tasks import OBSERVATION as OBSERVATION
 from .metaworld_tasks import TASKS as TASKS
-from .oracle import require_oracle
 from .physics import ENV_CLS_MAP, ENV_POLICY_MAP, mujoco
 from .rendering import Renderer, RenderingUnavailable
 from .simulator import IMAGES, SHOULDER, Feature, Quality, Simulator, View
@@ -273,91 +270,6 @@ class MetaWorldSimulator(Simulator):
     def _write_model(self, differs: Mapping[str, NDArray[Any]]) -> None:
         for name in self._start.model.keys() | differs.keys():
             self._arrays[name][...] = differs.get(name, self._pristine_model[name])
-
-
-class MetaWorldEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float32]]):
-    """A MetaWorld task through Gymnasium's API: ``gymnasium.make("autotelic/reach-v3")``.
-
-    Every key of :data:`TASKS` has an id of its own, and ``"autotelic/MetaWorld-v0"`` takes ``task``; importing this
-    module registers them.
-
-    Differs from MetaWorld's own environment in that ``reset(seed=)`` is honoured, success is latched, and
-    the oracle is off unless asked for: the reward is then 0 and ``info`` holds no success.
-
-    Args:
-        task: a key of :data:`TASKS`.
-        render_mode: None or "rgb_array". Rendering happens in this process: with OSMesa, import ``torch.optim``
-            before the first frame, since its later import can crash Python.
-        horizon: steps after which an episode is truncated; it never terminates.
-        oracle: return the dense reward (0..10) and ``info["success"]``, True from the first success on.
-        size, quality, camera: how a frame is taken, as in :class:`~.simulator.View`.
-
-    Raises:
-        ValueError: unknown task, render mode or quality.
-        OracleSealed: ``oracle=True`` inside a sealed block.
-    """
-
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 80}  # noqa: RUF012  (Gymnasium's own declaration)
-
-    def __init__(
-        self,
-        task: str = "reach-v3",
-        render_mode: str | None = None,
-        *,
-        horizon: int = 500,
-        oracle: bool = False,
-        size: int = 256,
-        quality: Quality = "full",
-        camera: str = SHOULDER,
-    ) -> None:
-        if task not in TASKS:
-            raise unknown("task", task, TASKS)
-        if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode {render_mode!r}: MetaWorldEnv knows None and 'rgb_array'")
-        if oracle:
-            require_oracle(f"the reward and success of MetaWorldEnv({task!r}, oracle=True)")
-        self.simulator = MetaWorldSimulator(task)
-        self.render_mode, self.horizon, self.oracle = render_mode, horizon, oracle
-        self.view = View(size, quality, (camera,))
-        self.observation_space = gymnasium.spaces.Box(self.simulator.low, self.simulator.high, dtype=np.float64)
-        self.action_space = gymnasium.spaces.Box(-1, 1, (ACTION_SIZE,), np.float32)
-        self._steps, self._success = 0, False
-        self._previous = np.zeros(_CURRENT)
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.float64], dict[str, Any]]:
-        super().reset(seed=seed)
-        self.simulator.reset(int(self.np_random.integers(2**31)) if seed is None else seed)
-        self._steps, self._success = 0, False
-        observation = self.simulator.full_observation()
-        self._previous = observation[:_CURRENT]
-        return observation, {"success": False} if self.oracle else {}
-
-    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
-        self.simulator.step(np.asarray(action, np.float32)[None])
-        self._steps += 1
-        observation = self.simulator.full_observation(self._previous)
-        self._previous = observation[:_CURRENT]
-        reward = 0.0
-        info: dict[str, Any] = {}
-        if self.oracle:
-            require_oracle("MetaWorldEnv's reward and success")
-            reward, info = self.simulator.judge()
-            self._success = self._success or bool(info["success"])
-            info["success"] = self._success
-        return observation, reward, False, self._steps >= self.horizon, info
-
-    def render(self) -> Any:
-        return self.simulator.frame(self.view) if self.render_mode == "rgb_array" else None
-
-    def close(self) -> None:
-        self.simulator.close()
-
-
-gymnasium.register("autotelic/MetaWorld-v0", entry_point=f"{__name__}:MetaWorldEnv")
-for _task in TASKS:
-    gymnasium.register(f"autotelic/{_task}", entry_point=f"{__name__}:MetaWorldEnv", kwargs={"task": _task})
 
 
 def _small_arrays(model: Any) -> dict[str, NDArray[Any]]:

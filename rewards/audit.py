@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..numbers import mean
 from ..statistics import FEW, Doubles, auc, grade, spearman
-from .progress import Accumulator, ProgressEstimator, ProgressModel, ask, sees, shown_threshold
+from .progress import Accumulator, EpisodeProgress, ProgressModel, shown_threshold
 
 BINS = 10
 """Of the reliability diagram, equally wide over 0..1."""
@@ -134,11 +134,20 @@ def audit_progress(
         ValueError: an episode whose success is not known or that lacks what the model sees, or wrong answers.
     """
     success, accumulator = _successes(episodes), accumulator or Accumulator("last")
+    whole, texts = EpisodeProgress(model, accumulator), [str(episode.instruction) for episode in episodes]
+    for episode in episodes:
+        if (length := len(whole.clip(episode))) < 2:
+            raise ValueError(f"the episode of {episode.instruction!r} holds {length} observations, 2 are needed")
     started = time.process_time()
-    scores, traces, calls = _judge(model, episodes, accumulator)
+    if model.kind == "terminal":
+        scores, traces, calls = np.array(whole(episodes, texts)), list[Doubles](), len(episodes)
+    else:
+        estimator = whole.watched(episodes, texts)
+        traces = [np.array(estimator.values(row), np.float64) for row in range(len(episodes))]
+        scores, calls = np.array([trace[-1] for trace in traces]), estimator.calls
     seconds = time.process_time() - started
     if model.kind == "terminal" and hasattr(model, "trace"):
-        traces = [np.asarray(model.trace(_track(model, e), e.instruction), np.float64) for e in episodes]
+        traces = [np.asarray(model.trace(whole.clip(e), e.instruction), np.float64) for e in episodes]
     threshold, rule = otsu(scores), OTSU
     if demonstrations:
         threshold, rule = shown_threshold(model, demonstrations, accumulator, every), SHOWN
@@ -359,36 +368,6 @@ def _audit(
         cpu_seconds=cost[1],
         bins=bins,
     )
-
-
-def _judge(
-    model: ProgressModel, episodes: Sequence[Any], accumulator: Accumulator
-) -> tuple[Doubles, list[Doubles], int]:
-    """Final scores [N], the estimates over each episode (none of a terminal model), and how often it was asked."""
-    tracks = [_track(model, episode) for episode in episodes]
-    texts = [str(episode.instruction) for episode in episodes]
-    if model.kind == "terminal":
-        return ask(model, tracks, [t[0] for t in tracks], texts).astype(np.float64), [], len(tracks)
-    estimator = ProgressEstimator(model, accumulator)
-    estimator.begin(texts)
-    for step in range(max(len(track) for track in tracks)):
-        rows = np.array([i for i, track in enumerate(tracks) if step < len(track)])
-        estimator.update(rows, np.stack([tracks[i][step] for i in rows]))
-    traces = [np.array(estimator.values(i), np.float64) for i in range(len(tracks))]
-    return np.array([trace[-1] for trace in traces]), traces, estimator.calls
-
-
-def _track(model: ProgressModel, episode: Any) -> NDArray[Any]:
-    """What the model sees of an episode: states [S+1, D] or frames [S+1, H, W, 3]."""
-    if sees(model) == "states":
-        track = np.asarray(episode.observations, np.float32)
-    elif getattr(episode, "frames", None) is None:
-        raise ValueError(f"the model sees frames and the episode of {episode.instruction!r} has none: record them")
-    else:
-        track = np.asarray(episode.frames)
-    if len(track) < 2:
-        raise ValueError(f"the episode of {episode.instruction!r} holds {len(track)} observations, 2 are needed")
-    return track
 
 
 def _successes(episodes: Sequence[Any]) -> NDArray[np.bool_]:

@@ -13,9 +13,9 @@ How scores of different models compare is not known; weigh them by their spread 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -114,16 +114,15 @@ class Pixels:
         return images[..., top : top + self.height, left : left + self.width]
 
 
+@dataclass(eq=False)
 class _HubScore:
     """What all have in common: loading on the first call, frozen weights, one device."""
 
-    differentiable = True
-    families: frozenset[str]
+    differentiable: ClassVar[bool] = True
 
-    def __init__(self, name_or_path: str, device: str, dtype: torch.dtype) -> None:
-        self.name_or_path = name_or_path
-        self.device = torch.device(device)
-        self.dtype = dtype
+    name_or_path: str
+    device: str = field(default="cpu", kw_only=True)
+    dtype: torch.dtype = field(default=torch.float32, kw_only=True)
 
     def __call__(self, images: Sequence[Any] | Tensor, prompts: Sequence[str], **columns: Any) -> Tensor:
         """Scores [B], float32.
@@ -156,6 +155,7 @@ class _HubScore:
         return {key: value for key, value in vars(self).items() if key != "parts"}
 
 
+@dataclass(eq=False)
 class LaionAesthetic(_HubScore):
     """How much people would like a picture, about 1 to 10 (LAION-Aesthetics v2); the prompt is not looked at.
 
@@ -168,20 +168,11 @@ class LaionAesthetic(_HubScore):
         head_file: the file in such a folder or repository.
     """
 
-    families = frozenset({"aesthetic"})
+    families: ClassVar[frozenset[str]] = frozenset({"aesthetic"})
 
-    def __init__(
-        self,
-        name_or_path: str = "openai/clip-vit-large-patch14",
-        head: str = "trl-lib/ddpo-aesthetic-predictor",
-        head_file: str = "aesthetic-model.pth",
-        *,
-        device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        super().__init__(name_or_path, device, dtype)
-        self.head = head
-        self.head_file = head_file
+    name_or_path: str = "openai/clip-vit-large-patch14"
+    head: str = "trl-lib/ddpo-aesthetic-predictor"
+    head_file: str = "aesthetic-model.pth"
 
     @cached_property
     def parts(self) -> tuple[Any, Any, Any, Pixels]:
@@ -204,21 +195,23 @@ class LaionAesthetic(_HubScore):
         return score
 
 
+@dataclass(eq=False)
 class _TwoTowers(_HubScore):
     """An image and a text tower of transformers that meet in one space: CLIP, SigLIP and their fine-tunings."""
 
-    def __init__(self, name_or_path: str, processor_name_or_path: str | None, device: str, dtype: torch.dtype) -> None:
-        super().__init__(name_or_path, device, dtype)
-        self.processor_name_or_path = processor_name_or_path or name_or_path
+    @property
+    def processor(self) -> str:
+        """Whose tokenizer and image processor are used."""
+        return self.name_or_path
 
     @cached_property
     def parts(self) -> tuple[Any, Any, Pixels]:
         """Model, tokenizer and pixels."""
         from transformers import AutoTokenizer
 
-        with weights.loading(self.processor_name_or_path):
-            tokenizer = AutoTokenizer.from_pretrained(self.processor_name_or_path)
-            pixels = Pixels.of_model(self.processor_name_or_path)
+        with weights.loading(self.processor):
+            tokenizer = AutoTokenizer.from_pretrained(self.processor)
+            pixels = Pixels.of_model(self.processor)
         return self.frozen(self.load()), tokenizer, pixels
 
     def load(self) -> nn.Module:
@@ -250,6 +243,7 @@ class _TwoTowers(_HubScore):
         return F.normalize(read.float(), dim=-1)[rows]
 
 
+@dataclass(eq=False)
 class CLIPScore(_TwoTowers):
     """2.5 · max(cos(image, "A photo depicts " + prompt), 0), in 0..2.5 (arXiv 2104.08718, equation 1).
 
@@ -263,19 +257,14 @@ class CLIPScore(_TwoTowers):
             (arXiv 2303.15343), in 0..1, instead.
     """
 
-    def __init__(
-        self,
-        name_or_path: str = "openai/clip-vit-base-patch32",
-        *,
-        prefix: str = "A photo depicts ",
-        probability: bool = False,
-        device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        super().__init__(name_or_path, None, device, dtype)
-        self.prefix = prefix
-        self.probability = probability
-        self.families = frozenset({"siglip" if "siglip" in name_or_path.lower() else "clip"})
+    name_or_path: str = "openai/clip-vit-base-patch32"
+    prefix: str = field(default="A photo depicts ", kw_only=True)
+    probability: bool = field(default=False, kw_only=True)
+
+    @property
+    def families(self) -> frozenset[str]:
+        """Those of CLIP, or of SigLIP."""
+        return frozenset({"siglip" if "siglip" in self.name_or_path.lower() else "clip"})
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         model = self.parts[0]
@@ -288,6 +277,7 @@ class CLIPScore(_TwoTowers):
         return 2.5 * cosine.clamp(min=0)
 
 
+@dataclass(eq=False)
 class PickScore(_TwoTowers):
     """exp(logit scale) · cos(image, prompt), about 17 to 24 (arXiv 2305.01569).
 
@@ -295,30 +285,23 @@ class PickScore(_TwoTowers):
 
     Args:
         name_or_path: the fine-tuned CLIP.
-        processor_name_or_path: whose tokenizer and image processor are used; the published score takes those of
+        processor: whose tokenizer and image processor are used; the published score takes those of
             the CLIP that it was fine-tuned from.
         scale: multiplies the score; 1 / 26 brings it near 0..1, as some trainers do.
     """
 
-    families = frozenset({"pickscore"})
+    families: ClassVar[frozenset[str]] = frozenset({"pickscore"})
 
-    def __init__(
-        self,
-        name_or_path: str = "yuvalkirstain/PickScore_v1",
-        processor_name_or_path: str = VIT_H,
-        *,
-        scale: float = 1.0,
-        device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        super().__init__(name_or_path, processor_name_or_path, device, dtype)
-        self.scale = scale
+    name_or_path: str = "yuvalkirstain/PickScore_v1"
+    processor: str = VIT_H
+    scale: float = field(default=1.0, kw_only=True)
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         temperature: Tensor = self.parts[0].logit_scale.float().exp()
         return self.scale * temperature * self.cosine(images, prompts)
 
 
+@dataclass(eq=False)
 class HPSv2(_TwoTowers):
     """cos(image, prompt) in a CLIP ViT-H tuned to human preference, about 0.2 to 0.35 (arXiv 2306.09341).
 
@@ -329,22 +312,14 @@ class HPSv2(_TwoTowers):
     Args:
         name_or_path: file, folder or hub repository of the weights.
         file: the file in such a folder or repository; "HPS_v2_compressed.pt" is version 2.0.
-        base: gives configuration, tokenizer and normalisation, not weights.
+        processor: gives configuration, tokenizer and normalisation, not weights.
     """
 
-    families = frozenset({"hps"})
+    families: ClassVar[frozenset[str]] = frozenset({"hps"})
 
-    def __init__(
-        self,
-        name_or_path: str = "xswu/HPSv2",
-        file: str = "HPS_v2.1_compressed.pt",
-        base: str = VIT_H,
-        *,
-        device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        super().__init__(name_or_path, base, device, dtype)
-        self.file = file
+    name_or_path: str = "xswu/HPSv2"
+    file: str = "HPS_v2.1_compressed.pt"
+    processor: str = VIT_H
 
     @cached_property
     def parts(self) -> tuple[Any, Any, Pixels]:
@@ -355,14 +330,15 @@ class HPSv2(_TwoTowers):
     def load(self) -> nn.Module:
         from transformers import CLIPConfig
 
-        with weights.loading(self.processor_name_or_path):
-            config = CLIPConfig.from_pretrained(self.processor_name_or_path)
+        with weights.loading(self.processor):
+            config = CLIPConfig.from_pretrained(self.processor)
         return weights.filled_clip(config, weights.read(weights.find(self.name_or_path, self.file)))
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         return self.cosine(images, prompts)
 
 
+@dataclass(eq=False)
 class ImageReward(_HubScore):
     """Human preference, standardised to mean 0 and deviation 1 on its authors' data (arXiv 2304.05977).
 
@@ -377,22 +353,13 @@ class ImageReward(_HubScore):
         tokenizer: BERT's.
     """
 
-    families = frozenset({"imagereward"})
-    mean = 0.16717362830052426
-    deviation = 1.0333394966054072
+    families: ClassVar[frozenset[str]] = frozenset({"imagereward"})
+    mean: ClassVar[float] = 0.16717362830052426
+    deviation: ClassVar[float] = 1.0333394966054072
 
-    def __init__(
-        self,
-        name_or_path: str = "THUDM/ImageReward",
-        file: str = "ImageReward.pt",
-        tokenizer: str = "google-bert/bert-base-uncased",
-        *,
-        device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        super().__init__(name_or_path, device, dtype)
-        self.file = file
-        self.tokenizer = tokenizer
+    name_or_path: str = "THUDM/ImageReward"
+    file: str = "ImageReward.pt"
+    tokenizer: str = "google-bert/bert-base-uncased"
 
     @cached_property
     def parts(self) -> tuple[Any, Any, Any, Any, Pixels]:

@@ -378,23 +378,29 @@ class EpisodeProgress:
         if not episodes:
             return []
         if self.model.kind == "terminal":
-            clips, texts = [self._clip(episode) for episode in episodes], [str(prompt) for prompt in prompts]
+            clips, texts = [self.clip(episode) for episode in episodes], [str(prompt) for prompt in prompts]
             return [float(v) for v in ask(self.model, clips, np.stack([clip[0] for clip in clips]), texts)]
         return [trace[-1] for trace in self.traces(episodes, prompts)]
 
     def traces(self, episodes: Sequence[Any], prompts: Sequence[Any]) -> list[list[float]]:
         """The estimate after each observation of each episode, the initial one left out."""
+        estimator = self.watched(episodes, prompts)
+        return [estimator.values(row) for row in range(len(episodes))]
+
+    def watched(self, episodes: Sequence[Any], prompts: Sequence[Any]) -> ProgressEstimator:
+        """An estimator that has seen every observation of every episode."""
         estimator = ProgressEstimator(self.model, self.accumulator)
         estimator.begin([str(prompt) for prompt in prompts])
-        clips = [self._clip(episode) for episode in episodes]
+        clips = [self.clip(episode) for episode in episodes]
         for time in range(max(len(clip) for clip in clips)):
             rows = np.array([i for i, clip in enumerate(clips) if time < len(clip)])
             estimator.update(rows, np.stack([clips[i][time] for i in rows]))
-        return [estimator.values(row) for row in range(len(episodes))]
+        return estimator
 
-    def _clip(self, episode: Any) -> NDArray[Any]:
+    def clip(self, episode: Any) -> NDArray[Any]:
+        """What the model sees of an episode: states [S + 1, D] or frames [S + 1, H, W, 3]."""
         if sees(self.model) == "states":
             return np.asarray(episode.observations, np.float32)
         if getattr(episode, "frames", None) is None:
-            raise ValueError("the progress model sees frames, and the episodes were recorded without: render them")
+            raise ValueError(f"the model sees frames and the episode of {episode.instruction!r} has none: record them")
         return np.asarray(episode.frames)

@@ -5,8 +5,9 @@
 A reward function is called with keyword columns (``tasks``, ``prompts``, ``outputs`` under the names
 ``completions``, ``images`` and ``episodes``, ``references``, and whatever the tasks' ``extra`` holds),
 names those it wants and takes the rest as ``**kwargs``. It returns one score per sample; None means
-that it does not apply. Functions written for TRL work unchanged. A reward with parameters is a class
-with ``__call__``, so that it can travel to another process.
+that it does not apply. A function written for TRL works where it reads completions as plain strings; completions as
+messages, and TRL's columns ``completion_ids`` and ``trainer_state``, do not exist here. A reward with parameters is a
+class with ``__call__``, so that it can travel to another process.
 """
 
 from __future__ import annotations

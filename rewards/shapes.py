@@ -133,16 +133,6 @@ def attribute_classifier(templates: Tensor, labels: Labels, *, seed: int = 0) ->
     return classifier.eval().requires_grad_(False)
 
 
-def attribute_accuracy(classifier: AttributeClassifier, templates: Tensor, labels: Labels) -> list[float]:
-    """Per attribute, the share of all true renders of which the classifier finds the value."""
-    _check_world(templates, len(labels))
-    targets = torch.tensor(list(labels.values())).repeat_interleave(templates.shape[1], 0)
-    chunks = torch.split(templates.flatten(0, 1), _CHUNK)
-    with torch.no_grad():
-        found = torch.cat([torch.stack([p.argmax(-1) for p in classifier(chunk)], 1) for chunk in chunks])
-    return [float(share) for share in (found == targets).float().mean(0)]
-
-
 class AttributeReward:
     """How probable the caption's attributes look: the sum over attributes of max(log p, FLOOR), at most 0.
 

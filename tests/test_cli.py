@@ -49,9 +49,9 @@ class Config:
     eval_episodes: int = 4
     eval_offset: int = 0
 
-
-def debug() -> Config:
-    return Config(max_steps=2)
+    @classmethod
+    def tiny(cls) -> Config:
+        return cls(max_steps=2)
 
 
 def build(config: Config, folder: Any) -> Any:
@@ -162,9 +162,9 @@ def test_every_real_recipe_has_a_claim_a_config_and_a_preset() -> None:
     for recipe in recipes.all_recipes().values():
         module = recipe.load()
         assert recipe.claim, recipe.name
-        assert type(module.debug()) is module.Config
+        assert type(module.Config.tiny()) is module.Config
         assert module.Config.__dataclass_params__.frozen
-        parse(run_options(module.debug()), [], recipe.name)
+        parse(run_options(module.Config.tiny()), [], recipe.name)
 
 
 def test_run_trains_shows_and_reports(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from autotelic.diffusion.setting import Setting
 from autotelic.errors import UsageError
 from autotelic.testing.vlms import text
 from autotelic.trainers.actors import Demonstrations, SystemWrapper
@@ -22,7 +21,7 @@ from autotelic.trainers.advantages import GroupRelative, ReinforcePlusPlus, drop
 from autotelic.trainers.contracts import Advantage, Learner, Shaping
 from autotelic.trainers.gates import Gate
 from autotelic.trainers.learner import Optimisation, PolicyLearner
-from autotelic.trainers.loop import train
+from autotelic.trainers.loop import Stage, train
 from autotelic.trainers.objectives import Entropy, KLPenalty, PPOClip, Term, WeightedImitation
 from autotelic.trainers.objectives.base import k3
 from autotelic.trainers.policy import TorchPolicy
@@ -478,9 +477,9 @@ def test_the_report_shows_the_system_and_beside_it_the_policy_alone() -> None:
 def test_unknown_keywords_are_refused() -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument 'widnow'"):
         shapes_policy().act(PICTURES, 1, widnow=2)  # type: ignore[call-arg]
-    stage: Any = Setting.stage
+    stage: Any = Stage
     with pytest.raises(TypeError, match="unexpected keyword argument 'widnow'"):
-        stage(None, None, widnow=2)
+        stage(widnow=2)
     with pytest.raises(TypeError, match="unexpected keyword argument 'temprature'"):
         TokenPolicy.of(*text("llama"), horizon=3).act([Task("a", "how many ?")], 1, temprature=2)  # type: ignore[call-arg]
 

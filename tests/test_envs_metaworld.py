@@ -5,17 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import warnings
 
-import gymnasium
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env
 from metaworld.env_dict import ENV_CLS_MAP
 from scipy.spatial.transform import Rotation
 
-from autotelic.envs.metaworld import OBSERVATION, TASKS, MetaWorldEnv, MetaWorldSimulator, _Rotation
-from autotelic.envs.oracle import OracleSealed, sealed
+from autotelic.envs.metaworld import OBSERVATION, TASKS, MetaWorldSimulator, _Rotation
 
 CHUNKS, C = 8, 5
 
@@ -135,55 +131,6 @@ def test_quaternions_equal_scipys():
     for matrix in matrices:
         ours, theirs = _Rotation.from_matrix(matrix).as_quat(), Rotation.from_matrix(matrix).as_quat()
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-14)
-
-
-@pytest.mark.parametrize("oracle", [False, True])
-def test_gymnasium_api(oracle):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", message=".*(infinity|Casting|render modes).*")
-        check_env(MetaWorldEnv("drawer-open-v3", oracle=oracle), skip_render_check=True)
-
-
-def test_gymnasium_reset_honours_the_seed():
-    env = gymnasium.make("autotelic/MetaWorld-v0", task="reach-v3", horizon=3)
-    first, again, other = (env.reset(seed=seed)[0] for seed in (5, 5, 6))
-    np.testing.assert_array_equal(first, again)
-    assert not np.array_equal(first, other)
-    assert first.shape == (39,)
-    ends = [env.step(env.action_space.sample()) for _ in range(3)]
-    assert [end[3] for end in ends] == [False, False, True]
-    assert all(end[1] == 0 and "success" not in end[4] for end in ends)
-
-
-def test_gymnasium_success_is_latched():
-    env = MetaWorldEnv("reach-v3", oracle=True)
-    env.reset(seed=1)
-    expert = env.simulator.expert()
-    latched = False
-    for _ in range(100):
-        _, reward, _, _, info = env.step(expert())
-        latched = latched or info["success"]
-    assert latched and reward > 9
-    away = np.array([0, -1, 0, 0], np.float32)
-    for _ in range(50):
-        _, reward, _, _, info = env.step(away)
-    assert info["success"] is True and reward < 9 and not env.simulator.success()
-
-
-def test_gymnasium_oracle_is_sealed():
-    env = MetaWorldEnv("reach-v3", oracle=True)
-    env.reset(seed=1)
-    with sealed("a test learns without it"), pytest.raises(OracleSealed, match="a test learns without it"):
-        env.step(np.zeros(4, np.float32))
-    with sealed("a test learns without it"), pytest.raises(OracleSealed):
-        MetaWorldEnv("reach-v3", oracle=True)
-    env.step(np.zeros(4, np.float32))
-
-
-def test_unknown_task_names_the_nearest():
-    with pytest.raises(ValueError, match="did you mean drawer-open-v3"):
-        MetaWorldEnv("drawer-opn-v3")
 
 
 def test_state_only_runs_need_no_gl():

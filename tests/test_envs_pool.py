@@ -17,7 +17,9 @@ from autotelic.envs import demonstrations
 from autotelic.envs.oracle import OracleSealed, require_oracle, sealed
 from autotelic.envs.pool import Episode, EpisodeRequest, Pool
 from autotelic.envs.simulator import Refusal, make_simulator, spec_of
-from autotelic.envs.splits import assert_disjoint, seeds
+from autotelic.envs.splits import seeds
+
+from .initial_states import assert_disjoint
 
 DRAWER, REACH = "metaworld/drawer-open-v3", "metaworld/reach-v3"
 REQUESTS = [

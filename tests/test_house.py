@@ -145,8 +145,9 @@ def test_the_built_wheel_holds_every_file_of_every_room(tmp_path: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in held)
 
 
-def test_the_reward_in_the_readme_runs() -> None:
-    code, _ = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def test_the_rewards_in_the_readme_run() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (code,) = [block for block in blocks if "def near" in block]
     names: dict[str, Any] = {}
     exec(code, names)
     at_rest = SimpleNamespace(observations=np.zeros((2, 21)), actions=np.zeros((1, 5, 4)))
@@ -154,7 +155,8 @@ def test_the_reward_in_the_readme_runs() -> None:
         observations=np.eye(21)[[0, 0]], actions=np.ones((1, 5, 4))
     )  # hand one metre from the object
     # the second one's hand ends one metre from the object, and every action is as large as can be
-    assert names["reward"](episodes=[at_rest, apart], tasks=[None, None])["total"] == pytest.approx([0.0, -1.0])
+    for name in ("near", "calm"):
+        assert names[name](episodes=[at_rest, apart], tasks=[None, None]) == pytest.approx([0.0, -1.0])
 
 
 @pytest.mark.parametrize(

@@ -277,7 +277,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autotelic.plugins import register
-from autotelic.vlm.setting import TINY, SpeakingConfig
+from autotelic.vlm.setting import LanguageConfig
 
 
 @register("reward", "wordy")
@@ -287,13 +287,9 @@ def wordy(completions: list[str], **_: Any) -> list[float]:
 
 
 @dataclass(frozen=True)
-class Config(SpeakingConfig):
+class Config(LanguageConfig):
     rewards: tuple[str, ...] = ("wordy",)
     lora_rank: int = 0
-
-
-def debug() -> Config:
-    return Config(**TINY)
 
 
 def build(config: Config, folder: Any) -> Any:

@@ -16,7 +16,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
 def test_the_robot_in_the_readme_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "my/car" in block]
     (command,) = re.findall(r"```bash\n(autotelic run vla/evolve_vla --use my_car.*?)```", README, re.DOTALL)
     (tmp_path / "my_car.py").write_text(code)
     monkeypatch.chdir(tmp_path)

@@ -18,7 +18,7 @@ import pytest
 from autotelic.cli import main
 from autotelic.envs.oracle import OracleSealed
 from autotelic.envs.pool import EpisodeRequest, Pool
-from autotelic.envs.splits import assert_disjoint, seeds
+from autotelic.envs.splits import seeds
 from autotelic.recipes import all_recipes, config_from_json
 from autotelic.rewards.critics import ProgressCritic
 from autotelic.rewards.end_conditions import EndConditions
@@ -30,6 +30,7 @@ from autotelic.vla.policy import ActionPolicy
 from autotelic.vla.recipes import evolve_vla
 from autotelic.vla.setting import Setting
 
+from .initial_states import assert_disjoint
 from .test_loop import assert_same_run
 
 EVOLVE = ("vla/evolve_vla", "--debug", "--workers", "1", "--max-steps", "4")
@@ -100,7 +101,7 @@ def test_debug_presets_run_two_iterations(name: str, tmp_path: Path, capsys: pyt
 def test_the_judge_at_the_gate_is_of_another_kind_than_the_estimator(
     critic: str, model: type, judge: type, tmp_path: Path
 ) -> None:
-    config = replace(evolve_vla.debug(), critic=critic, workers=1)
+    config = replace(evolve_vla.Config.tiny(), critic=critic, workers=1)
     folder = RunFolder.create(tmp_path / "run", recipe="vla/evolve_vla", config={}, command="")
     with closing(evolve_vla.build(config, folder)) as experiment:
         stage: Any = experiment.stages[0]
@@ -113,7 +114,7 @@ def test_the_judge_at_the_gate_is_of_another_kind_than_the_estimator(
 
 
 def test_one_threshold_for_all_tasks_can_be_said(tmp_path: Path) -> None:
-    config = replace(evolve_vla.debug(), critic="ends", threshold=0.7, termination=False, workers=1)
+    config = replace(evolve_vla.Config.tiny(), critic="ends", threshold=0.7, termination=False, workers=1)
     folder = RunFolder.create(tmp_path / "run", recipe="vla/evolve_vla", config={}, command="")
     with closing(evolve_vla.build(config, folder)) as experiment:
         stage: Any = experiment.stages[0]
@@ -169,7 +170,7 @@ def test_training_probe_evaluation_and_demonstration_states_are_disjoint() -> No
         wanted = counts(config.tasks, config)
         demonstrations = {name: record(pool, name, count, config) for name, count in wanted.items()}
         setting = Setting(config, names, pool, demonstrations, policy=None, encoded=[])  # type: ignore[arg-type]
-        for name, source in setting.sources().items():
+        for name, source in zip(names, setting.sources().values(), strict=True):
             probes = [t.seed for t in setting.probes() if t.extra["environment"] == name]
             splits = [
                 [source(i).seed for i in range(8)],

@@ -251,13 +251,13 @@ def test_hps_is_the_cosine_of_a_converted_open_clip(clip: str, open_clip_file: P
     images = pictures()
     cosine = by_the_model(clip, images, PROMPTS)["cosine"]
     for where in (open_clip_file, open_clip_file.parent):
-        assert HPSv2(str(where), base=clip)(images, PROMPTS) == pytest.approx(cosine, abs=1e-4)
+        assert HPSv2(str(where), processor=clip)(images, PROMPTS) == pytest.approx(cosine, abs=1e-4)
 
 
 def test_hps_pads_where_clip_cuts(clip: str, open_clip_file: Path) -> None:
     wide = torch.zeros(1, 3, 24, 24)
     wide[:, :, 6:18] = pictures(1, 12, 24)
-    padded, bare = (HPSv2(str(open_clip_file), base=clip)(x, PROMPTS[:1]) for x in (wide, wide[:, :, 6:18]))
+    padded, bare = (HPSv2(str(open_clip_file), processor=clip)(x, PROMPTS[:1]) for x in (wide, wide[:, :, 6:18]))
     assert bare == pytest.approx(padded, abs=2e-2)
     cut = by_the_model(clip, wide[:, :, 6:18], PROMPTS[:1])["cosine"]
     assert abs(cut - bare).item() > 5e-2
@@ -409,7 +409,7 @@ def test_gradients_reach_every_image_and_no_weight(
 ) -> None:
     torch.save(head_state("layers.", [12, 1], [0]), tmp_path / "head.pth")
     aesthetic = LaionAesthetic(clip, str(tmp_path / "head.pth"))
-    scores = [PickScore(clip, clip), HPSv2(str(open_clip_file), base=clip), image_reward, aesthetic]
+    scores = [PickScore(clip, clip), HPSv2(str(open_clip_file), processor=clip), image_reward, aesthetic]
     for score in scores:
         images = pictures()
         slope = gradient(score, images)
@@ -457,14 +457,19 @@ def test_what_cannot_be_loaded_is_named(clip: str, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     missing = str(tmp_path / "missing")
     (tmp_path / "bad.pt").write_bytes(b"no tensors here")
-    cases = [PickScore(missing, clip), HPSv2(missing, base=clip), CLIPScore(missing), PickScore("no-such/model", clip)]
-    cases += [HPSv2(str(tmp_path), base=clip), LaionAesthetic(clip, "no-such/head")]
+    cases = [
+        PickScore(missing, clip),
+        HPSv2(missing, processor=clip),
+        CLIPScore(missing),
+        PickScore("no-such/model", clip),
+    ]
+    cases += [HPSv2(str(tmp_path), processor=clip), LaionAesthetic(clip, "no-such/head")]
     for score in cases:
         with pytest.raises(UsageError, match=r'^cannot load "') as caught:
             score(pictures(), PROMPTS)
         assert "\n" not in str(caught.value)
     with pytest.raises(UsageError, match=r"cannot read .*bad\.pt as plain tensors"):
-        HPSv2(str(tmp_path / "bad.pt"), base=clip)(pictures(), PROMPTS)
+        HPSv2(str(tmp_path / "bad.pt"), processor=clip)(pictures(), PROMPTS)
 
 
 def test_a_file_that_wants_code_to_run_is_refused(clip: str, tmp_path: Path) -> None:

@@ -331,8 +331,8 @@ def test_frames_are_read_where_the_model_sees_them(kind: Kind) -> None:
 
 
 def test_frames_that_are_missing_or_not_frames_are_refused_in_one_line() -> None:
-    blind = [SimpleNamespace(observations=np.zeros((2, 7), np.float32), frames=None)]
-    with pytest.raises(ValueError, match=r"^the progress model sees frames, and the episodes were recorded without"):
+    blind = [SimpleNamespace(instruction="a", observations=np.zeros((2, 7), np.float32), frames=None)]
+    with pytest.raises(ValueError, match=r"^the model sees frames and the episode of .* has none"):
         EpisodeProgress(Brightness())(episodes=blind, prompts=["a"])
     estimator = ProgressEstimator(Brightness())
     estimator.begin(["a"])

@@ -119,9 +119,3 @@ def test_operating_characteristics_of_the_gate(n: int, discordance: float, drop:
         failures += not st.non_inferiority(new, base, margin=0.05).passed
     tolerance = 4 * math.sqrt(max(rejected * (1 - rejected), 0.002) / simulations)
     assert failures / simulations == pytest.approx(rejected, abs=tolerance)
-
-
-def test_probes_needed_tells_the_too_small_suite_apart() -> None:
-    # (2.32635 + 2.32635)^2 * 0.02 / 0.0025 = 173.2
-    assert st.probes_needed(0.05, 0.02) == 174
-    assert 200 < st.probes_needed(0.05, 0.10) < 900

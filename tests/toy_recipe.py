@@ -36,9 +36,9 @@ class Config:
     words: tuple[str, ...] = tuple(WORDS)
     learn: bool = True
 
-
-def debug() -> Config:
-    return Config(rounds=1)
+    @classmethod
+    def tiny(cls) -> Config:
+        return cls(rounds=1)
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Self
 import torch
 
 from ..errors import UsageError
-from ..types import Mode, Rollout, Task
+from ..types import Key, Mode, Rollout, Task
 from .randomness import generator
 
 
@@ -29,7 +29,7 @@ class Actor(ABC):
 
     @abstractmethod
     def act(
-        self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...] = (0,), mode: Mode = "train", greedy: bool = False
+        self, tasks: Sequence[Task], n: int, *, key: Key = (0,), mode: Mode = "train", greedy: bool = False
     ) -> list[Rollout]:
         """n attempts per task, in task order; random numbers depend on (key, task id, sample) alone."""
 
@@ -69,32 +69,25 @@ class TrainingWrapper(Actor):
         self.players = policy.players
 
     @abstractmethod
-    def attempt(self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...], **sampling: Any) -> list[Rollout]:
+    def attempt(self, tasks: Sequence[Task], n: int, *, key: Key, **sampling: Any) -> list[Rollout]:
         """What ``act`` returns in training; there may be other numbers of rollouts than n per task."""
 
     def act(
-        self,
-        tasks: Sequence[Task],
-        n: int,
-        *,
-        key: tuple[int, ...] = (0,),
-        mode: Mode = "train",
-        greedy: bool = False,
-        **sampling: Any,
+        self, tasks: Sequence[Task], n: int, *, key: Key = (0,), mode: Mode = "train", greedy: bool = False, **rest: Any
     ) -> list[Rollout]:
         if mode == "train":
-            return self.attempt(tasks, n, key=key, **sampling, **({"greedy": True} if greedy else {}))
-        rollouts: list[Rollout] = self.policy.act(tasks, n, key=key, mode=mode, greedy=greedy, **sampling)
+            return self.attempt(tasks, n, key=key, **rest, **({"greedy": True} if greedy else {}))
+        rollouts: list[Rollout] = self.evaluated().act(tasks, n, key=key, mode=mode, greedy=greedy, **rest)
         return rollouts
 
     def evaluated(self) -> Any:
         return self.policy.evaluated()
 
     def bare(self) -> Any:
-        return self.policy.bare()
+        return self.evaluated().bare()
 
     def fork(self, name: str) -> Any:
-        return self.policy.fork(name)
+        return self.evaluated().fork(name)
 
     def copy_from(self, other: Any, mix: float = 1.0) -> None:
         self.policy.copy_from(other.evaluated(), mix)
@@ -114,7 +107,7 @@ class Demonstrations(TrainingWrapper):
         super().__init__(policy)
         self.rollouts, self.per_step = list(rollouts), per_step
 
-    def attempt(self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...], **sampling: Any) -> list[Rollout]:
+    def attempt(self, tasks: Sequence[Task], n: int, *, key: Key, **sampling: Any) -> list[Rollout]:
         if not self.per_step:
             return list(self.rollouts)
         chosen = torch.randint(len(self.rollouts), (self.per_step,), generator=generator("shown", *key)).tolist()
@@ -183,25 +176,18 @@ class Game(SystemWrapper):
     judged: str = ""
 
     @abstractmethod
-    def play(self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...], **sampling: Any) -> list[Rollout]:
+    def play(self, tasks: Sequence[Task], n: int, *, key: Key, **sampling: Any) -> list[Rollout]:
         """One round of the game on every task."""
 
     def act(
-        self,
-        tasks: Sequence[Task],
-        n: int,
-        *,
-        key: tuple[int, ...] = (0,),
-        mode: Mode = "train",
-        greedy: bool = False,
-        **sampling: Any,
+        self, tasks: Sequence[Task], n: int, *, key: Key = (0,), mode: Mode = "train", greedy: bool = False, **rest: Any
     ) -> list[Rollout]:
         if mode == "train":
-            rollouts = self.play(tasks, n, key=key, **sampling)
+            rollouts = self.play(tasks, n, key=key, **rest)
             if strange := sorted({rollout.player for rollout in rollouts} - set(self.players)):
                 raise UsageError(f"{type(self).__name__} returned a rollout of {strange[0]!r}: it names {self.players}")
             return rollouts
-        judged: list[Rollout] = self.policy.act(tasks, n, key=key, mode=mode, greedy=greedy, **sampling)
+        judged: list[Rollout] = self.policy.act(tasks, n, key=key, mode=mode, greedy=greedy, **rest)
         for rollout in judged:
             rollout.player = self.judged or self.players[0]
         return judged

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from ..types import Advantage, Batch, Decisions, Evaluation, Objective, Players, Policy, Rollout, Verdict
+from ..types import Advantage, Batch, Decisions, Evaluation, Key, Objective, Players, Policy, Rollout, Verdict
 from .contracts import Learner, Shaping, advantage_of, require
 from .distributed import reduce_counts, reduce_gradients
 from .randomness import generator
@@ -290,7 +290,7 @@ class AnchorSet:
     repair_weight: float = 0.1
     categories: tuple[str, ...] = field(default=())
 
-    def backpropagate(self, policy: Policy, key: tuple[int, ...]) -> dict[str, float]:
+    def backpropagate(self, policy: Policy, key: Key) -> dict[str, float]:
         """Add weight times the imitation gradient of ``size`` random demonstrations."""
         pool = [r for r in self.rollouts if not self.categories or r.task.category in self.categories]
         chosen = torch.randint(len(pool), (min(self.size, len(pool)),), generator=generator("anchors", *key))

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -216,7 +216,7 @@ class _Run:
         self.promoted_actor: Any = None
         self.promoted: dict[str, Any] = {}
         self.watcher = Watcher(experiment.limits)
-        self.saved = -1
+        self.saved = (-1, -1)
 
     def tell(self, event: Callable[[Callback], None]) -> None:
         if is_main():
@@ -319,16 +319,14 @@ class _Run:
         if verdict.decision != "wait":
             self.promoted = _snapshot(stage)
         if is_main():
-            record: dict[str, Any] = {"iteration": self.iteration, **vars(verdict)}
-            record |= {"harmed": list(verdict.harmed), "evidence": dict(verdict.evidence)}
-            self.folder.append("gate", record)
+            self.folder.append("gate", {"iteration": self.iteration, **asdict(verdict)})
             self._alarm(check_evidence(verdict.evidence, self.experiment.limits))
         self.tell(lambda callback: callback.on_gate(self.iteration, verdict))
         return verdict
 
     def _alarm(self, alarms: Sequence[Alarm]) -> None:
         for alarm in self.watcher.new(alarms):
-            self.folder.append("alarms", {"iteration": self.iteration, **vars(alarm)})
+            self.folder.append("alarms", {"iteration": self.iteration, **asdict(alarm)})
             logger.warning("%s: %s", alarm.alarm, alarm.detail)
 
     def _evaluate(self, name: str) -> None:
@@ -340,15 +338,16 @@ class _Run:
 
     def end(self) -> None:
         """The last iteration asked the gate, so a gated run ends with what was last let through."""
+        self.save(best=True)  # a last stage without iterations
         self._evaluate("after")
         if is_main():
             self.experiment.finish(self.folder)
 
     def save(self, *, best: bool) -> None:
-        """Write a checkpoint, unless there is one of this iteration already."""
-        if self.saved == self.iteration:
+        """Write a checkpoint, unless there is one of this iteration and stage already."""
+        if self.saved == (self.stage, self.iteration):
             return
-        self.saved = self.iteration
+        self.saved = (self.stage, self.iteration)
         if is_main():
             stage = self.experiment.stages[self.stage]
             counts = {"stage": self.stage, "step": self.step, "iteration": self.iteration, "idle": self.idle}
@@ -361,7 +360,7 @@ class _Run:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.stage, self.step, self.iteration = (int(state[name]) for name in ("stage", "step", "iteration"))
-        self.idle, self.saved = int(state["idle"]), self.iteration
+        self.idle, self.saved = int(state["idle"]), (self.stage, self.iteration)
         stage = self.experiment.stages[self.stage]
         if stage.gate is not None:
             self._anchor_gate(stage)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ..types import Batch, Decisions, Evaluation, Graph, Mode, Once, Rollout, Score, Task
+from ..types import Batch, Decisions, Evaluation, Graph, Key, Mode, Once, Rollout, Score, Task
 from .actors import Actor
 from .weights import frozen_tensors, move, trained_names
 
@@ -44,13 +44,7 @@ class TorchPolicy(Actor):
         self._trained_names: frozenset[str] | None = None  # a fork's; None: what requires gradients now
 
     def act(
-        self,
-        tasks: Sequence[Task],
-        n: int,
-        *,
-        key: tuple[int, ...] = (0,),
-        mode: Mode = "train",
-        greedy: bool = False,
+        self, tasks: Sequence[Task], n: int, *, key: Key = (0,), mode: Mode = "train", greedy: bool = False
     ) -> list[Rollout]:
         """n attempts per task; a policy that needs an environment acts through an actor that has one."""
         raise NotImplementedError(f"{type(self).__name__} acts in an environment: give it an actor")

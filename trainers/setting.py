@@ -176,13 +176,15 @@ class Setting(ABC):
 
     def way(self, objective: Any, advantage: Any) -> tuple[Any, Any]:
         """The objective and the advantage that the config names, or else the given ones."""
-        config, offered = self.config, {"config": self.config, "longest": self.longest}
+        config = self.config
         if config.objective or objective is None:
-            made = make("objective", config.objective, **offered)
+            made = make("objective", config.objective, config=config, longest=self.longest)
             objective, theirs = made if isinstance(made, tuple) else (made, advantage)
             advantage = advantage if "advantage" in fixed(type(config)) else theirs
         if config.advantage:
-            advantage = make("advantage", config.advantage, **offered)
+            advantage = make("advantage", config.advantage, config=config)
+        if advantage is None and "advantages" in objective.needs:
+            advantage = make("advantage", "grpo", config=config)
         return objective, advantage
 
     def regularised(self, objective: Any) -> Any:

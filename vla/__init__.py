@@ -1,3 +1,3 @@
-"""Policies that move: action policies, their actors in simulators, and recipes."""
+"""Policies that move: policies of action chunks, their actors in simulators, and recipes."""
 
 from .. import __version__ as __version__

@@ -21,7 +21,7 @@ from ..envs.simulator import View
 from ..errors import UsageError
 from ..trainers.actors import SystemWrapper
 from ..trainers.randomness import seed_of
-from ..types import Mode, Rollout, Task
+from ..types import Key, Mode, Rollout, Task
 from .chunk_policy import ChunkPolicy, Seen
 
 Floats = NDArray[np.float32]
@@ -78,7 +78,7 @@ class RobotActor(SystemWrapper):
         tasks: Sequence[Task],
         n: int,
         *,
-        key: tuple[int, ...] = (0,),
+        key: Key = (0,),
         mode: Mode = "train",
         greedy: bool = False,
         oracle: bool = False,

@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..errors import UsageError
+from ..plugins import is_named, named
+
 if TYPE_CHECKING:
     from ..envs.demonstrations import Demonstration
     from ..envs.pool import Pool
@@ -27,7 +30,6 @@ def counts(tasks: Sequence[str], config: RobotConfig) -> dict[str, int]:
         UsageError: an unknown task, with the nearest names, or a count that is none.
     """
     from ..envs.simulator import resolve
-    from ..errors import UsageError
 
     demonstrations: dict[str, int] = {}
     for entry in tasks:
@@ -67,7 +69,6 @@ def make_pool(config: RobotConfig, environments: Sequence[str]) -> Pool:
     """
     from ..envs.pool import Pool
     from ..envs.simulator import IMAGES, STATE, Feature, listed
-    from ..errors import UsageError
 
     pool = Pool(environments, chunk=config.chunk or None, workers=config.workers or None)
     try:
@@ -107,7 +108,6 @@ def recorded(config: RobotConfig, wanted: Mapping[str, int], pool: Pool) -> dict
     from ..envs.demonstrations import Demonstration
     from ..envs.lerobot_dataset import read_demonstrations
     from ..envs.simulator import spec_of
-    from ..errors import UsageError
 
     if config.demonstrations_from and len(config.demonstrations_from) != len(wanted):
         have, need = len(config.demonstrations_from), len(wanted)
@@ -154,7 +154,6 @@ def make_policy(config: RobotConfig, environment: str, pool: Pool) -> ChunkPolic
     import torch
 
     from ..envs.simulator import spec_of
-    from ..plugins import is_named
     from ..trainers.randomness import seed_of
     from .flow import FlowModel, FlowPolicy
     from .policy import ActionModel, ActionPolicy
@@ -194,7 +193,6 @@ def hand_centred(layout: Mapping[str, slice]) -> dict[str, Any]:
 
 
 def _check_sizes(name: str, trained: Any, environment: str, sizes: tuple[int, int, int]) -> None:
-    from ..errors import UsageError
 
     has = (trained.model.observation_size, trained.action_size, trained.chunk)
     if has == sizes:
@@ -207,8 +205,6 @@ def _check_sizes(name: str, trained: Any, environment: str, sizes: tuple[int, in
 
 
 def _own_policy(target: str, sizes: tuple[int, int, int]) -> ChunkPolicy:
-    from ..errors import UsageError
-    from ..plugins import named
     from .chunk_policy import ChunkPolicy
 
     make = named("policy", target)
@@ -228,7 +224,6 @@ def try_out(policy: ChunkPolicy, environment: str, pool: Pool) -> None:
     import numpy as np
     import torch
 
-    from ..errors import UsageError
     from .chunk_policy import Seen
 
     task = make_task(environment, 0)

@@ -148,14 +148,15 @@ class Setting(shared.Setting):
         return make_task(environment, seed, longest * 6 // 5 if longest > limit else limit)
 
     def sources(self) -> dict[str, Callable[[int], Task]]:
-        """Per task, its endless supply of training states; every run has its own stretch of them."""
+        """Per category, its endless supply of training states; every run has its own stretch of them."""
         from ..envs.splits import seeds
 
         first = 100_000 * (self.config.seed % 900)
-        return {
-            name: lambda i, name=name: self.task(name, seeds("train", 1, first + i)[0])  # type: ignore[misc]
-            for name in self.names
-        }
+        supply: dict[str, Callable[[int], Task]] = {}
+        for name in self.names:  # by what rollouts and gates call it, so that a harmed task can be left out
+            category = self.task(name, 0).category
+            supply[category] = lambda i, name=name: self.task(name, seeds("train", 1, first + i)[0])  # type: ignore[misc]
+        return supply
 
     def probes(self) -> list[Task]:
         """Frozen tasks for a gate."""

@@ -1,3 +1,3 @@
-"""Policies that speak. Empty for now: the core they will stand on is in ``autotelic.trainers``."""
+"""Policies that speak: any language or vision-language model of transformers, conversations, tools, and recipes."""
 
 from .. import __version__ as __version__

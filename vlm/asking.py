@@ -15,8 +15,11 @@ from ..rewards.answers import vote_of
 from ..rewards.exhibits import Prompt, texts_of
 from ..rewards.judge import RIGHT
 from ..rewards.log_ratio import LogRatio, scorer
+from ..rewards.steps import MonteCarlo, WeakestStep
+from ..rewards.verifiers import Exact
 from ..rewards.vlm import evaluating, share_of_yes, tokens_of
 from ..types import Task
+from .continuation import Continuation, judging
 from .glimpse import IDS
 from .glimpse_backbone import GlimpseSpeech
 from .policy import TokenPolicy
@@ -88,12 +91,6 @@ class PolicyAsker:
         return policy.logits(hidden)
 
 
-def judging(policy: TokenPolicy, live: bool, name: str) -> TokenPolicy:
-    """The policy itself where it is live or has nothing to train, else a copy, frozen as it is now."""
-    frozen = next(iter(policy.parameters()), None) is None
-    return policy if live or frozen else policy.fork(name)
-
-
 def _task(row: int, prompt: Prompt) -> Task:
     pictures = [part for part in prompt if not isinstance(part, str)]
     words = [part for part in prompt[len(pictures) :] if isinstance(part, str)]
@@ -155,10 +152,6 @@ def own_rewards(policy: TokenPolicy, start: TokenPolicy, *, live: bool = False) 
     """
 
     def weakest_step() -> Any:
-        from ..rewards.steps import MonteCarlo, WeakestStep
-        from ..rewards.verifiers import Exact
-        from .continuation import Continuation
-
         return WeakestStep(MonteCarlo(Continuation(judge, live=live), Exact(), n=4), Exact())
 
     judge = policy if live else start

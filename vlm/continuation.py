@@ -11,7 +11,6 @@ from ..numbers import rows_by_key
 from ..rewards.vlm import evaluating
 from ..trainers.randomness import generator
 from ..types import Task
-from .asking import judging
 from .decoding import decode
 from .policy import TokenPolicy
 
@@ -75,3 +74,9 @@ class Continuation:
             for row, length, limit in zip(tokens, lengths.tolist(), limits[index].tolist(), strict=True)
         ]
         return [texts[first : first + n] for first in range(0, len(texts), n)]
+
+
+def judging(policy: TokenPolicy, live: bool, name: str) -> TokenPolicy:
+    """The policy itself where it is live or has nothing to train, else a copy, frozen as it is now."""
+    frozen = next(iter(policy.parameters()), None) is None
+    return policy if live or frozen else policy.fork(name)

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..trainers.actors import SystemWrapper
 from ..trainers.randomness import generator
-from ..types import Mode, Rollout, Task
+from ..types import Key, Mode, Rollout, Task
 from .backbone import Prompt, State
 from .decoding import decode
 from .policy import TokenPolicy
@@ -112,7 +112,7 @@ class Conversation(SystemWrapper):
         tasks: Sequence[Task],
         n: int,
         *,
-        key: tuple[int, ...] = (0,),
+        key: Key = (0,),
         mode: Mode = "train",
         greedy: bool = False,
         temperature: float = 1.0,
@@ -135,7 +135,7 @@ class Conversation(SystemWrapper):
         return rollouts
 
     def _converse(
-        self, asked: Sequence[tuple[Task, int]], n: int, key: tuple[int, ...] | None, temperature: float
+        self, asked: Sequence[tuple[Task, int]], n: int, key: Key | None, temperature: float
     ) -> list[Rollout]:
         backbone, speech = self.policy.backbone, self.policy.speech
         prompts = speech.prompts([task for task, _ in asked[::n]])
@@ -155,7 +155,7 @@ class Conversation(SystemWrapper):
                 work.append(self._listen(pool, listening))
         return [log.rollout(temperature, self.policy.mask_truncated) for log in logs]
 
-    def _speak(self, pool: _Pool, key: tuple[int, ...] | None, temperature: float) -> None:
+    def _speak(self, pool: _Pool, key: Key | None, temperature: float) -> None:
         """One turn of every row of a pool."""
         policy = self.policy
         room = [min(log.task.horizon or policy.horizon, self.longest - len(log)) for log in pool.logs]
@@ -247,7 +247,7 @@ class _Log:
         """Whether the newest tokens are a reply with images."""
         return bool(self.shown) and self.shown[-1][1] == len(self)
 
-    def noise(self, key: tuple[int, ...], longest: int) -> Tensor:
+    def noise(self, key: Key, longest: int) -> Tensor:
         """[T] in 0..1; that of the first turn is the policy's own."""
         turn = (len(self.turns),) if self.turns else ()
         return torch.rand(longest, generator=generator(*key, self.task.id, self.sample, *turn))

@@ -11,7 +11,7 @@ from ..envs import scenes
 from ..envs.scenes import Question
 from ..families import of_family
 from ..trainers.actors import TrainingWrapper
-from ..types import Rollout, Score, Task
+from ..types import Key, Rollout, Score, Task
 from .conversation import Reply, Transcript, Turn
 from .policy import TokenPolicy
 from .rereading import SECOND_LOOK, OwnEyes, RereadingConsensus, or_zeros, standing
@@ -109,7 +109,7 @@ class Standing(TrainingWrapper):
         super().__init__(policy)
         self.eyes = eyes
 
-    def attempt(self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...], **sampling: Any) -> list[Rollout]:
+    def attempt(self, tasks: Sequence[Task], n: int, *, key: Key, **sampling: Any) -> list[Rollout]:
         attempts: list[Rollout] = self.policy.act(tasks, n, key=key, **sampling)
         kept, said, shares = [], [], []
         for place, (task, seen) in enumerate(zip(tasks, self.eyes([task.images[0] for task in tasks]), strict=True)):

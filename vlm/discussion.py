@@ -19,7 +19,7 @@ from ..errors import UsageError
 from ..rewards.exhibits import text_of
 from ..trainers.actors import Game
 from ..trainers.randomness import generator
-from ..types import Policy, Rollout, Score, Task
+from ..types import Key, Policy, Rollout, Score, Task
 
 SOLVER, CRITIC, SCORER = "solver", "critic", "scorer"
 """The roles; a rollout's is its task's category."""
@@ -112,7 +112,7 @@ class Discussion(Game):
         how = {"rounds": self.rounds, "critics": self.critics, "history": self.history, "scorer": self.scorer}
         return type(self)(agents, self.roles, **how)  # type: ignore[arg-type]
 
-    def play(self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...], **sampling: Any) -> list[Rollout]:
+    def play(self, tasks: Sequence[Task], n: int, *, key: Key, **sampling: Any) -> list[Rollout]:
         talks = [Talk(task, f"{task.id}/{sample}") for task in tasks for sample in range(n)]
         rounds = [_Round(self, number, key, sampling).hold(talks) for number in range(self.rounds)]
         return [rollout for rollouts in rounds for rollout in rollouts]
@@ -124,7 +124,7 @@ class _Round:
 
     game: Discussion
     number: int
-    key: tuple[int, ...]
+    key: Key
     sampling: Mapping[str, Any]
 
     def hold(self, talks: Sequence[Talk]) -> list[Rollout]:

@@ -22,7 +22,8 @@ KEY = (2**31,)
 
 
 def evaluate(setting: Setting, actor: Actor) -> dict[str, Any]:
-    """Outcomes per category of greedy answers, with ``figures``: blind, truncated, and mean@k and pass@k if sampled.
+    """Outcomes per category of greedy answers, with ``figures``: blind, truncated, mean@k and pass@k if sampled, and
+    the share that a system adapted to.
 
     What the actor is without what is there for training alone answers: of a conversation its end counts. Where that is
     more than a policy, the figure "policy alone" is the accuracy of the policy in it. Answers are sampled at
@@ -38,9 +39,11 @@ def evaluate(setting: Setting, actor: Actor) -> dict[str, Any]:
         row["success"].append(int(total_of(rollout) == 1.0))
         row["seeds"].append(rollout.task.id)
         named = figures.setdefault(rollout.task.category, {"truncated": 0.0})
-        named["truncated"] += float(rollout.info.get("truncated", False))
+        for name in ("truncated", "adapted"):
+            if name in rollout.info:
+                named[name] = named.get(name, 0.0) + float(rollout.info[name])
     for category, named in figures.items():
-        named["truncated"] /= len(outcomes[category]["success"])
+        named |= {name: total / len(outcomes[category]["success"]) for name, total in named.items()}
         named["blind"] = setting.questions.blind.get(category, float("nan"))
     if bare is not system:
         right: dict[str, list[float]] = defaultdict(list)
@@ -83,11 +86,11 @@ def sampled(
     }
 
 
-def write_answers(setting: Setting, folder: RunFolder) -> None:
-    """samples/answers: answers.json with questions, right answers, and what start and present policy say; pictures."""
+def write_answers(setting: Setting, folder: RunFolder, actor: Actor) -> None:
+    """samples/answers: answers.json with questions, right answers, and what start and actor say; pictures."""
     asked = list(setting.questions.held_out)
     chosen = asked[:: max(1, len(asked) // max(1, setting.config.shown))][: setting.config.shown]
-    sides = {"before": setting.start, "after": setting.policy}
+    sides = {"before": setting.start, "after": actor}
     said = {side: _answers(policy, chosen, setting.questions.verify) for side, policy in sides.items()}
     place = folder.samples / "answers"
     place.mkdir(parents=True, exist_ok=True)

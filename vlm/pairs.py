@@ -23,7 +23,7 @@ from ..trainers.objectives.preference import DPO
 from ..trainers.pairing import best_worst
 from ..trainers.policy import TorchPolicy
 from ..trainers.scoring import score
-from ..types import Batch, RewardFunction, Rollout, Task
+from ..types import Batch, Key, RewardFunction, Rollout, Task
 
 Agreement = Callable[[Sequence[float], Sequence[float]], float]
 """How far two rankings of the same things agree, in 0..1."""
@@ -175,7 +175,7 @@ class PastAndFuture(TrainingWrapper):
         self.past, self.judge = past, judge
         self.optimisation, self.beta, self.guided = optimisation, beta, guided
 
-    def attempt(self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...], **sampling: Any) -> list[Rollout]:
+    def attempt(self, tasks: Sequence[Task], n: int, *, key: Key, **sampling: Any) -> list[Rollout]:
         """A chosen and a rejected attempt per task, in task order."""
         mine = self._scored(self.policy, "policy", tasks, n, key, sampling)
         old = self._scored(self.past, "past", tasks, n, (*key, 1), sampling)
@@ -192,7 +192,7 @@ class PastAndFuture(TrainingWrapper):
         source: str,
         tasks: Sequence[Task],
         n: int,
-        key: tuple[int, ...],
+        key: Key,
         sampling: Mapping[str, Any],
     ) -> list[list[Rollout]]:
         """n judged attempts for each task."""

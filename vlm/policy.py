@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..trainers.policy import References, TorchPolicy, collate, stack
 from ..trainers.randomness import generator
-from ..types import Batch, Decisions, Evaluation, Mode, Once, Rollout, Task
+from ..types import Batch, Decisions, Evaluation, Key, Mode, Once, Rollout, Task
 from .backbone import Backbone, Prompt, State
 from .decoding import decode
 from .speech import Speech
@@ -61,7 +61,7 @@ class TokenPolicy(TorchPolicy):
         tasks: Sequence[Task],
         n: int,
         *,
-        key: tuple[int, ...] = (0,),
+        key: Key = (0,),
         mode: Mode = "train",
         greedy: bool = False,
         temperature: float = 1.0,
@@ -90,7 +90,7 @@ class TokenPolicy(TorchPolicy):
         return rollouts
 
     def _complete(
-        self, tasks: Sequence[Task], n: int, key: tuple[int, ...], greedy: bool, temperature: float, keep: bool
+        self, tasks: Sequence[Task], n: int, key: Key, greedy: bool, temperature: float, keep: bool
     ) -> list[Rollout]:
         limits = torch.tensor([task.horizon or self.horizon for task in tasks for _ in range(n)])
         noise = None if greedy else _uniform(tasks, n, int(limits.max()), key)
@@ -297,7 +297,7 @@ def _payload(ids: Tensor, temperature: float) -> dict[str, Tensor]:
     return {"tokens": ids, "length": torch.tensor([len(ids)]), "temperature": torch.tensor([temperature])}
 
 
-def _uniform(tasks: Sequence[Task], n: int, longest: int, key: tuple[int, ...]) -> Tensor:
+def _uniform(tasks: Sequence[Task], n: int, longest: int, key: Key) -> Tensor:
     """[B, T] in 0..1, keyed by (key, task id, sample), so that other tasks do not matter."""
     rows = []
     for task in tasks:

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..trainers.actors import TrainingWrapper
-from ..types import Rollout, Task
+from ..types import Key, Rollout, Task
 from .policy import TokenPolicy
 from .processing import as_pil
 
@@ -100,7 +100,7 @@ class ServerActor(TrainingWrapper):
         tasks: Sequence[Task],
         n: int,
         *,
-        key: tuple[int, ...] = (0,),
+        key: Key = (0,),
         greedy: bool = False,
         temperature: float = 1.0,
     ) -> list[Rollout]:
@@ -131,7 +131,7 @@ class ServerActor(TrainingWrapper):
 
     # asking
 
-    def _body(self, task: Task, n: int, key: tuple[int, ...], greedy: bool, temperature: float) -> dict[str, Any]:
+    def _body(self, task: Task, n: int, key: Key, greedy: bool, temperature: float) -> dict[str, Any]:
         seed = hashlib.blake2b(repr((key, task.id)).encode(), digest_size=4).digest()
         return {
             "model": self.model,

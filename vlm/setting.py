@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from ..errors import UsageError
 from ..plugins import use
 from ..trainers import setting as shared
 from ..trainers.config import BY_MODEL, RunConfig, grouped
@@ -137,7 +138,6 @@ class Setting(shared.Setting):
     @property
     def eyes(self) -> OwnEyes:
         """The small model's own reading of pictures, as it was at the start."""
-        from ..errors import UsageError
         from .rereading import OwnEyes
 
         if not self.questions.small_world:
@@ -189,7 +189,6 @@ class Setting(shared.Setting):
 
     def held_out_judge(self) -> RewardFunction:
         """Labels, or agreement between views; never the training reward itself."""
-        from ..errors import UsageError
         from ..rewards.consensus import ViewConsistency
         from ..rewards.names import compose
         from .asking import own_rewards
@@ -211,10 +210,11 @@ class Setting(shared.Setting):
 
         return evaluate(self, actor)
 
-    def finish(self, folder: RunFolder) -> None:
+    def finish(self, folder: RunFolder, actor: Any = None) -> None:
+        """As in every modality; the answers kept are those of the policy, or of a system."""
         from .evaluation import write_answers
 
-        write_answers(self, folder)
+        write_answers(self, folder, self.policy if actor is None else actor)
         self.policy.save_pretrained(folder.path / "policy")
         folder.write_card()
 
@@ -227,8 +227,6 @@ def start(config: LanguageConfig, folder: RunFolder | None = None, *, labels: bo
         labels: whether training questions carry their answers.
     """
     import torch
-
-    from ..errors import UsageError
 
     use(config.use)
     config = shared.settled(config, is_small(config), folder)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from ..trainers.actors import TrainingWrapper
 from ..trainers.contracts import Learner
 from ..trainers.scoring import columns
-from ..types import Rollout, Task
+from ..types import Key, Rollout, Task
 
 
 class TwoSided(Protocol):
@@ -74,7 +74,7 @@ class Tempered(TrainingWrapper):
         super().__init__(policy)
         self.tuner = tuner
 
-    def attempt(self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...], **sampling: Any) -> list[Rollout]:
+    def attempt(self, tasks: Sequence[Task], n: int, *, key: Key, **sampling: Any) -> list[Rollout]:
         rollouts: list[Rollout] = self.policy.act(tasks, n, key=key, **{**sampling, "temperature": self.tuner.value})
         for rollout in rollouts:
             others = {name: tensor for name, tensor in rollout.payload.items() if name != "temperature"}

@@ -10,13 +10,13 @@ import torch
 from ..trainers.actors import TrainingWrapper
 from ..trainers.contracts import Learner
 from ..trainers.randomness import seed_of
-from ..types import Players, Rollout, Task, Verdict
+from ..types import Key, Players, Rollout, Task, Verdict
 
 
 class Labels(TrainingWrapper):
     """Gives the right answers of its tasks, without a trace, instead of answering."""
 
-    def attempt(self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...], **sampling: Any) -> list[Rollout]:
+    def attempt(self, tasks: Sequence[Task], n: int, *, key: Key, **sampling: Any) -> list[Rollout]:
         encoded: list[Rollout] = self.policy.encode(tasks, [f"= {task.reference}" for task in tasks])
         return encoded
 

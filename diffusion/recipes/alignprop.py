@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...trainers.config import POLICY_GRADIENT
-from ..setting import DiffusionConfig
+from ..setting import DiffusionConfig, start
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -51,14 +51,8 @@ class Config(DiffusionConfig):
     gate_every: int = 4
 
 
-def debug() -> Config:
-    """Two rounds in seconds."""
-    return Config.tiny()
-
-
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ..gradients import Truncation
-    from ..setting import start
 
     setting = start(config, folder, differentiable=True)
     most = config.most_steps or max(1, setting.policy.sampler.steps - 1)

@@ -6,7 +6,8 @@ clipped likelihood ratio is weighted by the picture's advantage, the reward norm
 Checked against the code (kvablack/ddpo-pytorch): log-probabilities averaged over dimensions, clip 1e-4 of that mean,
 DDIM with eta 1, no KL term. Its learning rate is 3e-4 with LoRA on SD 1.5; the one below was chosen on this project's
 tuning split. With ``kl_coef`` it is held near the start, as DPOK (arXiv:2305.16381, not checked) does; compare PRDP
-with that, not with kl_coef = 0 alone.
+with that, not with kl_coef = 0 alone. By default a round is one gradient step, so nothing is clipped (DDPO-SF); left
+out are the clamp of advantages at 5 and the running statistics of each prompt.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..setting import DiffusionConfig
+from ..setting import DiffusionConfig, start
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -35,14 +36,8 @@ class Config(DiffusionConfig):
     """Weight of the exact KL to the start, per picture, against advantages of order 1; 0.025 is PRDP's kappa of 40."""
 
 
-def debug() -> Config:
-    """Two rounds in seconds."""
-    return Config.tiny()
-
-
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ...trainers.published import grpo
-    from ..setting import start
 
     setting = start(config, folder)
     # A ratio is of the mean over a step's dimensions, and so is KLPenalty: kl_coef trades a picture's advantage against

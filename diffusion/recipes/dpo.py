@@ -4,6 +4,9 @@ Diffusion-DPO (Wallace et al., arXiv:2311.12908): direct preference optimisation
 of a pair are noised again and the policy's denoising error is compared with the start's. Offline: no picture is drawn
 in training. Not checked: the time weighting, absorbed in beta. Without a pairs file the start draws a record once, and
 the reward ranks it. Numbers are not tuned.
+
+Differs: the two pictures of a pair get levels and noise of their own, where the published code shares them, so that the
+margin is noisier; draws are summed inside the sigmoid; and beta weighs a sum over the latent, there a mean.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ...trainers.config import POLICY_GRADIENT
-from ..setting import DiffusionConfig
+from ..setting import DiffusionConfig, start
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -34,16 +37,10 @@ class Config(DiffusionConfig):
     """Levels at which a picture is noised again."""
 
 
-def debug() -> Config:
-    """Two rounds in seconds."""
-    return Config.tiny()
-
-
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ...trainers.objectives import DPO
     from ...trainers.pairing import best_worst
     from ..offline import Recorded, preferred
-    from ..setting import start
 
     setting = start(config, folder, forward_draws=config.forward_draws)
     if config.pairs:

@@ -1,12 +1,14 @@
 """Group-relative policy optimisation of a flow model, whose ODE is made an SDE for exploring: Flow-GRPO.
 
 Flow-GRPO (Liu et al., arXiv:2505.05470): the deterministic sampler of a flow-matching model becomes an SDE with the
-same marginals, so that every step is a Gaussian decision; GRPO with a KL term does the rest, with few steps in
-training. A window of noisy steps, drawn for each round, leaves the others deterministic (its "fast" variant).
+same marginals, so that every step is a Gaussian decision; GRPO does the rest, there with a KL term (``--kl-coef``, off
+by default here), with few steps in training. A window of noisy steps, drawn for each round, leaves the others
+deterministic (its "fast" variant).
 
-Checked against the code (yifan123/flow_grpo): the SDE and its noise level 0.7, advantages per prompt, the exact KL of
-steps, a clip of 1e-4 of a log-probability averaged over dimensions. Other numbers are
-diffusion/ddpo's, not tuned for it.
+Checked against the code (yifan123/flow_grpo): the SDE and its noise level 0.7, a clip of 1e-4 of a log-probability
+averaged over dimensions. Differs: advantages are divided by the prompt's standard deviation, in released configurations
+by that of all; the KL of a step is the exact one, theirs lacks the division by the step's length, so that their
+coefficient is 4 to 25 times stronger here. Other numbers are diffusion/ddpo's, not tuned for it.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ..setting import DiffusionConfig
+from ..setting import DiffusionConfig, start
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -38,14 +40,8 @@ class Config(DiffusionConfig):
     """Weight of the exact KL to the start, as in diffusion/ddpo."""
 
 
-def debug() -> Config:
-    """Two rounds in seconds."""
-    return Config.tiny()
-
-
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ...trainers.published import grpo
-    from ..setting import start
 
     setting = start(config, folder)
     policy = setting.policy

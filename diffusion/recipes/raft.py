@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ...trainers.config import POLICY_GRADIENT
-from ..setting import DiffusionConfig
+from ..setting import DiffusionConfig, start
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -31,15 +31,9 @@ class Config(DiffusionConfig):
     epochs: int = 2
 
 
-def debug() -> Config:
-    """Two rounds in seconds."""
-    return Config.tiny()
-
-
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ...trainers.objectives import WeightedImitation
     from ...trainers.pairing import best_of_group
-    from ..setting import start
 
     setting = start(config, folder, forward_draws=config.forward_draws)
     learner = setting.learner(

@@ -147,7 +147,7 @@ def _run(words: Sequence[str], places: Sequence[str] = ()) -> int:
         raise UsageError("autotelic run needs a recipe: autotelic list shows them")
     recipe = find_recipe(name)
     module = recipe.load()
-    options = _options(recipe.name, module.debug() if "--debug" in words else module.Config(), given, words)
+    options = _options(recipe.name, module.Config.tiny() if "--debug" in words else module.Config(), given, words)
     if options.dry_run:
         return _dry_run(module, recipe.name, options.config, places, command)
     path = options.output_dir or free_folder(recipe.name)

@@ -57,7 +57,7 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "recipe": Kind("recipes", ("Config", "debug", "build")),
+    "recipe": Kind("recipes", ("Config", "build")),
     "reward": Kind("rewards", ("__call__",)),
     "progress": Kind("progress", ("kind", "__call__")),
     "environment": Kind("environments", ("instruction", "max_episode_steps")),

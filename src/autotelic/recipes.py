@@ -5,8 +5,8 @@ FILE.py, a package.module, or a module registered as "recipe". Importing it impo
 
 * a docstring, whose first line is the system's claim in one sentence,
 * ``Config``, a frozen dataclass whose fields say where their numbers come from; ``eval_episodes`` and
-  ``eval_offset`` (episodes per task, initial states to skip) are what ``autotelic eval`` changes,
-* ``debug() -> Config``, a preset of two small steps,
+  ``eval_offset`` (episodes per task, initial states to skip) are what ``autotelic eval`` changes; its class method
+  ``tiny()``, which ``RunConfig`` has, is the preset of two small steps that ``--debug`` takes,
 * ``build(config, folder) -> Experiment``, which chooses the six nouns.
 """
 
@@ -60,6 +60,8 @@ class Recipe:
         module = plugins.named("recipe", self.module)
         if not (isinstance(module.Config, type) and is_dataclass(module.Config)):
             raise UsageError(f"{plugins.where(module)}: Config is no dataclass")
+        if "tiny" not in dir(module.Config):
+            raise UsageError(f"{plugins.where(module)}: Config has no tiny(): let it inherit RunConfig's, or write one")
         return module
 
 
@@ -140,6 +142,7 @@ def config_from_json(kind: Any, value: Any, where: str = "config") -> Any:
 def _dataclass_from_json(kind: Any, value: Mapping[str, Any], where: str) -> Any:
     names = {field.name for field in fields(kind)}
     if changed := sorted(names ^ value.keys()):
-        raise UsageError(f"{where} was written by another version of {kind.__qualname__}: {', '.join(changed)} differ")
+        some = ", ".join(changed[:6]) + (f" and {len(changed) - 6} more" if len(changed) > 6 else "")
+        raise UsageError(f"{where} was written by another version of {kind.__qualname__}: {some} differ; run it anew")
     hints = get_type_hints(kind, include_extras=True)
     return kind(**{name: config_from_json(hints[name], value[name], f"{where}.{name}") for name in value})

@@ -201,7 +201,8 @@ def non_inferiority(fail_new: ArrayLike, fail_base: ArrayLike, margin: float, le
 
     d̂ = mean(fail_new - fail_base), se² = (mean (fail_new - fail_base)² - d̂²)/n, and the test passes when
     d̂ + z·se < margin. For 0/1 failures the mean square is the discordance rate. Without any
-    discordance the bound is d̂ itself, so choose the number of probes with ``probes_needed``.
+    discordance the bound is d̂ itself. An unchanged policy passes with probability p if there are about
+    (z_level + z_p)² · discordance / margin² probes.
 
     Args:
         fail_new, fail_base: paired failures 0/1, or any cost where lower is better (a negated score).
@@ -213,16 +214,6 @@ def non_inferiority(fail_new: ArrayLike, fail_base: ArrayLike, margin: float, le
     difference = float(change.mean())
     upper = difference + _z(level) * math.sqrt(max(0.0, float((change**2).mean()) - difference**2) / len(change))
     return NonInferiority(difference, upper, upper < margin)
-
-
-def probes_needed(margin: float, discordance: float, level: float = 0.99, power: float = 0.99) -> int:
-    """How many paired probes let an unchanged policy pass with probability ``power``: (z_level + z_power)²·D/m².
-
-    Args:
-        margin: of the non-inferiority test.
-        discordance: the share of probes whose outcome differs between two equally good policies.
-    """
-    return math.ceil((_z(level) + _z(power)) ** 2 * discordance / margin**2)
 
 
 def student_t_quantile(p: float, degrees: int) -> float:

@@ -75,7 +75,7 @@ class Job:
     def config(self) -> Any:
         """The recipe's config with the flags. Raises UsageError for an unknown one, with the nearest names."""
         module = self.recipe.load()
-        config = module.debug() if self.debug else module.Config()
+        config = module.Config.tiny() if self.debug else module.Config()
         return parse(run_options(config), self.words, f"run {self.recipe.name}").config
 
     def run(self) -> None:

@@ -72,7 +72,7 @@ class Trainer:
         _use(use)
         chosen = find_recipe(recipe)
         module = chosen.load()
-        base = module.debug() if debug else module.Config()
+        base = module.Config.tiny() if debug else module.Config()
         known = [field.name for field in fields(base)]
         if strange := [name for name in config if name not in known]:
             raise unknown(f"field of {chosen.name}", strange[0], known)

@@ -23,6 +23,8 @@ T = TypeVar("T")
 Decisions = Literal["sampled", "forward"]
 Mode = Literal["train", "evaluate"]
 """Why an actor acts: to be learned from, or to be looked at. Evaluating reads only: no state differs afterwards."""
+Key = tuple[int, ...]
+"""What random numbers hang on, such as (seed, iteration), beside a task's id and a sample's number."""
 Players = Sequence[str] | Literal["all"] | None
 """Whose rollouts a learner sees: those it names, everybody's, or (None) those of the one player that there is."""
 Score = float | None | Sequence[float] | Tensor
@@ -304,7 +306,7 @@ class Actor(Protocol):
     players: tuple[str, ...]  # whose rollouts ``act`` returns in training
 
     def act(
-        self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...] = (0,), mode: Mode = "train", greedy: bool = False
+        self, tasks: Sequence[Task], n: int, *, key: Key = (0,), mode: Mode = "train", greedy: bool = False
     ) -> list[Rollout]:
         """n attempts per task, in task order. Random numbers depend on (key, task id, sample) alone.
 

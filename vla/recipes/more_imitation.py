@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...families import of_family
 from ...trainers.config import NO_GATE, POLICY_GRADIENT
-from ..setting import RobotConfig
+from ..setting import RobotConfig, start
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -38,11 +38,6 @@ class Config(RobotConfig):
     group_size: int = 1
 
 
-def debug() -> Config:
-    """Two iterations in seconds."""
-    return Config.tiny()
-
-
 @of_family()
 def nothing(rollouts: Sequence[Any], **columns: Any) -> list[float]:
     """Every demonstration counts the same."""
@@ -52,7 +47,6 @@ def nothing(rollouts: Sequence[Any], **columns: Any) -> list[float]:
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ...trainers.actors import Demonstrations
     from ...trainers.objectives import WeightedImitation
-    from ..setting import start
 
     setting = start(config, folder)
     actor: Any = Demonstrations(setting.actor(), setting.encoded)

@@ -1,7 +1,8 @@
 """The upper bound of evolve_vla: the same policy, start and budget, rewarded by the simulator's own success.
 
 GRPO on sparse success, as SimpleVLA-RL (arXiv:2509.09674) does it: group-normalised 0/1 outcomes and
-clip-higher (0.2 and 0.28, checked against the code's scripts). It reads the oracle for every episode, so
+clip-higher (0.2 and 0.28, checked against the code's scripts); without its dynamic sampling, its mean over tokens and
+its temperature. It reads the oracle for every episode, so
 nothing that it reaches was learned without labels; it tells how much of that a learned reward reaches.
 """
 
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...families import GROUND_TRUTH, of_family
 from ...trainers.config import NO_GATE
-from ..setting import RobotConfig
+from ..setting import RobotConfig, start
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -32,11 +33,6 @@ class Config(RobotConfig):
     """success (the simulator's), NAME:WEIGHT, package.module:NAME or FILE.py:NAME; several are weighted and added."""
 
 
-def debug() -> Config:
-    """Two iterations in seconds."""
-    return Config.tiny()
-
-
 @of_family(GROUND_TRUTH)
 def success(episodes: Sequence[Any], **columns: Any) -> list[float]:
     """1.0 for an episode in which the simulator saw success, else 0.0."""
@@ -45,7 +41,6 @@ def success(episodes: Sequence[Any], **columns: Any) -> list[float]:
 
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ...trainers.published import clipped, normalised
-    from ..setting import start
 
     setting = start(config, folder)
     reward = setting.reward({"success": lambda: success})

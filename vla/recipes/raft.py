@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ...trainers.config import POLICY_GRADIENT
+from ..setting import start
 from . import evolve_vla
 
 if TYPE_CHECKING:
@@ -28,17 +29,11 @@ class Config(evolve_vla.Config):
     gate: str = "none"
 
 
-def debug() -> Config:
-    """Two iterations in seconds."""
-    return Config.tiny()
-
-
 def build(config: Config, folder: RunFolder) -> Experiment:
     from functools import partial
 
     from ...trainers.objectives import WeightedImitation
     from ...trainers.pairing import best_of_group
-    from ..setting import start
 
     setting = start(config, folder)
     learner = setting.learner(WeightedImitation(), prepare=[partial(best_of_group, k=config.keep)])

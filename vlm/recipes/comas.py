@@ -19,8 +19,10 @@ only a verdict, no argument. beta and lr are ours; the paper's beta is not known
 Label account: training reads no label; the default start has imitated 150 traced demonstrations, which are not
 replayed; the gate compares views and reads none.
 
-Expected: benchmarks/comas.json for tabular agents. On the default model no gain: when asked to check, it tells right
-from wrong at chance (docs/results.md), and a game pays what its scorers know.
+Expected: tables of logits whose verdicts are right with q = .8 gain .32 in accuracy (95 % interval .23 to .40 over
+five seeds), with q = .5 nothing (.01, -.08 to .11; benchmarks/comas.json). The default model does not gain: asked to
+check, it tells right from wrong at chance. On the one seed tried it fell from 51.7 to 48.6 % with the gate, to 44.3 %
+without (docs/results.md).
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..setting import LanguageConfig
+from ..setting import LanguageConfig, is_small, start
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -66,16 +68,10 @@ class Config(LanguageConfig):
     gate_labels: int = 0
 
 
-def debug() -> Config:
-    """Two rounds in seconds."""
-    return Config.tiny()
-
-
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ...errors import UsageError
     from ...rewards.reward import Reward
     from ..discussion import ChatRoles, Discussion, Interaction, SmallRoles
-    from ..setting import is_small, start
     from ..watch import Watch
 
     if config.agents < 1:

@@ -1,8 +1,13 @@
-"""The majority decides which answers are good, novelty how good: label-free learning that keeps its variety.
+"""The majority decides which answers are good, novelty how good, so that learning without labels keeps its variety.
 
 EVOL-RL (arXiv:2509.15194; checked against the code): r = 0.5 + 0.5 novelty for the majority's answer, -1 + 0.5 novelty
 for the others, GRPO with clip 0.2 / 0.28, entropy 0.003, KL 0.001. There the answers are embedded by a language model;
-here by the frequencies of their letters. ``--no-novelty`` pays 1 and -1 instead, its own ablation.
+here by the frequencies of their letters. ``--no-novelty`` pays 1 and 0 instead, its own ablation.
+
+Added: the demonstrations, with their answers, are imitated in every gradient step (``--sft-coef``, 0.5), an anchor that
+the paper does not have and that decides the outcome here: on one seed accuracy fell from 47.9 to 42.0 % with it and to
+17.6 % without (majority alone: 41.0 and 27.0 %). A round is one gradient step, so clip-higher does nothing unless
+``--minibatches`` or ``--epochs`` is above 1.
 """
 
 from __future__ import annotations
@@ -10,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ..setting import start
 from . import grpo
 
 if TYPE_CHECKING:
@@ -30,16 +36,10 @@ class Config(grpo.Config):
     kl_coef: float = 0.001  # evol_rl.sh (checked against the code)
 
 
-def debug() -> Config:
-    """Two rounds in seconds."""
-    return Config.tiny()
-
-
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ...rewards.consensus import MajorityNovelty, MajorityVote
     from ...rewards.reward import Reward
     from ...trainers.published import clipped, normalised
-    from ..setting import start
 
     setting = start(config, folder, labels=False)
     reward: Any = MajorityNovelty() if config.novelty else MajorityVote()

@@ -5,16 +5,18 @@ and the last optimiser state; among a question's right answers the two with the 
 few rounds the temperature becomes the one with the highest Reward-Pass@2, the share of validation questions with a
 right answer among the two that the process reward likes best. The paper's process reward is the least of its steps'
 values, learned from Monte-Carlo roll-outs; here it is the share of an answer's claims that hold at a second look.
-``--no-process --tune-every 0`` is plain continuous rejection sampling, its own ablation.
+``--no-process --tune-every 0`` is plain continuous rejection sampling, its own ablation. A round is 24 questions by
+default, there tens of thousands; demonstrations are imitated in every gradient step (``--sft-coef``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...trainers.config import POLICY_GRADIENT
-from ..setting import LanguageConfig
+from ..setting import LanguageConfig, start
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 class Config(LanguageConfig):
     """Numbers with a source are the paper's."""
 
+    TINY: ClassVar[Mapping[str, Any]] = {"tune_every": 1, "validation": 7, "temperatures": (0.7, 1.0)}
     FIXED: ClassVar[tuple[str, ...]] = (*POLICY_GRADIENT, "rewards")
 
     entropy_coef: float = 0.0
@@ -36,13 +39,9 @@ class Config(LanguageConfig):
     tune_every: int = 50
     """Rounds between two choices of the temperature; 0 keeps it."""
     temperatures: tuple[float, ...] = (0.5, 0.7, 0.9, 1.1, 1.3)  # the paper tries 0.3 to 1.6 in steps of 0.1
+    """Those to choose from."""
     validation: int = 70
     """Training questions that the temperature is chosen on (the paper: 250)."""
-
-
-def debug() -> Config:
-    """Two rounds in seconds."""
-    return Config.tiny(tune_every=1, validation=7, temperatures=(0.7, 1.0))
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
@@ -51,7 +50,6 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     from ...trainers.curricula import Uniform
     from ...trainers.objectives import WeightedImitation
     from ..rereading import Rereading
-    from ..setting import start
     from ..temperature import Temperature, Tempered
     from ..watch import Watch
 

@@ -1,7 +1,8 @@
-"""Rejection sampling beside GRPO: imitate the answers that were right.
+"""Rejection sampling beside GRPO: imitate the answers that were right, all of them.
 
 RAFT (arXiv:2304.06767): sample, keep what scores, fine-tune on it, repeat (the idea is checked against the paper's
-abstract, no number is). Same start, questions, reward and budget as vlm/grpo; no entropy bonus, as it has no need.
+abstract, no number is). Every answer that scores above 0.5 is kept, and none where all fail, rather than the best of K
+per question as there. Same start, questions, reward and budget as vlm/grpo; no entropy bonus, as it has no need.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ...trainers.config import POLICY_GRADIENT
-from ..setting import LanguageConfig
+from ..setting import LanguageConfig, start
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -28,17 +29,11 @@ class Config(LanguageConfig):
     """Answers that score more are imitated."""
 
 
-def debug() -> Config:
-    """Two rounds in seconds."""
-    return Config.tiny()
-
-
 def build(config: Config, folder: RunFolder) -> Experiment:
     from functools import partial
 
     from ...trainers.objectives import WeightedImitation
     from ...trainers.pairing import threshold
-    from ..setting import start
 
     setting = start(config, folder)
     reward = setting.reward()

@@ -4,6 +4,10 @@ SCoRe (arXiv:2409.12917; checked against a re-implementation's account of eq. 3-
 teaches the second attempt while a KL keeps the first where it is (beta2 0.1); stage two pays both, and the second
 alpha = 10 times the improvement. Each attempt is credited with its own reward alone: an attempt that shares in the
 bonus of the next learns to fail. ``--bonus 0`` is two-turn learning without the bonus, its own ablation.
+
+Differs: each turn's reward is divided by its standard deviation within the group, which divides alpha away as well: the
+second turn's advantages are those of alpha = 0 where the first attempts agree. So no figure here says what the bonus is
+worth. Demonstrations are imitated in every gradient step (``--sft-coef``).
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..setting import LanguageConfig
+from ..setting import LanguageConfig, is_small, start
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -24,6 +28,7 @@ class Config(LanguageConfig):
     """Numbers with a source are the paper's."""
 
     SMALL: ClassVar[Mapping[str, Any]] = {"tasks_per_step": 16}
+    TINY: ClassVar[Mapping[str, Any]] = {"stage_one": 0.5}
     FIXED: ClassVar[tuple[str, ...]] = ("advantage",)
 
     again: str = ""
@@ -37,11 +42,6 @@ class Config(LanguageConfig):
     """Share of the rounds that stage one takes."""
 
 
-def debug() -> Config:
-    """Two rounds in seconds."""
-    return Config.tiny(stage_one=0.5)
-
-
 SENTENCE = "There may be a mistake in the answer above. Answer the question again."
 
 
@@ -52,7 +52,6 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     from ...trainers.published import clipped
     from ..conversation import Conversation, Script
     from ..credit import Correction, OnTurns
-    from ..setting import is_small, start
 
     setting = start(config, folder)
     again = config.again or ("again" if is_small(config) else SENTENCE)

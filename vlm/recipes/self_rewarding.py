@@ -8,7 +8,13 @@ Self-rewarding preference learning (DPO) in three variants:
 * temporal: Temporal Self-Rewarding (arXiv:2508.06026; checked against notes on the paper): the rejected answer comes
   from the start, the chosen one from a look one update ahead.
 
-The judge of plain and temporal is the second look (``--ranker looking``) or the model's own yes or no (``asking``).
+The judge of plain and temporal is the second look (``--ranker looking``) or the yes or no of the model as it was at the
+start (``asking``), where the papers ask the model as it is.
+
+Differs: a round is one gradient step on 32 questions, and the reference stays the start. So temporal's preference
+has no margin (by default its reference is the policy of the same step: an unanchored contrast, not DPO), and cream's
+softening is off, since consecutive rankings agree to .98 and more. Demonstrations are imitated in every gradient step
+(``--sft-coef``). Figures here say nothing about the papers' systems.
 """
 
 from __future__ import annotations
@@ -18,7 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...trainers.config import POLICY_GRADIENT
-from ..setting import LanguageConfig
+from ..setting import LanguageConfig, start
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -35,6 +41,7 @@ class Config(LanguageConfig):
 
     entropy_coef: float = 0.0
     variant: Literal["plain", "cream", "temporal"] = "plain"
+    """Which of the three is run."""
     ranker: Literal["looking", "asking"] = "looking"
     """Who scores the answers of plain and temporal."""
     beta: float = 0.1
@@ -48,11 +55,6 @@ class Config(LanguageConfig):
     gate_labels: int = 0
 
 
-def debug() -> Config:
-    """Two rounds in seconds."""
-    return Config.tiny()
-
-
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ...families import families_of
     from ...rewards.agreement import consistency, same_extremes
@@ -64,7 +66,6 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     from ..asking import Asking
     from ..pairs import Cream, PastAndFuture, kept_score
     from ..rereading import Rereading
-    from ..setting import start
     from ..watch import Watch
 
     setting = start(config, folder, labels=False)

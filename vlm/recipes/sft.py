@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...families import of_family
 from ...trainers.config import POLICY_GRADIENT
-from ..setting import LanguageConfig
+from ..setting import LanguageConfig, start
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -43,11 +43,6 @@ class Config(LanguageConfig):
     sft_coef: float = 0.0
 
 
-def debug() -> Config:
-    """Two rounds in seconds."""
-    return Config.tiny()
-
-
 @of_family()
 def nothing(rollouts: Sequence[Any], **columns: Any) -> list[float]:
     """Everything that is shown counts the same."""
@@ -58,7 +53,6 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     from ...errors import UsageError
     from ...trainers.actors import Demonstrations
     from ...trainers.objectives import WeightedImitation
-    from ..setting import start
     from ..wrapped import Labels
 
     labels = config.target == "answers"

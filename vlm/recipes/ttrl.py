@@ -2,7 +2,8 @@
 
 TTRL (arXiv:2504.16084, not checked): sample answers to unlabelled questions, pay those that agree with the most
 frequent one, GRPO. Where the majority is right less often than not, its reward goes to one while accuracy falls; here
-it is the standing test of the gate, which is why it has neither demonstrations nor an entropy bonus.
+it is the standing test of the gate, which is why it has neither demonstrations nor an entropy bonus. The samples that
+vote are all learned from; the paper votes with more than it learns from.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from ..setting import start
 from . import grpo
 
 if TYPE_CHECKING:
@@ -27,15 +29,9 @@ class Config(grpo.Config):
     entropy_coef: float = 0.0
 
 
-def debug() -> Config:
-    """Two rounds in seconds."""
-    return Config.tiny()
-
-
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ...rewards.consensus import MajorityVote
     from ...rewards.reward import Reward
-    from ..setting import start
 
     setting = start(config, folder, labels=False)
     return setting.experiment([setting.stage(setting.learner(), Reward(MajorityVote(), "majority"))])

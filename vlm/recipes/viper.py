@@ -3,7 +3,9 @@
 ViPER (arXiv:2510.24285; checked against notes on the paper, not against it). Stage one, captions: an image model
 redraws the picture from the caption, and the caption is paid by how much of the picture comes back. Stage two,
 operations: one object of the picture is changed and redrawn, and the model has to tell the change, which is known
-because it was made. GRPO with clip 0.2 / 0.28 and no KL; reward 0.05 form + 0.95 content. No label is read.
+because it was made. GRPO with clip 0.2 / 0.28 and no KL; reward 0.05 form + 0.95 content. Captions need no labels;
+demonstrations are imitated in every gradient step (``--sft-coef``). A round is one gradient step, so nothing is
+clipped.
 
 The redrawer is any callable from captions to pictures (``Redrawn.draw``): the world's exact renderer here, a diffusion
 pipeline in real use. Pictures are compared by cells as the start reads them, where the paper's model writes differences
@@ -17,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ..setting import LanguageConfig
+from ..setting import LanguageConfig, start
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
@@ -34,20 +36,16 @@ class Config(LanguageConfig):
     FIXED: ClassVar[tuple[str, ...]] = ("rewards",)
 
     stages: Literal["both", "captions", "operations"] = "both"
+    """Both stages, or one alone."""
     form: float = 0.05  # R = 0.05 form + 0.95 content (notes on the paper)
+    """Share of the reward that the form alone earns."""
     gate_labels: int = 0
-
-
-def debug() -> Config:
-    """Two rounds in seconds."""
-    return Config.tiny()
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ...envs import scenes
     from ...rewards.reward import Reward
     from ...trainers.published import clipped, normalised
-    from ..setting import start
 
     setting = start(config, folder, labels=False)
     eyes = setting.eyes
