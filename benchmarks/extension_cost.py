@@ -73,10 +73,13 @@ ALL = (
         *(f"run vlm/grpo {TEXT}", "", ("curriculum/pass_rate",)),
     ),
     Example(
-        *("c", "two_players.py", f"run two_players.py {TINY}"),
+        *("c", "two_players.py", f"run two_players.py {TINY.replace('none', 'canary')}"),
         *(f"run vlm/grpo {TINY}", "", ("solver/objective/loss", "checker/objective/loss"), ("solver", "checker")),
     ),
-    Example("d", "memory.py", f"run memory.py {TEXT}", f"run vlm/grpo {TEXT}", "", ("memory/notes",)),
+    Example(
+        *("d", "memory.py", f"run memory.py {TEXT.replace('none', 'canary')}"),
+        *(f"run vlm/grpo {TEXT}", "", ("memory/notes",)),
+    ),
     Example(
         *("e", "pixart.py", f"run diffusion/prdp --use pixart.py {PIXART}"),
         *(f"run diffusion/prdp {PIXART}", "no adapter for PixArtSigmaPipeline"),

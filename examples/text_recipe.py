@@ -24,11 +24,6 @@ class Config(LanguageConfig):
     gate: str = "none"
 
 
-def debug():
-    """Two rounds in seconds."""
-    return Config.tiny()
-
-
 def build(config, folder):
     setting = start(config, folder)
     advantage = GroupRelative(scale="none", baseline="leave_one_out")

@@ -45,10 +45,6 @@ class Config(LanguageConfig):
     gate: str = "none"
 
 
-def debug():
-    return Config.tiny()
-
-
 def build(config, folder):
     setting = start(config, folder)
     game = SolverAndChecker(setting.policy, setting.policy.trainable("checker"))
