@@ -18,6 +18,7 @@ import torch
 from autotelic.cli import main
 from autotelic.envs import scenes
 from autotelic.errors import UsageError
+from autotelic.testing.vlms import text
 from autotelic.trainers.actors import TrainingWrapper
 from autotelic.trainers.run_folder import RunFolder
 from autotelic.types import Rollout, Task
@@ -37,7 +38,6 @@ from autotelic.vlm.test_time import (
 
 from .small_speaking import asked, teach_quickly, untrained
 from .test_loop import same
-from .tiny_vlms import text
 from .toy_run import WORDS, spelled, spelling_task
 from .toys import TokenToy
 
