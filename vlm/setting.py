@@ -57,6 +57,9 @@ class LanguageConfig(RunConfig):
     """Rank of the adapters of a model that is loaded; 0 trains all weights. The default model is trained whole."""
     lora_alpha: float = grouped("model", 0.0)
     """The adapters' factor is alpha / rank; 0 takes the rank."""
+    renderer: str = grouped("model", "")
+    """The loaded model's chat renderer: a registered name, package.module:NAME or FILE.py:NAME; empty is that of its
+    model type."""
     dtype: Literal["auto", "fp32", "bf16"] = grouped("model", "auto")
     """Of a loaded model's weights; auto is the checkpoint's own."""
     freeze_vision: bool = grouped("model", True)
@@ -299,7 +302,7 @@ def load_policy(config: LanguageConfig) -> TokenPolicy:
 
         source = str(smollm2())
     dtypes: dict[str, Any] = {"auto": "auto", "fp32": torch.float32, "bf16": torch.bfloat16}
-    options |= {"seed": config.seed, "freeze_vision": config.freeze_vision}
+    options |= {"seed": config.seed, "freeze_vision": config.freeze_vision, "renderer": config.renderer or None}
     if device().type == "cuda" and config.dtype != "fp32":
         options["autocast"] = torch.bfloat16
     if config.lora_rank and not (Path(source) / "adapter_config.json").is_file():  # saved adapters are trained further
@@ -323,8 +326,7 @@ def ask(config: LanguageConfig, policy: TokenPolicy, labels: bool) -> Questions:
     from . import questions
 
     labelled = config.gate_labels if config.gate != "none" else 0
-    sees = getattr(policy.backbone, "image_token", None) is not None
-    ask_about = questions.small_world if sees or is_small(config) else questions.sums
+    ask_about = questions.small_world if policy.renderer.sees else questions.sums
     asked: Questions = ask_about(
         config.seed,
         config.split,
@@ -333,7 +335,7 @@ def ask(config: LanguageConfig, policy: TokenPolicy, labels: bool) -> Questions:
         held_out=config.eval_episodes,
         offset=config.eval_offset,
     )
-    return questions.explained(asked) if sees else asked
+    return asked if is_small(config) or not policy.renderer.sees else questions.explained(asked)
 
 
 def _encoded(config: LanguageConfig, policy: TokenPolicy, questions: Questions) -> list[Rollout]:
