@@ -13,7 +13,7 @@ REASONS: dict[str, tuple[str, ...]] = {
     "models, processors and configs of libraries, whose families differ in what they have": (
         *("diffusion/lora.py", "diffusion/memory.py", "diffusion/pipelines.py", "diffusion/sampler.py"),
         *("rewards/hub.py", "rewards/vlm.py", "trainers/lora.py", "vla/lerobot_policy.py", "vlm/renderer.py"),
-        *("vla/openvla.py", "vlm/loading.py", "vlm/processing.py", "vlm/setting.py", "vlm/transformers_backbone.py"),
+        *("vla/openvla.py", "vlm/loading.py", "vlm/processing.py", "vlm/transformers_backbone.py"),
     ),
     "simulators of others, whose attributes are their state": (
         *("envs/gym_simulator.py", "envs/metaworld.py", "envs/simulator.py"),
