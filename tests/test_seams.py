@@ -34,7 +34,7 @@ REASONS: dict[str, tuple[str, ...]] = {
     "a dataclass or a module as a record: its fields are written, read or copied": (
         *("diffusion/policy.py", "envs/shapes.py", "src/autotelic/config_files.py"),
         *("src/autotelic/options.py", "src/autotelic/sandbox.py", "src/autotelic/types.py", "trainers/config.py"),
-        *("trainers/records.py", "trainers/run_folder.py", "vla/network.py"),
+        *("trainers/records.py", "vla/network.py"),
     ),
     "episodes and demonstrations, with pictures or without": (
         *("envs/lerobot_dataset.py", "envs/lerobot_writing.py", "rewards/frame_critics.py"),
