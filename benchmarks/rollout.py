@@ -19,7 +19,8 @@ and a ratio is formed within its repeat. A figure is the mean over tasks, then o
 - pixel_equal_quality_ratio: ours with quality "full", which is the default renderer's own, so that only looking
   rarely counts (pictures are drawn before each chunk, once for both episodes of a common start).
 - missed_successes: of noisy expert episodes that succeed at some step, the share that no chunk end shows.
-- memory: megabytes of a worker per environment, without and with pictures, and kilobytes of a saved episode.
+- memory: megabytes of a worker per environment, without and with pictures, and kilobytes of a saved episode; beside it
+  microseconds of restoring an episode and of a reset, the best of three.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import os
 import platform
 import statistics
 import time
+import timeit
 import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -298,7 +300,9 @@ def memory() -> dict[str, float]:
     for simulator in simulators:
         simulator.frame(View(SIZE, "fast", (CAMERA,)))
     drawn = resident()
+    works = {"restore": lambda: simulators[0].restore(saved[0]), "reset": lambda: simulators[0].reset(1)}
     return {
+        **{f"us_per_{name}": 1e6 * min(timeit.repeat(work, number=50, repeat=3)) / 50 for name, work in works.items()},
         "mb_per_environment": (built - before) / len(TASKS),
         "mb_per_environment_for_pictures": (drawn - kept) / len(TASKS),
         "kb_per_saved_episode": states / 1024 / len(saved),

@@ -137,7 +137,7 @@ class Bench:
         from autotelic.vlm.policy import TokenPolicy
 
         self.policy = TokenPolicy.from_pretrained(folder, horizon=TOKENS)
-        self.policy.backbone.banned += tuple(self.policy.speech.ends)
+        self.policy.backbone.banned += tuple(self.policy.renderer.ends)
         self.learner = PolicyLearner(self.policy, PPOClip(), Optimisation(lr=1e-3), advantage=grpo())
         random = np.random.default_rng(0)
         self.images = [random.integers(0, 256, (size, size, 3), dtype=np.uint8) for _ in range(PROMPTS)]
@@ -180,7 +180,7 @@ class Bench:
         policy.backward(batch, Evaluation(weights))
         shared = [p.grad.clone() for p in model.parameters()]
         model.zero_grad()
-        processor = cast(Any, policy.speech).processor
+        processor = cast(Any, policy.renderer).processor
         messages = [
             [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": t.prompt}]}] for t in tasks
         ]
@@ -280,7 +280,7 @@ def main() -> None:
         benches = {size: Bench(folder, size) for size in SIZES}
         errors = {size: bench.gradient_error() for size, bench in benches.items()}
         parameters = sum(p.numel() for p in benches[SIZES[0]].policy.parameters())
-        lengths = {size: len(b.policy.speech.prompts(b.tasks())[0].ids) for size, b in benches.items()}
+        lengths = {size: len(b.policy.renderer.prompts(b.tasks())[0].ids) for size, b in benches.items()}
         costs = {size: compared(folder, size, options, trl) for size in SIZES}
     figures, intervals = figures_of(costs)
     figures["gradient_relative_error"] = max(errors.values())

@@ -167,7 +167,7 @@ def pictures(policy: DenoisingPolicy, batch: Batch) -> Tensor:
     """[B, 3, H, W] (or [B, n, 3, H, W] renoised) from the payload's own random numbers, without a graph."""
     found: list[Tensor] = []
     order: list[Tensor] = []
-    with torch.no_grad(), policy._mixed():
+    with torch.no_grad(), policy.mixed():
         for piece in _pieces(policy, batch):
             if not piece.estimate and policy._sampled_now(batch):  # what the end of the chain decoded to
                 drawn = [batch.payload["rollouts"][int(row)].output for row in piece.rows]
@@ -195,7 +195,7 @@ def pull(policy: DenoisingPolicy, batch: Batch, cotangent: Tensor) -> None:
         if policy.checkpointing:
             _pull_by_steps(policy, batch, piece, given)
         else:
-            with policy._mixed():
+            with policy.mixed():
                 x = piece.start
                 for i in range(piece.first, piece.last):
                     x = _step(policy, piece, i, x)
@@ -208,13 +208,13 @@ def _pull_by_steps(policy: DenoisingPolicy, batch: Batch, piece: _Piece, given: 
     states = _states(policy, batch, piece)
     deep = piece.last > piece.first
     x = states[-1].detach().requires_grad_(deep)
-    with policy._mixed():
+    with policy.mixed():
         made = _finish(policy, piece, x)
     torch.autograd.backward([made], [given])
     for i in reversed(range(piece.first, piece.last)):
         given = x.grad if x.grad is not None else torch.zeros_like(x)
         x = states[i - piece.first].detach().requires_grad_(i > piece.first)
-        with policy._mixed():
+        with policy.mixed():
             made = _step(policy, piece, i, x)
         torch.autograd.backward([made], [given])
 
@@ -261,7 +261,7 @@ def _states(policy: DenoisingPolicy, batch: Batch, piece: _Piece) -> list[Tensor
         path = batch.payload["path"][piece.rows].to(policy.device)
         return [path[:, i] for i in range(piece.first, piece.last + 1)]
     states = [piece.start]
-    with torch.no_grad(), policy._mixed():
+    with torch.no_grad(), policy.mixed():
         for i in range(piece.first, piece.last):
             states.append(_step(policy, piece, i, states[-1]))
     return states

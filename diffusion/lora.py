@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ..errors import UsageError
+from ..trainers import lora
 from ..trainers.lora import ends_with, lora_config, lora_state
 from .pipelines import PipelineAdapter
 
@@ -23,17 +23,18 @@ def attention(denoiser: nn.Module) -> list[str]:
 def save_lora(adapter: PipelineAdapter, folder: str | Path) -> Path:
     """Write the adapters where ``pipeline.load_lora_weights(folder)`` of the same pipeline class finds them.
 
-    The file says rank and alpha for diffusers; readers that overlook them assume alpha = rank, the default.
+    The file says rank and alpha for diffusers; readers that overlook them assume alpha = rank, the default. Those of a
+    pipeline class that knows no adapters are in PEFT's layout, for ``trainers.lora.load_lora(denoiser, folder)``.
 
     Returns:
-        The file, ``pytorch_lora_weights.safetensors``.
+        The file, ``pytorch_lora_weights.safetensors`` or PEFT's.
 
     Raises:
-        UsageError: a denoiser without adapters, or a pipeline class that cannot save any.
+        UsageError: a denoiser without adapters.
     """
     state, pipeline, part = lora_state(adapter.denoiser), adapter.pipeline, adapter.denoiser_name
     if not hasattr(pipeline, "save_lora_weights"):
-        raise UsageError(f"{type(pipeline).__name__} has no save_lora_weights: save the whole pipeline instead")
+        return lora.save_lora(adapter.denoiser, folder) / lora.WEIGHTS
     config = lora_config(adapter.denoiser).to_dict()
     layers = {f"{part}_lora_layers": state, f"{part}_lora_adapter_metadata": config}
     pipeline.save_lora_weights(str(folder), **layers)

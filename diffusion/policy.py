@@ -116,7 +116,7 @@ class DenoisingPolicy(TorchPolicy):
         pairs = [(task, seed_of(*key, task.id, sample)) for task in tasks for sample in range(n)]
         found: list[Rollout] = []
         keep = keep_graph and mode == "train" and len(pairs) * int(chain.decides.sum()) <= self.at_once
-        with self._mixed():  # as in learning, or the weights of now would seem to be others
+        with self.mixed():  # as in learning, or the weights of now would seem to be others
             for part in _batched(pairs, self.at_once):
                 found += self._draw(part, chain, shared, keep)
         return found
@@ -256,7 +256,7 @@ class DenoisingPolicy(TorchPolicy):
         live = torch.stack([t != 0 for t in given.values()]).any(0)
         moved = batch.to(self.device)
         for rows, steps in _chunks(self._decisions(batch, live), self.at_once):
-            with self._mixed():
+            with self.mixed():
                 part = self._evaluate(moved, rows, steps, frozenset(given) - {"log_probs"}, graph.references)
             pulled = {name: t for name, t in part.items() if t.requires_grad}
             torch.autograd.backward(
@@ -345,11 +345,6 @@ class DenoisingPolicy(TorchPolicy):
         if self._own is None:
             return self.module(*inputs, **named)
         return functional_call(self.module, self._own, inputs, named)
-
-    @contextmanager
-    def _mixed(self) -> Iterator[None]:
-        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-            yield
 
     def _condition(self, prompts: Sequence[str | None]) -> dict[str, Tensor]:
         """What the denoiser is told of prompts, one row each; None is the empty prompt. Encoded once per prompt."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
 from ..errors import UsageError
-from ..plugins import use
 from ..trainers import setting as shared
 from ..trainers.config import BY_MODEL, RunConfig, grouped
 
@@ -256,7 +255,6 @@ def start(
     from .watch import MovingAverage
 
     small = not config.model
-    use(config.use)
     config = shared.settled(config, small, folder)
     if config.group_size < 2 and not differentiable:
         least = "this method compares the pictures of a prompt: --group-size 2 or more"

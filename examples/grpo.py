@@ -7,8 +7,8 @@ from autotelic import Trainer
 rows = [{"prompt": f"What is {a} + {b}?", "answer": str(a + b)} for a in range(10) for b in range(10)]
 
 
-def brief_and_right(completions, references, **columns):
-    return [(right in said) - 0.01 * len(said) for said, right in zip(completions, references, strict=True)]
+def brief_and_right(completions, answer, **columns):
+    return [(right in said) - 0.01 * len(said) for said, right in zip(completions, answer, strict=True)]
 
 
 Trainer("vlm/grpo", model=sys.argv[1], data=rows, rewards=brief_and_right, max_steps=20).train()

@@ -6,7 +6,7 @@ autotelic run examples/memory.py --model FOLDER --data questions.jsonl
 from dataclasses import replace
 
 from autotelic import Learner, SystemWrapper
-from autotelic.vlm.recipes.grpo import Config, debug  # noqa: F401  GRPO's options, and its preset of two small rounds
+from autotelic.vlm.recipes.grpo import Config  # noqa: F401  GRPO's options are this recipe's
 from autotelic.vlm.setting import start
 
 

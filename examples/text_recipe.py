@@ -10,9 +10,9 @@ from autotelic.vlm.setting import start
 
 
 @register("reward", "shared_words")
-def shared_words(completions, references, **columns):
+def shared_words(completions, answer, **columns):
     """F1 of an answer's words and those of the "answer" in the file."""
-    pairs = [(set(said.split()), set(right.split())) for said, right in zip(completions, references, strict=True)]
+    pairs = [(set(said.split()), set(right.split())) for said, right in zip(completions, answer, strict=True)]
     return [2 * len(said & right) / max(1, len(said) + len(right)) for said, right in pairs]
 
 
@@ -22,11 +22,6 @@ class Config(LanguageConfig):
 
     rewards: tuple[str, ...] = ("shared_words",)
     gate: str = "none"
-
-
-def debug():
-    """Two rounds in seconds."""
-    return Config.tiny()
 
 
 def build(config, folder):

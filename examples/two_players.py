@@ -30,7 +30,7 @@ class SolverAndChecker(Game):
             answer.player, check.player = self.players
             check.group = f"checks/{answer.task.id}"  # all checks of a question are compared
             answer.info["believed"] = check.info["believed"] = "yes" in check.output.split()
-            check.info["right"] = Exact()(completions=[answer.output], tasks=[answer.task])[0]
+            check.info["right"] = Exact()([answer.output], [answer.task.reference])[0]
         return [*answers, *checks]
 
 
@@ -43,10 +43,6 @@ def paid(rollouts, **columns):
 class Config(LanguageConfig):
     objective: str = "grpo"
     gate: str = "none"
-
-
-def debug():
-    return Config.tiny()
 
 
 def build(config, folder):

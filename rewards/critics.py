@@ -11,7 +11,8 @@ high whatever happens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from ..fitting import cosine, fit
 from ..numbers import Floats
-from .features import Features, StateFeatures
+from .features import Features
 
 Kind = Literal["absolute", "pairwise"]
 
@@ -110,8 +111,7 @@ class ProgressCritic:
 
     def _scaled(self, observations: Tensor) -> Tensor:
         """Observations in the demonstrations' spreads, where features know them."""
-        spread = getattr(self.features, "spread", ())
-        return observations / torch.tensor(spread) if spread else observations
+        return observations / torch.tensor(self.features.spread) if self.features.spread else observations
 
     def _fit_member(self, paths: Sequence[Path], seed: int) -> float:
         random = torch.Generator().manual_seed(seed)
@@ -120,7 +120,7 @@ class ProgressCritic:
             size = self._inputs(paths[0].observations[:1], paths[0].observations[:1]).shape[-1]
             width = (1 if self.kind == "absolute" else 2) * size + len(self.instructions)
             network = _network(width, self.training.hidden)
-        table = _Table(paths, self.features.layout, getattr(self.features, "spread", ()))
+        table = _Table(paths, self.features.layout, self.features.spread)
         rates = cosine(self.training.lr, self.training.steps)
         loss = fit(network, lambda _: self._loss(network, table, random), rates, weight_decay=1e-4)
         self.members.append(network.eval())
@@ -172,17 +172,14 @@ class ProgressCritic:
         return result
 
     def state_dict(self) -> dict[str, Any]:
-        scales = self.features
         return {
             "instructions": dict(self.instructions),
             "members": [dict(member.state_dict()) for member in self.members],
-        } | ({"scales": [*scales.centre, *scales.spread]} if isinstance(scales, StateFeatures) else {})
+            "scales": self.features.scales(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if isinstance(self.features, StateFeatures):
-            scales = [float(number) for number in state["scales"]]
-            half = len(scales) // 2
-            self.features = replace(self.features, centre=tuple(scales[:half]), spread=tuple(scales[half:]))
+        self.features = self.features.scaled([float(number) for number in state["scales"]])
         self.instructions = {str(k): int(v) for k, v in state["instructions"].items()}
         self.members = []
         for weights in state["members"]:
@@ -313,9 +310,11 @@ class _Table:
 
     def _last_before_motion(self, path: Tensor, earlier: Tensor) -> Tensor:
         """Progress at the last frame whose objects stand where they stood at ``earlier``."""
-        if not hasattr(self, "_still"):
-            self._still = torch.cat([self._still_until(p) for p in self.paths])
         return self._still[self.starts[path] + earlier]
+
+    @cached_property
+    def _still(self) -> Tensor:
+        return torch.cat([self._still_until(p) for p in self.paths])
 
     def _still_until(self, path: Path) -> Tensor:
         parts = [path.observations[:, self.layout[key]] for key in self.movable]

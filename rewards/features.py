@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -72,6 +72,19 @@ class Features(Protocol):
         """The same, with scales taken from demonstrations (``observations`` [N+1, D]) if it has any."""
         ...
 
+    @property
+    def spread(self) -> tuple[float, ...]:
+        """[D] how far each number goes in demonstrations; empty without scales."""
+        ...
+
+    def scales(self) -> list[float]:
+        """What ``fitted`` set, to be kept."""
+        ...
+
+    def scaled(self, scales: Sequence[float]) -> Self:
+        """The same with kept scales."""
+        ...
+
 
 @dataclass(frozen=True)
 class RelationFeatures:
@@ -87,6 +100,8 @@ class RelationFeatures:
     Raises:
         ValueError: no such relation, or the layout lacks a part of one.
     """
+
+    spread: ClassVar[tuple[float, ...]] = ()
 
     layout: Mapping[str, slice]
     names: tuple[str, ...] = RELATIONS
@@ -126,6 +141,12 @@ class RelationFeatures:
     def fitted(self, demonstrations: Sequence[Any]) -> Self:
         return self
 
+    def scales(self) -> list[float]:
+        return []
+
+    def scaled(self, scales: Sequence[float]) -> Self:
+        return self
+
 
 @dataclass(frozen=True)
 class StateFeatures:
@@ -149,6 +170,13 @@ class StateFeatures:
         typical = spread[spread > 1e-6].mean() if bool((spread > 1e-6).any()) else torch.ones(())
         spread = torch.where(spread > 1e-6, spread, typical)
         return replace(self, centre=tuple(seen.mean(0).tolist()), spread=tuple(spread.tolist()))
+
+    def scales(self) -> list[float]:
+        return [*self.centre, *self.spread]
+
+    def scaled(self, scales: Sequence[float]) -> Self:
+        half = len(scales) // 2
+        return replace(self, centre=tuple(scales[:half]), spread=tuple(scales[half:]))
 
     def __call__(self, observations: Tensor, initial: Tensor) -> Tensor:
         self._check(observations)

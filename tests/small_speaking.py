@@ -12,7 +12,7 @@ import torch
 from autotelic.envs import scenes
 from autotelic.types import Task
 from autotelic.vlm import glimpse_training
-from autotelic.vlm.glimpse_backbone import GlimpseBackbone, GlimpseSpeech
+from autotelic.vlm.glimpse_backbone import GlimpseBackbone, GlimpseRenderer
 from autotelic.vlm.glimpse_training import Schooling
 from autotelic.vlm.policy import TokenPolicy
 
@@ -28,7 +28,7 @@ def untrained(seed: int = 0, noise: float = 0.02, **options: Any) -> TokenPolicy
             parameter += noise * torch.randn(parameter.shape, generator=random)
     for part in (model.see, model.seen):
         part.requires_grad_(False)
-    return TokenPolicy(GlimpseBackbone(model), GlimpseSpeech(), **{"horizon": 8, **options})
+    return TokenPolicy(GlimpseBackbone(model), GlimpseRenderer(), **{"horizon": 8, **options})
 
 
 def teach_quickly(patch: pytest.MonkeyPatch, cache: Path, **lessons: Any) -> None:

@@ -12,28 +12,27 @@ import numpy as np
 import pytest
 
 from autotelic import cli
-from autotelic.envs.episode_files import load_episodes, save_episodes
-from autotelic.envs.pool import Episode
-from autotelic.errors import UsageError
+from autotelic.envs.lerobot_dataset import write_episodes
+from autotelic.envs.lerobot_layout import Recording
 from autotelic.rewards.controls import Clock, Constant, Travel
 from autotelic.rewards.progress import ask
 from autotelic.trainers.run_folder import RunFolder
 
 
-def episode(end: float, success: bool | None, frames: bool = False) -> Episode:
-    """The hand goes along x to ``end`` in two chunks of five steps."""
-    observations = np.zeros((3, 21), np.float32)
-    observations[:, 0] = [0, end / 2, end]
-    pictures = {"main": np.full((3, 4, 4, 3), int(100 * end), np.uint8)} if frames else None
-    actions = np.full((2, 5, 4), 0.5, np.float32)
-    return Episode("metaworld/reach-v3", "go there", 7, observations, actions, 10, False, success, pictures)
+def episode(end: float, success: bool | None, frames: bool = False) -> Recording:
+    """The hand goes along x to ``end`` in ten steps."""
+    observations = np.zeros((11, 21), np.float32)
+    observations[:, 0] = np.linspace(0, end, 11)
+    pictures = {"main": np.full((11, 4, 4, 3), int(100 * end), np.uint8)} if frames else None
+    actions = np.full((10, 4), 0.5, np.float32)
+    return Recording("metaworld/reach-v3", "go there", 7, observations, actions, 0, pictures, success)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Successes end farther on than failures."""
     ends = [(0.5 + 0.01 * i, True) for i in range(6)] + [(0.1 + 0.01 * i, False) for i in range(6)]
-    save_episodes(tmp_path / "recorded", [episode(end, won) for end, won in ends])
+    write_episodes(tmp_path / "recorded", [episode(end, won) for end, won in ends], fps=80)
     return tmp_path / "recorded"
 
 
@@ -45,48 +44,11 @@ def error(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
     return said
 
 
-# files --------------------------------------------------------------------------------------------
-
-
-def test_episodes_come_back_as_they_were(tmp_path: Path) -> None:
-    before = [episode(0.5, True, frames=True), episode(0.25, None), episode(0.1, False)]
-    save_episodes(tmp_path / "new", before)
-    after = load_episodes(tmp_path / "new")
-    assert [e.success for e in after] == [True, None, False]
-    for old, new in zip(before, after, strict=True):
-        for name, value in vars(old).items():
-            found = getattr(new, name)
-            assert type(found) is type(value), name
-            if name == "images" and value is not None:
-                found, value = found["main"], value["main"]
-            assert np.array_equal(found, value) if isinstance(value, np.ndarray) else found == value
-    assert after[0].frames is not None and after[0].frames.dtype == np.uint8
-
-
-def test_bad_files_get_one_line(tmp_path: Path, folder: Path) -> None:
-    with pytest.raises(UsageError, match="holds no episode"):
-        load_episodes(tmp_path)
-    with pytest.raises(UsageError, match="is not an empty folder"):
-        save_episodes(folder, [])
-    (folder / "episode-000003.npz").write_bytes(b"PK\x03\x04 torn")
-    with pytest.raises(UsageError, match=r"episode-000003\.npz is no recorded episode"):
-        load_episodes(folder)
-    np.savez(folder / "episode-000003.npz", success=1)
-    with pytest.raises(UsageError, match=r"episode-000003\.npz is no recorded episode"):
-        load_episodes(folder)
-
-
-def test_no_file_is_unpickled(folder: Path) -> None:
-    np.savez(folder / "episode-000000.npz", success=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(UsageError, match="allow_pickle"):
-        load_episodes(folder)
-
-
 # models that know nothing -------------------------------------------------------------------------
 
 
 def test_controls_by_hand() -> None:
-    clips = [episode(0.5, True).observations, episode(1.0, True).observations[:2]]
+    clips = [episode(0.5, True).observations[::5], episode(1.0, True).observations[:6:5]]
     texts = ["go there"] * 2
     assert ask(Clock(limit=4), clips, clips, texts) == pytest.approx([0.5, 0.25])
     assert Clock(limit=1).trace(clips[0], "") == pytest.approx([0, 1, 1])
@@ -171,19 +133,18 @@ def test_bad_input_ends_in_one_line(folder: Path, tmp_path: Path, capsys: pytest
     assert "there is no folder" in error(["audit", "time", "--episodes", str(tmp_path / "none")], capsys)
     assert 'unknown progress "tmie": did you mean time' in error(["audit", "tmie", *episodes], capsys)
     assert '"critic" is that of a run' in error(["audit", "critic", *episodes], capsys)
-    assert "is recorded already" in error(["audit", "time", *episodes, "--record", str(tmp_path / "x")], capsys)
     assert f'cannot load "{tmp_path}"' in error(["audit", f"clip={tmp_path}", *frames(tmp_path)], capsys)
-    assert "sees frames and the episode of 'go there' has none" in error(["audit", "clip", *episodes], capsys)
+    assert "sees frames, and" in error(["audit", "clip", *episodes], capsys)
     assert "success of episode 0 is not known" in error(["audit", "time", *unknown(tmp_path)], capsys)
 
 
 def frames(path: Path) -> list[str]:
-    save_episodes(path / "seen", [episode(0.5, True, frames=True)])
+    write_episodes(path / "seen", [episode(0.5, True, frames=True)], fps=80)
     return ["--episodes", str(path / "seen")]
 
 
 def unknown(path: Path) -> list[str]:
-    save_episodes(path / "unknown", [episode(0.5, None)])
+    write_episodes(path / "unknown", [episode(0.5, None)], fps=80)
     return ["--episodes", str(path / "unknown")]
 
 

@@ -17,7 +17,7 @@ from autotelic.diffusion.memory import Plan, decoder_activations, denoiser_activ
 from autotelic.diffusion.pipelines import PipelineAdapter, StableDiffusionAdapter, adapter_for
 from autotelic.errors import UsageError
 from autotelic.testing import pipelines as tiny
-from autotelic.trainers.lora import add_lora
+from autotelic.trainers.lora import WEIGHTS, add_lora, load_lora, lora_state
 
 FAMILIES: dict[str, Callable[..., Any]] = {
     "sd": tiny.stable_diffusion,
@@ -107,12 +107,16 @@ def test_bad_targets_are_told_in_one_line() -> None:
         add_lora(bare, 2, attention(bare))
 
 
-def test_a_pipeline_that_saves_no_lora_is_told_so(tmp_path: Path) -> None:
-    adapter = prepared("sd")
+def test_a_pipeline_that_knows_no_lora_gets_it_in_pefts_layout(tmp_path: Path) -> None:
+    adapter, other = prepared("sd"), prepared("sd")
     add_lora(adapter.denoiser, 2, attention(adapter.denoiser))
+    for name, tensor in lora_state(adapter.denoiser).items():
+        tensor += len(name)
     adapter.pipeline = SimpleNamespace(unet=adapter.denoiser)
-    with pytest.raises(UsageError, match="SimpleNamespace has no save_lora_weights: save the whole pipeline"):
-        save_lora(adapter, tmp_path)
+    assert save_lora(adapter, tmp_path) == tmp_path / WEIGHTS
+    load_lora(other.denoiser, tmp_path)
+    ours, theirs = lora_state(adapter.denoiser), lora_state(other.denoiser)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 # memory

@@ -21,11 +21,11 @@ from autotelic.envs.lerobot_dataset import layout_of_dataset, read_demonstration
 from autotelic.envs.pool import EpisodeRequest, Pool
 from autotelic.envs.simulator import EnvSpec, Feature, Outcome, Refusal, View, make_simulator, register, spec_of
 from autotelic.errors import UsageError
+from autotelic.plugins import module_at
 from autotelic.vla.actor import RobotActor
 from autotelic.vla.chunk_policy import Seen
 from autotelic.vla.cloning import Cloning, clone
 from autotelic.vla.environments import hand_centred, make_task
-from autotelic.vla.own import module_at
 from autotelic.vla.policy import ActionModel, ActionPolicy
 from autotelic.vla.vision import Vision
 
@@ -137,7 +137,19 @@ def test_the_example_runs_resumes_and_is_recorded_with_both_cameras(
 ) -> None:
     pytest.importorskip("pyarrow")
     monkeypatch.chdir(tmp_path)
-    small = ["--debug", "--tasks", "arm", "--sees", "frames", "--workers", "1", "--clone-steps", "2", "--states", "1"]
+    small = [
+        "--debug",
+        "--tasks",
+        "arm",
+        "--obs-type",
+        "pixels",
+        "--workers",
+        "1",
+        "--bc-steps",
+        "2",
+        "--tasks-per-step",
+        "1",
+    ]
     assert main(["run", "vla/raft", "--use", str(EXAMPLE), *small, "--output-dir", "run"]) == 0
     assert "arm" in (tmp_path / "run" / "README.md").read_text()
     assert main(["record", "run", "shown", "--demonstrations"]) == 0
@@ -240,7 +252,7 @@ def test_a_saved_policy_of_other_chunks_is_refused(
 ) -> None:
     make_policy().save_pretrained(tmp_path / "saved")
     monkeypatch.chdir(tmp_path)
-    other = ["--policy", "saved", "--chunk", "5", "--sees", "frames", "--workers", "1"]
+    other = ["--model", "saved", "--chunk", "5", "--obs-type", "pixels", "--workers", "1"]
     assert main(["run", "vla/raft", "--debug", "--tasks", "arm", *other, "--output-dir", "run"]) == 2
     assert "policy saved makes chunks of 8, and arm takes 5: say --chunk 8" in capsys.readouterr().err
     register("slow-arm", replace(spec_of("arm"), chunk=4))

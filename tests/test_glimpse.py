@@ -22,7 +22,7 @@ from autotelic.trainers.objectives import WeightedImitation
 from autotelic.types import Evaluation, Rollout, Task
 from autotelic.vlm import glimpse_training as lessons
 from autotelic.vlm.glimpse import END, IDS, IMAGE, PAD, WORDS, GlimpseModel
-from autotelic.vlm.glimpse_backbone import GlimpseSpeech, glimpse_policy
+from autotelic.vlm.glimpse_backbone import GlimpseRenderer, glimpse_policy
 from autotelic.vlm.glimpse_training import Item, Schooling
 from autotelic.vlm.policy import TokenPolicy
 
@@ -41,7 +41,7 @@ def model_of(policy: TokenPolicy) -> GlimpseModel:
 
 def own_logits(policy: TokenPolicy, rollout: Rollout) -> Tensor:
     """[T, V] by one plain forward pass over picture, question and answer."""
-    prompt, tokens = policy.speech.prompts([rollout.task])[0], rollout.payload["tokens"]
+    prompt, tokens = policy.renderer.prompts([rollout.task])[0], rollout.payload["tokens"]
     ids = torch.cat([prompt.ids, tokens])[None]
     kinds = (torch.arange(ids.shape[1]) >= len(prompt.ids)).long()[None]
     outputs = policy.module(input_ids=ids, pixel_values=prompt.inputs["pixel_values"][None], token_type_ids=kinds)
@@ -74,7 +74,7 @@ def test_sharing_is_the_models_own_forward() -> None:
     """Log-probabilities and gradients, prompts and answers of unequal length, three answers to each."""
     policy = untrained()
     rollouts = policy.act(TASKS, 3, key=(1,))
-    assert len({len(policy.speech.prompts([task])[0].ids) for task in TASKS}) > 1
+    assert len({len(policy.renderer.prompts([task])[0].ids) for task in TASKS}) > 1
     assert len({len(rollout.mask) for rollout in rollouts}) > 1
     batch = policy.collate(rollouts)
     weights = torch.randn(batch.mask.shape, generator=torch.Generator().manual_seed(0)) * batch.mask
@@ -94,7 +94,7 @@ def test_prompts_in_a_batch_are_read_as_they_are_alone() -> None:
     """The forward pass with padding between prompts and answers, as a transformers trainer would call it."""
     policy = untrained()
     rollouts = policy.act(TASKS, 1, key=(2,))
-    prompts = policy.speech.prompts(TASKS)
+    prompts = policy.renderer.prompts(TASKS)
     longest, most = max(len(p.ids) for p in prompts), max(len(r.mask) for r in rollouts)
     ids, held = torch.full((len(TASKS), longest + most), IDS[PAD]), torch.zeros(len(TASKS), longest + most)
     for row, (prompt, rollout) in enumerate(zip(prompts, rollouts, strict=True)):
@@ -225,11 +225,11 @@ def test_words_are_parts_put_together() -> None:
 
 
 def test_texts_are_words_and_words_are_texts() -> None:
-    speech = GlimpseSpeech()
-    assert speech.text(speech.tokens("p5 p6 = blue_plus")) == "p5 p6 = blue_plus"
-    assert speech.tokens("= 3").tolist() == [IDS["="], IDS["3"], IDS[END]]
-    assert speech.text(torch.tensor([IDS[IMAGE], IDS["yes"], IDS[PAD], IDS[END]])) == "yes"
-    prompt = speech.prompt(TASKS[0])
+    renderer = GlimpseRenderer()
+    assert renderer.text(renderer.tokens("p5 p6 = blue_plus")) == "p5 p6 = blue_plus"
+    assert renderer.tokens("= 3").tolist() == [IDS["="], IDS["3"], IDS[END]]
+    assert renderer.text(torch.tensor([IDS[IMAGE], IDS["yes"], IDS[PAD], IDS[END]])) == "yes"
+    prompt = renderer.prompt(TASKS[0])
     assert prompt.ids.tolist() == [IDS[IMAGE]] * CELLS + [IDS["how"], IDS["many"], IDS["red"]]
     said = set[str]()
     for question, scene in (item for kind in scenes.TYPES for item in scenes.questions(kind, 30, "words")):
@@ -252,14 +252,14 @@ def test_texts_are_words_and_words_are_texts() -> None:
 )
 def test_pictures_that_it_cannot_take_are_named(images: tuple[Any, ...], told: str) -> None:
     with pytest.raises(UsageError, match=told):
-        GlimpseSpeech().prompt(Task("x", "how many red", images))
+        GlimpseRenderer().prompt(Task("x", "how many red", images))
 
 
 def test_pictures_come_from_files_too(tmp_path: Path) -> None:
     Image.fromarray(TASKS[0].images[0]).save(tmp_path / "a.png")
     kinds: list[Any] = [str(tmp_path / "a.png"), Image.open(tmp_path / "a.png"), TASKS[0].images[0] / 255.0]
     for image in kinds:
-        prompt = GlimpseSpeech().prompt(Task("x", "how many red", (image,)))
+        prompt = GlimpseRenderer().prompt(Task("x", "how many red", (image,)))
         assert (prompt.inputs["pixel_values"].numpy() == TASKS[0].images[0]).all()
 
 
@@ -294,10 +294,10 @@ def test_answers_are_learned_and_those_given_are_only_read() -> None:
         Item("how many red", TASKS[0].images[0], "p4 p5 = 2"),
         Item("what is up of red_disc", TASKS[1].images[0], "p4 p0 = blue_plus", f"p4 = red_disc {END} again"),
     ]
-    loss = lessons.imitation_loss(model_of(policy), GlimpseSpeech(), items, lambda pixels: pixels.float())
+    loss = lessons.imitation_loss(model_of(policy), GlimpseRenderer(), items, lambda pixels: pixels.float())
     sums, count = 0.0, 0
     for item in items:
-        task, answer = Task(item.prompt, item.prompt, (item.picture,)), GlimpseSpeech().tokens(item.answer)
+        task, answer = Task(item.prompt, item.prompt, (item.picture,)), GlimpseRenderer().tokens(item.answer)
         (rollout,) = policy.encode([task], [f"{item.given} {item.answer}"])
         plain = cross_entropy(own_logits(policy, rollout)[-len(answer) :], answer, reduction="sum")
         sums, count = sums + plain.item(), count + len(answer)
@@ -307,8 +307,8 @@ def test_answers_are_learned_and_those_given_are_only_read() -> None:
 
 def test_the_forward_pass_gives_a_loss_as_transformers_does() -> None:
     policy = untrained()
-    prompt = policy.speech.prompts(TASKS[:1])[0]
-    answer = policy.speech.tokens("p4 = 2")
+    prompt = policy.renderer.prompts(TASKS[:1])[0]
+    answer = policy.renderer.tokens("p4 = 2")
     ids = torch.cat([prompt.ids, answer])[None]
     labels = torch.cat([torch.full_like(prompt.ids, -100), answer])[None]
     kinds = (labels != -100).long()

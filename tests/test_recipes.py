@@ -77,7 +77,8 @@ def test_evolve_vla_learns_from_frames(tmp_path: Path) -> None:
     path, quick = tmp_path / "run", ("--obs-type", "pixels", "--bc-steps", "4", "--workers", "1")
     assert main(["run", "vla/evolve_vla", "--debug", *quick, "--output-dir", str(path)]) == 0
     assert_complete(path, 2)
-    assert {file.name for file in path.glob("critic-*")} == {"critic-reward", "critic-pairs", "critic-judge"}
+    assert {file.name for file in path.glob("critic-*")} == {"critic-reward", "critic-pairs"}
+    assert RunFolder.open(path).read("gate") == [], "both kinds of critics of frames reward: none is left to judge"
     assert ActionPolicy.from_pretrained(str(path / "policy")).model.vision.frozen
 
 

@@ -24,7 +24,7 @@ from autotelic.types import Evaluation, Rollout, Task
 from autotelic.vlm.backbone import Prompt
 from autotelic.vlm.conversation import Conversation, Reply, Script, Transcript, Turn
 from autotelic.vlm.policy import TokenPolicy
-from autotelic.vlm.speech import Speech, between_turns
+from autotelic.vlm.renderer import Renderer, between_turns
 from autotelic.vlm.tools import Crop, Python, ToolBox, ToolCall, ToolError, parse_tool_call
 from autotelic.vlm.transformers_backbone import TransformersBackbone
 
@@ -32,8 +32,11 @@ WORDS = ["<pad>", "<end>", "<image>", "<user>", *"abcdefghijklmnopqrstuvwxyz"]
 IDS = {word: i for i, word in enumerate(WORDS)}
 
 
-class Letters(Speech):
+class Letters(Renderer):
     """A token is a letter; an image is four placeholders and 8 x 8 pixels; g to p end a turn as well."""
+
+    banned = (IDS["<pad>"], IDS["<image>"], IDS["<user>"])
+    image_token = IDS["<image>"]
 
     def __init__(self) -> None:
         super().__init__([IDS["<end>"], *(IDS[letter] for letter in "ghijklmnop")])
@@ -83,8 +86,8 @@ def model() -> Any:
 
 @pytest.fixture
 def policy(model: Any) -> TokenPolicy:
-    backbone = TransformersBackbone(copy.deepcopy(model), [IDS["<pad>"], IDS["<image>"], IDS["<user>"]])
-    return TokenPolicy(backbone, Letters(), horizon=6)
+    letters = Letters()
+    return TokenPolicy(TransformersBackbone(copy.deepcopy(model), letters), letters, horizon=6)
 
 
 TASKS = [Task("one", "ab", images=(picture(1),)), Task("two", "hello", images=(picture(2),)), Task("three", "q")]
@@ -100,7 +103,7 @@ def echo(task: Task, turns: Sequence[Turn]) -> Reply:
 
 def naive(policy: TokenPolicy, rollout: Rollout) -> Tensor:
     """[T] log-probabilities from one plain forward pass over the whole conversation and all its images."""
-    prompt = policy.speech.prompts([rollout.task])[0]
+    prompt = policy.renderer.prompts([rollout.task])[0]
     pixels = [prompt.inputs["pixel_values"]] if prompt.inputs else []
     pixels += [v for k, v in sorted(rollout.payload.items()) if k.endswith("pixel_values")]
     ids = torch.cat([prompt.ids, rollout.payload["tokens"]])
@@ -186,7 +189,7 @@ def test_turns_are_segments_and_tokens_stand_in_order(policy: TokenPolicy) -> No
     assert two.output == second
     own = two.payload["tokens"][two.mask]
     segments = two.segments[two.mask]
-    assert policy.speech.text(own[segments == 0]) == first and policy.speech.text(own[segments == 1]) == second
+    assert policy.renderer.text(own[segments == 0]) == first and policy.renderer.text(own[segments == 1]) == second
     assert two.payload["tokens"][~two.mask].tolist() == [IDS["<user>"], IDS["x"], IDS["y"], IDS["z"]]
     assert (two.segments.diff() >= 0).all()
 
@@ -197,9 +200,9 @@ def test_limits_end_a_conversation_and_are_told(policy: TokenPolicy) -> None:
 
     cut = [r for r in Conversation(policy, endless, turns=9, longest=14).act(TASKS, 8) if r.info["truncated"]]
     assert cut and all(int(r.payload["length"]) <= 14 for r in cut)
-    by_horizon = [r for r in cut if int(r.payload["tokens"][-1]) not in policy.speech.ends]
+    by_horizon = [r for r in cut if int(r.payload["tokens"][-1]) not in policy.renderer.ends]
     assert by_horizon and all(r.output.turns[-1].reply is None for r in by_horizon)
-    by_reply = [r for r in cut if int(r.payload["tokens"][-1]) in policy.speech.ends]
+    by_reply = [r for r in cut if int(r.payload["tokens"][-1]) in policy.renderer.ends]
     assert by_reply and all(r.output.turns[-1].reply.text == "abc" for r in by_reply)
     policy.mask_truncated = True
     again = Conversation(policy, endless, turns=9, longest=14).act(TASKS, 8)
@@ -269,8 +272,8 @@ def test_bad_settings_are_one_line(policy: TokenPolicy) -> None:
         Conversation(policy, echo, turns=0)
     with pytest.raises(ValueError, match="temperature is above 0"):
         Conversation(policy, echo).act(TASKS, 1, temperature=0.0)
-    with pytest.raises(UsageError, match="Speech cannot show images in a reply"):
-        Speech([1]).reply("look", [picture(0)])
+    with pytest.raises(UsageError, match="Renderer cannot show images in a reply"):
+        Renderer([1]).reply("look", [picture(0)])
 
 
 def chatml(messages: list[dict[str, Any]]) -> str:
@@ -305,7 +308,7 @@ def looks_again(task: Task, turns: Sequence[Turn]) -> Reply:
 def test_every_family_reads_images_in_replies_as_a_plain_pass_does(family: str) -> None:
     model, processor = vlm(family)
     policy = TokenPolicy.of(model, processor, horizon=4)
-    policy.speech.ends |= set(range(3, 20))  # words that end a turn, so that turns are many
+    policy.renderer.ends |= set(range(3, 20))  # words that end a turn, so that turns are many
     tasks = [Task("a", "what is left ?", (noise_picture(8),)), Task("b", "how many ?", (noise_picture(9),) * 2)]
     rollouts = Conversation(policy, looks_again, turns=3).act(tasks, 4, key=(2,))
     seen = [sum(name.startswith("shown") and name.endswith("tokens") for name in r.payload) for r in rollouts]
@@ -315,8 +318,8 @@ def test_every_family_reads_images_in_replies_as_a_plain_pass_does(family: str) 
         assert rollout.log_probs is not None
         size, payload = len(rollout.mask), rollout.payload
         torch.testing.assert_close(now[row, :size], rollout.log_probs, atol=1e-5, rtol=0)
-        prompt, _, _ = policy.speech.stretches(policy.speech.prompts([rollout.task])[0], payload)[-1]
-        ids = torch.cat([policy.speech.prompts([rollout.task])[0].ids, payload["tokens"]])
+        prompt, _, _ = policy.renderer.stretches(policy.renderer.prompts([rollout.task])[0], payload)[-1]
+        ids = torch.cat([policy.renderer.prompts([rollout.task])[0].ids, payload["tokens"]])
         told = {name: values for name, values in prompt.inputs.items()}
         if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
             told["mm_token_type_ids"] = (ids == model.config.image_token_id).int()[None]
@@ -333,7 +336,7 @@ def test_turns_and_replies_are_what_the_chat_template_would_have_written() -> No
     (rollout,) = Conversation(policy, echo).encode([task], [turns])
     messages = [("user", "how many ?"), ("assistant", "two dog"), ("user", "no ."), ("assistant", "three")]
     written = reader.apply_chat_template([{"role": r, "content": c} for r, c in messages], tokenize=False)
-    ids = [*policy.speech.prompts([task])[0].ids.tolist(), *rollout.payload["tokens"].tolist()]
+    ids = [*policy.renderer.prompts([task])[0].ids.tolist(), *rollout.payload["tokens"].tolist()]
     assert ids == reader(written, add_special_tokens=False)["input_ids"]
 
 

@@ -117,7 +117,7 @@ def test_two_stages_teach_the_correction_first_and_the_attempt_second() -> None:
         return [float(said.split()[:1] == [reference]) for said, reference in zip(completions, references, strict=True)]
 
     policy = TokenPolicy.of(*text("llama"), horizon=1)
-    policy.speech.ends = frozenset(range(100))  # a turn is a word
+    policy.renderer.ends = frozenset(range(100))  # a turn is a word
     tasks = [Task(word, f"what is {word} ?", reference=word) for word in ("red", "blue")]
     conversation = Conversation(policy, Script(("no ?",)), turns=2)
 

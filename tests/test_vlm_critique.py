@@ -261,7 +261,7 @@ def test_the_models_own_yes_by_its_plain_forward_pass() -> None:
     found = asker.rightness(tasks, said)
     model: Any = judge.module
     for task, text, probability in zip(tasks, said, found, strict=True):
-        (prompt,) = judge.speech.prompts([Task("check", f"{task.prompt} check {text}", task.images)])
+        (prompt,) = judge.renderer.prompts([Task("check", f"{task.prompt} check {text}", task.images)])
         ids = torch.cat([prompt.ids, torch.tensor([IDS["="]])])[None]
         kinds = torch.tensor([[0] * len(prompt.ids) + [1]])
         logits = model(input_ids=ids, pixel_values=prompt.inputs["pixel_values"][None], token_type_ids=kinds).logits
@@ -294,7 +294,7 @@ def test_a_model_of_ones_own_is_asked_in_words(tmp_path: Path) -> None:
     judge = TokenPolicy.of(model, processor)
     task = Task("a", "what is red")
     (found,) = PolicyAsker(judge).rightness([task], ["blue"])
-    prompt = judge.speech.prompt(
+    prompt = judge.renderer.prompt(
         Task("b", "Question: what is red\nAnswer: blue\nIs the answer right? Answer yes or no.")
     )
     with torch.no_grad():
@@ -500,12 +500,12 @@ def test_a_continuation_goes_on_as_the_policy_would_have(kind: str) -> None:
     task = asked("how many red")[0] if kind == "small" else Task("a", "what is red")
     (whole,) = policy.act([task], 1, greedy=True)
     ids = whole.payload["tokens"].tolist()
-    words = [policy.speech.text(torch.tensor(ids[:cut])) for cut in (0, 2, 5)]
-    if any(policy.speech.tokens(text)[:-1].tolist() != ids[:cut] for text, cut in zip(words, (0, 2, 5), strict=True)):
+    words = [policy.renderer.text(torch.tensor(ids[:cut])) for cut in (0, 2, 5)]
+    if any(policy.renderer.tokens(text)[:-1].tolist() != ids[:cut] for text, cut in zip(words, (0, 2, 5), strict=True)):
         pytest.skip("what it says is not read as it was said")
     goes_on = Continuation(policy, temperature=1e-4)
     texts = goes_on([task] * 3, words, 2)
-    assert texts == [[policy.speech.text(torch.tensor(ids[cut:]))] * 2 for cut in (0, 2, 5)]
+    assert texts == [[policy.renderer.text(torch.tensor(ids[cut:]))] * 2 for cut in (0, 2, 5)]
 
 
 def test_continuations_are_drawn_apart_and_end_with_the_horizon() -> None:

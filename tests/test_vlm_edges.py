@@ -58,7 +58,7 @@ def of(make: Callable[[Any], Any]) -> TokenPolicy:
 
 def own_log_probs(policy: TokenPolicy, rollout: Rollout) -> Tensor:
     """[T] by the model's own forward over question and answer, alone."""
-    prompt, tokens = policy.speech.prompts([rollout.task])[0].ids, rollout.payload["tokens"]
+    prompt, tokens = policy.renderer.prompts([rollout.task])[0].ids, rollout.payload["tokens"]
     with torch.no_grad():
         logits = policy.module(input_ids=torch.cat([prompt, tokens])[None], use_cache=False).logits
     logits = logits[0, len(prompt) - 1 : -1].index_fill(-1, torch.tensor(policy.backbone.banned), -torch.inf)
@@ -71,7 +71,7 @@ def test_what_cannot_share_says_what_generate_says(make: Callable[[Any], Any]) -
     model: Any = policy.module
     assert not policy.backbone.shares
     for rollout in policy.act(TASKS, 1, greedy=True):
-        ids = policy.speech.prompts([rollout.task])[0].ids[None]
+        ids = policy.renderer.prompts([rollout.task])[0].ids[None]
         wanted = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
@@ -86,7 +86,7 @@ def test_what_cannot_share_says_what_generate_says(make: Callable[[Any], Any]) -
 def test_what_cannot_share_converses(make: Callable[[Any], Any]) -> None:
     """Turns of unequal length: a window that counted padding between them would see other tokens."""
     policy = of(make)
-    policy.speech.ends |= frozenset(range(3, 25))
+    policy.renderer.ends |= frozenset(range(3, 25))
     rollouts = Conversation(policy, Script(("what is red ?", "how many dog ?")), turns=3).act(TASKS, 8, key=(2,))
     first_turns = {int((r.segments[r.mask] == 0).sum()) for r in rollouts if r.info["turns"] > 1}
     assert len(first_turns) > 1, "or nothing is tested here"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from autotelic.errors import UsageError
 from autotelic.testing import vlms as tiny
 from autotelic.types import Evaluation, Rollout, Task
 from autotelic.vlm.policy import TokenPolicy
+from autotelic.vlm.processing import ProcessorRenderer
 
 FAMILIES = (*tiny.TEXTS, *tiny.VLMS)
 TOKENS = 5
@@ -42,7 +44,7 @@ def made(family: str, **options: Any) -> tuple[TokenPolicy, Any, Any]:
 
 def inputs_of(policy: TokenPolicy, task: Task) -> dict[str, Tensor]:
     """What the model's own forward wants of a question, made without the policy."""
-    processor: Any = policy.speech.processor  # type: ignore[attr-defined]
+    processor: Any = policy.renderer.processor  # type: ignore[attr-defined]
     content = [{"type": "image"}] * len(task.images) + [{"type": "text", "text": task.prompt}]
     message = {"role": "user", "content": content if task.images else task.prompt}
     text = processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
@@ -55,7 +57,7 @@ def own_log_probs(policy: TokenPolicy, model: Any, rollout: Rollout) -> Tensor:
     tokens = rollout.payload["tokens"][None]
     inputs = inputs_of(policy, rollout.task)
     inputs["input_ids"] = torch.cat([inputs["input_ids"], tokens], 1)
-    for name, value in (("attention_mask", 1), ("mm_token_type_ids", 0)):
+    for name, value in (("attention_mask", 1), ("mm_token_type_ids", 0), ("token_type_ids", 0)):
         if name in inputs:
             inputs[name] = torch.cat([inputs[name], torch.full_like(tokens, value)], 1)
     logits = model(**inputs, use_cache=False).logits[0, -tokens.shape[1] - 1 : -1]
@@ -143,7 +145,7 @@ def test_a_state_is_read_on_from_twice() -> None:
     policy, _, _ = made("llama")
     backbone: Any = policy.backbone
     with torch.no_grad():
-        _, state = backbone.read(policy.speech.prompts(tasks_for("llama")))
+        _, state = backbone.read(policy.renderer.prompts(tasks_for("llama")))
         state = backbone.rows(state, torch.tensor([0, 1, 1]))
         one, other = torch.tensor([[5], [6], [7]]), torch.tensor([[8], [9], [10]])
         yes = torch.ones(3, 1, dtype=torch.bool)
@@ -380,7 +382,7 @@ def blocks(images: int) -> list[dict[str, Any]]:
     ],
 )
 def test_a_question_that_cannot_be_read_is_named(task: Task, line: str) -> None:
-    policy, _, _ = made("llava", speech={"pixel_limit": 5000})
+    policy, _, _ = made("llava", renderer=partial(ProcessorRenderer, pixel_limit=5000))
     with pytest.raises(UsageError, match=line) as error:
         policy.act([task], 1)
     assert "\n" not in str(error.value)
@@ -401,7 +403,7 @@ def test_images_come_in_every_form(tmp_path: Path) -> None:
     floats = torch.from_numpy(PICTURES[0]).permute(2, 0, 1) / 255
     forms = (PICTURES[0], Image.fromarray(PICTURES[0]), path, torch.from_numpy(PICTURES[0]), floats)
     policy, _, _ = made("llava")
-    prompts = policy.speech.prompts([Task(str(i), "what ?", (image,)) for i, image in enumerate(forms)])
+    prompts = policy.renderer.prompts([Task(str(i), "what ?", (image,)) for i, image in enumerate(forms)])
     for prompt in prompts[1:]:
         assert torch.equal(prompt.inputs["pixel_values"], prompts[0].inputs["pixel_values"])
 
@@ -417,7 +419,8 @@ def test_templates_and_models_that_do_not_fit_are_named(tmp_path: Path) -> None:
     reader.chat_template = None
     with pytest.raises(UsageError, match="has no chat template"):
         TokenPolicy.of(model, reader).act([Task("t", "what ?")], 1)
-    assert TokenPolicy.of(model, reader, horizon=2, speech={"chat": False}).act([Task("t", "what ?")], 1)
+    plain = partial(ProcessorRenderer, chat=False)
+    assert TokenPolicy.of(model, reader, horizon=2, renderer=plain).act([Task("t", "what ?")], 1)
     reader.eos_token = None
     model.generation_config.eos_token_id = None
     with pytest.raises(UsageError, match="name an end of text"):

@@ -75,7 +75,7 @@ def choice(policy: TokenPolicy, rollout: Rollout, ids: bool = True) -> dict[str,
     tokens = rollout.payload["tokens"].tolist()
     assert rollout.log_probs is not None
     entries = [
-        {"token": policy.speech.text(torch.tensor([token])), "logprob": log_prob}
+        {"token": policy.renderer.text(torch.tensor([token])), "logprob": log_prob}
         for token, log_prob in zip(tokens, rollout.log_probs.tolist(), strict=True)
     ]
     told = {"token_ids": tokens} if ids else {}
@@ -89,7 +89,7 @@ def speaking(policy: TokenPolicy, ids: bool = True, prompt: bool = True) -> Answ
     def answer(request: dict[str, Any]) -> Any:
         task = next(t for t in TASKS if t.prompt == request["messages"][0]["content"])
         rollouts = policy.act([task], request["n"], key=(7,))
-        told = {"prompt_token_ids": policy.speech.prompts([task])[0].ids.tolist()} if prompt else {}
+        told = {"prompt_token_ids": policy.renderer.prompts([task])[0].ids.tolist()} if prompt else {}
         return {"choices": [choice(policy, r, ids) for r in rollouts]} | told
 
     return answer
@@ -155,7 +155,7 @@ def test_an_end_that_the_server_keeps_to_itself_is_read_but_not_learned(policy: 
 
     with serving(answer) as (url, _):
         (rollout,) = actor(policy, url).act(TASKS[:1], 1)
-    red, end = policy.speech.tokens("red").tolist()
+    red, end = policy.renderer.tokens("red").tolist()
     assert rollout.payload["tokens"].tolist() == [red, end]
     assert rollout.mask.tolist() == [True, False]
     assert rollout.log_probs is not None and rollout.log_probs.tolist() == [-0.5, 0.0]

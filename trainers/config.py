@@ -37,8 +37,6 @@ class ModelFields:
 
     model: str = ""
     """A folder or hub name; empty takes the small default."""
-    use: tuple[str, ...] = ()
-    """Modules or files to import first, such as one that registers environments."""
 
 
 @dataclass(frozen=True)

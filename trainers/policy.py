@@ -10,7 +10,8 @@ holds the whole batch, evaluation keeps its graph and nothing is computed twice.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Self
 
@@ -71,9 +72,24 @@ class TorchPolicy(Actor):
     def device(self) -> torch.device:
         return next(self.module.parameters()).device
 
+    def mixed(self) -> torch.autocast:
+        """Mixed precision, where ``autocast`` asks for it."""
+        return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Eval mode, no gradients and mixed precision for a while; the mode of before afterwards."""
+        training = self.module.training
+        self.module.eval()
+        try:
+            with torch.no_grad(), self.mixed():
+                yield
+        finally:
+            self.module.train(training)
+
     def _forward(self, batch: Batch, needs: frozenset[str], references: References) -> Evaluation:
         batch = batch.to(self.device)
-        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+        with self.mixed():
             now = self.forward_decisions(batch, needs, references)
         return now.map(lambda _, tensor: tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor)
 

@@ -342,6 +342,9 @@ class ChunkPolicy(TorchPolicy):
 
     # weights
 
+    def freeze_tower(self) -> None:
+        """What looks at frames learns no more; nothing where that is the model's own affair."""
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Weights in a folder, as ``model.safetensors``; or the adapters alone, where there are some."""
         from safetensors.torch import save_model

@@ -5,6 +5,7 @@ All of it follows from the specs of the environments (``envs/simulator.py``).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -169,8 +170,12 @@ def make_policy(config: RobotConfig, environment: str, pool: Pool) -> ChunkPolic
         if is_named("policy", config.model):
             return _own_policy(config.model, sizes)
         if config.model:
-            trained = (FlowPolicy if config.head == "flow" else ActionPolicy).from_pretrained(config.model, **noise)
-            _check_sizes(config.model, trained, environment, sizes)
+            trained = _foreign_policy(config.model, action_size, pool.chunk)
+            if trained is None:
+                mine = (FlowPolicy if config.head == "flow" else ActionPolicy).from_pretrained(config.model, **noise)
+                trained, observation_size = mine, int(mine.model.observation_size)
+            has = (observation_size, trained.action_size, trained.chunk)
+            _check_sizes(config.model, has, environment, sizes)
             return trained
         inputs: dict[str, Any] = hand_centred(spec.layout)
         if config.obs_type == "pixels":
@@ -192,9 +197,28 @@ def hand_centred(layout: Mapping[str, slice]) -> dict[str, Any]:
     return {"origin": hand.start, "positions": positions, "axes": axes} if positions else {}
 
 
-def _check_sizes(name: str, trained: Any, environment: str, sizes: tuple[int, int, int]) -> None:
+def _foreign_policy(name: str, action_size: int, chunk: int) -> ChunkPolicy | None:
+    """A policy of LeRobot, or a vision-language model whose last tokens are actions; None for what is neither.
 
-    has = (trained.model.observation_size, trained.action_size, trained.chunk)
+    A folder's config.json tells them apart: LeRobot's has a "type", that of a model of transformers a "model_type".
+    """
+    from pathlib import Path
+
+    from .lerobot_policy import LeRobotPolicy
+    from .openvla import SETTINGS, OpenVLAPolicy
+
+    folder = Path(name)
+    description = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
+    if "type" in description:
+        return LeRobotPolicy.from_pretrained(name, chunk=chunk)
+    if (folder / SETTINGS).is_file():
+        return OpenVLAPolicy.from_pretrained(name)
+    if "model_type" in description:
+        return OpenVLAPolicy.from_pretrained(name, chunk=chunk, action_size=action_size)
+    return None
+
+
+def _check_sizes(name: str, has: tuple[int, int, int], environment: str, sizes: tuple[int, int, int]) -> None:
     if has == sizes:
         return
     if has[:2] == sizes[:2]:

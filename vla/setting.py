@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -64,13 +64,14 @@ class RobotConfig(RunConfig):
     }
 
     start_fields: ClassVar[tuple[str, ...]] = (
-        *("tasks", "use", "demonstrations", "seed", "demonstrations_from", "clone_tasks", "model", "obs_type", "head"),
+        *("tasks", "demonstrations", "seed", "demonstrations_from", "clone_tasks", "model", "obs_type", "head"),
         *("frame_size", "bc_steps", "max_episode_steps", "chunk", "settle"),
     )
     """What demonstrations and clone depend on: runs that agree in them can share a start."""
 
     model: str = ""
-    """A folder or hub name to start from instead of cloning, or a class of one's own to clone: FILE.py:NAME."""
+    """A folder or hub name to start from instead of cloning: what a run saved, a policy of LeRobot, or a
+    vision-language model that says actions; or a class of one's own to clone: FILE.py:NAME."""
     obs_type: Literal["state", "pixels"] = grouped("model", "state")
     """What the policy and a learned critic are given: the simulator's state, or pictures and the robot's own joints."""
     frame_size: int = grouped("model", 64)
@@ -316,7 +317,6 @@ def start(config: RobotConfig, folder: RunFolder) -> Setting:
     import torch
 
     from ..trainers import checkpoint, distributed
-    from .network import NetworkPolicy
 
     wanted, taught = counts(config.tasks, config), counts(config.clone_tasks, config)
     config = shared.settled(config, is_small(config), folder, tasks_per_step=8 * len(wanted))
@@ -332,7 +332,7 @@ def start(config: RobotConfig, folder: RunFolder) -> Setting:
     distributed.barrier()
     state = checkpoint.load(place)
     policy.load_state_dict(state["policy"])
-    if config.freeze_vision and isinstance(policy, NetworkPolicy) and policy.sees == "frames":
+    if config.freeze_vision and policy.sees == "frames":
         policy.freeze_tower()
     shown = demonstrations_in(state)
     encoded = encode(policy, {name: shown[name] for name in taught or wanted})
@@ -390,9 +390,7 @@ def _make_start(place: Path, config: RobotConfig, pool: Pool, policy: ChunkPolic
     if not config.model or is_named("policy", config.model):
         imitated = {name: demonstrations[name] for name in taught or wanted}
         clone(policy, encode(policy, imitated), cloning_of(config))
-    arrays = {
-        name: [{k: _tensor(v) for k, v in vars(d).items()} for d in several] for name, several in demonstrations.items()
-    }
+    arrays = {name: [_tensor(asdict(each)) for each in several] for name, several in demonstrations.items()}
     checkpoint.save(place, {"policy": policy.state_dict(), "demonstrations": arrays})
 
 

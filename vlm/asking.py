@@ -17,13 +17,13 @@ from ..rewards.judge import RIGHT
 from ..rewards.log_ratio import LogRatio, scorer
 from ..rewards.steps import MonteCarlo, WeakestStep
 from ..rewards.verifiers import Exact
-from ..rewards.vlm import evaluating, share_of_yes, tokens_of
+from ..rewards.vlm import share_of_yes, tokens_of
 from ..types import Task
 from .continuation import Continuation, judging
 from .glimpse import IDS
-from .glimpse_backbone import GlimpseSpeech
+from .glimpse_backbone import GlimpseRenderer
 from .policy import TokenPolicy
-from .processing import ProcessorSpeech
+from .processing import ProcessorRenderer
 
 
 class PolicyAsker:
@@ -53,7 +53,7 @@ class PolicyAsker:
     def p_yes(self, tasks: Sequence[Task]) -> list[float]:
         """The same of tasks, whose prompts are the questions."""
         (yes, no), answers = self._words(), []
-        with evaluating(self.policy.module), self.policy._mixed():
+        with self.policy.inference():
             for first in range(0, len(tasks), self.policy.at_once):
                 logits = self._next(tasks[first : first + self.policy.at_once])
                 answers += share_of_yes(logits, yes, no).tolist()
@@ -64,7 +64,7 @@ class PolicyAsker:
 
         The small default is asked "QUESTION check ANSWER", as it was taught; others in words, with the task's images.
         """
-        small = isinstance(self.policy.speech, GlimpseSpeech)
+        small = isinstance(self.policy.renderer, GlimpseRenderer)
         questions = []
         for row, (task, text) in enumerate(zip(tasks, texts_of([t.prompt for t in tasks], len(tasks)), strict=True)):
             said = str(completions[row])
@@ -74,16 +74,16 @@ class PolicyAsker:
         return self.p_yes(questions)
 
     def _words(self) -> tuple[Tensor, Tensor]:
-        speech, device = self.policy.speech, self.policy.device
-        if isinstance(speech, ProcessorSpeech):
-            return tokens_of(speech.tokenizer, "yes").to(device), tokens_of(speech.tokenizer, "no").to(device)
+        renderer, device = self.policy.renderer, self.policy.device
+        if isinstance(renderer, ProcessorRenderer):
+            return tokens_of(renderer.tokenizer, "yes").to(device), tokens_of(renderer.tokenizer, "no").to(device)
         return torch.tensor([IDS["yes"]], device=device), torch.tensor([IDS["no"]], device=device)
 
     def _next(self, tasks: Sequence[Task]) -> Tensor:
         """[N, V] logits of the token after each question."""
         policy = self.policy
-        prompts = [policy.speech.prompt(task) for task in tasks]
-        if isinstance(policy.speech, GlimpseSpeech):  # its answers begin with "="
+        prompts = [policy.renderer.prompt(task) for task in tasks]
+        if isinstance(policy.renderer, GlimpseRenderer):  # its answers begin with "="
             words = torch.tensor([[IDS["="], IDS["yes"]]], device=policy.device).expand(len(prompts), -1)
             mask = torch.ones_like(words, dtype=torch.bool)
             return policy.logits(policy.backbone.read_whole(prompts, words, mask)[:, 1])

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ..numbers import rows_by_key
-from ..rewards.vlm import evaluating
 from ..trainers.randomness import generator
 from ..types import Task
 from .decoding import decode
@@ -35,10 +34,10 @@ class Continuation:
 
     def __call__(self, tasks: Sequence[Task], beginnings: Sequence[str], n: int) -> list[list[str]]:
         """n texts for each task, without their beginning; empty where no token is left."""
-        tokens = [self.policy.speech.tokens(text)[:-1] for text in beginnings]  # without the end
+        tokens = [self.policy.renderer.tokens(text)[:-1] for text in beginnings]  # without the end
         texts: list[list[str]] = [[] for _ in tasks]
         per_call = max(1, self.policy.at_once // n)
-        with evaluating(self.policy.module), self.policy._mixed():
+        with self.policy.inference():
             for rows in rows_by_key(len(some) for some in tokens).values():  # nothing to pad
                 for first in range(0, len(rows), per_call):
                     some = rows[first : first + per_call]
@@ -54,7 +53,7 @@ class Continuation:
         limits = torch.tensor([max(0, (task.horizon or policy.horizon) - width) for task in tasks])
         if not int(limits.max()):
             return [[""] * n for _ in tasks]
-        hidden, state = policy.backbone.read(policy.speech.prompts(tasks))
+        hidden, state = policy.backbone.read(policy.renderer.prompts(tasks))
         if width:
             given = given.to(hidden.device)
             later, state = policy.backbone.read_on(state, given, torch.ones_like(given, dtype=torch.bool))
@@ -70,7 +69,7 @@ class Continuation:
         hidden, state = hidden[index.to(hidden.device)], policy.backbone.rows(state, index)
         tokens, _, lengths = decode(policy, hidden, state, limits[index].clamp(min=1), noise, self.temperature)
         texts = [
-            policy.speech.text(row[:length]) if limit else ""
+            policy.renderer.text(row[:length]) if limit else ""
             for row, length, limit in zip(tokens, lengths.tolist(), limits[index].tolist(), strict=True)
         ]
         return [texts[first : first + n] for first in range(0, len(texts), n)]

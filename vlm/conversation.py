@@ -20,7 +20,7 @@ from ..types import Key, Mode, Rollout, Task
 from .backbone import Prompt, State
 from .decoding import decode
 from .policy import TokenPolicy
-from .speech import SHOWN, Speech
+from .renderer import SHOWN, Renderer
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,24 +121,18 @@ class Conversation(SystemWrapper):
         if temperature <= 0:
             raise ValueError(f"a temperature is above 0, not {temperature:g}: greedy=True takes the likeliest token")
         policy, rollouts = self.policy, list[Rollout]()
-        was_training = policy.module.training
-        policy.module.eval()
         per_call = max(1, policy.at_once // n)
-        try:
-            mixed = torch.autocast(policy.device.type, policy.autocast, enabled=policy.autocast is not None)
-            with torch.no_grad(), mixed:
-                for first in range(0, len(tasks), per_call):
-                    asked = [(task, sample) for task in tasks[first : first + per_call] for sample in range(n)]
-                    rollouts += self._converse(asked, n, None if greedy else key, temperature)
-        finally:
-            policy.module.train(was_training)
+        with policy.inference():
+            for first in range(0, len(tasks), per_call):
+                asked = [(task, sample) for task in tasks[first : first + per_call] for sample in range(n)]
+                rollouts += self._converse(asked, n, None if greedy else key, temperature)
         return rollouts
 
     def _converse(
         self, asked: Sequence[tuple[Task, int]], n: int, key: Key | None, temperature: float
     ) -> list[Rollout]:
-        backbone, speech = self.policy.backbone, self.policy.speech
-        prompts = speech.prompts([task for task, _ in asked[::n]])
+        backbone, renderer = self.policy.backbone, self.policy.renderer
+        prompts = renderer.prompts([task for task, _ in asked[::n]])
         hidden, state = backbone.read(prompts)
         logs = [_Log(task, sample, prompts[row // n]) for row, (task, sample) in enumerate(asked)]
         work = [_Pool(logs, hidden, state, torch.arange(len(logs)) // n)]
@@ -149,7 +143,7 @@ class Conversation(SystemWrapper):
             seeing = [row for row in going if pool.logs[row].sees]
             listening = [row for row in going if not pool.logs[row].sees]
             if seeing:
-                hidden, state = backbone.read([pool.logs[row].whole(speech) for row in seeing])
+                hidden, state = backbone.read([pool.logs[row].whole(renderer) for row in seeing])
                 work.append(_Pool([pool.logs[row] for row in seeing], hidden, state, torch.arange(len(seeing))))
             if listening:
                 work.append(self._listen(pool, listening))
@@ -164,9 +158,9 @@ class Conversation(SystemWrapper):
         said = decode(policy, hidden, state, torch.tensor(room), noise, temperature)
         for log, tokens, log_probs, length in zip(pool.logs, *said, strict=True):
             ids = tokens[:length].clone()
-            log.truncated = int(ids[-1]) not in policy.speech.ends
+            log.truncated = int(ids[-1]) not in policy.renderer.ends
             log.speak(ids, log_probs[:length].clone())
-            log.turns.append(Turn(policy.speech.text(ids)))
+            log.turns.append(Turn(policy.renderer.text(ids)))
 
     def _answered(self, log: _Log) -> bool:
         """Ask the environment; False where the conversation is over."""
@@ -176,7 +170,7 @@ class Conversation(SystemWrapper):
         log.turns[-1] = replace(log.turns[-1], reply=reply)
         if reply.done:
             return False
-        ids, inputs = self.policy.speech.reply(reply.text, reply.images)
+        ids, inputs = self.policy.renderer.reply(reply.text, reply.images)
         if len(log) + len(ids) >= self.longest:
             log.truncated = True
             return False
@@ -201,16 +195,16 @@ class Conversation(SystemWrapper):
         Raises:
             ValueError: a turn in the middle was not answered.
         """
-        speech, rollouts = self.policy.speech, []
+        renderer, rollouts = self.policy.renderer, []
         for task, turns in zip(tasks, transcripts, strict=True):
-            log = _Log(task, 0, speech.prompts([task])[0], list(turns))
+            log = _Log(task, 0, renderer.prompts([task])[0], list(turns))
             for place, turn in enumerate(turns):
-                log.speak(speech.tokens(turn.text), None)
+                log.speak(renderer.tokens(turn.text), None)
                 if place + 1 == len(turns):
                     break
                 if turn.reply is None or turn.reply.done:
                     raise ValueError(f"task {task.id}: turn {place + 1} of {len(turns)} has no reply")
-                ids, inputs = speech.reply(turn.reply.text, turn.reply.images)
+                ids, inputs = renderer.reply(turn.reply.text, turn.reply.images)
                 log.listen(ids, inputs)
             rollouts.append(replace(log.rollout(1.0, False), log_probs=None))
         return rollouts
@@ -260,9 +254,9 @@ class _Log:
             found |= {f"{SHOWN}.{place}.{name}": values for name, values in inputs.items()}
         return found
 
-    def whole(self, speech: Speech) -> Prompt:
+    def whole(self, renderer: Renderer) -> Prompt:
         """Everything said and shown so far as one prompt, when the newest reply shows images."""
-        return speech.stretches(self.prompt, self.payload(1.0))[-1][0]
+        return renderer.stretches(self.prompt, self.payload(1.0))[-1][0]
 
     def rollout(self, temperature: float, mask_truncated: bool) -> Rollout:
         spoken = [torch.full((len(part),), place % 2 == 0) for place, part in enumerate(self.parts)]

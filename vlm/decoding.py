@@ -29,7 +29,7 @@ def decode(
     log_probs = torch.zeros(size, longest)
     lengths = limits.clone()
     alive = torch.arange(size)
-    ends = policy.speech.ends
+    ends = policy.renderer.ends
     with torch.inference_mode():  # the tensors made before stay ordinary ones
         for step in range(longest):
             logits = policy.logits(hidden) / temperature

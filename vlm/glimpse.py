@@ -47,24 +47,15 @@ class GlimpseConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
 
     model_type = "glimpse"
 
-    def __init__(
-        self,
-        hidden_size: int = 64,
-        num_hidden_layers: int = 3,
-        num_attention_heads: int = 4,
-        intermediate_size: int = 192,
-        max_prompt: int = 40,
-        max_completion: int = 48,
-        dropout: float = 0.1,
-        frozen_vision: bool = True,
-        vocab_size: int = len(WORDS),
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.hidden_size, self.num_hidden_layers = hidden_size, num_hidden_layers
-        self.num_attention_heads, self.intermediate_size = num_attention_heads, intermediate_size
-        self.max_prompt, self.max_completion = max_prompt, max_completion
-        self.dropout, self.frozen_vision, self.vocab_size = dropout, frozen_vision, vocab_size
+    hidden_size: int = 64
+    num_hidden_layers: int = 3
+    num_attention_heads: int = 4
+    intermediate_size: int = 192
+    max_prompt: int = 40
+    max_completion: int = 48
+    dropout: float = 0.1
+    frozen_vision: bool = True
+    vocab_size: int = len(WORDS)
 
 
 @dataclass(eq=False)

@@ -17,7 +17,7 @@ from ..types import Task
 from .backbone import Prompt, State
 from .glimpse import END, IDS, IMAGE, PAD, WORDS, GlimpseModel, Memory, causal
 from .processing import PIXEL_LIMIT, as_pil
-from .speech import Speech
+from .renderer import Renderer
 
 if TYPE_CHECKING:
     from .policy import TokenPolicy
@@ -77,9 +77,11 @@ class GlimpseBackbone:
         return ids.to(device), (ids != IDS[PAD]).to(device), pixels.to(device)
 
 
-class GlimpseSpeech(Speech):
+class GlimpseRenderer(Renderer):
     """Words of the small world, separated by spaces; one picture of 32 x 32 pixels per question: uint8 [32, 32, 3], or
     whatever ``processing.as_pil`` opens."""
+
+    sees = True
 
     def __init__(self, keep: int = 20_000) -> None:
         super().__init__([IDS[END]], keep)
@@ -119,4 +121,4 @@ def glimpse_policy(folder: str | Path, **options: Any) -> TokenPolicy:
     model.eval()  # type: ignore[no-untyped-call]
     for part in (model.see, model.seen):
         part.requires_grad_(False)
-    return TokenPolicy(GlimpseBackbone(model), GlimpseSpeech(), **{"horizon": 14, **options})
+    return TokenPolicy(GlimpseBackbone(model), GlimpseRenderer(), **{"horizon": 14, **options})

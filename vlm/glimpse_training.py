@@ -23,7 +23,7 @@ from ..envs.scenes import CELLS, KINDS, Question, Scene, View
 from ..fitting import fit
 from ..trainers.randomness import generator, seed_of
 from .glimpse import END, IMAGE, NUMBERS, GlimpseConfig, GlimpseModel, causal
-from .glimpse_backbone import GlimpseSpeech
+from .glimpse_backbone import GlimpseRenderer
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def learn_answers(
     share: float = 0.25,
 ) -> float:
     """Imitate answers, each time in another view; returns the last loss. ``also`` gets ``share`` of every batch."""
-    speech = GlimpseSpeech()
+    renderer = GlimpseRenderer()
     draw = random.Random(f"answers {how.seed}")
     extra = round(share * how.batch) if also else 0
 
@@ -132,7 +132,7 @@ def learn_answers(
             if count:
                 chosen = [in_view(item, draw) for item in draw.choices(some, k=count)]
                 noisy = partial(_noisy, how=how, step=(which, step))
-                total = total + count / how.batch * imitation_loss(model, speech, chosen, noisy)
+                total = total + count / how.batch * imitation_loss(model, renderer, chosen, noisy)
         return total
 
     return _fit([p for p in model.parameters() if p.requires_grad], loss, how, steps, how.lr)
@@ -204,12 +204,12 @@ def role_items(demos: Sequence[Item], shown: Sequence[Scene], seed: int, *, copi
 
 
 def imitation_loss(
-    model: GlimpseModel, speech: GlimpseSpeech, items: Sequence[Item], change: Callable[[Tensor], Tensor]
+    model: GlimpseModel, renderer: GlimpseRenderer, items: Sequence[Item], change: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """Cross-entropy of the answers' tokens."""
-    prompts = [speech.words(f"{' '.join([IMAGE] * CELLS)} {item.prompt}") for item in items]
-    given = [speech.words(item.given) for item in items]
-    answers = [[*before, *speech.tokens(item.answer).tolist()] for before, item in zip(given, items, strict=True)]
+    prompts = [renderer.words(f"{' '.join([IMAGE] * CELLS)} {item.prompt}") for item in items]
+    given = [renderer.words(item.given) for item in items]
+    answers = [[*before, *renderer.tokens(item.answer).tolist()] for before, item in zip(given, items, strict=True)]
     ids, tokens = (pad_sequence([torch.tensor(x) for x in each], batch_first=True) for each in (prompts, answers))
     mask, held = ids != 0, tokens != 0
     learned = held & (torch.arange(tokens.shape[1]) >= torch.tensor([len(before) for before in given])[:, None])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,9 +11,11 @@ import torch
 from torch import nn
 
 from ..errors import UsageError
+from ..plugins import named, names
 from ..rewards.weights import loading
 from ..trainers.lora import CONFIG, Targets, add_lora, load_lora, save_pretrained
-from .processing import ProcessorSpeech, end_ids, placeholder_ids
+from .processing import ProcessorRenderer
+from .renderer import Renderer
 from .transformers_backbone import TransformersBackbone
 
 if TYPE_CHECKING:
@@ -33,7 +36,7 @@ def assemble(
     gradient_checkpointing: bool = False,
     feature_bytes: int = 2**30,
     seed: int = 0,
-    speech: dict[str, Any] | None = None,
+    renderer: str | Callable[..., Renderer] | None = None,
     **options: Any,
 ) -> P:
     """A policy of a loaded model. What requires gradients is trained.
@@ -49,23 +52,30 @@ def assemble(
             its prompt in training.
         feature_bytes: limit of the kept features.
         seed: of the adapters.
-        speech: options of ``ProcessorSpeech``: chat, pixel_limit, keep.
+        renderer: a class of processor and model, its name or place; None: that of the model's type. Options are
+            bound to it: ``partial(ProcessorRenderer, chat=False)``.
         options: of the policy: piece, horizon, at_once, mask_truncated, autocast.
     """
-    ends = end_ids(model, processor)
+    reader = _renderer_class(model, renderer)(processor, model)
     model.eval()
     if lora_rank is not None:
         targets = _of_language(model) if lora_targets is None else lora_targets
         add_lora(model, lora_rank, targets, alpha=lora_alpha, seed=seed)
     elif lora_targets is not None or lora_alpha is not None:
         raise UsageError("lora_targets and lora_alpha shape adapters: give a lora_rank with them")
-    banned = placeholder_ids(model.config, processor, ends)
-    backbone = TransformersBackbone(model, banned, feature_bytes=feature_bytes, checkpointing=gradient_checkpointing)
+    backbone = TransformersBackbone(model, reader, feature_bytes=feature_bytes, checkpointing=gradient_checkpointing)
     if freeze_vision:
         for parameter in backbone.vision_parameters():
             parameter.requires_grad_(False)
-    voice = ProcessorSpeech(processor, ends, image_token=backbone.image_token, **(speech or {}))
-    return kind(backbone, voice, **options)
+    return kind(backbone, reader, **options)
+
+
+def _renderer_class(model: Any, given: str | Callable[..., Renderer] | None) -> Callable[..., Renderer]:
+    """The one given or named, or that of the model's type where one is registered for it."""
+    if given is None:
+        family = str(model.config.model_type)
+        given = family if family in names("renderer") else ProcessorRenderer
+    return named("renderer", given) if isinstance(given, str) else given
 
 
 def load(
@@ -138,5 +148,5 @@ def save(policy: TokenPolicy, folder: Path) -> Path:
     """Adapters where there are any, else the whole model, and what reads questions."""
     folder.mkdir(parents=True, exist_ok=True)
     save_pretrained(policy.module, folder)
-    policy.speech.save(folder)
+    policy.renderer.save(folder)
     return folder

@@ -16,7 +16,7 @@ from ..trainers.randomness import generator
 from ..types import Batch, Decisions, Evaluation, Key, Mode, Once, Rollout, Task
 from .backbone import Backbone, Prompt, State
 from .decoding import decode
-from .speech import Speech
+from .renderer import Renderer
 
 STACKED = ("tokens", "length", "temperature")
 """What every rollout's payload holds; a conversation's may hold images too."""
@@ -30,7 +30,7 @@ class TokenPolicy(TorchPolicy):
 
     Args:
         backbone: the model.
-        speech: turns tasks into prompts and tokens into text.
+        renderer: turns tasks into prompts and tokens into text.
         piece: completions evaluated at once.
         horizon: most tokens of a completion whose task does not say.
         at_once: completions sampled at once.
@@ -42,7 +42,7 @@ class TokenPolicy(TorchPolicy):
     def __init__(
         self,
         backbone: Backbone,
-        speech: Speech,
+        renderer: Renderer,
         *,
         piece: int = 512,
         horizon: int = 32,
@@ -51,7 +51,7 @@ class TokenPolicy(TorchPolicy):
         autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__(backbone.module, piece=piece, autocast=autocast)
-        self.backbone, self.speech = backbone, speech
+        self.backbone, self.renderer = backbone, renderer
         self.horizon, self.at_once, self.mask_truncated = horizon, at_once, mask_truncated
 
     # acting
@@ -76,17 +76,12 @@ class TokenPolicy(TorchPolicy):
         """
         if temperature <= 0:
             raise ValueError(f"a temperature is above 0, not {temperature:g}: greedy=True takes the likeliest token")
-        was_training = self.module.training
-        self.module.eval()
         rollouts: list[Rollout] = []
         per_call = max(1, self.at_once // n)
-        keep = keep_prefix and mode == "train" and len(tasks) <= per_call and not was_training
-        try:
-            with torch.no_grad(), self._mixed():
-                for first in range(0, len(tasks), per_call):
-                    rollouts += self._complete(tasks[first : first + per_call], n, key, greedy, temperature, keep)
-        finally:
-            self.module.train(was_training)
+        keep = keep_prefix and mode == "train" and len(tasks) <= per_call and not self.module.training
+        with self.inference():
+            for first in range(0, len(tasks), per_call):
+                rollouts += self._complete(tasks[first : first + per_call], n, key, greedy, temperature, keep)
         return rollouts
 
     def _complete(
@@ -94,18 +89,18 @@ class TokenPolicy(TorchPolicy):
     ) -> list[Rollout]:
         limits = torch.tensor([task.horizon or self.horizon for task in tasks for _ in range(n)])
         noise = None if greedy else _uniform(tasks, n, int(limits.max()), key)
-        prompts = self.speech.prompts(tasks)
+        prompts = self.renderer.prompts(tasks)
         tokens, log_probs, lengths, prefix = self.sample(prompts, n, limits, noise, temperature, keep)
         graph = None if prefix is None else Once(prefix)
         rollouts = []
         for row, length in enumerate(lengths.tolist()):
             task, ids = tasks[row // n], tokens[row, :length].clone()
-            truncated = int(ids[-1]) not in self.speech.ends
+            truncated = int(ids[-1]) not in self.renderer.ends
             mask = torch.full((length,), not (truncated and self.mask_truncated))
             rollouts.append(
                 Rollout(
                     task=task,
-                    output=self.speech.text(ids),
+                    output=self.renderer.text(ids),
                     payload=_payload(ids, temperature),
                     log_probs=log_probs[row, :length] * mask,
                     mask=mask,
@@ -180,16 +175,13 @@ class TokenPolicy(TorchPolicy):
         banned = torch.tensor(self.backbone.banned, dtype=torch.long, device=logits.device)
         return logits.index_fill(-1, banned, -torch.inf)
 
-    def _mixed(self) -> Any:
-        return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
-
     # learning
 
     def encode(self, tasks: Sequence[Task], outputs: Sequence[Any]) -> list[Rollout]:
         """Texts as rollouts without log-probabilities, an end token after each."""
         rollouts = []
         for task, output in zip(tasks, outputs, strict=True):
-            ids = self.speech.tokens(str(output))
+            ids = self.renderer.tokens(str(output))
             ones = torch.ones(len(ids), dtype=torch.bool)
             segments = torch.zeros(len(ids), dtype=torch.long)
             rollouts.append(Rollout(task, str(output), _payload(ids, 1.0), None, ones, segments))
@@ -200,9 +192,9 @@ class TokenPolicy(TorchPolicy):
         if decisions == "forward":
             raise ValueError("TokenPolicy has no forward decisions")
         payload: dict[str, Any] = dict(stack([{name: r.payload[name] for name in STACKED} for r in rollouts]))
-        prompts = self.speech.prompts([r.train_task or r.task for r in rollouts])
+        prompts = self.renderer.prompts([r.train_task or r.task for r in rollouts])
         payload["prompt"], payload["graph"] = prompts, [r.graph for r in rollouts]
-        payload["stretches"] = [self.speech.stretches(p, r.payload) for p, r in zip(prompts, rollouts, strict=True)]
+        payload["stretches"] = [self.renderer.stretches(p, r.payload) for p, r in zip(prompts, rollouts, strict=True)]
         return collate(rollouts, [1] * len(rollouts), payload)
 
     def forward_decisions(self, batch: Batch, needs: frozenset[str], references: References) -> Evaluation:

@@ -1,9 +1,9 @@
-"""Questions as a model of transformers reads them: chat template, image processor, and which ids nobody may say."""
+"""Renderers of transformers' models: chat template, image processor, ends of turns, and which ids nobody may say."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..errors import UsageError
 from ..types import Task
 from .backbone import Prompt
-from .speech import Speech, between_turns
+from .renderer import Renderer, between_turns
 
 PIXEL_LIMIT = 50_000_000
 """Most pixels of an image."""
@@ -23,46 +24,7 @@ _VISUAL = re.compile(r"image|img|vision|video|audio|<row_\d+_col_\d+>", re.IGNOR
 _VISUAL_ID = re.compile(r"(image|img|vision|video|audio|row_col|boi|eoi)\w*(_token|_token_id|_token_index|_ids|_tag)$")
 
 
-def placeholder_ids(config: Any, processor: Any, ends: Iterable[int] = ()) -> tuple[int, ...]:
-    """Every id that stands for images, videos and their frames and rows, and padding that ends nothing.
-
-    They are looked for in the configuration, in what the processor names, and among the tokenizer's special tokens.
-    A model that says one breaks the next turn: "image features and image tokens do not match" is the most reported
-    crash of training vision-language models.
-    """
-    tokenizer = tokenizer_of(processor)
-    found: set[int] = set()
-    for owner in (config.to_dict(), _public(processor), _public(tokenizer)):
-        for name, value in owner.items():
-            if _VISUAL_ID.search(name):
-                found |= _ids(value, tokenizer)
-    for number, token in tokenizer.added_tokens_decoder.items():
-        if token.special and _VISUAL.search(token.content):
-            found.add(number)
-    if tokenizer.pad_token_id is not None:
-        found.add(tokenizer.pad_token_id)
-    return tuple(sorted(found - set(ends) - {tokenizer.unk_token_id}))
-
-
-def tokenizer_of(processor: Any) -> Any:
-    """A processor's tokenizer, or the tokenizer itself."""
-    return getattr(processor, "tokenizer", processor)
-
-
-def end_ids(model: Any, processor: Any) -> frozenset[int]:
-    """Ids that end an answer: the tokenizer's end, and those that the model's generation settings name."""
-    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    given = [tokenizer_of(processor).eos_token_id, *(named if isinstance(named, list) else [named])]
-    ends = frozenset(int(i) for i in given if i is not None)
-    if not ends:
-        raise UsageError(
-            f"neither the tokenizer nor the generation settings of {type(model).__name__} name an end of text: set "
-            "tokenizer.eos_token"
-        )
-    return ends
-
-
-class ProcessorSpeech(Speech):
+class ProcessorRenderer(Renderer):
     """A processor of transformers, or a tokenizer for models of text alone; it is called once per question.
 
     A task's prompt is a text, or chat messages ``[{"role": ..., "content": text or blocks}]``; its images are PIL
@@ -70,27 +32,72 @@ class ProcessorSpeech(Speech):
     blocks ``{"type": "image"}``; without any, they stand before the text of the first message from the user.
 
     Args:
-        ends: ids that end an answer; the tokenizer's own is put after demonstrations.
-        image_token: the id that the processor repeats for every feature of an image.
+        model: whose configuration names ends and placeholders.
         chat: put prompts through the chat template; without it a text is read as it is, placeholders included.
         pixel_limit: most pixels of an image; larger ones are refused before they are processed.
         keep: questions remembered.
+
+    Attributes:
+        end_of_turn: the token with which the template ends the model's turn; None is the tokenizer's end of text.
     """
 
+    end_of_turn: str | None = None
+
     def __init__(
-        self,
-        processor: Any,
-        ends: Iterable[int],
-        *,
-        image_token: int | None = None,
-        chat: bool = True,
-        pixel_limit: int = PIXEL_LIMIT,
-        keep: int = 4096,
+        self, processor: Any, model: Any, *, chat: bool = True, pixel_limit: int = PIXEL_LIMIT, keep: int = 4096
     ) -> None:
-        super().__init__(ends, keep)
-        self.processor, self.tokenizer = processor, tokenizer_of(processor)
-        self.image_token, self.chat, self.pixel_limit = image_token, chat, pixel_limit
-        self._sees = processor is not self.tokenizer
+        self.processor, self.tokenizer = processor, getattr(processor, "tokenizer", processor)
+        self.config, self.chat, self.pixel_limit = model.config, chat, pixel_limit
+        self.sees = processor is not self.tokenizer
+        super().__init__(self.end_ids(model), keep)
+        self.banned = self.placeholder_ids()
+        names = ("image_token_id", "image_token_index")
+        self.image_token = next((i for n in names if (i := getattr(self.config, n, None)) is not None), None)
+
+    def end_ids(self, model: Any) -> frozenset[int]:
+        """Ids that end an answer: the turn's end, the tokenizer's, and those that the generation settings name.
+
+        Raises:
+            UsageError: there is none, or the tokenizer lacks ``end_of_turn``.
+        """
+        named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+        given = [self._turn_end(), self.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
+        ends = frozenset(int(i) for i in given if i is not None)
+        if not ends:
+            raise UsageError(
+                f"neither the tokenizer nor the generation settings of {type(model).__name__} name an end of text: set "
+                "tokenizer.eos_token"
+            )
+        return ends
+
+    def _turn_end(self) -> int | None:
+        if self.end_of_turn is None:
+            return None if self.tokenizer.eos_token_id is None else int(self.tokenizer.eos_token_id)
+        if self.end_of_turn not in self.tokenizer.get_vocab():
+            raise UsageError(
+                f"{type(self).__name__}: {type(self.tokenizer).__name__} has no token {self.end_of_turn} (end_of_turn)"
+            )
+        return int(self.tokenizer.convert_tokens_to_ids(self.end_of_turn))
+
+    def placeholder_ids(self) -> tuple[int, ...]:
+        """Every id that stands for images, videos and their frames and rows, and padding that ends nothing.
+
+        They are looked for in the configuration, in what the processor names, and among the tokenizer's special tokens.
+        A model that says one breaks the next turn: "image features and image tokens do not match" is the most reported
+        crash of training vision-language models.
+        """
+        tokenizer = self.tokenizer
+        found: set[int] = set()
+        for owner in (self.config.to_dict(), _public(self.processor), _public(tokenizer)):
+            for name, value in owner.items():
+                if _VISUAL_ID.search(name):
+                    found |= _ids(value, tokenizer)
+        for number, token in tokenizer.added_tokens_decoder.items():
+            if token.special and _VISUAL.search(token.content):
+                found.add(number)
+        if tokenizer.pad_token_id is not None:
+            found.add(tokenizer.pad_token_id)
+        return tuple(sorted(found - self.ends - {tokenizer.unk_token_id}))
 
     def save(self, folder: Path) -> None:
         """The processor beside the model's weights."""
@@ -107,19 +114,19 @@ class ProcessorSpeech(Speech):
         if not self.chat:
             return self._read(task, self._plain(task), special=True)
         try:
-            text = self._render(self._messages(task, len(task.images)))
+            text = self.render(self._messages(task, len(task.images)))
         except UsageError:
             raise
         except Exception as error:  # templates are programs of others
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UsageError(f"{task.id}: the chat template refuses the messages: {said}") from error
         bos = self.tokenizer.bos_token
-        return self._read(task, text, special=self._sees and not (bos is not None and text.startswith(bos)))
+        return self._read(task, text, special=self.sees and not (bos is not None and text.startswith(bos)))
 
     def _read(self, task: Task, text: str, special: bool) -> Prompt:
         """A rendered text and the task's images as ids and the tower's inputs."""
         images = [as_pil(image, f"{task.id}: image {i + 1}", self.pixel_limit) for i, image in enumerate(task.images)]
-        if not self._sees:
+        if not self.sees:
             ids = self.tokenizer(text, add_special_tokens=special)["input_ids"]
             return Prompt(task.id, torch.tensor(ids, dtype=torch.long))
         self._check_placeholders(task, text, len(images))
@@ -140,12 +147,13 @@ class ProcessorSpeech(Speech):
                 f"{task.id}: the processor's image token {self.image_token} is not in the prompt it made; processor "
                 "and model are of different kinds"
             )
-        if "token_type_ids" in found:
+        if "token_type_ids" in found and "token_type_ids" not in self.token_inputs(ids, len(ids)):
+            kind = self.config.model_type
             raise UsageError(
-                f"{task.id}: {type(self.processor).__name__} marks images for attention in both directions "
-                "(token_type_ids), which a token policy does not know"
+                f"{task.id}: {type(self.processor).__name__} marks images for attention in both directions: register "
+                f'a renderer "{kind}" whose token_inputs give token_type_ids (examples/vlm_family.py), with --use'
             )
-        told_elsewhere = {"input_ids", "attention_mask", "mm_token_type_ids"}
+        told_elsewhere = {"input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"}
         return {name: tensor for name, tensor in found.items() if name not in told_elsewhere}
 
     # --- the text --------------------------------------------------------------------------------
@@ -155,14 +163,19 @@ class ProcessorSpeech(Speech):
             raise UsageError(f"{task.id}: chat=False reads a text as it is, not messages")
         return task.prompt
 
-    def _render(self, messages: list[dict[str, Any]]) -> str:
-        renderer = self.processor if getattr(self.processor, "chat_template", None) else self.tokenizer
-        if not getattr(renderer, "chat_template", None):
+    def render(self, messages: list[dict[str, Any]]) -> str:
+        """Chat messages as text, up to where the model speaks: by the chat template.
+
+        Raises:
+            UsageError: there is no template.
+        """
+        owner = self.processor if getattr(self.processor, "chat_template", None) else self.tokenizer
+        if not getattr(owner, "chat_template", None):
             raise UsageError(
                 f"{type(self.processor).__name__} has no chat template: set its chat_template, or read prompts as "
                 "they are with chat=False"
             )
-        text: str = renderer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        text: str = owner.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         return text
 
     def _messages(self, task: Task, images: int) -> list[dict[str, Any]]:
@@ -174,12 +187,12 @@ class ProcessorSpeech(Speech):
             first["content"] = [{"type": "image"}] * images + first["content"]
         elif asked != images:
             raise UsageError(f"{task.id}: {asked} image blocks in the messages, {images} images in the task")
-        if not self._sees:
+        if not self.sees:
             return [{**m, "content": "".join(block["text"] for block in m["content"])} for m in messages]
         return messages
 
     def _check_eyes(self, task: Task) -> None:
-        if task.images and not self._sees:
+        if task.images and not self.sees:
             raise UsageError(
                 f"{task.id} has {len(task.images)} images, but {type(self.tokenizer).__name__} reads text alone"
             )
@@ -203,7 +216,7 @@ class ProcessorSpeech(Speech):
 
     def tokens(self, text: str) -> Tensor:
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        end = self.tokenizer.eos_token_id
+        end = self._turn_end()
         return torch.tensor([*ids, end if end in self.ends else min(self.ends)], dtype=torch.long)
 
     def reply(self, text: str, images: Sequence[Any] = ()) -> tuple[Tensor, dict[str, Tensor]]:
@@ -211,13 +224,27 @@ class ProcessorSpeech(Speech):
         task = Task("reply", [{"role": "user", "content": text}], tuple(images))
         self._check_eyes(task)
         content = self._messages(task, len(images))[0]["content"]
-        rendered = between_turns(self._render, content, str(self.tokenizer.eos_token))
+        rendered = between_turns(self.render, content, self.end_of_turn or str(self.tokenizer.eos_token))
         found = self._read(task, rendered, special=False)
         return found.ids, dict(found.inputs)
 
     def text(self, ids: Tensor) -> str:
         said: str = self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
         return said
+
+
+class IdeficsRenderer(ProcessorRenderer):
+    """Idefics 2 and 3 and SmolVLM, whose processors put images along the second axis and pad them to one size."""
+
+    def join(self, first: Mapping[str, Tensor], more: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Stacked along the second axis: ``pixel_attention_mask`` is [1, N, H, W]."""
+        parts = [part for part in (first, more) if part]
+        height, width = (max(part["pixel_attention_mask"].shape[axis] for part in parts) for axis in (-2, -1))
+
+        def padded(values: Tensor) -> Tensor:
+            return pad(values, (0, width - values.shape[-1], 0, height - values.shape[-2]))
+
+        return {name: torch.cat([padded(part[name]) for part in parts], 1) for name in parts[0]}
 
 
 def as_pil(image: Any, name: str, pixel_limit: int) -> Image.Image:

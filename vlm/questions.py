@@ -262,7 +262,7 @@ def _chosen(tasks: Sequence[Task], count: int | None, offset: int) -> list[Task]
 
 
 def _unlabelled(task: Task) -> Task:
-    extra = {name: value for name, value in task.extra.items() if name != "demonstration"}
+    extra = {name: value for name, value in task.extra.items() if name not in ("answer", "demonstration")}
     return replace(task, reference=None, extra=extra)
 
 
@@ -312,6 +312,7 @@ def _task(line: str, file: Path, number: int) -> Task:
     places = image_places(prompt, where)
     if places not in (0, len(pictures)):
         raise UsageError(f"{where}: {places} image blocks in the messages, {len(pictures)} images beside them")
-    answer, category = row.pop("answer", row.pop("reference", None)), str(row.pop("category", "questions"))
+    # "answer" stays a column too, as reward functions written for TRL ask for it
+    answer, category = row.get("answer", row.pop("reference", None)), str(row.pop("category", "questions"))
     name = str(row.pop("id", f"{file.stem}/{number}"))
     return Task(name, prompt, pictures, None if answer is None else str(answer), category, number, extra=row)

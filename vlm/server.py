@@ -61,7 +61,7 @@ class ServerActor(TrainingWrapper):
     Evaluation, gates and forks ask the policy here, not the server.
 
     Attributes:
-        policy: learns from the rollouts; its speech tells prompts and tokens, its ``horizon`` the most tokens.
+        policy: learns from the rollouts; its renderer tells prompts and tokens, its ``horizon`` the most tokens.
         url: of the server, with or without /v1.
         model: what the server calls the model.
         sync: brings the policy's weights to the server; called before every ``act``.
@@ -183,7 +183,7 @@ class ServerActor(TrainingWrapper):
         theirs = answer.get("prompt_token_ids")
         if not theirs:
             return
-        ours = self.policy.speech.prompts([task])[0].ids.tolist()
+        ours = self.policy.renderer.prompts([task])[0].ids.tolist()
         if list(theirs) != ours and not task.images:  # servers count an image's placeholders in their own ways
             raise ServerError(
                 f"{self.url}, task {task.id}: the server reads the question in {len(theirs)} tokens and the policy in "
@@ -196,12 +196,12 @@ class ServerActor(TrainingWrapper):
         log_probs = [float(entry["logprob"]) for entry in entries]
         ended = choice.get("finish_reason") == "stop"
         ids = self._ids(choice, text, [str(entry.get("token", "")) for entry in entries])
-        speech, info = self.policy.speech, {"truncated": not ended}
+        renderer, info = self.policy.renderer, {"truncated": not ended}
         if not ids or set(ids) & set(self.policy.backbone.banned):
-            ids, log_probs = speech.tokens(text).tolist(), []
+            ids, log_probs = renderer.tokens(text).tolist(), []
             info["untold"] = True
-        elif ended and (not ids or ids[-1] not in speech.ends):
-            ids = [*ids, int(speech.tokens("")[-1])]  # the server keeps its end to itself
+        elif ended and (not ids or ids[-1] not in renderer.ends):
+            ids = [*ids, int(renderer.tokens("")[-1])]  # the server keeps its end to itself
         known = len(log_probs)
         mask = torch.arange(len(ids)) < known
         if self.policy.mask_truncated and not ended:
@@ -222,11 +222,11 @@ class ServerActor(TrainingWrapper):
             told = [int(token.removeprefix("token_id:")) for token in said]
         if told is not None:
             return [int(i) for i in told] if len(told) == len(said) else None
-        ids: Tensor = self.policy.speech.tokens(text)
+        ids: Tensor = self.policy.renderer.tokens(text)
         with_end = len(said) == len(ids) and choice.get("finish_reason") == "stop"
         ids = ids if with_end else ids[:-1]
         plain = range(len(said) - 1 if with_end else len(said))
-        if len(ids) != len(said) or any(not _reads(self.policy.speech.text(ids[i : i + 1]), said[i]) for i in plain):
+        if len(ids) != len(said) or any(not _reads(self.policy.renderer.text(ids[i : i + 1]), said[i]) for i in plain):
             return None
         return [int(i) for i in ids]
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..errors import UsageError
-from ..plugins import use
 from ..trainers import setting as shared
 from ..trainers.config import BY_MODEL, RunConfig, grouped
 
@@ -58,6 +57,9 @@ class LanguageConfig(RunConfig):
     """Rank of the adapters of a model that is loaded; 0 trains all weights. The default model is trained whole."""
     lora_alpha: float = grouped("model", 0.0)
     """The adapters' factor is alpha / rank; 0 takes the rank."""
+    renderer: str = grouped("model", "")
+    """The loaded model's chat renderer: a registered name, package.module:NAME or FILE.py:NAME; empty is that of its
+    model type."""
     dtype: Literal["auto", "fp32", "bf16"] = grouped("model", "auto")
     """Of a loaded model's weights; auto is the checkpoint's own."""
     freeze_vision: bool = grouped("model", True)
@@ -75,6 +77,12 @@ class LanguageConfig(RunConfig):
     """Most tokens of an answer."""
     max_steps: int = 320
     lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
+    tools: tuple[str, ...] = grouped("sampling", ())
+    """What the policy may call in its turns, see vlm/tools.py: python, crop, package.module:NAME or FILE.py:NAME."""
+    turns: int = grouped("sampling", 4)
+    """Most turns of an answer with tools."""
+    server: str = grouped("sampling", "")
+    """Address of a server with the same --model that answers in training (vLLM, SGLang; see vlm/server.py)."""
     rewards: tuple[str, ...] = ("exact",)
     live: bool = grouped("objective", False)
     """Rewards that ask the policy itself (self_yes_no, self_vote, weakest_step) ask it as it is, not as it began."""
@@ -181,11 +189,26 @@ class Setting(shared.Setting):
 
     def stage(self, learner: Learner, reward: RewardFunction, *, actor: Any = None, **changes: Any) -> Any:
         """Questions -> answers -> reward -> the given learner -> gate; ``changes`` as in every modality."""
+        if actor is not None and (self.config.tools or self.config.server):
+            raise UsageError("this recipe has an actor of its own: --tools and --server have no effect, leave them out")
+        actor = self.actor() if actor is None else actor
         sampling: dict[str, Any] = {"temperature": self.config.temperature}
-        if actor is None:
+        if actor is self.policy:
             sampling["keep_prefix"] = True
-        given: dict[str, Any] = {"actor": self.policy if actor is None else actor, "sampling": sampling}
-        return super().stage(learner, reward, **given | changes)
+        return super().stage(learner, reward, **{"actor": actor, "sampling": sampling} | changes)
+
+    def actor(self) -> Any:
+        """Who answers: the policy, with the config's tools, or in training the config's server."""
+        from .conversation import Conversation
+        from .server import ServerActor
+        from .tools import ToolBox, tools_of
+
+        config = self.config
+        if config.tools and config.server:
+            raise UsageError("a server does not call tools: give --tools or --server")
+        if config.tools:
+            return Conversation(self.policy, ToolBox(tools_of(config.tools)), turns=config.turns)
+        return ServerActor(self.policy, config.server, config.model) if config.server else self.policy
 
     def held_out_judge(self) -> RewardFunction:
         """Labels, or agreement between views; never the training reward itself."""
@@ -228,7 +251,6 @@ def start(config: LanguageConfig, folder: RunFolder | None = None, *, labels: bo
     """
     import torch
 
-    use(config.use)
     config = shared.settled(config, is_small(config), folder)
     if config.group_size < 1 or config.tasks_per_step < 1:
         raise UsageError("a round needs a question and an answer: --tasks-per-step and --group-size of 1 or more")
@@ -280,7 +302,7 @@ def load_policy(config: LanguageConfig) -> TokenPolicy:
 
         source = str(smollm2())
     dtypes: dict[str, Any] = {"auto": "auto", "fp32": torch.float32, "bf16": torch.bfloat16}
-    options |= {"seed": config.seed, "freeze_vision": config.freeze_vision}
+    options |= {"seed": config.seed, "freeze_vision": config.freeze_vision, "renderer": config.renderer or None}
     if device().type == "cuda" and config.dtype != "fp32":
         options["autocast"] = torch.bfloat16
     if config.lora_rank and not (Path(source) / "adapter_config.json").is_file():  # saved adapters are trained further
@@ -304,8 +326,7 @@ def ask(config: LanguageConfig, policy: TokenPolicy, labels: bool) -> Questions:
     from . import questions
 
     labelled = config.gate_labels if config.gate != "none" else 0
-    sees = getattr(policy.backbone, "image_token", None) is not None
-    ask_about = questions.small_world if sees or is_small(config) else questions.sums
+    ask_about = questions.small_world if policy.renderer.sees else questions.sums
     asked: Questions = ask_about(
         config.seed,
         config.split,
@@ -314,7 +335,7 @@ def ask(config: LanguageConfig, policy: TokenPolicy, labels: bool) -> Questions:
         held_out=config.eval_episodes,
         offset=config.eval_offset,
     )
-    return questions.explained(asked) if sees else asked
+    return asked if is_small(config) or not policy.renderer.sees else questions.explained(asked)
 
 
 def _encoded(config: LanguageConfig, policy: TokenPolicy, questions: Questions) -> list[Rollout]:

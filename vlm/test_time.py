@@ -103,7 +103,7 @@ class AdaptAndReset(SystemWrapper):
         sure = [row for row in range(len(tasks)) if row not in chosen]
         direct = self.policy.act([tasks[row] for row in sure], n, **asked) if sure else []
         answers = {row: direct[place * n : (place + 1) * n] for place, row in enumerate(sure)}
-        adapted = self.policy.trainable("adapted") if chosen else None
+        adapted: Any = self.policy.trainable("adapted") if chosen else None
         for row in sorted(chosen):
             pairs = self.similar(self.policy, blank[row], self.examples, key)
             adapted.copy_from(self.policy)
@@ -225,9 +225,9 @@ class Views:
         if not said:
             return []
         word = Counter(answer.word for answer in said).most_common(1)[0][0]
-        answer = Counter(str(answer) for answer in said if answer.word == word).most_common(1)[0][0]
+        trace = Counter(str(answer) for answer in said if answer.word == word).most_common(1)[0][0]
         new = [View.draw(question, draw) for _ in range(k)]
-        pairs = list(policy.encode([task] * k, [in_order(question, view.text(answer)) for view in new]))
+        pairs = list(policy.encode([task] * k, [in_order(question, view.text(trace)) for view in new]))
         for number, (pair, view) in enumerate(zip(pairs, new, strict=True)):
             pair.train_task = _in_view(task, view, f"similar/{number}")
         return pairs

@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..errors import UsageError
+from ..errors import UsageError, unknown
+from ..plugins import imported, is_place
 from ..rewards.images import as_float, as_uint8
 from ..sandbox import run_code
 from ..types import Task
@@ -180,6 +181,18 @@ class Crop:
                 f"{whole.width} x {whole.height} pixels"
             )
         return left, top, right, bottom
+
+
+def tools_of(specs: Sequence[str]) -> dict[str, Tool]:
+    """Tools by the names that a policy calls them: python, crop, package.module:NAME or FILE.py:NAME.
+
+    Raises:
+        UsageError: an unknown name, or nothing at a place.
+    """
+    own: dict[str, Tool] = {"python": Python(), "crop": Crop()}
+    if unnamed := [spec for spec in specs if spec not in own and not is_place(spec)]:
+        raise unknown("tool", unnamed[0], own)
+    return {spec.rpartition(":")[2]: own[spec] if spec in own else imported(spec) for spec in specs}
 
 
 def _sorted(result: Any, tool: str, task: Task) -> tuple[str, tuple[Any, ...]]:

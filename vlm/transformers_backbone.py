@@ -8,43 +8,27 @@ the log says why, and every completion is read with its prompt, which is slower 
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self, cast
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from ..errors import UsageError
 from .backbone import Prompt, State
 from .memory import Fold, Memory, Said, again, picked, picker, unfolded
+from .renderer import Features, Renderer
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class Features:
-    """What the vision tower made of one prompt's images, in the order of their placeholders.
-
-    Attributes:
-        pooled: [N, D] what takes the place of the placeholders.
-        deep: [N, D] each, what is added behind the decoder's first layers (Qwen3-VL); empty elsewhere.
-    """
-
-    pooled: Tensor
-    deep: tuple[Tensor, ...] = ()
-
-    def bytes(self) -> int:
-        return sum(t.nbytes for t in (self.pooled, *self.deep))
 
 
 class FeatureCache:
@@ -74,17 +58,17 @@ class TransformersBackbone:
 
     Args:
         model: with a head; positions are given explicitly, so state that a model stores (Qwen's rope deltas) is unused.
-        banned: ids that are never sampled; see ``processing.placeholder_ids``.
+        renderer: of the model's family, which knows its quirks; policies share it with their forks.
         feature_bytes: limit of the features that are kept while the vision tower is frozen; 0 keeps none.
         checkpointing: recompute layers in the backward pass. transformers cannot do this on a shared prefix, so
             training then reads every completion with its prompt; sampling still shares.
     """
 
     def __init__(
-        self, model: nn.Module, banned: Iterable[int] = (), *, feature_bytes: int = 2**30, checkpointing: bool = False
+        self, model: nn.Module, renderer: Renderer, *, feature_bytes: int = 2**30, checkpointing: bool = False
     ) -> None:
-        self.module = model
-        self.banned = tuple(sorted(set(banned)))
+        self.module, self.renderer = model, renderer
+        self.banned = tuple(sorted(set(renderer.banned)))
         self.features = FeatureCache(feature_bytes)
         self.checkpointing = checkpointing
         self._positions: WeakKeyDictionary[Prompt, Tensor] = WeakKeyDictionary()
@@ -127,15 +111,6 @@ class TransformersBackbone:
     def output_layer(self) -> Any:
         return self.inner.get_output_embeddings()
 
-    @cached_property
-    def bends(self) -> tuple[float | None, float | None, float | None]:
-        """How a model changes its logits: divisor (Granite), factor (Cohere) and soft cap (Gemma)."""
-        config = self.inner.config.get_text_config()
-        divisor, factor, cap = (
-            getattr(config, n, None) for n in ("logits_scaling", "logit_scale", "final_logit_softcapping")
-        )
-        return divisor, factor, cap
-
     @property
     def device(self) -> torch.device:
         """Where tokens are read, and where hidden states come back to from a model spread over several devices."""
@@ -146,11 +121,6 @@ class TransformersBackbone:
         """Those of the base model outside the decoder: the tower and what projects its features."""
         text = {id(parameter) for parameter in self.decoder.parameters()}
         return [parameter for parameter in self.base.parameters() if id(parameter) not in text]
-
-    @property
-    def image_token(self) -> int | None:
-        found = getattr(self.inner.config, "image_token_id", None)
-        return getattr(self.inner.config, "image_token_index", None) if found is None else int(found)
 
     # --- whether a prefix can be shared ----------------------------------------------------------
 
@@ -166,13 +136,14 @@ class TransformersBackbone:
         usable = [i for i in range(1, vocabulary) if i not in self.banned][:: max(1, vocabulary // 8)][:6]
         ids = torch.tensor(usable * 6)[None, :6]
         prompt, further = Prompt("trial", ids[0, :3]), ids[:, 3:].to(self.device)
+        inputs, _, _ = self._inputs([prompt], ids[:, 3:], torch.ones(1, 3, dtype=torch.bool))
         was_training = self.module.training
         self.module.eval()
         try:
             # Half precision would round more than weights in full precision explain.
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                whole = self.base(input_ids=ids.to(self.device), use_cache=False).last_hidden_state
-                logits = self.inner(input_ids=ids.to(self.device), use_cache=False).logits
+                whole = self.base(**inputs, use_cache=False).last_hidden_state
+                logits = self.inner(**inputs, use_cache=False).logits
                 self._plain_head = _close(self._linear_head(whole), logits)
                 reason = (
                     "its head is no linear layer" if not self._plain_head else self._why_not(prompt, further, whole)
@@ -185,6 +156,8 @@ class TransformersBackbone:
             log.warning("%s cannot share prompts (%s): every completion is read with its prompt", name, reason)
 
     def _why_not(self, prompt: Prompt, further: Tensor, whole: Tensor) -> str | None:
+        if not self.renderer.shares:
+            return f"{type(self.renderer).__name__} says so"
         kinds = {type(layer) for layer in self._new_cache().layers} - {DynamicLayer}
         if kinds:
             return f"it remembers in {', '.join(sorted(kind.__name__ for kind in kinds))}"
@@ -236,17 +209,10 @@ class TransformersBackbone:
         return hidden.gather(1, back[..., None].expand(-1, -1, hidden.shape[-1])), state
 
     def _read_once(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Memory]:
-        ids, mask, positions = self._padded(prompts)
+        nothing = torch.zeros(len(prompts), 0, dtype=torch.long)
+        inputs, mask, following = self._inputs(prompts, nothing, nothing.bool())
+        output = self.base(**inputs, past_key_values=self._new_cache(), use_cache=True)
         padded = not bool(mask.all())
-        output = self.base(
-            input_ids=ids.to(self.device),
-            attention_mask=mask.long().to(self.device) if padded else None,
-            position_ids=positions.to(self.device),
-            past_key_values=self._new_cache(),
-            use_cache=True,
-            **self._images(prompts),
-        )
-        following = positions.reshape(-1, *ids.shape).amax((0, 2)) + 1
         state = Memory(output.past_key_values, mask.to(self.device), following.to(self.device), padded=padded)
         return output.last_hidden_state[:, -1].to(self.device), state
 
@@ -303,7 +269,7 @@ class TransformersBackbone:
         return cast(Tensor, self.decoder.norm(hidden))
 
     def _axes(self, positions: Tensor) -> Tensor:
-        return positions if self._rope_axes is None else positions.expand(3, -1, -1)
+        return positions.expand(*self._position_axes, *positions.shape)
 
     def rows(self, state: State, index: Tensor) -> Memory:
         """The rows [B] long of a state, repeated or dropped as the index says; gradients flow through.
@@ -330,24 +296,12 @@ class TransformersBackbone:
         """
         if self._plain_head is None:
             self._try_out()
-        ids, held, positions = self._padded(prompts)
-        start = ids.shape[1]
-        before, seen = tokens[:, :-1].cpu(), mask[:, :-1].cpu()
-        following = positions.reshape(-1, *ids.shape).amax((0, 2)) + 1
-        steps = following[:, None] + seen.cumsum(1) - 1
-        places = torch.cat([positions, steps.clamp(min=0).expand(*positions.shape[:-1], -1)], -1)
-        seen = torch.cat([held, seen], 1)
+        inputs, _, _ = self._inputs(prompts, tokens[:, :-1].cpu(), mask[:, :-1].cpu())
         model = self.base if self._plain_head else self.inner
         with self._recomputing():
-            output = model(
-                input_ids=torch.cat([ids, before], 1).to(self.device),
-                attention_mask=None if bool(seen.all()) else seen.long().to(self.device),
-                position_ids=places.to(self.device),
-                use_cache=False,
-                **self._images(prompts),
-            )
+            output = model(**inputs, use_cache=False)
         result: Tensor = output.last_hidden_state if self._plain_head else output.logits
-        return result[:, start - 1 :].to(self.device)
+        return result[:, -tokens.shape[1] :].to(self.device)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [..., V]."""
@@ -356,17 +310,11 @@ class TransformersBackbone:
         return self._linear_head(hidden).to(self.device) if self._plain_head else hidden
 
     def _linear_head(self, hidden: Tensor) -> Tensor:
-        """The output layer, and the three ways in which transformers' models bend its logits."""
+        """The output layer, and what the family makes of its logits."""
         layer = self.output_layer
         if hidden.dtype != layer.weight.dtype and not torch.is_autocast_enabled(hidden.device.type):
             hidden = hidden.to(layer.weight.dtype)
-        logits: Tensor = layer(hidden)
-        divisor, factor, cap = self.bends
-        if divisor is not None:
-            logits = logits / divisor
-        if factor is not None:
-            logits = logits * factor
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        return self.renderer.scale_logits(layer(hidden), self.inner.config)
 
     @contextmanager
     def _recomputing(self) -> Iterator[None]:
@@ -387,10 +335,32 @@ class TransformersBackbone:
         return DynamicCache(config=self.inner.config)
 
     @cached_property
-    def _rope_axes(self) -> Callable[..., Any] | None:
-        """Qwen's time, height and width of every token; None where a position is one number."""
-        found: Callable[..., Any] | None = getattr(self.base, "get_rope_index", None)
-        return found
+    def _position_axes(self) -> tuple[int, ...]:
+        """[] or [3]: what a position has before rows and tokens."""
+        return tuple(self.renderer.positions(Prompt("trial", torch.zeros(1, dtype=torch.long)), self.base).shape[:-1])
+
+    def _inputs(self, prompts: Sequence[Prompt], tokens: Tensor, mask: Tensor) -> tuple[dict[str, Any], Tensor, Tensor]:
+        """Keyword arguments that bring prompts and the C tokens after each into the model; the mask [B, P + C]; and
+        the positions [B] behind the prompts."""
+        ids, before, positions = self._padded(prompts)
+        following = positions.reshape(-1, *ids.shape).amax((0, 2)) + 1
+        steps = (following[:, None] + mask.cumsum(1) - 1).clamp(min=0)
+        seen = torch.cat([before, mask], 1)
+        places = torch.cat([positions, steps.expand(*positions.shape[:-1], -1)], -1)
+        # Without a mask transformers would take a gap between positions for the beginning of another text.
+        gapless = places.ndim == 3 or bool((places.diff() == 1).all())
+        inputs: dict[str, Any] = {
+            "input_ids": torch.cat([ids, tokens], 1).to(self.device),
+            "attention_mask": None if gapless and bool(seen.all()) else seen.long().to(self.device),
+            "position_ids": places.to(self.device),
+        }
+        rows = [
+            self.renderer.token_inputs(torch.cat([prompt.ids, row]), len(prompt.ids))
+            for prompt, row in zip(prompts, tokens, strict=True)
+        ]
+        for name in rows[0]:
+            inputs[name] = pad_sequence([row[name] for row in rows], True, padding_side="left").to(self.device)
+        return inputs | self._images(prompts), seen, following
 
     def _padded(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor, Tensor]:
         """Ids and mask [B, P], padded on the left, and positions [B, P] or [3, B, P]; all on the CPU."""
@@ -409,37 +379,20 @@ class TransformersBackbone:
         """[P] or [3, P]"""
         found = self._positions.get(prompt)
         if found is None:
-            found = torch.arange(len(prompt.ids))
-            if self._rope_axes is not None:
-                found = found.expand(3, -1)
-                if "image_grid_thw" in prompt.inputs:
-                    kinds = self._places_of_images(prompt).int()
-                    grid = prompt.inputs["image_grid_thw"]
-                    found = self._rope_axes(
-                        input_ids=prompt.ids[None], mm_token_type_ids=kinds[None], image_grid_thw=grid
-                    )[0][:, 0]
-            self._positions[prompt] = found
+            found = self._positions[prompt] = self.renderer.positions(prompt, self.base)
         return found
-
-    def _places_of_images(self, prompt: Prompt) -> Tensor:
-        """[P] True at placeholders."""
-        return torch.isin(prompt.ids, torch.tensor([] if self.image_token is None else [self.image_token]))
 
     def _images(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
         """Keyword arguments that bring the prompts' images into the base model."""
         shown = [prompt for prompt in prompts if prompt.inputs]
         if not shown:
             return {}
-        if "mm_encoder_outputs" not in inspect.signature(self.base.forward).parameters:
+        if not self.renderer.takes_features(self.base):
             return _joined(shown, self.device)
         found = self._features(list(dict.fromkeys(shown)))
         features = [found[prompt] for prompt in shown]
-        pooled = torch.cat([f.pooled for f in features])
-        output: Any = _Encoded(pooled if self._pools_to_tensor else (pooled,))
-        output.deepstack_features = [(torch.cat(level),) for level in zip(*(f.deep for f in features), strict=True)]
-        return {"mm_encoder_outputs": {"image": output}}
-
-    _pools_to_tensor = False  # whether get_image_features gave one tensor (InternVL) or one per image
+        deep = tuple(torch.cat(level) for level in zip(*(f.deep for f in features), strict=True))
+        return self.renderer.place(Features(torch.cat([f.pooled for f in features]), deep, features[0].whole))
 
     def _features(self, prompts: Sequence[Prompt]) -> dict[Prompt, Features]:
         tower = self.vision_parameters()
@@ -463,33 +416,18 @@ class TransformersBackbone:
 
     def _encode(self, prompts: Sequence[Prompt]) -> dict[Prompt, Features]:
         """One call of the tower for prompts whose images have the same shape."""
-        output = self.base.get_image_features(**_joined(prompts, self.device), return_dict=True)
-        self._pools_to_tensor = isinstance(output.pooler_output, Tensor)
-        counts = [int(self._places_of_images(prompt).sum()) for prompt in prompts]
-        pooled = _rows(output.pooler_output)
-        if len(pooled) != sum(counts):
+        made = self.renderer.encode(self.base, _joined(prompts, self.device))
+        counts = [int(self.renderer.image_places(prompt.ids).sum()) for prompt in prompts]
+        if len(made.pooled) != sum(counts):
             raise UsageError(
                 f"{', '.join(prompt.task_id for prompt in prompts)}: {sum(counts)} image placeholders in the prompt, "
-                f"{len(pooled)} features of the images: processor and model are of different kinds"
+                f"{len(made.pooled)} features of the images: processor and model are of different kinds"
             )
-        deep = [torch.split(_rows(level), counts) for level in getattr(output, "deepstack_features", None) or ()]
-        parts = torch.split(pooled, counts)
-        return {prompt: Features(parts[i], tuple(level[i] for level in deep)) for i, prompt in enumerate(prompts)}
-
-
-class _Encoded:
-    """What a base model looks at in the tower's output."""
-
-    deepstack_features: list[tuple[Tensor, ...]]
-
-    def __init__(self, pooler_output: Tensor | tuple[Tensor, ...]) -> None:
-        self.pooler_output = pooler_output
-
-
-def _rows(features: Tensor | Sequence[Tensor]) -> Tensor:
-    """[N, D] from one tensor, or from one per image."""
-    parts = [features] if isinstance(features, Tensor) else list(features)
-    return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
+        parts = zip(*(torch.split(level, counts) for level in (made.pooled, *made.deep)), strict=True)
+        return {
+            prompt: Features(pooled, tuple(deep), made.whole)
+            for prompt, (pooled, *deep) in zip(prompts, parts, strict=True)
+        }
 
 
 def _joined(prompts: Sequence[Prompt], device: torch.device) -> dict[str, Tensor]:

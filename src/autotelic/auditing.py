@@ -5,7 +5,7 @@ model's name (``autotelic list progress``; a pretrained judge with ``=MODEL`` fo
 ``module:object`` or ``FILE.py:object``, a progress model or a reward function; a class is called first.
 
 Episodes: a run folder, whose policy then acts in its own tasks from states that nothing else uses for judging; a
-folder of ``episode-*.npz`` (``envs/episode_files.py``); or a LeRobotDataset with "next.success".
+LeRobotDataset with "next.success", such as ``autotelic record`` writes.
 """
 
 from __future__ import annotations
@@ -62,11 +62,10 @@ def audit_run(folder: RunFolder) -> tuple[list[Audit], list[HackingGap]]:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Which episodes of a run's policy: initial states per task, how many to skip, and where to keep them."""
+    """Which episodes of a run's policy: initial states per task, and how many to skip."""
 
     count: int = 40
     offset: int = 0
-    record: Path | None = None
 
 
 def audit_model(name: str, where: Path, rebuild: Rebuild, chosen: Chosen) -> list[Audit]:
@@ -89,12 +88,6 @@ def audit_model(name: str, where: Path, rebuild: Rebuild, chosen: Chosen) -> lis
         model, accumulator = _model(name, stage, open_run)
         frames = hasattr(model, "kind") and sees(model) == "frames"
         source = _of_folder(where, frames) if stage is None else _of_run(where, stage, chosen, frames)
-        if chosen.record is not None:
-            if stage is None:
-                raise UsageError(f"{where} is recorded already: --record is for episodes of a run")
-            from .envs.episode_files import save_episodes
-
-            save_episodes(chosen.record, source.episodes)
         audits = []
         for task in dict.fromkeys(e.environment for e in source.episodes):
             some = [e for e in source.episodes if e.environment == task]
@@ -230,17 +223,11 @@ def _of_run(path: Path, stage: Any, chosen: Chosen, frames: bool) -> Source:
 
 
 def _of_folder(path: Path, frames: bool) -> Source:
-    if (path / "meta" / "info.json").is_file():
-        from .envs.lerobot_dataset import layout_of_dataset, read_demonstrations
+    from .envs.lerobot_dataset import layout_of_dataset, read_demonstrations
 
-        pictures = layout_of_dataset(path).cameras
-        if frames and not pictures:
-            raise UsageError(f"the model sees frames, and {path} holds none")
-        recorded = read_demonstrations(path, cameras=pictures[:1] if frames else (), failures=True)
-        return Source(recorded)
     if not path.is_dir():
         raise UsageError(f"there is no folder {path}: give a run or a folder of recorded episodes")
-    from .envs.episode_files import load_episodes
-
-    episodes = load_episodes(path)
-    return Source(episodes, every=episodes[0].actions.shape[1])
+    pictures = layout_of_dataset(path).cameras
+    if frames and not pictures:
+        raise UsageError(f"the model sees frames, and {path} holds none")
+    return Source(read_demonstrations(path, cameras=pictures[:1] if frames else (), failures=True))

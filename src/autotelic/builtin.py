@@ -65,6 +65,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "FluxPipeline": "autotelic.diffusion.pipelines:FluxAdapter",
         "ShapesPipeline": "autotelic.diffusion.shapes_pipeline:ShapesAdapter",
     },
+    "renderer": {family: "autotelic.vlm.processing:IdeficsRenderer" for family in ("idefics2", "idefics3", "smolvlm")},
     "curriculum": {
         "uniform": "autotelic.trainers.curricula:Uniform",
         "sec": "autotelic.trainers.curricula:SEC",

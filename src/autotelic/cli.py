@@ -208,7 +208,7 @@ def _audit(words: Sequence[str]) -> int:
         if options.episodes is None:
             audits, gaps = audit_run(_open(options.model))
         else:
-            chosen = Chosen(options.count, options.offset, options.record)
+            chosen = Chosen(options.count, options.offset)
             audits, gaps = audit_model(options.model, options.episodes, _rebuild, chosen), []
     _print(audit_table(audits))
     for rule in dict.fromkeys(audit.rule for audit in audits):

@@ -106,8 +106,6 @@ class AuditOptions:
     """Episodes per task, where a run's policy acts."""
     offset: int = 0
     """How many of the initial states for that to skip."""
-    record: Path | None = None
-    """A new folder to keep a run's episodes in."""
     json: Path | None = None
     """Write the figures here."""
 
@@ -172,6 +170,7 @@ def run_options(config: Any) -> Any:
     The property ``config`` of what :func:`parse` returns is the recipe's config with what was said.
     """
     where = tyro.conf.arg(help="Folder of the run; the first free runs/NAME-n if not given.")
+    use = tyro.conf.arg(help="Plugins to import first: FILE.py or package.module each.")
     dry = tyro.conf.arg(help="Build everything, act and learn one scratch round, print what a round takes, and end.")
     debug = tyro.conf.arg(help="Start from the preset of two small steps.")
     groups = groups_of(type(config))
@@ -184,6 +183,7 @@ def run_options(config: Any) -> Any:
     return make_dataclass(
         "RunOptions",
         [
+            ("use", Annotated[tuple[str, ...], use], field(default=())),  # taken out before; here to be shown
             ("output_dir", Annotated[Path | None, where], field(default=None)),
             ("dry_run", Annotated[tyro.conf.FlagCreatePairsOff[bool], dry], field(default=False)),
             ("debug", Annotated[tyro.conf.FlagCreatePairsOff[bool], debug], field(default=False)),

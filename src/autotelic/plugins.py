@@ -56,6 +56,11 @@ class Kind:
     members: tuple[str, ...] = ()
 
 
+_RENDERER = (
+    *("ends", "banned", "sees", "shares", "prompts", "prompt", "tokens", "text", "reply", "stretches", "save"),
+    *("token_inputs", "positions", "image_places", "takes_features", "encode", "place", "scale_logits"),
+)
+
 KINDS: dict[str, Kind] = {
     "recipe": Kind("recipes", ("Config", "build")),
     "reward": Kind("rewards", ("__call__",)),
@@ -63,7 +68,7 @@ KINDS: dict[str, Kind] = {
     "environment": Kind("environments", ("instruction", "max_episode_steps")),
     "policy": Kind("policies", ("decide", "score", "imitate")),
     "pipeline": Kind("pipelines", ("encode", "predict", "decode", "set_timesteps")),
-    "renderer": Kind("renderers"),
+    "renderer": Kind("renderers", _RENDERER),
     "curriculum": Kind("curricula", ("sample", "update", "state_dict", "load_state_dict")),
     "objective": Kind("objectives", ("__call__",)),
     "advantage": Kind("advantages", ("__call__",)),

@@ -110,6 +110,12 @@ def recipe_of(folder: RunFolder) -> tuple[Any, Any]:
     content = folder.read_json("config")
     check_copies(content.get("plugins", {}), folder.path)
     plugins.use(absolute(content.get("use", []), folder.path))
+    for kind, name in content.get("objects", []):
+        if name not in plugins.names(kind):
+            raise UsageError(
+                f'the {kind} "{name}" of {folder.path} was given to a Trainer as an object: register it in a file, and '
+                "name that with --use"
+            )
     module = find_recipe(absolute(folder.recipe, folder.path)).load()
     return module, config_from_json(module.Config, absolute(folder.config, folder.path))
 

@@ -77,13 +77,16 @@ class Trainer:
         if strange := [name for name in config if name not in known]:
             raise unknown(f"field of {chosen.name}", strange[0], known)
         rows = {name: config.pop(name) for name in FILES if name in config and not isinstance(config[name], str | Path)}
-        values = {name: _named(name, value) for name, value in config.items()}
+        objects: list[tuple[str, str]] = []
+        values = {name: _named(name, value, objects) for name, value in config.items()}
         values |= {name: str(value) for name, value in values.items() if isinstance(value, Path)}
         path = Path(output_dir) if output_dir is not None else free_folder(chosen.name)
         values |= {name: f"{DATA}/{name}.jsonl" for name in rows}
         command = f"Trainer({chosen.name!r})"
         self.folder, new = create(path, chosen.name, _replaced(base, values), list(use), command)
         try:
+            if new and objects:
+                self.folder.describe(objects=objects)
             for name, several in rows.items():
                 write_rows(several, self.folder.path / DATA / f"{name}.jsonl")
             self.experiment = self._built(callbacks)
@@ -170,21 +173,22 @@ def _replaced(base: Any, values: Mapping[str, Any]) -> Any:
     return replace(base, **values)
 
 
-def _named(name: str, value: Any) -> Any:
-    """A config's value: an object that has a kind is registered and becomes its name."""
+def _named(name: str, value: Any, objects: list[tuple[str, str]]) -> Any:
+    """A config's value: an object that has a kind is registered and becomes its name, which ``objects`` gets too."""
     if name not in KINDS:
         return tuple(value) if isinstance(value, list) else value
     if name == "rewards":
         several = value if isinstance(value, list | tuple) else [value]
-        return tuple(_name_of(KINDS[name], each) for each in several)
-    return _name_of(KINDS[name], value)
+        return tuple(_name_of(KINDS[name], each, objects) for each in several)
+    return _name_of(KINDS[name], value, objects)
 
 
-def _name_of(kind: str, value: Any) -> str:
+def _name_of(kind: str, value: Any, objects: list[tuple[str, str]]) -> str:
     if isinstance(value, str):
         return value
     name = str(getattr(value, "name", getattr(value, "__name__", type(value).__name__))).strip("<>")
     register(kind, name, value)
+    objects.append((kind, name))
     return name
 
 
@@ -220,4 +224,4 @@ def _stored(value: Any, path: Path, name: str) -> Any:
         return {str(k): _stored(v, path, f"{name}-{k}") for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_stored(v, path, f"{name}-{i}") for i, v in enumerate(value)]
-    return value.item() if hasattr(value, "item") else value
+    return value.tolist() if hasattr(value, "tolist") else value

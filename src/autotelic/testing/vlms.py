@@ -24,6 +24,7 @@ SPECIAL = {
     "smolvlm": ("<image>", "<fake_token_around_image>", "<global-img>", "<row_1_col_1>", "<end_of_utterance>"),
     "llava": ("<image>",),
     "internvl": ("<img>", "</img>", "<IMG_CONTEXT>", "<video>"),
+    "gemma3": ("<start_of_image>", "<end_of_image>", "<image_soft_token>", "<end_of_turn>"),
 }
 SPECIAL |= {"qwen2_5_vl": SPECIAL["qwen2_vl"], "qwen3_vl": SPECIAL["qwen2_vl"], "idefics3": SPECIAL["smolvlm"]}
 SHOWN = {
@@ -31,9 +32,11 @@ SHOWN = {
     "smolvlm": "<image>",
     "llava": "<image>",
     "internvl": "<IMG_CONTEXT>",
+    "gemma3": "<start_of_image>",
 }
 SHOWN |= {"qwen2_5_vl": SHOWN["qwen2_vl"], "qwen3_vl": SHOWN["qwen2_vl"], "idefics3": SHOWN["smolvlm"]}
 VLMS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm", "idefics3", "llava", "internvl")
+"""Those that need no renderer of one's own; ``vlm("gemma3")`` does."""
 TEXTS = ("llama", "qwen2")
 
 
@@ -49,13 +52,17 @@ def tokenizer(special: tuple[str, ...] = (), **named: Any) -> PreTrainedTokenize
     return made
 
 
-def template(shown: str = "") -> str:
+def template(shown: str = "", end: str = "<eos>") -> str:
     """A chat template in the way of the published ones; without ``shown`` it reads text alone."""
     block = f"{{% if b['type'] == 'image' %}}{shown} {{% else %}}{{{{ b['text'] }}}}{{% endif %}}"
     content = "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for b in m['content'] %}"
     content += block + "{% endfor %}{% endif %}"
     return (
-        "{% for m in messages %}{{ m['role'] }} : " + content + "{% if m['role'] == 'assistant' %}<eos>{% endif %} "
+        "{% for m in messages %}{{ m['role'] }} : "
+        + content
+        + "{% if m['role'] == 'assistant' %}"
+        + end
+        + "{% endif %} "
         "{% endfor %}{% if add_generation_prompt %}assistant : {% endif %}"
     )
 
@@ -178,6 +185,18 @@ def _internvl_processor(family: str) -> Any:
     )
 
 
+def _gemma3_processor(family: str) -> Any:
+    from transformers import Gemma3ImageProcessor, Gemma3Processor
+
+    names = ("boi_token", "eoi_token", "image_token", "end_of_turn_token")
+    return Gemma3Processor(
+        Gemma3ImageProcessor(size={"height": 32, "width": 32}, do_pan_and_scan=False),
+        tokenizer(extra_special_tokens=dict(zip(names, SPECIAL[family], strict=True))),
+        chat_template=template(SHOWN[family], end="<end_of_turn>"),
+        image_seq_length=4,
+    )
+
+
 PROCESSORS = {
     "qwen2_vl": _qwen_processor,
     "qwen2_5_vl": _qwen_processor,
@@ -186,6 +205,7 @@ PROCESSORS = {
     "idefics3": _idefics_processor,
     "llava": _llava_processor,
     "internvl": _internvl_processor,
+    "gemma3": _gemma3_processor,
 }
 
 
@@ -334,6 +354,34 @@ def _internvl(processor: Any, **changes: Any) -> Any:
     return InternVLForConditionalGeneration(config)
 
 
+def _gemma3(processor: Any, **changes: Any) -> Any:
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+        "initializer_range": 0.3,
+    }
+    start, end, image, _ = (processor.tokenizer.convert_tokens_to_ids(token) for token in SPECIAL["gemma3"])
+    config = Gemma3Config(
+        text_config=text_sizes(processor.tokenizer) | {"head_dim": 8, "query_pre_attn_scalar": 8} | changes,
+        vision_config=vision,
+        mm_tokens_per_image=4,
+        boi_token_index=start,
+        eoi_token_index=end,
+        image_token_index=image,
+        initializer_range=0.3,
+    )
+    model = Gemma3ForConditionalGeneration(config)
+    projector = model.model.multi_modal_projector.mm_input_projection_weight
+    torch.nn.init.normal_(projector, std=0.3)  # transformers starts it at 0: every picture would be alike
+    return model
+
+
 MODELS = {
     "qwen2_vl": _qwen2_vl,
     "qwen2_5_vl": _qwen2_5_vl,
@@ -342,4 +390,5 @@ MODELS = {
     "idefics3": _idefics,
     "llava": _llava,
     "internvl": _internvl,
+    "gemma3": _gemma3,
 }
