@@ -371,8 +371,9 @@ def _called(value: Any) -> str:
 
 
 def registered_by(module: ModuleType) -> list[tuple[str, str, Any]]:
-    """(kind, name, plugin) of what a plugin's import registered."""
-    return [(each.kind, each.name, each.value) for each in _by_module.get(module.__name__, ())]
+    """(kind, name, plugin) of what a plugin's own file registered, without what its import brought along."""
+    own = [each for each in _by_module.get(module.__name__, ()) if each.file == module.__file__]
+    return [(each.kind, each.name, each.value) for each in own]
 
 
 # --- plugins at the start ----------------------------------------------------------------------
