@@ -276,7 +276,7 @@ def of_environment(name: str, spec: Any, options: CheckOptions) -> Iterator[Find
         yield Finding(f"{name}: saved state", same, text)
         moved = not np.array_equal(first, once)
         yield Finding(f"{name}: actions", moved, "they change something" if moved else "ten random ones change nothing")
-        yield from _by_expert(name, simulator, spec.horizon)
+        yield from _by_expert(name, simulator, spec.max_episode_steps)
     finally:
         simulator.close()
 

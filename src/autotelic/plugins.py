@@ -13,6 +13,7 @@ tells Python to import this module first, whose finder knows the files by an env
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import json
@@ -341,7 +342,7 @@ def require(kind: str, value: T) -> T:
     Raises:
         UsageError: file, line and what is missing.
     """
-    if inspect.isroutine(value):
+    if inspect.isroutine(value) or isinstance(value, functools.partial):
         return value
     if isinstance(value, type):
         inside = {name for base in value.__mro__ for name in (*vars(base), *vars(base).get("__annotations__", {}))}
@@ -370,8 +371,9 @@ def _called(value: Any) -> str:
 
 
 def registered_by(module: ModuleType) -> list[tuple[str, str, Any]]:
-    """(kind, name, plugin) of what a plugin's import registered."""
-    return [(each.kind, each.name, each.value) for each in _by_module.get(module.__name__, ())]
+    """(kind, name, plugin) of what a plugin's own file registered, without what its import brought along."""
+    own = [each for each in _by_module.get(module.__name__, ()) if each.file == module.__file__]
+    return [(each.kind, each.name, each.value) for each in own]
 
 
 # --- plugins at the start ----------------------------------------------------------------------
