@@ -57,22 +57,22 @@ class Config:
 def build(config: Config, folder: Any) -> Any:
     import torch
 
-    from autotelic.trainers.loop import Experiment, Stage
-    from autotelic.types import Rollout, Task
+    from autotelic import Actor, Curriculum, Experiment, Learner, Rollout, Stage, Task
 
     if wrong := set(config.tasks) - {"left", "right"}:
         raise ValueError(f"no task {sorted(wrong)[0]}:\\n did you mean left?")
 
-    class Counter:
-        value = 0
-
-        def act(self, tasks, n, *, key=(0,), **sampling):
+    class Counting(Actor):
+        def act(self, tasks, n, *, key=(0,), mode="train", greedy=False):
             one = torch.ones(1)
             return [
-                Rollout(task, self.value, {"x": one}, one, one.bool(), one.long() * 0)
+                Rollout(task, counter.value, {"x": one}, one, one.bool(), one.long() * 0)
                 for task in tasks
                 for _ in range(n)
             ]
+
+    class Counter(Learner):
+        value = 0
 
         def update(self, rollouts):
             if self.value == config.interrupted_at:
@@ -86,18 +86,12 @@ def build(config: Config, folder: Any) -> Any:
         def load_state_dict(self, state):
             self.value = state["value"]
 
-    class Everything:
+    class Everything(Curriculum):
         def sample(self, n):
             return [Task(id=name, prompt=name, category=name) for name in config.tasks][:n]
 
         def update(self, rollouts):
             return {}
-
-        def state_dict(self):
-            return {}
-
-        def load_state_dict(self, state):
-            pass
 
     counter = Counter()
 
@@ -116,10 +110,10 @@ def build(config: Config, folder: Any) -> Any:
     def evaluate(actor):
         stop("evaluation")
         episodes = range(config.eval_offset, config.eval_offset + config.eval_episodes)
-        one = {"success": [int(i < actor.value) for i in episodes], "score": [0.5 for _ in episodes]}
+        one = {"success": [int(i < counter.value) for i in episodes], "score": [0.5 for _ in episodes]}
         return {"unit": "success", "outcomes": {name: one | {"seeds": list(episodes)} for name in config.tasks}}
 
-    stage = Stage(config.max_steps, counter, Everything(), reward, {"counter": counter}, len(config.tasks), 2)
+    stage = Stage(config.max_steps, Counting(), Everything(), reward, {"counter": counter}, len(config.tasks), 2)
     return Experiment([stage], evaluate, seed=config.seed)
 '''
 
@@ -470,9 +464,9 @@ def test_a_plugin_that_a_flag_names_is_copied_and_a_run_can_be_given_back_as_con
     assert config["config"]["reward"] == "plugins/0/my_reward.py:bright"
     shutil.rmtree(toy / "own")
     forget()
-    assert cli.main(["run", "--config", "one", "--iterations", "1", "--output-dir", "two"]) == 0
+    assert cli.main(["run", "--config", "one", "--max-steps", "1", "--output-dir", "two"]) == 0
     again = json.loads((toy / "two/config.json").read_text())
-    assert again["config"] == config["config"] | {"iterations": 1}
+    assert again["config"] == config["config"] | {"max_steps": 1}
     assert (toy / "two/plugins/0/my_reward.py").is_file()
 
 
@@ -491,7 +485,7 @@ def test_a_plugin_that_a_flag_names_is_copied_and_a_run_can_be_given_back_as_con
         (["run", "toy/count", "--config", "none.yaml"], "there is no file none.yaml"),
         (
             ["run", "toy/count", "--config", "typo.yaml"],
-            'unknown field in typo.yaml "iteratoins": did you mean iterations',
+            'unknown field in typo.yaml "max_stesp": did you mean max_steps',
         ),
         (["run", "toy/count", "--config", "wrong.json"], "wrong.json: "),
         (["run", "toy/count", "--config", "list.yaml"], "list.yaml holds a list"),
@@ -506,8 +500,8 @@ def test_bad_plugins_and_configs_are_one_line(
     for name, text in {
         "half.py": '"""Half."""\ndef build(config, folder): ...',
         "broken.py": "x = 1\nx / 0",
-        "typo.yaml": "iteratoins: 3",
-        "wrong.json": '{"iterations": "many"}',
+        "typo.yaml": "max_stesp: 3",
+        "wrong.json": '{"max_steps": "many"}',
         "list.yaml": "- 3",
         "fine.yaml": "seed: 1",
         "empty.py": "",
@@ -519,10 +513,10 @@ def test_bad_plugins_and_configs_are_one_line(
 
 
 def test_flags_override_a_config_file_which_overrides_defaults(toy: Path) -> None:
-    (toy / "my.yaml").write_text("seed: 8\niterations: 1\ntasks: [right]\neval-episodes: 3\n")
+    (toy / "my.yaml").write_text("seed: 8\nmax_steps: 1\ntasks: [right]\neval-episodes: 3\n")
     assert cli.main(["run", "toy/count", "--config", "my.yaml", "--seed", "9"]) == 0
     config = json.loads((toy / "runs/count-1/config.json").read_text())["config"]
-    assert (config["seed"], config["iterations"], config["tasks"], config["eval_episodes"]) == (9, 1, ["right"], 3)
+    assert (config["seed"], config["max_steps"], config["tasks"], config["eval_episodes"]) == (9, 1, ["right"], 3)
 
 
 def test_words_of_a_config_file_say_every_kind_of_value() -> None:
