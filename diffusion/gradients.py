@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
+from ..families import name_of
 from ..trainers.objectives import Metrics, Term
 from ..trainers.randomness import generator
 from ..trainers.scoring import columns
@@ -38,8 +39,7 @@ def check_differentiable(reward: Any) -> None:
         UsageError: the reward does not declare that its scores carry gradient.
     """
     if not getattr(reward, "differentiable", False):
-        name = getattr(reward, "name", getattr(reward, "__name__", type(reward).__name__))
-        raise UsageError(f"reward {name} has no gradient: {WITHOUT_GRADIENT} learn without one")
+        raise UsageError(f"reward {name_of(reward)} has no gradient: {WITHOUT_GRADIENT} learn without one")
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..numbers import mean
+from ..families import name_of
+from ..numbers import mean, plain
 from ..statistics import FEW, Doubles, auc, grade, spearman
 from .progress import Accumulator, EpisodeProgress, ProgressModel, shown_threshold
 
@@ -105,8 +106,7 @@ class Audit:
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers, None for NaN, and the verdict."""
-        plain = {name: _plain(value) for name, value in asdict(self).items()}
-        return plain | {"verdict": self.verdict}
+        return {**plain(self), "verdict": self.verdict}
 
 
 def audit_progress(
@@ -180,7 +180,7 @@ def audit_reward(
     if isinstance(result, Mapping):
         result = result.get("total", next(iter(result.values()), ()))
     scores = np.array([math.nan if v is None else float(np.sum(np.asarray(v, np.float64))) for v in result])
-    name = name or str(getattr(reward, "name", getattr(reward, "__name__", type(reward).__name__)))
+    name = name or name_of(reward)
     if scores.shape != (len(episodes),):
         raise ValueError(f"reward {name} returned {len(scores)} scores for {len(episodes)} episodes")
     if not np.isfinite(scores).all():
@@ -288,7 +288,7 @@ class HackingGap:
         return f"on {self.on} no sign of hacking: {changes}"
 
     def to_json(self) -> dict[str, Any]:
-        return {name: _plain(value) for name, value in asdict(self).items()} | {"verdict": self.verdict}
+        return {**plain(self), "verdict": self.verdict}
 
 
 def hacking_gap(evaluations: Sequence[Mapping[str, Any]]) -> list[HackingGap]:
@@ -377,13 +377,3 @@ def _successes(episodes: Sequence[Any]) -> NDArray[np.bool_]:
     if unknown is not None:
         raise ValueError(f"the success of episode {unknown} is not known: record it with the oracle")
     return np.array([bool(episode.success) for episode in episodes])
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
-    if isinstance(value, (float, np.floating)):
-        return float(value) if math.isfinite(value) else None
-    return value

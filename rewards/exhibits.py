@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from string import Formatter
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from ..errors import unknown
 from .images import as_uint8
 
 Prompt = tuple["str | Image.Image", ...]
@@ -23,6 +25,17 @@ class Exhibit:
 
     pictures: tuple[Image.Image, ...]
     text: str | None = None
+
+
+def check_fields(question: str | None, known: Sequence[str], every: bool = False) -> None:
+    """Refuse a field of a judge's question that nobody fills in; with ``every`` a question that lacks one, too."""
+    named = [field for _, field, _, _ in Formatter().parse(question or "") if field is not None]
+    for name in named:
+        if name not in known:
+            raise unknown("field of a judge's question", name, known)
+    for name in known if every else ():
+        if name not in named:
+            raise ValueError(f"a judge's question needs the field {{{name}}}")
 
 
 class Exhibitor:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from string import Formatter
 from typing import Any, Literal
 
 from torch import Tensor
@@ -22,7 +21,7 @@ from torch import Tensor
 from ..errors import unknown
 from ..families import families_of
 from ..numbers import rows_by_key
-from .exhibits import Exhibit, Exhibitor, Prompt, is_text, text_of, texts_of
+from .exhibits import Exhibit, Exhibitor, Prompt, check_fields, is_text, text_of, texts_of
 from .vlm import QWEN, VLM
 
 Asker = Callable[[Sequence[Prompt]], Sequence[float] | Tensor]
@@ -51,9 +50,7 @@ class _Judge(Exhibitor):
     fields: tuple[str, ...] = ()
 
     def __init__(self, question: str | None, asker: Asker | str, frames: int) -> None:
-        for _, name, _, _ in Formatter().parse(question or ""):
-            if name is not None and name not in self.fields:
-                raise unknown("field of a judge's question", name, self.fields)
+        check_fields(question, self.fields)
         super().__init__(frames)
         self.question = question
         self.asker: Asker = VLM(asker) if isinstance(asker, str) else asker

@@ -11,14 +11,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from string import Formatter
 from typing import Any
 
 from torch import Tensor
 
-from ..errors import UsageError, unknown
+from ..errors import UsageError
 from ..families import families_of
-from .exhibits import Exhibit, Exhibitor, Prompt, texts_of
+from .exhibits import Exhibit, Exhibitor, Prompt, check_fields, texts_of
 from .vlm import QWEN, VLM
 
 Writer = Callable[[Sequence[Prompt]], Sequence[str]]
@@ -75,9 +74,7 @@ class RubricJudge(Exhibitor):
         frames: int = 4,
     ) -> None:
         super().__init__(frames)
-        for _, name, _, _ in Formatter().parse(question or ""):
-            if name is not None and name not in _FIELDS:
-                raise unknown("field of a judge's question", name, _FIELDS)
+        check_fields(question, _FIELDS)
         if k < 1 or high <= low:
             raise UsageError(f"a rubric judge needs k of at least 1 and a scale, not k={k} and {low}..{high}")
         if keep is not None and (meta is None or not 1 <= keep <= k):

@@ -21,10 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import unknown
 from ..families import families_of
 from ..numbers import Floats
-from .exhibits import Prompt
+from .exhibits import Prompt, check_fields
 from .vlm import VLM, Speaker, Token, Written
 
 Frames = NDArray[np.uint8]
@@ -70,7 +69,7 @@ class GVL:
     sees: Literal["frames"] = "frames"
 
     def __init__(self, speaker: Speaker | str | None = None, *, frames: int = 20, task: str = GVL_TASK) -> None:
-        _check_fields(task, ("instruction",))
+        check_fields(task, ("instruction",), every=True)
         self.speaker, self.frames, self.task = _speaker(speaker), _at_least(frames, 2), task
         self.families, self.unread = families_of(self.speaker), 0
 
@@ -145,7 +144,7 @@ class TOPReward:
         prefixes: int = 15,
         question: str = TOP_QUESTION,
     ) -> None:
-        _check_fields(question, ("instruction",))
+        check_fields(question, ("instruction",), every=True)
         self.speaker, self.question = _speaker(speaker), question
         self.frames, self.prefixes = _at_least(frames, 1), _at_least(prefixes, 2)
         self.families = families_of(self.speaker)
@@ -197,7 +196,7 @@ class VLAC:
     def __init__(
         self, speaker: Speaker | str | None = None, *, weighted: bool = True, question: str = VLAC_QUESTION
     ) -> None:
-        _check_fields(question, ("first", "second", "instruction"))
+        check_fields(question, ("first", "second", "instruction"), every=True)
         self.speaker, self.weighted, self.question = _speaker(speaker), weighted, question
         self.families, self.unread = families_of(self.speaker), 0
 
@@ -267,15 +266,6 @@ def _speaker(speaker: Speaker | str | None) -> Speaker:
     if speaker is None:
         return VLM()
     return VLM(speaker) if isinstance(speaker, str) else speaker
-
-
-def _check_fields(question: str, needed: Sequence[str]) -> None:
-    named = {field for _, field, _, _ in Formatter().parse(question) if field is not None}
-    for name in sorted(named - set(needed)):
-        raise unknown("field of a judge's question", name, needed)
-    for name in needed:
-        if name not in named:
-            raise ValueError(f"a judge's question needs the field {{{name}}}")
 
 
 def _at_least(count: int, least: int) -> int:

@@ -13,7 +13,7 @@ REASONS: dict[str, tuple[str, ...]] = {
     "models, processors and configs of libraries, whose families differ in what they have": (
         *("diffusion/lora.py", "diffusion/memory.py", "diffusion/pipelines.py", "diffusion/sampler.py"),
         *("rewards/hub.py", "rewards/vlm.py", "trainers/lora.py", "vla/lerobot_policy.py", "vlm/renderer.py"),
-        *("vla/openvla.py", "vlm/loading.py", "vlm/processing.py", "vlm/setting.py", "vlm/transformers_backbone.py"),
+        *("vla/openvla.py", "vlm/loading.py", "vlm/processing.py", "vlm/transformers_backbone.py"),
     ),
     "simulators of others, whose attributes are their state": (
         *("envs/gym_simulator.py", "envs/metaworld.py", "envs/simulator.py"),
@@ -34,7 +34,7 @@ REASONS: dict[str, tuple[str, ...]] = {
     "a dataclass or a module as a record: its fields are written, read or copied": (
         *("diffusion/policy.py", "envs/shapes.py", "src/autotelic/config_files.py"),
         *("src/autotelic/options.py", "src/autotelic/sandbox.py", "src/autotelic/types.py", "trainers/config.py"),
-        *("trainers/records.py", "trainers/run_folder.py", "vla/network.py"),
+        *("trainers/records.py", "vla/network.py"),
     ),
     "episodes and demonstrations, with pictures or without": (
         *("envs/lerobot_dataset.py", "envs/lerobot_writing.py", "rewards/frame_critics.py"),

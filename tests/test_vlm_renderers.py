@@ -273,3 +273,25 @@ def test_a_family_bans_and_scales_by_its_renderer() -> None:
     for rollout in rollouts:
         assert rollout.log_probs is not None
         torch.testing.assert_close(rollout.log_probs.exp(), torch.full_like(rollout.log_probs, 1 / left))
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "smolvlm"])
+def test_pictures_of_a_reply_are_joined_to_the_questions(family: str) -> None:
+    """Of another size, where a family keeps sizes; log-probs are those of one forward pass over all of it."""
+    policy, model = of(family, IdeficsRenderer if family == "smolvlm" else ProcessorRenderer)
+    policy.renderer.ends |= frozenset(range(3, 30))  # a turn is a word
+    reply = Reply("what is blue ?", images=(PICTURES[2][:16],))
+    rollouts = Conversation(policy, lambda task, turns: reply, turns=2).act(TASKS[:1], 4, key=(2,))
+    now = agree(policy, rollouts)
+    for row, rollout in enumerate(rollouts):
+        (*_, (prompt, start, end)) = policy.renderer.stretches(policy.renderer.prompts(TASKS[:1])[0], rollout.payload)
+        assert start > 1, "the second turn follows a longer prompt"
+        kinds = {"mm_token_type_ids": policy.renderer.image_places(prompt.ids).long()} if family == "qwen2_vl" else {}
+        tokens = rollout.payload["tokens"][start:end]
+        longer = {name: torch.cat([kind, torch.zeros_like(tokens)])[None] for name, kind in kinds.items()}
+        ids = torch.cat([prompt.ids, tokens])[None]
+        with torch.no_grad():
+            logits = model(input_ids=ids, **prompt.inputs, **longer, use_cache=False).logits[0, -len(tokens) - 1 : -1]
+        own = logits.index_fill(-1, torch.tensor(policy.backbone.banned), -torch.inf).log_softmax(-1)
+        own = own.gather(-1, tokens[:, None])[:, 0]
+        torch.testing.assert_close(now[row, start:end], own, rtol=0, atol=1e-5)

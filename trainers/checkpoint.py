@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -89,6 +90,24 @@ def load(folder: Path) -> dict[str, Any]:
     tensors = load_file(folder / TENSORS)
     state: dict[str, Any] = _decode(json.loads((folder / STATE).read_text()), tensors)
     return state
+
+
+def with_tensors(value: Any) -> Any:
+    """A value whose arrays, at any depth of mappings and lists, are tensors that share their memory."""
+    if isinstance(value, Mapping):
+        return {name: with_tensors(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [with_tensors(part) for part in value]
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+
+
+def with_arrays(value: Any) -> Any:
+    """The way back from ``with_tensors``."""
+    if isinstance(value, Mapping):
+        return {name: with_arrays(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [with_arrays(part) for part in value]
+    return value.numpy() if isinstance(value, Tensor) else value
 
 
 def last_good(folder: Path) -> Path | None:

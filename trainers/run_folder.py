@@ -17,7 +17,6 @@ ignored by readers and dropped by ``rewind``.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -31,6 +30,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import UsageError, unknown
+from ..numbers import plain
 from ..types import Rollout
 from . import checkpoint
 from .card import card_text
@@ -107,7 +107,7 @@ class RunFolder:
         if "iteration" not in record:
             raise ValueError(f'a record of {name}.jsonl needs an "iteration", got {sorted(record)}')
         with (self.path / f"{name}.jsonl").open("a") as file:
-            file.write(json.dumps(_plain(record), allow_nan=False) + "\n")
+            file.write(json.dumps(plain(record), allow_nan=False) + "\n")
 
     def read(self, name: str) -> list[dict[str, Any]]:
         """Every whole record of NAME.jsonl; an empty list where there is no such file."""
@@ -245,27 +245,8 @@ def _checkpoint_name(iteration: int) -> str:
     return f"iteration-{iteration:06d}"
 
 
-def _plain(value: Any) -> Any:
-    """The value in strict JSON's types."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _plain(dataclasses.asdict(value))
-    if hasattr(value, "tolist"):  # numpy scalars and arrays, tensors
-        return _plain(value.tolist())
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"a {type(value).__name__} has no JSON form: {value!r}")
-
-
 def _write_json(path: Path, value: Any) -> None:
-    _write_text(path, json.dumps(_plain(value), indent=1, allow_nan=False) + "\n")
+    _write_text(path, json.dumps(plain(value), indent=1, allow_nan=False) + "\n")
 
 
 def _write_text(path: Path, text: str) -> None:

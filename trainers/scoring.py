@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..families import name_of
 from ..types import RewardFunction, Rollout, Score
 
 
@@ -24,7 +25,7 @@ def score(rollouts: Sequence[Rollout], reward: RewardFunction) -> dict[str, floa
     """
     if not rollouts:
         return {}
-    name = _name(reward)
+    name = name_of(reward)
     try:
         result = reward(**columns(rollouts))
     except Exception as error:
@@ -65,17 +66,13 @@ def columns(rollouts: Sequence[Rollout]) -> dict[str, Any]:
     return table
 
 
-def _name(reward: Any) -> str:
-    return str(getattr(reward, "name", getattr(reward, "__name__", type(reward).__name__)))
-
-
 def _culprit(rollouts: Sequence[Rollout], reward: Any, error: Exception) -> tuple[str, str]:
     """The name of the term that raises, and at which single sample, as a phrase; empty if none does alone."""
     terms = [term for _, term in getattr(reward, "terms", [])]
     guilty = next((term for term in terms if _raises(term, rollouts, error)), reward)
     samples = (rollout.task.id for rollout in rollouts if _raises(guilty, [rollout], error))
     first = next(samples, None)
-    return _name(guilty), "" if first is None else f" (at sample {first})"
+    return name_of(guilty), "" if first is None else f" (at sample {first})"
 
 
 def _raises(reward: RewardFunction, rollouts: Sequence[Rollout], error: Exception) -> bool:

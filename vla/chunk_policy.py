@@ -202,7 +202,7 @@ class ChunkPolicy(TorchPolicy):
             ValueError: something of the wrong shape or type, in one line that names the policy.
         """
         seen = seen.to(self.device)
-        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+        with self.mixed():
             actions, stored, log_probs = self.decide(seen, randomness, temperature)
             self._check(len(seen), actions, stored)
             if randomness is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,7 +122,6 @@ def pretrained_critic(
 
 def _recorded(environment: str, episodes: int, seed: int) -> Practice:
     """Practice from the cache, or made and put there."""
-    import torch
 
     from ..cache import cache_folder
     from ..envs.demonstrations import Demonstration
@@ -134,17 +133,9 @@ def _recorded(environment: str, episodes: int, seed: int) -> Practice:
     if not path.exists():
         with Pool([environment], workers=0) as pool:
             made = practise(pool, environment, demonstrations=4, episodes=episodes, seed=seed)
-        records: dict[str, Any] = {"demonstrations": made.demonstrations, "episodes": made.episodes}
-        state = {
-            key: [
-                {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in asdict(r).items()} for r in rows
-            ]
-            for key, rows in records.items()
-        }
-        checkpoint.save(path, state)
-    arrays: dict[str, list[dict[str, Any]]] = {
-        key: [{k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in row.items()} for row in rows]
-        for key, rows in checkpoint.load(path).items()
-    }
+        records = {"demonstrations": made.demonstrations, "episodes": made.episodes}
+        rows = {name: [asdict(each) for each in several] for name, several in records.items()}  # type: ignore[attr-defined]
+        checkpoint.save(path, checkpoint.with_tensors(rows))
+    arrays = checkpoint.with_arrays(checkpoint.load(path))
     demonstrations = [Demonstration(**row) for row in arrays["demonstrations"]]
     return Practice(environment, demonstrations, [Episode(**row) for row in arrays["episodes"]])

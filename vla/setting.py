@@ -353,28 +353,10 @@ def is_small(config: RobotConfig) -> bool:
 def demonstrations_in(state: Mapping[str, Any]) -> dict[str, list[Demonstration]]:
     """The demonstrations in the saved start of a run, per environment."""
     from ..envs.demonstrations import Demonstration
+    from ..trainers import checkpoint
 
-    return {
-        name: [Demonstration(**{k: _array(v) for k, v in d.items()}) for d in several]
-        for name, several in state["demonstrations"].items()
-    }
-
-
-def _array(value: Any) -> Any:
-    from torch import Tensor
-
-    if isinstance(value, Mapping):
-        return {name: _array(part) for name, part in value.items()}
-    return value.numpy() if isinstance(value, Tensor) else value
-
-
-def _tensor(value: Any) -> Any:
-    import numpy as np
-    import torch
-
-    if isinstance(value, Mapping):
-        return {name: _tensor(part) for name, part in value.items()}
-    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+    arrays = checkpoint.with_arrays(state["demonstrations"])
+    return {name: [Demonstration(**each) for each in several] for name, several in arrays.items()}
 
 
 def _make_start(place: Path, config: RobotConfig, pool: Pool, policy: ChunkPolicy) -> None:
@@ -390,8 +372,8 @@ def _make_start(place: Path, config: RobotConfig, pool: Pool, policy: ChunkPolic
     if not config.model or is_named("policy", config.model):
         imitated = {name: demonstrations[name] for name in taught or wanted}
         clone(policy, encode(policy, imitated), cloning_of(config))
-    arrays = {name: [_tensor(asdict(each)) for each in several] for name, several in demonstrations.items()}
-    checkpoint.save(place, {"policy": policy.state_dict(), "demonstrations": arrays})
+    shown = {name: [asdict(each) for each in several] for name, several in demonstrations.items()}
+    checkpoint.save(place, {"policy": policy.state_dict(), "demonstrations": checkpoint.with_tensors(shown)})
 
 
 def cloning_of(config: RobotConfig) -> Cloning:

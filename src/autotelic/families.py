@@ -47,6 +47,11 @@ def declared(families: Iterable[str]) -> bool:
     return not any(name.partition(":")[0] == UNDECLARED for name in families)
 
 
+def name_of(function: Any) -> str:
+    """What a reward is called: by its own name, its function's, or its class's."""
+    return str(getattr(function, "name", getattr(function, "__name__", type(function).__name__)))
+
+
 def _families(function: Any) -> frozenset[str]:
     while isinstance(function, functools.partial):
         function = function.func

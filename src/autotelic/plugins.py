@@ -13,6 +13,7 @@ tells Python to import this module first, whose finder knows the files by an env
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import json
@@ -341,7 +342,7 @@ def require(kind: str, value: T) -> T:
     Raises:
         UsageError: file, line and what is missing.
     """
-    if inspect.isroutine(value):
+    if inspect.isroutine(value) or isinstance(value, functools.partial):
         return value
     if isinstance(value, type):
         inside = {name for base in value.__mro__ for name in (*vars(base), *vars(base).get("__annotations__", {}))}

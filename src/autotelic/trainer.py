@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from .errors import UsageError, unknown
+from .families import name_of
 from .plugins import register, use
 from .recipes import find_recipe
 from .running import create, free_folder, rebuild
@@ -186,7 +187,7 @@ def _named(name: str, value: Any, objects: list[tuple[str, str]]) -> Any:
 def _name_of(kind: str, value: Any, objects: list[tuple[str, str]]) -> str:
     if isinstance(value, str):
         return value
-    name = str(getattr(value, "name", getattr(value, "__name__", type(value).__name__))).strip("<>")
+    name = name_of(value).strip("<>")
     register(kind, name, value)
     objects.append((kind, name))
     return name
