@@ -25,8 +25,9 @@ from ..types import Batch, Decisions, Evaluation, Rollout, Task
 if TYPE_CHECKING:
     from ..envs.simulator import View
 
-OWN = frozenset({"states", "temperature", "instructions", "seed"}) """Payload entries that come from the episode
-(observation, instruction, randomness) and not from ``decide``, besides frames."""
+OWN = frozenset({"states", "temperature", "instructions", "seed"})
+"""Payload entries that come from the episode (observation, instruction, randomness) and not from ``decide``, besides
+frames."""
 
 FRAMES = "frames."
 """Entries of a payload that hold frames; the camera's name follows."""
