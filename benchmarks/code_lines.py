@@ -1,11 +1,11 @@
 """How much code there is: lines without docstrings, comments and blank lines; and where objects are felt for names.
 
-    python benchmarks/code_lines.py [--quick] [--json FILE] [--at REV] [--since REV] [--new GLOB ...]
+    python benchmarks/code_lines.py [--quick] [--json FILE] [--at REV] [--since REV]
 
 Counted are the package (the core, its rooms and ``autotelic.testing``) and the scripts in benchmarks/; a line counts if
 a token of code lies on it, and strings that stand alone are docstrings. --at counts a revision without checking it out.
---since lists the files that a revision did not have, and says what there is for what existed then: everything but the
-files that --new names as features of their own.
+--since lists the files that a revision did not have, and says what there is for what existed then: everything but what
+``FEATURES`` tells to be new since b19163d. Of a file that existed then, what it grew by is new.
 
 Seams are the places where code asks an object what it is instead of relying on what it promises: getattr, hasattr,
 vars, __dict__, except AttributeError, and isinstance of a class of this package. The loop, the learner, the gates and
@@ -27,6 +27,28 @@ from common import ROOT, git, parser_of, save
 ROOMS = ("envs", "rewards", "trainers", "vlm", "vla", "diffusion")
 NO_SEAMS = ("trainers/loop.py", "trainers/learner.py", "trainers/gates.py")
 NO_SEAMS += ("vlm/evaluation.py", "vla/evaluation.py", "diffusion/evaluation.py")
+FEATURES: dict[str, tuple[str, ...]] = {
+    "plugins, and what is said of them": (
+        *("src/autotelic/plugins.py", "src/autotelic/plugin_files.py", "src/autotelic/builtin.py"),
+        *("src/autotelic/listing.py", "benchmarks/extension_cost.py"),
+    ),
+    "sweeps as a command": ("src/autotelic/sweep.py",),
+    "checks before training": ("src/autotelic/check.py", "src/autotelic/doctor.py"),
+    "the front door of Python": ("src/autotelic/__init__.py", "src/autotelic/trainer.py"),
+    "options in groups, from files too": ("src/autotelic/config_files.py", "src/autotelic/options.py"),
+    "callbacks and trackers": ("trainers/callbacks.py", "trainers/trackers.py"),
+    "contracts that are checked, players, rounds in which nobody learns": (
+        *("trainers/contracts.py", "trainers/shaping.py", "trainers/loop.py", "src/autotelic/types.py"),
+        "src/autotelic/families.py",
+    ),
+    "environments as data, several cameras": ("envs/gym_simulator.py", "envs/simulator.py"),
+    "models for tests, for everybody": ("src/autotelic/testing/*",),
+    "process rewards by continuation": ("vlm/continuation.py",),
+    "CoMAS": ("vlm/discussion.py", "vlm/recipes/comas.py", "benchmarks/comas.py"),
+    "TT-SI": ("vlm/test_time.py", "vlm/recipes/tt_si.py", "benchmarks/tt_si.py"),
+    "this script": ("benchmarks/code_lines.py",),
+}
+"""What came since b19163d: feature -> files that are new by it, or grew by it."""
 SILENT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
 SILENT |= {tokenize.ENCODING, tokenize.ENDMARKER}
 
@@ -100,7 +122,6 @@ def main() -> None:
     parser = parser_of(__doc__, "the same, as it takes seconds")
     parser.add_argument("--at", default="", metavar="REV", help="count this revision; the working tree if not given")
     parser.add_argument("--since", metavar="REV", help="list what is new since this revision")
-    parser.add_argument("--new", nargs="+", default=[], metavar="GLOB", help="new files that are features of their own")
     options = parser.parse_args()
     texts = files_at(options.at)
     files = {path: code_lines(text) for path, text in texts.items()}
@@ -110,16 +131,21 @@ def main() -> None:
     figures: dict[str, Any] = {"total": sum(files.values()), "rooms": dict(sorted(rooms.items()))}
     figures["counted"] = git("rev-parse", "--short", options.at or "HEAD").strip() + ("" if options.at else "+")
     if options.since:
-        before = files_at(options.since)
+        before = {path: code_lines(text) for path, text in files_at(options.since).items()}
         renamed = moved(options.since, options.at)
         new = {path: n for path, n in files.items() if path not in before and renamed.get(path) not in before}
-        features = {path: n for path, n in new.items() if any(fnmatch(path, glob) for glob in options.new)}
+        grown = {path: n - before.get(path, before.get(renamed.get(path, ""), 0)) for path, n in files.items()}
+        features = {
+            what: {path: n for path, n in grown.items() if any(fnmatch(path, glob) for glob in globs)}
+            for what, globs in FEATURES.items()
+        }
+        more = sum(sum(each.values()) for each in features.values())
         figures["since"] = {
             "revision": options.since,
-            "total_then": sum(map(code_lines, before.values())),
-            "total_for_what_existed": figures["total"] - sum(features.values()),
+            "total_then": sum(before.values()),
+            "total_for_what_existed": figures["total"] - more,
             "new_features": features,
-            "other_new_files": {path: n for path, n in new.items() if path not in features},
+            "other_new_files": {p: n for p, n in new.items() if not any(p in each for each in features.values())},
             "moved": {path: renamed[path] for path in files if path in renamed},
             "gone": sorted(set(before) - set(files) - set(renamed.values())),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from autotelic.trainers.policy import TorchPolicy, collate
 from autotelic.trainers.randomness import generator
 from autotelic.trainers.scoring import score
 from autotelic.types import Batch, Evaluation, Rollout, Task
-from autotelic.vlm.pairs import Cream, PastAndFuture, consistent_pairs, kept_score, soft_labels
+from autotelic.vlm.pairs import Cream, PastAndFuture, consistent_pairs, kept_score
 from autotelic.vlm.policy import TokenPolicy
 
 RESPONSES = 40
@@ -90,15 +91,9 @@ def test_the_loss_of_a_soft_label_by_hand() -> None:
     """beta d = 0.5 (2 - (-1)) = 1.5; -(0.75 log s(1.5) + 0.25 log s(-1.5)) = 0.75 x 0.201413 + 0.25 x 1.701413."""
     batch = answers([0, 1])
     batch.pairs, batch.log_probs["reference"] = torch.tensor([[0, 1]]), torch.zeros(2, 1)
-    batch = soft_labels(batch, 0.75)
+    batch.labels = torch.tensor([0.75])
     loss, _ = DPO(beta=0.5)(Evaluation(torch.tensor([[2.0], [-1.0]])), batch)
     assert loss.item() == pytest.approx(0.75 * 0.201413 + 0.25 * 1.701413, abs=1e-5)
-    each = soft_labels(batch, torch.tensor([0.2])).labels
-    assert each is not None and each.tolist() == pytest.approx([0.2])
-    with pytest.raises(ValueError, match="a confidence is a probability"):
-        soft_labels(batch, 1.5)
-    with pytest.raises(ValueError, match=r"batch\.pairs is empty"):
-        soft_labels(answers([0, 1]), 0.5)
 
 
 def test_cream_ranks_by_the_policys_own_reward_then_and_now() -> None:
@@ -135,7 +130,7 @@ def test_a_learner_on_softened_pairs_moves_towards_their_margin() -> None:
         policy,
         DPO(beta=1.0),
         Optimisation(lr=0.1, epochs=120),
-        prepare=[lambda batch: soft_labels(best_worst(batch), 0.8)],
+        prepare=[lambda batch: replace(best_worst(batch), labels=torch.tensor([0.8]))],
         references={"reference": policy.fork("reference")},
     )
     rollouts = [rollout(Task("t", ""), pick) for pick in (0, 1)]

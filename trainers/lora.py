@@ -139,17 +139,6 @@ def load_lora(module: nn.Module, folder: str | Path) -> list[nn.Parameter]:
     return trained
 
 
-def without_lora(policy: Policy, name: str) -> Policy:
-    """A frozen policy with the adapters off, which shares every other weight: what ``add_lora`` began with."""
-    lora_config(policy.module)
-    other = policy.fork(name)
-    with torch.no_grad():
-        for key, weight in other.trained().items():
-            if ".lora_B." in key:
-                weight.zero_()
-    return other
-
-
 def ends_with(name: str, target: str) -> bool:
     """Whether a layer's name ends like a target, at a dot."""
     return name == target or name.endswith(f".{target}")

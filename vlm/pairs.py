@@ -18,7 +18,6 @@ from ..rewards.agreement import consistency
 from ..trainers.actors import TrainingWrapper
 from ..trainers.learner import Optimisation, PolicyLearner
 from ..trainers.objectives.base import sequence_sum
-from ..trainers.objectives.pairwise import pairs_of
 from ..trainers.objectives.preference import DPO
 from ..trainers.pairing import best_worst
 from ..trainers.policy import TorchPolicy
@@ -27,18 +26,6 @@ from ..types import Batch, Key, RewardFunction, Rollout, Task
 
 Agreement = Callable[[Sequence[float], Sequence[float]], float]
 """How far two rankings of the same things agree, in 0..1."""
-
-
-def soft_labels(batch: Batch, confidence: float | Tensor) -> Batch:
-    """The same pairs, the first of each preferred with this probability: one for all, or one each [P].
-
-    Raises:
-        ValueError: the batch has no pairs, or a confidence is outside 0..1.
-    """
-    values = torch.as_tensor(confidence, dtype=torch.float32).expand(len(pairs_of(batch))).clone()
-    if len(values) and not bool(((values >= 0) & (values <= 1)).all()):
-        raise ValueError(f"a confidence is a probability, not {values.min():g} to {values.max():g}")
-    return replace(batch, labels=values)
 
 
 def consistent_pairs(
