@@ -26,14 +26,15 @@ if TYPE_CHECKING:
     from ..envs.simulator import View
 
 OWN = frozenset({"states", "temperature", "instructions", "seed"})
-"""Entries of a payload that are not the policy's, besides frames."""
+"""Payload entries that come from the episode (observation, instruction, randomness) and not from ``decide``, besides
+frames."""
 
 FRAMES = "frames."
 """Entries of a payload that hold frames; the camera's name follows."""
 
 
 def is_own(name: str) -> bool:
-    """Whether an entry of a payload is not the policy's."""
+    """Whether a payload entry comes from the episode, and not from ``decide``."""
     return name in OWN or name.startswith(FRAMES)
 
 

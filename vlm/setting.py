@@ -105,7 +105,7 @@ class LanguageConfig(RunConfig):
 
 
 VIEWS = 48
-"""Of every demonstration of the small world: as many as turning, mirroring and permuting channels give."""
+"""Views of each demonstration of the small world: as many as turning, mirroring and permuting channels give."""
 
 
 @dataclass(eq=False)
