@@ -281,7 +281,7 @@ class Setting(ABC):
         """
         from .loop import Experiment
 
-        read = sum(stage.gate.labels for stage in stages if stage.gate is not None)
+        read = max((stage.gate.labels for stage in stages if stage.gate is not None), default=0)  # of the same probes
         fields: dict[str, Any] = {
             "evaluate": self.evaluate,
             "evaluate_every": self.config.eval_every,

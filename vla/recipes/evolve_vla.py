@@ -100,7 +100,7 @@ def assemble(config: Config, setting: Setting, folder: RunFolder, learner: Learn
     whole = EpisodeProgress(progress, accumulator)
     hindsight = setting.reward({"progress": lambda: FinalProgress(done, config.completion, whole)})
     shares = config.horizon_shares
-    horizons = [(i * config.max_steps // len(shares), share) for i, share in enumerate(shares)]
+    starts = {i * config.max_steps // len(shares): share for i, share in enumerate(shares)}  # few steps skip some
     estimator = ProgressEstimator(progress, accumulator, threshold=done if config.termination else None)
     stage = setting.stage(
         learner,
@@ -108,7 +108,7 @@ def assemble(config: Config, setting: Setting, folder: RunFolder, learner: Learn
         judge=None if judge is None else EpisodeProgress(judge, Accumulator("best")),
         proxy=hindsight,
         actor=setting.actor(estimator=estimator),
-        curriculum=ProgressiveHorizon(setting.curriculum(), horizons),
+        curriculum=ProgressiveHorizon(setting.curriculum(), list(starts.items())),
         guard=lambda: sealed("this recipe learns without an oracle"),
     )
     return setting.experiment([stage], hindsight)
