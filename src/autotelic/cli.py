@@ -309,6 +309,10 @@ def _bad_input() -> Iterator[None]:
         yield
     except ValueError as error:
         raise UsageError(" ".join(str(error).split())) from error
+    except TypeError as error:
+        if "abstract class" not in str(error):  # a person's class that lacks a method of its base
+            raise
+        raise UsageError(str(error)) from error
 
 
 def _options(recipe: str, config: Any, given: ConfigFile, words: Sequence[str]) -> Any:
