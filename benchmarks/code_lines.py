@@ -36,7 +36,7 @@ FEATURES: dict[str, tuple[str, ...]] = {
     "checks before training": ("src/autotelic/check.py", "src/autotelic/doctor.py"),
     "the front door of Python": ("src/autotelic/__init__.py", "src/autotelic/trainer.py"),
     "options in groups, from files too": ("src/autotelic/config_files.py", "src/autotelic/options.py"),
-    "callbacks and trackers": ("trainers/callbacks.py", "trainers/trackers.py"),
+    "callbacks and trackers": ("trainers/runs/callbacks.py", "trainers/runs/trackers.py"),
     "contracts that are checked, players, rounds in which nobody learns": (
         *("trainers/contracts.py", "trainers/shaping.py", "trainers/loop.py", "src/autotelic/types.py"),
         "src/autotelic/families.py",
@@ -45,7 +45,7 @@ FEATURES: dict[str, tuple[str, ...]] = {
     "models for tests, for everybody": ("src/autotelic/testing/*",),
     "process rewards by continuation": ("vlm/continuation.py",),
     "CoMAS": ("vlm/discussion.py", "vlm/recipes/comas.py", "benchmarks/comas.py"),
-    "TT-SI": ("vlm/test_time.py", "vlm/recipes/tt_si.py", "benchmarks/tt_si.py"),
+    "TT-SI": ("vlm/adaptation.py", "vlm/recipes/tt_si.py", "benchmarks/tt_si.py"),
     "this script": ("benchmarks/code_lines.py",),
 }
 """What came since b19163d: feature -> files that are new by it, or grew by it."""

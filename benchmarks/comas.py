@@ -46,7 +46,7 @@ from autotelic.trainers.loop import Experiment, Stage, train
 from autotelic.trainers.objectives import PPOClip
 from autotelic.trainers.policy import References, TorchPolicy
 from autotelic.trainers.randomness import generator
-from autotelic.trainers.run_folder import RunFolder, versions
+from autotelic.trainers.runs.run_folder import RunFolder, versions
 from autotelic.trainers.shaping import PerTokenKL
 from autotelic.trainers.statistics import mean_interval
 from autotelic.types import Batch, Evaluation, Key, Mode, Rollout, Task

@@ -42,7 +42,7 @@ def git(*words: str) -> str:
 
 def provenance() -> dict[str, Any]:
     """Where figures come from: command, commit ("+" where files differ from it), machine, versions."""
-    from autotelic.trainers.run_folder import versions
+    from autotelic.trainers.runs.run_folder import versions
 
     try:
         commit = git("rev-parse", "--short", "HEAD").strip() + ("+" if git("status", "--porcelain", "-uno") else "")

@@ -21,7 +21,7 @@ import numpy as np
 from common import Study
 
 from autotelic.sweep import MEAN, Results, Sweep, measures
-from autotelic.trainers.run_folder import RunFolder
+from autotelic.trainers.runs.run_folder import RunFolder
 
 PRDP, DDPO = ({"recipe": f"diffusion/{name}", "gate": "none"} for name in ("prdp", "ddpo"))
 NFT, ALIGNPROP, DRAFT, FLOW, RAFT = (

@@ -27,7 +27,7 @@ from typing import Any
 from common import ROOT, parser_of, save
 from resume import differences
 
-from autotelic.trainers.run_folder import RunFolder
+from autotelic.trainers.runs.run_folder import RunFolder
 
 Run = Callable[[Sequence[str]], tuple[int, str]]
 """Words of ``autotelic`` -> exit code, and what it printed."""

@@ -41,14 +41,14 @@ from autotelic.envs.pool import Episode
 from autotelic.envs.simulator import View, spec_of
 from autotelic.envs.splits import seeds as states_of
 from autotelic.rewards.audit import Audit, audit_progress, audit_scores, otsu
-from autotelic.rewards.controls import Clock, Constant, Travel
-from autotelic.rewards.critics import CriticTraining, ProgressCritic
-from autotelic.rewards.end_conditions import EndConditions
-from autotelic.rewards.features import RelationFeatures
-from autotelic.rewards.frame_critics import FrameCritic, FrameTraining
-from autotelic.rewards.progress import Accumulator, Kind, MeanProgress
+from autotelic.rewards.progress.controls import Clock, Constant, Travel
+from autotelic.rewards.progress.critics import CriticTraining, ProgressCritic
+from autotelic.rewards.progress.end_conditions import EndConditions
+from autotelic.rewards.progress.estimates import Accumulator, Kind, MeanProgress
+from autotelic.rewards.progress.features import RelationFeatures
+from autotelic.rewards.progress.frame_critics import FrameCritic, FrameTraining
 from autotelic.statistics import FEW, mean_interval
-from autotelic.trainers.run_folder import RunFolder
+from autotelic.trainers.runs.run_folder import RunFolder
 from autotelic.vla.setting import RobotConfig, Setting, start
 
 GROUPS = (

@@ -22,7 +22,7 @@ from typing import Any
 from common import parser_of, save
 from torch import Tensor
 
-from autotelic.trainers.run_folder import RunFolder
+from autotelic.trainers.runs.run_folder import RunFolder
 
 OPTIONS = ["--debug", "--max-steps", "4", "--seed", "3"]
 COMMAND = [sys.executable, "-m", "autotelic"]

@@ -27,7 +27,7 @@ from typing import Any
 
 from common import Study
 
-from autotelic.envs import arithmetic
+from autotelic.envs.toys import arithmetic
 from autotelic.sweep import MEAN, Results, Sweep
 from autotelic.types import Task
 from autotelic.vlm.recipes import arithmetic as recipe
@@ -51,7 +51,7 @@ def shared_settings() -> dict[str, Any]:
 
 def accuracy(model: str, asked: Sequence[Task]) -> dict[str, float]:
     """Greedy accuracy per category of the model of vlm/arithmetic, or of the one in a folder."""
-    from autotelic.rewards.verifiers import Numeric
+    from autotelic.rewards.text.verifiers import Numeric
     from autotelic.trainers.scoring import score
     from autotelic.vlm.setting import load_policy
 

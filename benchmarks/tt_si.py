@@ -23,7 +23,7 @@ from autotelic.statistics import mean_interval
 from autotelic.trainers.policy import TorchPolicy
 from autotelic.trainers.randomness import generator
 from autotelic.types import Batch, Evaluation, Mode, Rollout, Task
-from autotelic.vlm.test_time import AdaptAndReset, Adaptation, AmongCandidates
+from autotelic.vlm.adaptation import AdaptAndReset, Adaptation, AmongCandidates
 
 TASKS, HIDDEN, LEARNED, WRONG, ASKED = 8, 4, 640, 0.2, 400
 ADAPTATION = Adaptation(steps=3, lr=1e-2)

@@ -29,13 +29,13 @@ from common import parser_of, save
 from safetensors.torch import load_file, save_file
 
 from autotelic.envs.pool import Pool
-from autotelic.trainers import checkpoint
 from autotelic.trainers.advantages import ReinforcePlusPlus, grpo
 from autotelic.trainers.distributed import share
 from autotelic.trainers.learner import Optimisation, PolicyLearner
 from autotelic.trainers.objectives import KLPenalty, PairwiseRegression, PPOClip
 from autotelic.trainers.pairing import all_pairs
-from autotelic.trainers.records import rollouts_from_state, rollouts_state
+from autotelic.trainers.runs import checkpoint
+from autotelic.trainers.runs.records import rollouts_from_state, rollouts_state
 from autotelic.types import Rollout, Task
 from autotelic.vla.actor import RobotActor
 from autotelic.vla.policy import ActionModel, ActionPolicy

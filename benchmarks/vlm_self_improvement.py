@@ -23,7 +23,7 @@ from typing import Any
 from common import Study
 
 from autotelic.sweep import MEAN, Results, Sweep
-from autotelic.trainers.run_folder import RunFolder
+from autotelic.trainers.runs.run_folder import RunFolder
 
 CRITIQUE, REWARDING = {"recipe": "vlm/self_critique"}, {"recipe": "vlm/self_rewarding"}
 LONGER, MIDDLE, SHORTER = ({"max_steps": steps} for steps in (200, 150, 100))

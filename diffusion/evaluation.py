@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..rewards.images import as_uint8
-from ..rewards.shapes import per_prompt_diversity
+from ..rewards.image.images import as_uint8
+from ..rewards.image.shapes import per_prompt_diversity
 from ..trainers.randomness import generator
 from ..trainers.scoring import score, total_of
 from ..types import Actor, Rollout, Task
 
 if TYPE_CHECKING:
-    from ..trainers.run_folder import RunFolder
+    from ..trainers.runs.run_folder import RunFolder
     from .setting import Setting
 
 KEY = (2**31,)

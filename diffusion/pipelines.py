@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Condition = Mapping[str, Tensor]
 
-OWN_PIPELINES: dict[str, str] = {"ShapesPipeline": "autotelic.diffusion.shapes_pipeline"}
+OWN_PIPELINES: dict[str, str] = {"ShapesPipeline": "autotelic.diffusion.small.shapes_pipeline"}
 """Pipeline classes of this project: class name -> module. ``load`` uses them where a model_index.json names them."""
 
 

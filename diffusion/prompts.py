@@ -32,7 +32,7 @@ class Prompts:
 
 def shapes_prompts(split: int = 0, probes: int = 24) -> Prompts:
     """The small world: 72 captions unseen by composition, ``probes`` of the others for the gate."""
-    from ..envs import shapes
+    from ..envs.toys import shapes
 
     known, held_out = shapes.split(split)
     order = torch.randperm(len(known), generator=generator("probes", split)).tolist()

@@ -14,9 +14,9 @@ from ..trainers.config import BY_MODEL, RunConfig, grouped
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..rewards.shapes import AttributeReward, NearestRender
+    from ..rewards.image.shapes import AttributeReward, NearestRender
     from ..trainers.learner import AnchorSet
-    from ..trainers.run_folder import RunFolder
+    from ..trainers.runs.run_folder import RunFolder
     from ..types import Learner, RewardFunction, Rollout, Task
     from .pipelines import PipelineAdapter
     from .policy import DenoisingPolicy
@@ -174,7 +174,7 @@ class Setting(shared.Setting):
         if self.world is None:
             pictures = [r.output for r in self.start.act(tasks, 1, key=(self.config.seed, 1))]
         else:
-            from ..envs import shapes
+            from ..envs.toys import shapes
 
             scenes = torch.tensor([task.extra["scene"] for task in tasks])
             pictures = list(shapes.sample(scenes, random, self.policy.adapter.height))
@@ -184,7 +184,7 @@ class Setting(shared.Setting):
         """The pictures of a pairs file; its prompts are those of training from now on, and are no longer held out."""
         from dataclasses import replace
 
-        from ..envs import shapes
+        from ..envs.toys import shapes
         from .offline import read_pairs
         from .prompts import Prompts
 
@@ -250,8 +250,8 @@ def start(
     from .lora import attention
     from .pipelines import adapter_for, check_dtype, load
     from .policy import DenoisingPolicy
-    from .pretraining import default_pipeline, quiet
     from .prompts import file_prompts, shapes_prompts
+    from .small.pretraining import default_pipeline, quiet
     from .watch import MovingAverage
 
     small = not config.model
@@ -345,7 +345,7 @@ def rewards(config: DiffusionConfig, differentiable: bool) -> tuple[Any, RewardF
 
 
 def _check_size(adapter: PipelineAdapter) -> None:
-    from ..envs import shapes
+    from ..envs.toys import shapes
 
     side = shapes.templates().shape[-1]
     if (adapter.height, adapter.width) != (side, side):
@@ -361,15 +361,15 @@ def _captions_only(name: str) -> NoReturn:
 
 
 def _world() -> NearestRender:
-    from ..envs import shapes
-    from ..rewards.shapes import NearestRender
+    from ..envs.toys import shapes
+    from ..rewards.image.shapes import NearestRender
 
     return NearestRender(shapes.templates(), tuple(shapes.LABELS), total="fidelity")
 
 
 def _attributes(differentiable: bool) -> AttributeReward:
-    from ..envs import shapes
-    from ..rewards.shapes import AttributeReward, attribute_classifier
+    from ..envs.toys import shapes
+    from ..rewards.image.shapes import AttributeReward, attribute_classifier
 
     classifier = attribute_classifier(shapes.templates(), shapes.LABELS)
     return AttributeReward(classifier, shapes.LABELS, differentiable=differentiable)

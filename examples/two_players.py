@@ -6,7 +6,7 @@ autotelic run examples/two_players.py
 from dataclasses import dataclass, replace
 
 from autotelic import Game, LanguageConfig
-from autotelic.rewards.verifiers import Exact
+from autotelic.rewards.text.verifiers import Exact
 from autotelic.vlm.setting import start
 
 

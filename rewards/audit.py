@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..families import name_of
 from ..numbers import mean, plain
 from ..statistics import FEW, Doubles, auc, grade, spearman
-from .progress import Accumulator, EpisodeProgress, ProgressModel, shown_threshold
+from .progress.estimates import Accumulator, EpisodeProgress, ProgressModel, shown_threshold
 
 BINS = 10
 """Of the reliability diagram, equally wide over 0..1."""

@@ -27,7 +27,7 @@ import numpy as np
 from ..errors import UsageError
 from ..families import UNDECLARED
 from ..types import Score
-from .images import as_uint8
+from .image.images import as_uint8
 
 _WORKER = Path(__file__).with_name("isolated_worker.py")
 # Unlike `python worker.py`, this does not put the worker's folder, full of short names, before the function's imports.

@@ -17,8 +17,8 @@ from typing import Any
 
 from ..errors import UsageError
 from ..plugins import is_place, named, names
+from .image.normalised import NormalisedSum
 from .isolated import IsolatedReward
-from .normalised import NormalisedSum
 from .reward import Reward, WeightedSum
 
 ISOLATED = "isolated:"

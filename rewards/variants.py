@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from .hub import CLIPScore
-from .judge import PairwiseJudge
-from .pictures import JPEGSize
-from .verifiers import SetMatch
+from .image.hub import CLIPScore
+from .image.pictures import JPEGSize
+from .models.judge import PairwiseJudge
+from .text.verifiers import SetMatch
 
 
 class Incompressible(JPEGSize):

@@ -18,13 +18,13 @@ from torch import Tensor
 from autotelic.diffusion.beta import PairwiseLearner
 from autotelic.diffusion.gradients import RewardGradient, Truncation
 from autotelic.diffusion.policy import DenoisingPolicy
-from autotelic.trainers import checkpoint
 from autotelic.trainers.advantages import grpo
 from autotelic.trainers.distributed import processes, share
 from autotelic.trainers.learner import Optimisation, PolicyLearner
 from autotelic.trainers.objectives import ForwardNFT, KLPenalty, PairwiseRegression, PPOClip
 from autotelic.trainers.pairing import all_pairs, optimality
-from autotelic.trainers.records import rollouts_from_state, rollouts_state
+from autotelic.trainers.runs import checkpoint
+from autotelic.trainers.runs.records import rollouts_from_state, rollouts_state
 from autotelic.types import Rollout, Task
 
 from .small_drawing import TASKS, scored, shapes_policy

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from autotelic.diffusion.lora import attention
 from autotelic.diffusion.pipelines import adapter_for
 from autotelic.diffusion.policy import DenoisingPolicy
-from autotelic.diffusion.pretraining import Pretraining, untrained
 from autotelic.diffusion.sampler import sampler_for
+from autotelic.diffusion.small.pretraining import Pretraining, untrained
 from autotelic.testing import pipelines as tiny
 from autotelic.trainers.lora import add_lora
 from autotelic.types import Batch, Rollout, Task

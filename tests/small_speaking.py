@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from autotelic.envs import scenes
+from autotelic.envs.toys import scenes
 from autotelic.types import Task
-from autotelic.vlm import glimpse_training
-from autotelic.vlm.glimpse_backbone import GlimpseBackbone, GlimpseRenderer
-from autotelic.vlm.glimpse_training import Schooling
 from autotelic.vlm.policy import TokenPolicy
+from autotelic.vlm.small import glimpse_training
+from autotelic.vlm.small.glimpse_backbone import GlimpseBackbone, GlimpseRenderer
+from autotelic.vlm.small.glimpse_training import Schooling
 
 NAMES = glimpse_training.naming_items
 

@@ -17,13 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from autotelic.testing import vlms as tiny_vlms
-from autotelic.trainers import checkpoint
 from autotelic.trainers.advantages import GroupRelative, grpo
 from autotelic.trainers.distributed import processes, share
 from autotelic.trainers.learner import Optimisation, PolicyLearner
 from autotelic.trainers.objectives import DPO, Entropy, KLPenalty, PPOClip, WeightedImitation
 from autotelic.trainers.pairing import best_worst
-from autotelic.trainers.records import rollouts_from_state, rollouts_state
+from autotelic.trainers.runs import checkpoint
+from autotelic.trainers.runs.records import rollouts_from_state, rollouts_state
 from autotelic.types import Rollout, Task
 from autotelic.vlm.conversation import Conversation, Script
 from autotelic.vlm.policy import TokenPolicy

@@ -21,7 +21,7 @@ from autotelic.rewards.audit import (
     otsu,
     reliability,
 )
-from autotelic.rewards.progress import Accumulator, Kind
+from autotelic.rewards.progress.estimates import Accumulator, Kind
 from autotelic.statistics import auc
 
 Floats = NDArray[np.float32]

@@ -14,9 +14,9 @@ import pytest
 from autotelic import cli
 from autotelic.envs.lerobot_dataset import write_episodes
 from autotelic.envs.lerobot_layout import Recording
-from autotelic.rewards.controls import Clock, Constant, Travel
-from autotelic.rewards.progress import ask
-from autotelic.trainers.run_folder import RunFolder
+from autotelic.rewards.progress.controls import Clock, Constant, Travel
+from autotelic.rewards.progress.estimates import ask
+from autotelic.trainers.runs.run_folder import RunFolder
 
 
 def episode(end: float, success: bool | None, frames: bool = False) -> Recording:

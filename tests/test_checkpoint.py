@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from autotelic.trainers import checkpoint
-from autotelic.trainers.checkpoint import CheckpointError, last_good, load, save
+from autotelic.trainers.runs import checkpoint
+from autotelic.trainers.runs.checkpoint import CheckpointError, last_good, load, save
 
 
 def same(a: object, b: object) -> bool:

@@ -15,13 +15,13 @@ import torch
 from autotelic.cli import main
 from autotelic.errors import UsageError
 from autotelic.families import families_of
-from autotelic.rewards.consensus import ViewConsistency
+from autotelic.rewards.text.consensus import ViewConsistency
 from autotelic.trainers.advantages import ReinforcePlusPlus
 from autotelic.trainers.curricula import Uniform
 from autotelic.trainers.learner import Optimisation, PolicyLearner
 from autotelic.trainers.loop import Experiment, Stage, train
 from autotelic.trainers.objectives import PPOClip
-from autotelic.trainers.run_folder import RunFolder
+from autotelic.trainers.runs.run_folder import RunFolder
 from autotelic.trainers.scoring import score
 from autotelic.trainers.shaping import PerTokenKL
 from autotelic.types import Batch, Rollout, Task

@@ -21,7 +21,7 @@ from autotelic.trainers.config import GROUPS, RunConfig, fixed, flag, grouped, g
 from autotelic.trainers.curricula import SEC, Uniform
 from autotelic.trainers.learner import Optimisation
 from autotelic.trainers.objectives import NFT, PPOClip
-from autotelic.trainers.run_folder import RunFolder
+from autotelic.trainers.runs.run_folder import RunFolder
 from autotelic.trainers.setting import make, settled
 from autotelic.vla.recipes import evolve_vla
 from autotelic.vla.setting import Setting as RobotSetting

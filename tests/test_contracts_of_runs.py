@@ -15,12 +15,12 @@ from autotelic.families import GROUND_TRUTH
 from autotelic.rewards.reward import Reward
 from autotelic.trainers.actors import Actor, Demonstrations, Game
 from autotelic.trainers.advantages import ReinforcePlusPlus, grpo
-from autotelic.trainers.callbacks import Callback, RunInfo
 from autotelic.trainers.contracts import Learner
 from autotelic.trainers.gates import NonInferiority
 from autotelic.trainers.learner import Optimisation, PolicyLearner
 from autotelic.trainers.loop import OutOfTime, train
 from autotelic.trainers.objectives import PPOClip, Reinforce
+from autotelic.trainers.runs.callbacks import Callback, RunInfo
 from autotelic.trainers.scoring import RewardError
 from autotelic.types import Batch, Decisions, Mode, Rollout, Task, Verdict
 

@@ -14,11 +14,11 @@ from autotelic.diffusion.beta import PairwiseLearner, group_spread
 from autotelic.diffusion.prompts import file_prompts, read_prompts, shapes_prompts, source_of
 from autotelic.diffusion.watch import MovingAverage, Watch
 from autotelic.errors import UsageError
-from autotelic.trainers import checkpoint
 from autotelic.trainers.learner import Optimisation
 from autotelic.trainers.objectives import PairwiseRegression
 from autotelic.trainers.pairing import all_pairs
-from autotelic.trainers.records import rollouts_from_state, rollouts_state
+from autotelic.trainers.runs import checkpoint
+from autotelic.trainers.runs.records import rollouts_from_state, rollouts_state
 from autotelic.types import Rollout, Task
 
 from .small_drawing import TASKS, shapes_policy

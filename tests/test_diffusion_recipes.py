@@ -15,12 +15,12 @@ from torch import Tensor
 
 from autotelic.cli import main
 from autotelic.diffusion.pipelines import load
-from autotelic.diffusion.pretraining import Pretraining, quiet, untrained
 from autotelic.diffusion.recipes import prdp
-from autotelic.envs import shapes
+from autotelic.diffusion.small.pretraining import Pretraining, quiet, untrained
+from autotelic.envs.toys import shapes
 from autotelic.recipes import all_recipes, config_from_json
 from autotelic.testing import pipelines as tiny_pipelines
-from autotelic.trainers.run_folder import RunFolder
+from autotelic.trainers.runs.run_folder import RunFolder
 
 from .test_loop import assert_same_run
 

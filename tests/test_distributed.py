@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from autotelic.trainers.loop import train
-from autotelic.trainers.run_folder import RunFolder
+from autotelic.trainers.runs.run_folder import RunFolder
 
 from .toy_run import build, folder_at, honest
 

@@ -15,7 +15,7 @@ from autotelic import plugins
 from autotelic.cli import COMMANDS, main
 from autotelic.options import AuditOptions, CheckOptions, EvalOptions, RecordOptions, run_options
 from autotelic.recipes import all_recipes, find_recipe
-from autotelic.trainers.run_folder import RunFolder
+from autotelic.trainers.runs.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

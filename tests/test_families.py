@@ -13,24 +13,24 @@ import torch
 from autotelic.builtin import REWARDS
 from autotelic.envs.metaworld import OBSERVATION
 from autotelic.families import GROUND_TRUTH, declared, families_of, of_family, proxies
-from autotelic.rewards.consensus import MajorityVote
-from autotelic.rewards.critics import CriticTraining, ProgressCritic
-from autotelic.rewards.end_conditions import EndConditions
-from autotelic.rewards.features import RelationFeatures
-from autotelic.rewards.frame_critics import FrameCritic, FrameTraining
-from autotelic.rewards.hub import CLIPScore
-from autotelic.rewards.judge import PairwiseJudge, YesNoJudge
+from autotelic.rewards.image.hub import CLIPScore
+from autotelic.rewards.image.normalised import NormalisedSum
+from autotelic.rewards.image.pictures import JPEGSize
 from autotelic.rewards.log_ratio import LogRatio, scorer
+from autotelic.rewards.models.judge import PairwiseJudge, YesNoJudge
+from autotelic.rewards.models.rubric import RubricJudge
+from autotelic.rewards.models.vlm import VLM
 from autotelic.rewards.names import make_reward
-from autotelic.rewards.normalised import NormalisedSum
-from autotelic.rewards.pictures import JPEGSize
-from autotelic.rewards.progress import EpisodeProgress, FinalProgress, MeanProgress
+from autotelic.rewards.progress.critics import CriticTraining, ProgressCritic
+from autotelic.rewards.progress.end_conditions import EndConditions
+from autotelic.rewards.progress.estimates import EpisodeProgress, FinalProgress, MeanProgress
+from autotelic.rewards.progress.features import RelationFeatures
+from autotelic.rewards.progress.frame_critics import FrameCritic, FrameTraining
+from autotelic.rewards.progress.vlm_progress import VLAC
 from autotelic.rewards.reward import Reward
-from autotelic.rewards.rubric import RubricJudge
-from autotelic.rewards.steps import MonteCarlo, WeakestStep
-from autotelic.rewards.verifiers import Exact, Numeric
-from autotelic.rewards.vlm import VLM
-from autotelic.rewards.vlm_progress import VLAC
+from autotelic.rewards.text.consensus import MajorityVote
+from autotelic.rewards.text.steps import MonteCarlo, WeakestStep
+from autotelic.rewards.text.verifiers import Exact, Numeric
 
 from .toys import TokenToy
 

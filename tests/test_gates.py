@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from autotelic.trainers.alarms import Alarm, AlarmLimits, Watcher, check_evidence
 from autotelic.trainers.gates import BestSoFar, NonInferiority
+from autotelic.trainers.runs.alarms import Alarm, AlarmLimits, Watcher, check_evidence
 from autotelic.types import Rollout, Task
 
 PROBES = [Task(f"{category}-{i}", i, category=category) for category in ("reach", "push") for i in range(4)]

@@ -14,17 +14,17 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from autotelic.envs import scenes
-from autotelic.envs.scenes import CELLS, Question, View
+from autotelic.envs.toys import scenes
+from autotelic.envs.toys.scenes import CELLS, Question, View
 from autotelic.errors import UsageError
 from autotelic.trainers.learner import Optimisation, PolicyLearner
 from autotelic.trainers.objectives import WeightedImitation
 from autotelic.types import Evaluation, Rollout, Task
-from autotelic.vlm import glimpse_training as lessons
-from autotelic.vlm.glimpse import END, IDS, IMAGE, PAD, WORDS, GlimpseModel
-from autotelic.vlm.glimpse_backbone import GlimpseRenderer, glimpse_policy
-from autotelic.vlm.glimpse_training import Item, Schooling
 from autotelic.vlm.policy import TokenPolicy
+from autotelic.vlm.small import glimpse_training as lessons
+from autotelic.vlm.small.glimpse import END, IDS, IMAGE, PAD, WORDS, GlimpseModel
+from autotelic.vlm.small.glimpse_backbone import GlimpseRenderer, glimpse_policy
+from autotelic.vlm.small.glimpse_training import Item, Schooling
 
 from .small_speaking import asked, teach_quickly, untrained
 

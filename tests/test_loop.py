@@ -23,7 +23,7 @@ from autotelic.trainers.learner import Optimisation, PolicyLearner
 from autotelic.trainers.loop import Stage, train
 from autotelic.trainers.objectives import Entropy, KLPenalty, PPOClip, Reinforce, Term
 from autotelic.trainers.policy import TorchPolicy
-from autotelic.trainers.run_folder import RunFolder
+from autotelic.trainers.runs.run_folder import RunFolder
 from autotelic.trainers.scoring import RewardError, score
 from autotelic.types import Actor, Verdict
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from autotelic.cli import main
-from autotelic.trainers.run_folder import RunFolder
+from autotelic.trainers.runs.run_folder import RunFolder
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 

@@ -20,10 +20,10 @@ from autotelic.envs.oracle import OracleSealed
 from autotelic.envs.pool import EpisodeRequest, Pool
 from autotelic.envs.splits import seeds
 from autotelic.recipes import all_recipes, config_from_json
-from autotelic.rewards.critics import ProgressCritic
-from autotelic.rewards.end_conditions import EndConditions
-from autotelic.rewards.progress import MeanProgress
-from autotelic.trainers.run_folder import RunFolder
+from autotelic.rewards.progress.critics import ProgressCritic
+from autotelic.rewards.progress.end_conditions import EndConditions
+from autotelic.rewards.progress.estimates import MeanProgress
+from autotelic.trainers.runs.run_folder import RunFolder
 from autotelic.trainers.scoring import RewardError, score
 from autotelic.vla.environments import counts, record
 from autotelic.vla.policy import ActionPolicy

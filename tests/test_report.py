@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 from autotelic.statistics import wilson
-from autotelic.trainers.charts import before_after, curve, trade_off
-from autotelic.trainers.comparison import audit, compare
-from autotelic.trainers.evaluations import figures_of, known
-from autotelic.trainers.report import write_report
-from autotelic.trainers.run_folder import RunFolder
+from autotelic.trainers.runs.charts import before_after, curve, trade_off
+from autotelic.trainers.runs.comparison import audit, compare
+from autotelic.trainers.runs.evaluations import figures_of, known
+from autotelic.trainers.runs.report import write_report
+from autotelic.trainers.runs.run_folder import RunFolder
 
 PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII=")
 

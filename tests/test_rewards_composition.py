@@ -12,9 +12,9 @@ import torch
 
 from autotelic.errors import UsageError
 from autotelic.plugins import BUILT_IN, named, require
+from autotelic.rewards.image.normalised import NormalisedSum
+from autotelic.rewards.image.pictures import Colourfulness, JPEGSize
 from autotelic.rewards.names import compose, make_reward
-from autotelic.rewards.normalised import NormalisedSum
-from autotelic.rewards.pictures import Colourfulness, JPEGSize
 from autotelic.rewards.reward import Reward, WeightedSum
 from autotelic.trainers.scoring import RewardError, score
 from autotelic.types import Rollout, Task

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autotelic.envs import scenes
+from autotelic.envs.toys import scenes
 from autotelic.errors import UsageError
-from autotelic.rewards.agreement import consistency, kendall_tau, same_extremes
-from autotelic.rewards.answers import answer_of
-from autotelic.rewards.consensus import (
+from autotelic.rewards.text.agreement import consistency, kendall_tau, same_extremes
+from autotelic.rewards.text.answers import answer_of
+from autotelic.rewards.text.consensus import (
     CrowdVote,
     MajorityNovelty,
     MajorityVote,

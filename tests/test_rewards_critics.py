@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from autotelic.envs.metaworld import OBSERVATION
-from autotelic.rewards.critics import CriticTraining, Kind, ProgressCritic
-from autotelic.rewards.end_conditions import EndConditions
-from autotelic.rewards.features import GOAL_FREE, RELATIONS, RelationFeatures, StateFeatures, relations_in
+from autotelic.rewards.progress.critics import CriticTraining, Kind, ProgressCritic
+from autotelic.rewards.progress.end_conditions import EndConditions
+from autotelic.rewards.progress.features import GOAL_FREE, RELATIONS, RelationFeatures, StateFeatures, relations_in
 
 Floats = NDArray[np.float32]
 RED, BLUE = "bring the red block", "bring the blue block"

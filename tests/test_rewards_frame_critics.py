@@ -12,8 +12,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from autotelic.rewards.frame_critics import FrameCritic, FrameTraining, _progress, _shifted
-from autotelic.rewards.progress import Accumulator, EpisodeProgress
+from autotelic.rewards.progress.estimates import Accumulator, EpisodeProgress
+from autotelic.rewards.progress.frame_critics import FrameCritic, FrameTraining, _progress, _shifted
 
 RIGHT, UP = "push it to the right", "push it up"
 Frames = NDArray[np.uint8]

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from autotelic.errors import UsageError
-from autotelic.rewards import weights
-from autotelic.rewards.hub import CLIPScore, HPSv2, ImageReward, LaionAesthetic, PickScore, Pixels
+from autotelic.rewards.image.hub import CLIPScore, HPSv2, ImageReward, LaionAesthetic, PickScore, Pixels
+from autotelic.rewards.models import weights
 from autotelic.rewards.reward import Reward
 
 WORDS = ["[PAD]", "[UNK]", "A", "photo", "depicts", "a", "red", "green", "cat", "dog", "sits", "[END]"]

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from autotelic.errors import UsageError
-from autotelic.rewards.images import as_uint8
+from autotelic.rewards.image.images import as_uint8
 from autotelic.rewards.isolated import IsolatedError, IsolatedReward
 from autotelic.rewards.isolated_worker import columns_of, named, plain
 from autotelic.rewards.reward import Reward

@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 
 from autotelic.errors import UsageError
-from autotelic.rewards.exhibits import Prompt
-from autotelic.rewards.judge import PairwiseJudge, YesNoJudge
+from autotelic.rewards.models.exhibits import Prompt
+from autotelic.rewards.models.judge import PairwiseJudge, YesNoJudge
+from autotelic.rewards.models.rubric import RubricJudge
+from autotelic.rewards.models.vlm import VLM, tokens_of
 from autotelic.rewards.reward import Reward
-from autotelic.rewards.rubric import RubricJudge
-from autotelic.rewards.vlm import VLM, tokens_of
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
 WORDS = [*SPECIAL, "<|video_pad|>", "[UNK]", "yes", "Yes", "no", "NO", "user", "assistant", "is", "this", "a", "cat"]

@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from autotelic.errors import UsageError
-from autotelic.rewards import pictures
-from autotelic.rewards.pictures import Colourfulness, JPEGSize, Sharpness, TextMatch, match, quoted
+from autotelic.rewards.image import pictures
+from autotelic.rewards.image.pictures import Colourfulness, JPEGSize, Sharpness, TextMatch, match, quoted
 
 
 def two_colours(left: tuple[int, int, int], right: tuple[int, int, int]) -> Tensor:

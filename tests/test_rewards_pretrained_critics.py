@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from autotelic.envs.metaworld import OBSERVATION
-from autotelic.rewards.pretrained_critics import PretrainedCritic, Pretraining
+from autotelic.rewards.progress.pretrained_critics import PretrainedCritic, Pretraining
 
 Floats = NDArray[np.float32]
 TRAINING = Pretraining(members=1, steps=150, batch=64, hidden=24)

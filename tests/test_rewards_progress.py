@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from autotelic.rewards.progress import (
+from autotelic.rewards.progress.estimates import (
     LEAST_THRESHOLD,
     Accumulation,
     Accumulator,

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from autotelic.errors import UsageError
-from autotelic.rewards.exhibits import Prompt
-from autotelic.rewards.rubric import RubricJudge, score_of
+from autotelic.rewards.models.exhibits import Prompt
+from autotelic.rewards.models.rubric import RubricJudge, score_of
 
 
 class Stub:

@@ -14,8 +14,8 @@ from torch import Tensor
 from autotelic.errors import UsageError
 from autotelic.rewards.log_ratio import LogRatio, scorer
 from autotelic.rewards.reward import Reward
-from autotelic.rewards.steps import MonteCarlo, WeakestStep, lines_of
-from autotelic.rewards.verifiers import Exact
+from autotelic.rewards.text.steps import MonteCarlo, WeakestStep, lines_of
+from autotelic.rewards.text.verifiers import Exact
 from autotelic.trainers.scoring import score
 from autotelic.types import Rollout, Task
 

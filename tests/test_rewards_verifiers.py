@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from autotelic.builtin import REWARDS
-from autotelic.envs import arithmetic, scenes
+from autotelic.envs.toys import arithmetic, scenes
 from autotelic.errors import UsageError
-from autotelic.rewards.answers import answer_of, normalise, require_columns
-from autotelic.rewards.code_tests import CodeTests, program_of
 from autotelic.rewards.names import compose, make_reward
 from autotelic.rewards.reward import Reward
-from autotelic.rewards.verifiers import (
+from autotelic.rewards.text.answers import answer_of, normalise, require_columns
+from autotelic.rewards.text.code_tests import CodeTests, program_of
+from autotelic.rewards.text.verifiers import (
     BoxIoU,
     Choice,
     Exact,

@@ -18,11 +18,11 @@ from PIL import Image
 
 from autotelic.errors import UsageError
 from autotelic.rewards.audit import audit_progress
-from autotelic.rewards.clip_progress import CLIPProgress
-from autotelic.rewards.exhibits import Prompt
-from autotelic.rewards.progress import ask
-from autotelic.rewards.vlm import VLM, Token, Written
-from autotelic.rewards.vlm_progress import GVL, VLAC, TOPReward
+from autotelic.rewards.models.exhibits import Prompt
+from autotelic.rewards.models.vlm import VLM, Token, Written
+from autotelic.rewards.progress.clip_progress import CLIPProgress
+from autotelic.rewards.progress.estimates import ask
+from autotelic.rewards.progress.vlm_progress import GVL, VLAC, TOPReward
 from autotelic.testing.vlms import vlm
 
 from .test_rewards_hub import clip_config, random_weights, save_tokenizer

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from autotelic.errors import UsageError
-from autotelic.trainers.checkpoint import CheckpointError
-from autotelic.trainers.records import rollouts_from_state, rollouts_state
-from autotelic.trainers.run_folder import RunFolder
+from autotelic.trainers.runs.checkpoint import CheckpointError
+from autotelic.trainers.runs.records import rollouts_from_state, rollouts_state
+from autotelic.trainers.runs.run_folder import RunFolder
 from autotelic.types import Rollout, Task
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autotelic.envs import scenes
-from autotelic.envs.scenes import CELLS, KINDS, TYPES, Answer, Question, Scene, View
+from autotelic.envs.toys import scenes
+from autotelic.envs.toys.scenes import CELLS, KINDS, TYPES, Answer, Question, Scene, View
 from autotelic.errors import UsageError
 from autotelic.types import Task
 from autotelic.vlm.questions import blind_baseline, small_world

@@ -12,17 +12,28 @@ ROOT = Path(__file__).parents[1]
 REASONS: dict[str, tuple[str, ...]] = {
     "models, processors and configs of libraries, whose families differ in what they have": (
         *("diffusion/lora.py", "diffusion/memory.py", "diffusion/pipelines.py", "diffusion/sampler.py"),
-        *("rewards/hub.py", "rewards/vlm.py", "trainers/lora.py", "vla/lerobot_policy.py", "vlm/renderer.py"),
+        *(
+            "rewards/image/hub.py",
+            "rewards/models/vlm.py",
+            "trainers/lora.py",
+            "vla/lerobot_policy.py",
+            "vlm/renderer.py",
+        ),
         *("vla/openvla.py", "vlm/loading.py", "vlm/processing.py", "vlm/transformers_backbone.py"),
     ),
     "simulators of others, whose attributes are their state": (
         *("envs/gym_simulator.py", "envs/metaworld.py", "envs/simulator.py"),
     ),
     "a person's function, class, array or module, which promises nothing": (
-        *("diffusion/gradients.py", "envs/worker.py", "rewards/answers.py", "rewards/audit.py"),
-        *("rewards/clip_progress.py", "rewards/exhibits.py", "rewards/isolated.py", "rewards/isolated_worker.py"),
-        *("rewards/names.py", "rewards/progress.py", "rewards/reward.py", "rewards/verifiers.py"),
-        *("rewards/vlm_progress.py", "src/autotelic/auditing.py", "src/autotelic/check.py"),
+        *("diffusion/gradients.py", "envs/worker.py", "rewards/text/answers.py", "rewards/audit.py"),
+        *(
+            "rewards/progress/clip_progress.py",
+            "rewards/models/exhibits.py",
+            "rewards/isolated.py",
+            "rewards/isolated_worker.py",
+        ),
+        *("rewards/names.py", "rewards/progress/estimates.py", "rewards/reward.py", "rewards/text/verifiers.py"),
+        *("rewards/progress/vlm_progress.py", "src/autotelic/auditing.py", "src/autotelic/check.py"),
         *("src/autotelic/families.py", "src/autotelic/listing.py", "src/autotelic/numbers.py"),
         *("src/autotelic/plugins.py", "src/autotelic/sweep.py"),
         *("src/autotelic/trainer.py", "trainers/contracts.py", "trainers/scoring.py"),
@@ -32,14 +43,16 @@ REASONS: dict[str, tuple[str, ...]] = {
         *("envs/process.py", "src/autotelic/__init__.py", "src/autotelic/sandbox_child.py", "trainers/actors.py"),
     ),
     "a dataclass or a module as a record: its fields are written, read or copied": (
-        *("diffusion/policy.py", "envs/shapes.py", "src/autotelic/config_files.py"),
+        *("diffusion/policy.py", "envs/toys/shapes.py", "src/autotelic/config_files.py"),
         *("src/autotelic/options.py", "src/autotelic/sandbox.py", "src/autotelic/types.py", "trainers/config.py"),
-        *("trainers/records.py", "vla/network.py"),
+        *("trainers/runs/records.py", "vla/network.py"),
     ),
     "episodes and demonstrations, with pictures or without": (
-        *("envs/lerobot_dataset.py", "envs/lerobot_writing.py", "rewards/frame_critics.py"),
+        *("envs/lerobot_dataset.py", "envs/lerobot_writing.py", "rewards/progress/frame_critics.py"),
     ),
-    "one of two kinds of a thing, which do different work": (*("vlm/asking.py", "vlm/critique.py", "vlm/memory.py"),),
+    "one of two kinds of a thing, which do different work": (
+        *("vlm/asking.py", "vlm/small/critique.py", "vlm/memory.py"),
+    ),
     "errors and what the operating system has": ("envs/pool.py", "src/autotelic/cli.py", "vlm/server.py"),
 }
 """Why a file outside ``NO_SEAMS`` has seams."""

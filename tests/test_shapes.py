@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from autotelic.cache import cache_folder
-from autotelic.envs import shapes as world
-from autotelic.envs.shapes import ATTRIBUTES, LABELS, SCENES, Scene, caption
+from autotelic.envs.toys import shapes as world
+from autotelic.envs.toys.shapes import ATTRIBUTES, LABELS, SCENES, Scene, caption
 from autotelic.errors import UsageError
-from autotelic.rewards import shapes
-from autotelic.rewards.images import as_uint8
-from autotelic.rewards.shapes import (
+from autotelic.rewards.image import shapes
+from autotelic.rewards.image.images import as_uint8
+from autotelic.rewards.image.shapes import (
     ROUNDING,
     AttributeClassifier,
     AttributeReward,

@@ -14,9 +14,9 @@ from autotelic import sweep
 from autotelic.errors import UsageError
 from autotelic.recipes import find_recipe
 from autotelic.sweep import Results, Run, Sweep, dump, words_of
-from autotelic.trainers import checkpoint
 from autotelic.trainers.loop import train
-from autotelic.trainers.run_folder import RunFolder
+from autotelic.trainers.runs import checkpoint
+from autotelic.trainers.runs.run_folder import RunFolder
 
 from . import toy_recipe
 from .test_loop import same, untimed

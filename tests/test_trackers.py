@@ -10,8 +10,8 @@ import pytest
 
 from autotelic.errors import UsageError
 from autotelic.plugins import named
-from autotelic.trainers.callbacks import RunInfo
-from autotelic.trainers.trackers import AccelerateTracker, TensorBoard, tracked
+from autotelic.trainers.runs.callbacks import RunInfo
+from autotelic.trainers.runs.trackers import AccelerateTracker, TensorBoard, tracked
 
 
 def test_metrics_have_the_fields_names_beside_ours() -> None:

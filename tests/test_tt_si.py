@@ -16,16 +16,13 @@ import pytest
 import torch
 
 from autotelic.cli import main
-from autotelic.envs import scenes
+from autotelic.envs.toys import scenes
 from autotelic.errors import UsageError
 from autotelic.testing.vlms import text
 from autotelic.trainers.actors import TrainingWrapper
-from autotelic.trainers.run_folder import RunFolder
+from autotelic.trainers.runs.run_folder import RunFolder
 from autotelic.types import Rollout, Task
-from autotelic.vlm.evaluation import evaluate
-from autotelic.vlm.policy import TokenPolicy
-from autotelic.vlm.recipes import tt_si
-from autotelic.vlm.test_time import (
+from autotelic.vlm.adaptation import (
     AdaptAndReset,
     Adaptation,
     AmongAnswers,
@@ -35,6 +32,9 @@ from autotelic.vlm.test_time import (
     Written,
     margin_of,
 )
+from autotelic.vlm.evaluation import evaluate
+from autotelic.vlm.policy import TokenPolicy
+from autotelic.vlm.recipes import tt_si
 
 from .small_speaking import asked, teach_quickly, untrained
 from .test_loop import same

@@ -9,7 +9,7 @@ import pytest
 
 from autotelic.envs.oracle import OracleSealed, sealed
 from autotelic.envs.pool import Pool
-from autotelic.rewards.pretrained_critics import Pretraining
+from autotelic.rewards.progress.pretrained_critics import Pretraining
 from autotelic.vla import practice
 from autotelic.vla.practice import family, other_tasks, practise, pretrained_critic
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from autotelic.envs import scenes
-from autotelic.envs.scenes import KINDS, Answer, Question, Scene
+from autotelic.envs.toys import scenes
+from autotelic.envs.toys.scenes import KINDS, Answer, Question, Scene
 from autotelic.errors import UsageError
-from autotelic.rewards.judge import YesNoJudge
-from autotelic.rewards.verifiers import Exact
-from autotelic.rewards.vlm import tokens_of
+from autotelic.rewards.models.judge import YesNoJudge
+from autotelic.rewards.models.vlm import tokens_of
+from autotelic.rewards.text.verifiers import Exact
 from autotelic.testing import vlms as tiny_vlms
 from autotelic.trainers.objectives import PPOClip
 from autotelic.trainers.setting import make
@@ -25,12 +25,12 @@ from autotelic.types import Rollout, Task
 from autotelic.vlm.asking import Asking, AskingConsensus, PolicyAsker, own_rewards
 from autotelic.vlm.continuation import Continuation
 from autotelic.vlm.conversation import Conversation, Reply, Transcript, Turn
-from autotelic.vlm.critique import Standing, StepCritique, Verdict, Verifier, agreed
-from autotelic.vlm.glimpse import END, IDS
-from autotelic.vlm.glimpse_training import new_model
 from autotelic.vlm.policy import TokenPolicy
 from autotelic.vlm.recipes import grpo, mstar, viper
-from autotelic.vlm.rereading import OwnEyes, Rereading, RereadingConsensus, standing
+from autotelic.vlm.small.critique import Standing, StepCritique, Verdict, Verifier, agreed
+from autotelic.vlm.small.glimpse import END, IDS
+from autotelic.vlm.small.glimpse_training import new_model
+from autotelic.vlm.small.rereading import OwnEyes, Rereading, RereadingConsensus, standing
 from autotelic.vlm.temperature import Temperature, Tempered
 
 from .small_speaking import asked, untrained

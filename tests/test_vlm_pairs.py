@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autotelic.rewards.agreement import same_extremes
+from autotelic.rewards.text.agreement import same_extremes
 from autotelic.testing.vlms import text
 from autotelic.trainers.learner import Optimisation, PolicyLearner
 from autotelic.trainers.objectives.preference import DPO

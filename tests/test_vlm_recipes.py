@@ -14,20 +14,21 @@ import torch
 from PIL import Image
 
 from autotelic.cli import main
-from autotelic.envs import arithmetic, scenes
+from autotelic.envs.toys import arithmetic, scenes
 from autotelic.errors import UsageError
 from autotelic.recipes import all_recipes, config_from_json
 from autotelic.testing import vlms as tiny
 from autotelic.trainers import scoring
-from autotelic.trainers.run_folder import RunFolder
+from autotelic.trainers.runs.run_folder import RunFolder
 from autotelic.types import Task
-from autotelic.vlm import glimpse_training, questions
+from autotelic.vlm import questions
 from autotelic.vlm.evaluation import evaluate
-from autotelic.vlm.glimpse_backbone import GlimpseRenderer
-from autotelic.vlm.glimpse_training import Item, Schooling
 from autotelic.vlm.policy import TokenPolicy
 from autotelic.vlm.recipes import grpo, mstar, self_critique, sft
 from autotelic.vlm.setting import LanguageConfig, start
+from autotelic.vlm.small import glimpse_training
+from autotelic.vlm.small.glimpse_backbone import GlimpseRenderer
+from autotelic.vlm.small.glimpse_training import Item, Schooling
 
 from .small_speaking import asked, teach_quickly
 from .test_loop import assert_same_run

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from autotelic.envs import arithmetic
-from autotelic.envs.arithmetic import KINDS, Problem, part_of, problems, source, tasks
+from autotelic.envs.toys import arithmetic
+from autotelic.envs.toys.arithmetic import KINDS, Problem, part_of, problems, source, tasks
 from autotelic.errors import UsageError
-from autotelic.rewards.digits import Digits
-from autotelic.rewards.verifiers import Exact, Numeric
+from autotelic.rewards.text.digits import Digits
+from autotelic.rewards.text.verifiers import Exact, Numeric
 from autotelic.vlm import smollm
 
 STORIES: list[tuple[str, Any]] = [

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from autotelic.trainers.alarms import AlarmLimits, check_evidence
 from autotelic.trainers.gates import Canary, paired_fall
 from autotelic.trainers.learner import Optimisation, PolicyLearner
 from autotelic.trainers.objectives.policy_gradient import Reinforce
+from autotelic.trainers.runs.alarms import AlarmLimits, check_evidence
 from autotelic.types import Rollout, Task, Verdict
 from autotelic.vlm.watch import Watch, pass_at_k
 

@@ -10,14 +10,14 @@ from typing import Any, ClassVar
 import torch
 
 from autotelic.recipes import Recipe
-from autotelic.trainers import checkpoint
 from autotelic.trainers.advantages import grpo
 from autotelic.trainers.curricula import Uniform
 from autotelic.trainers.learner import Optimisation, PolicyLearner
 from autotelic.trainers.loop import Experiment, Stage
 from autotelic.trainers.objectives import PPOClip
 from autotelic.trainers.randomness import seed_of
-from autotelic.trainers.run_folder import RunFolder
+from autotelic.trainers.runs import checkpoint
+from autotelic.trainers.runs.run_folder import RunFolder
 
 from .toy_run import NUMBERS, WORDS, spelled, spelling_task
 from .toys import TokenToy

@@ -25,7 +25,7 @@ from autotelic.trainers.gates import NonInferiority
 from autotelic.trainers.learner import AnchorSet, Optimisation, PolicyLearner
 from autotelic.trainers.loop import Experiment, Stage, train
 from autotelic.trainers.objectives import Entropy, KLPenalty, PPOClip, WeightedImitation
-from autotelic.trainers.run_folder import RunFolder
+from autotelic.trainers.runs.run_folder import RunFolder
 from autotelic.types import Actor, Task
 
 from .toys import TokenToy

@@ -20,13 +20,13 @@ import torch
 from ..errors import UsageError
 from ..families import declared, families_of, proxies
 from ..types import Actor, Curriculum, Gate, Learner, RewardFunction, Rollout, Verdict
-from .alarms import Alarm, AlarmLimits, Watcher, check_evidence
-from .callbacks import Callback, RunInfo
 from .contracts import require
 from .distributed import barrier, from_main, gather, is_main, share
-from .interruption import interruptible
-from .progress import Progress
-from .run_folder import RunFolder
+from .runs.alarms import Alarm, AlarmLimits, Watcher, check_evidence
+from .runs.callbacks import Callback, RunInfo
+from .runs.interruption import interruptible
+from .runs.progress import Progress
+from .runs.run_folder import RunFolder
 from .scoring import RewardError, score
 
 logger = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .curricula import Source
     from .learner import AnchorSet, Optimisation
     from .loop import Experiment, Stage
-    from .run_folder import RunFolder
+    from .runs.run_folder import RunFolder
 
 Config = TypeVar("Config", bound=RunConfig)
 

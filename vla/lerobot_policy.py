@@ -118,7 +118,7 @@ class LeRobotPolicy(ChunkPolicy):
             raise UsageError(
                 f"LeRobot's policies need lerobot ({error}): pip install 'autotelic[lerobot]', on Python 3.12 or later"
             ) from None
-        from ..rewards.weights import loading
+        from ..rewards.models.weights import loading
 
         with loading(name):
             config = PreTrainedConfig.from_pretrained(name)

@@ -25,7 +25,7 @@ from torch import Tensor
 from ..envs.action_scale import ActionScale
 from ..envs.simulator import View
 from ..errors import UsageError, unknown
-from ..rewards.weights import loading
+from ..rewards.models.weights import loading
 from ..trainers.lora import CONFIG, Targets, add_lora, load_lora, save_pretrained
 from ..types import Evaluation
 from .chunk_policy import ChunkPolicy, Seen

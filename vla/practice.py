@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from ..envs.demonstrations import Demonstration
     from ..envs.pool import Episode, Pool
-    from ..rewards.pretrained_critics import PretrainedCritic, Pretraining
+    from ..rewards.progress.pretrained_critics import PretrainedCritic, Pretraining
 
 VERSION = 2
 """Of practice and pretraining; another one makes everything anew."""
@@ -102,8 +102,8 @@ def pretrained_critic(
     """
     from ..cache import cache_folder
     from ..envs.simulator import resolve, spec_of
-    from ..rewards.pretrained_critics import PretrainedCritic, Pretraining
-    from ..trainers import checkpoint
+    from ..rewards.progress.pretrained_critics import PretrainedCritic, Pretraining
+    from ..trainers.runs import checkpoint
 
     training = training or Pretraining()
     names = other_tasks(exclude)
@@ -126,7 +126,7 @@ def _recorded(environment: str, episodes: int, seed: int) -> Practice:
     from ..cache import cache_folder
     from ..envs.demonstrations import Demonstration
     from ..envs.pool import Episode, Pool
-    from ..trainers import checkpoint
+    from ..trainers.runs import checkpoint
 
     name = f"practice-v{VERSION}-{environment.rpartition('/')[2]}-e{episodes}-s{seed}"
     path = cache_folder() / name

@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from ..envs.demonstrations import Demonstration
     from ..envs.pool import Episode, Pool
     from ..envs.simulator import View
-    from ..rewards.progress import ProgressModel
+    from ..rewards.progress.estimates import ProgressModel
     from ..trainers.learner import AnchorSet
     from ..trainers.loop import Experiment, Stage
-    from ..trainers.run_folder import RunFolder
+    from ..trainers.runs.run_folder import RunFolder
     from ..types import RewardFunction, Rollout, Task
     from .actor import RobotActor
     from .chunk_policy import ChunkPolicy
@@ -316,7 +316,8 @@ def start(config: RobotConfig, folder: RunFolder) -> Setting:
     """
     import torch
 
-    from ..trainers import checkpoint, distributed
+    from ..trainers import distributed
+    from ..trainers.runs import checkpoint
 
     wanted, taught = counts(config.tasks, config), counts(config.clone_tasks, config)
     config = shared.settled(config, is_small(config), folder, tasks_per_step=8 * len(wanted))
@@ -353,7 +354,7 @@ def is_small(config: RobotConfig) -> bool:
 def demonstrations_in(state: Mapping[str, Any]) -> dict[str, list[Demonstration]]:
     """The demonstrations in the saved start of a run, per environment."""
     from ..envs.demonstrations import Demonstration
-    from ..trainers import checkpoint
+    from ..trainers.runs import checkpoint
 
     arrays = checkpoint.with_arrays(state["demonstrations"])
     return {name: [Demonstration(**each) for each in several] for name, several in arrays.items()}
@@ -361,7 +362,7 @@ def demonstrations_in(state: Mapping[str, Any]) -> dict[str, list[Demonstration]
 
 def _make_start(place: Path, config: RobotConfig, pool: Pool, policy: ChunkPolicy) -> None:
     from ..plugins import is_named
-    from ..trainers import checkpoint
+    from ..trainers.runs import checkpoint
     from .cloning import clone
 
     wanted, taught = counts(config.tasks, config), counts(config.clone_tasks, config)
@@ -390,7 +391,8 @@ def cloning_of(config: RobotConfig) -> Cloning:
 
 def learned(folder: RunFolder, name: str, model: Any, fit: Callable[[], Any]) -> ProgressModel:
     """A critic after ``fit()``, or as read back from the folder of a run that has it."""
-    from ..trainers import checkpoint, distributed
+    from ..trainers import distributed
+    from ..trainers.runs import checkpoint
 
     place = folder.path / f"critic-{name}"
     if distributed.is_main() and not place.exists():

@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from ..rewards.answers import vote_of
-from ..rewards.exhibits import Prompt, texts_of
-from ..rewards.judge import RIGHT
 from ..rewards.log_ratio import LogRatio, scorer
-from ..rewards.steps import MonteCarlo, WeakestStep
-from ..rewards.verifiers import Exact
-from ..rewards.vlm import share_of_yes, tokens_of
+from ..rewards.models.exhibits import Prompt, texts_of
+from ..rewards.models.judge import RIGHT
+from ..rewards.models.vlm import share_of_yes, tokens_of
+from ..rewards.text.answers import vote_of
+from ..rewards.text.steps import MonteCarlo, WeakestStep
+from ..rewards.text.verifiers import Exact
 from ..types import Task
 from .continuation import Continuation, judging
-from .glimpse import IDS
-from .glimpse_backbone import GlimpseRenderer
 from .policy import TokenPolicy
 from .processing import ProcessorRenderer
+from .small.glimpse import IDS
+from .small.glimpse_backbone import GlimpseRenderer
 
 
 class PolicyAsker:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Self
 import torch
 
 from ..errors import UsageError
-from ..rewards.exhibits import text_of
+from ..rewards.models.exhibits import text_of
 from ..trainers.actors import Game
 from ..trainers.randomness import generator
 from ..types import Key, Policy, Rollout, Score, Task

@@ -14,7 +14,7 @@ from ..types import Actor, Rollout, Task
 from .processing import PIXEL_LIMIT, as_pil
 
 if TYPE_CHECKING:
-    from ..trainers.run_folder import RunFolder
+    from ..trainers.runs.run_folder import RunFolder
     from .setting import Setting
 
 KEY = (2**31,)

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..errors import UsageError
 from ..plugins import named, names
-from ..rewards.weights import loading
+from ..rewards.models.weights import loading
 from ..trainers.lora import CONFIG, Targets, add_lora, load_lora, save_pretrained
 from .processing import ProcessorRenderer
 from .renderer import Renderer

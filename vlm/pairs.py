@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import unknown
-from ..rewards.agreement import consistency
+from ..rewards.text.agreement import consistency
 from ..trainers.actors import TrainingWrapper
 from ..trainers.learner import Optimisation, PolicyLearner
 from ..trainers.objectives.base import sequence_sum

@@ -14,9 +14,9 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from ..envs import arithmetic, scenes
+from ..envs.toys import arithmetic, scenes
 from ..errors import UsageError
-from ..rewards.verifiers import Exact, Numeric
+from ..rewards.text.verifiers import Exact, Numeric
 from ..types import Task
 from .processing import check_image_file, image_places
 

@@ -12,11 +12,11 @@ from ..trainers.config import BY_MODEL, RunConfig, grouped
 
 if TYPE_CHECKING:
     from ..trainers.learner import AnchorSet
-    from ..trainers.run_folder import RunFolder
+    from ..trainers.runs.run_folder import RunFolder
     from ..types import Advantage, Learner, Objective, RewardFunction, Rollout, Task
     from .policy import TokenPolicy
     from .questions import Questions
-    from .rereading import OwnEyes
+    from .small.rereading import OwnEyes
 
 
 def adapters_lr(config: LanguageConfig) -> float:
@@ -131,8 +131,8 @@ class Setting(shared.Setting):
 
     def reward(self, **own: Callable[[], Any]) -> Any:
         """The reward that the config names; refused where no question has the column that it needs."""
-        from ..rewards.answers import require_columns
         from ..rewards.names import compose
+        from ..rewards.text.answers import require_columns
         from .asking import own_rewards
 
         made = compose(self.config.rewards, own=own_rewards(self.policy, self.start, live=self.config.live) | own)
@@ -146,7 +146,7 @@ class Setting(shared.Setting):
     @property
     def eyes(self) -> OwnEyes:
         """The small model's own reading of pictures, as it was at the start."""
-        from .rereading import OwnEyes
+        from .small.rereading import OwnEyes
 
         if not self.questions.small_world:
             raise UsageError(
@@ -212,8 +212,8 @@ class Setting(shared.Setting):
 
     def held_out_judge(self) -> RewardFunction:
         """Labels, or agreement between views; never the training reward itself."""
-        from ..rewards.consensus import ViewConsistency
         from ..rewards.names import compose
+        from ..rewards.text.consensus import ViewConsistency
         from .asking import own_rewards
 
         if self.config.judge:
@@ -285,8 +285,8 @@ def load_policy(config: LanguageConfig) -> TokenPolicy:
     options: dict[str, Any] = {"mask_truncated": config.mask_truncated, "horizon": config.max_new_tokens}
     options |= {"at_once": config.micro_batch_size, "piece": config.micro_batch_size}
     if is_small(config):
-        from .glimpse_backbone import glimpse_policy
-        from .glimpse_training import default_model, quiet
+        from .small.glimpse_backbone import glimpse_policy
+        from .small.glimpse_training import default_model, quiet
 
         quiet()
         if is_main() and not config.model:
@@ -345,7 +345,7 @@ def _encoded(config: LanguageConfig, policy: TokenPolicy, questions: Questions) 
     from ..types import Task
 
     if questions.small_world and config.demonstrations:
-        from .glimpse_training import demonstrated, in_view
+        from .small.glimpse_training import demonstrated, in_view
 
         draw = random.Random(f"replay {config.seed}")
         items, _ = demonstrated(config.demonstrations, config.seed, config.split)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import UsageError, unknown
 from ..plugins import imported, is_place
-from ..rewards.images import as_float, as_uint8
+from ..rewards.image.images import as_float, as_uint8
 from ..sandbox import run_code
 from ..types import Task
 from .conversation import Reply, Turn

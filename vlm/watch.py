@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from ..rewards.agreement import kendall_tau
 from ..rewards.log_ratio import Scorer
+from ..rewards.text.agreement import kendall_tau
 from ..trainers.contracts import Learner
 from ..types import Players, Rollout
 

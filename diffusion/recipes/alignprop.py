@@ -21,7 +21,7 @@ from ..setting import DiffusionConfig, start
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
-    from ...trainers.run_folder import RunFolder
+    from ...trainers.runs.run_folder import RunFolder
     from ...types import Batch
     from ..setting import Setting
 

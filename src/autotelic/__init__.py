@@ -21,7 +21,7 @@ _HOMES = {
     "envs.simulator": ("EnvSpec", "Feature"),
     "trainers.actors": ("Actor", "Game", "SystemWrapper", "TrainingWrapper"),
     "trainers.advantages": ("GroupRelative", "ReinforcePlusPlus"),
-    "trainers.callbacks": ("Callback",),
+    "trainers.runs.callbacks": ("Callback",),
     "trainers.contracts": ("Advantage", "Curriculum", "Learner", "Shaping"),
     "trainers.curricula": ("SEC", "Uniform"),
     "trainers.gates": ("BestSoFar", "Canary", "Gate", "NonInferiority"),
@@ -40,7 +40,7 @@ _HOMES = {
         "WeightedImitation",
     ),
     "trainers.policy": ("TorchPolicy",),
-    "trainers.run_folder": ("RunFolder",),
+    "trainers.runs.run_folder": ("RunFolder",),
     "vlm.policy": ("TokenPolicy",),
     "vlm.setting": ("LanguageConfig",),
     "vla.chunk_policy": ("ChunkPolicy",),
@@ -67,7 +67,6 @@ if TYPE_CHECKING:
     from .trainers.actors import Game as Game
     from .trainers.actors import SystemWrapper as SystemWrapper
     from .trainers.actors import TrainingWrapper as TrainingWrapper
-    from .trainers.callbacks import Callback as Callback
     from .trainers.contracts import Advantage as Advantage
     from .trainers.contracts import Curriculum as Curriculum
     from .trainers.contracts import Learner as Learner
@@ -80,7 +79,8 @@ if TYPE_CHECKING:
     from .trainers.objectives import PPOClip as PPOClip
     from .trainers.objectives import Term as Term
     from .trainers.policy import TorchPolicy as TorchPolicy
-    from .trainers.run_folder import RunFolder as RunFolder
+    from .trainers.runs.callbacks import Callback as Callback
+    from .trainers.runs.run_folder import RunFolder as RunFolder
     from .types import Batch as Batch
     from .types import Evaluation as Evaluation
     from .types import Rollout as Rollout

@@ -22,7 +22,7 @@ from .plugins import imported, is_place, named, table
 if TYPE_CHECKING:
     from .rewards.audit import Audit, HackingGap
     from .trainers.loop import Experiment
-    from .trainers.run_folder import RunFolder
+    from .trainers.runs.run_folder import RunFolder
 
 Rebuild = Callable[["RunFolder"], "Experiment"]
 
@@ -80,7 +80,7 @@ def audit_model(name: str, where: Path, rebuild: Rebuild, chosen: Chosen) -> lis
     """
     from .envs.simulator import title_of
     from .rewards.audit import audit_progress, audit_reward
-    from .rewards.progress import sees
+    from .rewards.progress.estimates import sees
 
     with ExitStack() as stack:
         open_run = _opener(rebuild, stack)
@@ -122,7 +122,7 @@ def episodes_of(run: Path, rebuild: Rebuild, chosen: Chosen) -> Sequence[Any]:
 
 def demonstrations_of(run: Path) -> dict[str, list[Any]]:
     """The demonstrations that a run began with, per environment."""
-    from .trainers import checkpoint
+    from .trainers.runs import checkpoint
     from .vla.setting import demonstrations_in
 
     if not (run / "start").exists():
@@ -132,7 +132,7 @@ def demonstrations_of(run: Path) -> dict[str, list[Any]]:
 
 def _opener(rebuild: Rebuild, stack: ExitStack) -> Callable[[Path], Any]:
     """A run's stage with its best weights, made once and closed with the stack."""
-    from .trainers.run_folder import RunFolder
+    from .trainers.runs.run_folder import RunFolder
 
     known: dict[Path, Any] = {}
 
@@ -195,8 +195,8 @@ def _of_run(path: Path, stage: Any, chosen: Chosen, frames: bool) -> Source:
     from .envs.simulator import View
     from .envs.splits import seeds
     from .recipes import recipe_of
-    from .trainers import checkpoint
-    from .trainers.run_folder import RunFolder
+    from .trainers.runs import checkpoint
+    from .trainers.runs.run_folder import RunFolder
     from .vla.actor import RobotActor
     from .vla.setting import Setting, demonstrations_in
 

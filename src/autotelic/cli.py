@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from .doctor import Finding
     from .rewards.audit import Audit
     from .trainers.loop import Experiment
-    from .trainers.run_folder import RunFolder
+    from .trainers.runs.run_folder import RunFolder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -326,7 +326,7 @@ def _options(recipe: str, config: Any, given: ConfigFile, words: Sequence[str]) 
 
 
 def _open(path: str) -> RunFolder:
-    from .trainers.run_folder import RunFolder
+    from .trainers.runs.run_folder import RunFolder
 
     with _bad_input():
         return RunFolder.open(Path(path))
@@ -339,8 +339,8 @@ def _rebuild(folder: RunFolder, **changes: Any) -> Experiment:
 
 def _train(experiment: Experiment, folder: RunFolder, *, resume: bool) -> int:
     """Train to the end, then show what changed and write the report."""
-    from .trainers.checkpoint import CheckpointError
     from .trainers.loop import train
+    from .trainers.runs.checkpoint import CheckpointError
 
     again = f"continue with: autotelic resume {shlex.quote(str(folder.path))}"
     with closing(experiment):
@@ -371,7 +371,7 @@ def _train(experiment: Experiment, folder: RunFolder, *, resume: bool) -> int:
 
 
 def _write_report(folder: RunFolder) -> None:
-    from .trainers.report import write_report
+    from .trainers.runs.report import write_report
 
     print(f"report: {write_report(folder)}")
 
@@ -381,7 +381,7 @@ def _write_report(folder: RunFolder) -> None:
 
 def comparison_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> Table | None:
     """Two evaluations as a row per category and one for their mean, with 95 % intervals; None if they share none."""
-    from .trainers.comparison import compare
+    from .trainers.runs.comparison import compare
 
     compared = compare(before, after)
     if compared is None:
@@ -398,7 +398,7 @@ def comparison_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> Tab
 
 def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
     """One evaluation as a row per category, with 95 % intervals."""
-    from .trainers.comparison import outcome_interval
+    from .trainers.runs.comparison import outcome_interval
 
     table = _table(evaluation.get("unit", "outcome"), "mean", "episodes")
     for category, outcome in evaluation["outcomes"].items():

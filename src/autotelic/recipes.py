@@ -26,7 +26,7 @@ from .errors import UsageError, unknown
 from .plugin_files import absolute, check_copies
 
 if TYPE_CHECKING:
-    from .trainers.run_folder import RunFolder
+    from .trainers.runs.run_folder import RunFolder
 
 PACKAGE = Path(__file__).parent
 MODALITIES = ("vlm", "vla", "diffusion")

@@ -13,7 +13,7 @@ from .recipes import recipe_of
 
 if TYPE_CHECKING:
     from .trainers.loop import Experiment
-    from .trainers.run_folder import RunFolder
+    from .trainers.runs.run_folder import RunFolder
 
 RUNS = Path("runs")
 """Where runs go that name no folder."""
@@ -30,7 +30,7 @@ def free_folder(recipe: str) -> Path:
 def create(path: Path, recipe: str, config: Any, places: Sequence[str], command: str) -> tuple[RunFolder, bool]:
     """The run's folder with copies of its plugin files, and whether this process made it: of several, the main one."""
     from .trainers.distributed import barrier, from_main, is_main
-    from .trainers.run_folder import RunFolder
+    from .trainers.runs.run_folder import RunFolder
 
     path = from_main(path)
     new = is_main() and not path.exists()

@@ -83,7 +83,7 @@ class Job:
         import torch
 
         from .trainers.loop import train
-        from .trainers.report import write_report
+        from .trainers.runs.report import write_report
 
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -99,7 +99,7 @@ class Job:
 
     def _folder(self) -> Any:
         """The run's folder, with a start in it if another arm has made it."""
-        from .trainers.run_folder import RunFolder
+        from .trainers.runs.run_folder import RunFolder
 
         config, command = self.config(), ["autotelic", "run", self.recipe.name, *self.words]
         if not (self.path / "config.json").exists():
@@ -120,7 +120,7 @@ class Job:
 
     def check(self, config: Any) -> None:
         """Raise UsageError if the folder holds a run of another recipe or with other flags."""
-        from .trainers.run_folder import RunFolder
+        from .trainers.runs.run_folder import RunFolder
 
         if not (self.path / "config.json").exists():
             return
@@ -166,7 +166,7 @@ class Run:
 
     @classmethod
     def read(cls, arm: str, seed: int, path: Path) -> Run:
-        from .trainers.run_folder import RunFolder
+        from .trainers.runs.run_folder import RunFolder
 
         folder = RunFolder.open(path)
         facts, evaluations = folder.read_json("config"), folder.evaluations()
@@ -188,7 +188,7 @@ def measures(evaluation: Mapping[str, Any]) -> dict[str, float]:
     CATEGORY is its mean outcome, CATEGORY/FIGURE a figure; "mean" and "mean/FIGURE" are unweighted means over
     categories.
     """
-    from .trainers.evaluations import known
+    from .trainers.runs.evaluations import known
 
     outcomes = {name: _mean(row["success"]) for name, row in known(evaluation)["outcomes"].items()}
     found = outcomes | ({MEAN: _mean(list(outcomes.values()))} if outcomes else {})

@@ -16,8 +16,8 @@ from .recipes import find_recipe
 from .running import create, free_folder, rebuild
 
 if TYPE_CHECKING:
-    from .trainers.callbacks import Callback
     from .trainers.loop import Experiment
+    from .trainers.runs.callbacks import Callback
 
 KINDS: Mapping[str, str] = {
     "rewards": "reward",
@@ -100,7 +100,7 @@ class Trainer:
     @classmethod
     def open(cls, path: str | Path, *, use: Sequence[str] = (), callbacks: Sequence[Callback] = ()) -> Self:
         """A run that exists: ``train()`` continues it from its latest checkpoint."""
-        from .trainers.run_folder import RunFolder
+        from .trainers.runs.run_folder import RunFolder
 
         _use(use)
         self = cls.__new__(cls)
@@ -118,7 +118,7 @@ class Trainer:
         """Run to the end, or until Ctrl-C, after which ``train()`` of ``Trainer.open`` goes on; writes the report."""
         from .trainers.distributed import is_main
         from .trainers.loop import train
-        from .trainers.report import write_report
+        from .trainers.runs.report import write_report
 
         train(self.experiment, self.folder, resume=self.resume)
         self.resume = True

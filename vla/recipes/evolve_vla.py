@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ..setting import RobotConfig, learned, start
 
 if TYPE_CHECKING:
-    from ...rewards.features import Features
-    from ...rewards.progress import Accumulator, ProgressModel, Threshold
+    from ...rewards.progress.estimates import Accumulator, ProgressModel, Threshold
+    from ...rewards.progress.features import Features
     from ...trainers.loop import Experiment
-    from ...trainers.run_folder import RunFolder
+    from ...trainers.runs.run_folder import RunFolder
     from ...types import Learner
     from ..setting import Setting
 
@@ -89,7 +89,7 @@ def build(config: Config, folder: RunFolder) -> Experiment:
 def assemble(config: Config, setting: Setting, folder: RunFolder, learner: Learner) -> Experiment:
     """Progress as reward and termination, a gate, a horizon curriculum, and the given way of learning."""
     from ...envs.oracle import sealed
-    from ...rewards.progress import Accumulator, EpisodeProgress, FinalProgress, ProgressEstimator
+    from ...rewards.progress.estimates import Accumulator, EpisodeProgress, FinalProgress, ProgressEstimator
     from ...trainers.curricula import ProgressiveHorizon
 
     progress, judge = critics(config, setting, folder)
@@ -116,7 +116,7 @@ def assemble(config: Config, setting: Setting, folder: RunFolder, learner: Learn
 
 def thresholds(config: Config, setting: Setting, model: ProgressModel, accumulator: Accumulator) -> Threshold:
     """What an estimate has to pass for an episode to be over, per task unless one number was given."""
-    from ...rewards.progress import sees, shown_thresholds
+    from ...rewards.progress.estimates import sees, shown_thresholds
 
     shown = setting.all_demonstrations
     if config.threshold:
@@ -133,9 +133,9 @@ def critics(config: Config, setting: Setting, folder: RunFolder) -> tuple[Progre
     compares with the episode's beginning. On frames there is none, and so no gate, where the estimator compares too.
     """
     from ...families import families_of
-    from ...rewards.critics import CriticTraining, ProgressCritic
-    from ...rewards.end_conditions import EndConditions
-    from ...rewards.frame_critics import FrameCritic
+    from ...rewards.progress.critics import CriticTraining, ProgressCritic
+    from ...rewards.progress.end_conditions import EndConditions
+    from ...rewards.progress.frame_critics import FrameCritic
 
     features, shown = seen_relations(setting, config.goal_features), setting.all_demonstrations
     progress = estimator(config, setting, folder, features)
@@ -155,7 +155,7 @@ def looking(
     config: Config, setting: Setting, folder: RunFolder, name: str, kind: Literal["absolute", "pairwise"], seed: int
 ) -> ProgressModel:
     """A critic of frames. Play helps one that compares, and harms one that does not; see docs/results.md."""
-    from ...rewards.frame_critics import FrameCritic, FrameTraining
+    from ...rewards.progress.frame_critics import FrameCritic, FrameTraining
 
     critic = FrameCritic(kind, FrameTraining(steps=config.frame_steps, seed=seed))
 
@@ -168,7 +168,7 @@ def looking(
 def seen_relations(setting: Setting, goals: bool) -> Features:
     """Relations between hand, objects and goal where an observation names them, else its plain numbers."""
     from ...envs.simulator import spec_of
-    from ...rewards.features import PARTS, RelationFeatures, StateFeatures, relations_in
+    from ...rewards.progress.features import PARTS, RelationFeatures, StateFeatures, relations_in
 
     layout = spec_of(setting.names[0]).layout
     strange = [name for name in layout if name not in PARTS]
@@ -182,10 +182,10 @@ def estimator(config: Config, setting: Setting, folder: RunFolder, features: Fea
     """The progress model that ``config.critic`` names, fitted to the demonstrations if it can be."""
     from ...errors import UsageError
     from ...plugins import named
-    from ...rewards.critics import CriticTraining, ProgressCritic
-    from ...rewards.end_conditions import EndConditions
-    from ...rewards.pretrained_critics import Pretraining
-    from ...rewards.progress import MeanProgress, sees
+    from ...rewards.progress.critics import CriticTraining, ProgressCritic
+    from ...rewards.progress.end_conditions import EndConditions
+    from ...rewards.progress.estimates import MeanProgress, sees
+    from ...rewards.progress.pretrained_critics import Pretraining
     from ..environments import view_of
     from ..practice import pretrained_critic
 

@@ -20,7 +20,7 @@ from . import grpo
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
-    from ...trainers.run_folder import RunFolder
+    from ...trainers.runs.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Config(grpo.Config):
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
-    from ...rewards.consensus import MajorityNovelty, MajorityVote
     from ...rewards.reward import Reward
+    from ...rewards.text.consensus import MajorityNovelty, MajorityVote
     from ...trainers.published import clipped, normalised
 
     setting = start(config, folder, labels=False)

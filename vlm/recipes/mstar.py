@@ -20,7 +20,7 @@ from ..setting import LanguageConfig, start
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
-    from ...trainers.run_folder import RunFolder
+    from ...trainers.runs.run_folder import RunFolder
     from ...types import Batch, Task
 
 
@@ -46,10 +46,10 @@ class Config(LanguageConfig):
 
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ...rewards.reward import Reward
-    from ...rewards.verifiers import Exact
+    from ...rewards.text.verifiers import Exact
     from ...trainers.curricula import Uniform
     from ...trainers.objectives import WeightedImitation
-    from ..rereading import Rereading
+    from ..small.rereading import Rereading
     from ..temperature import Temperature, Tempered
     from ..watch import Watch
 

@@ -20,7 +20,7 @@ from ..setting import LanguageConfig, is_small, start
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
-    from ...trainers.run_folder import RunFolder
+    from ...trainers.runs.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

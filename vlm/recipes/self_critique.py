@@ -34,7 +34,7 @@ from . import grpo
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
-    from ...trainers.run_folder import RunFolder
+    from ...trainers.runs.run_folder import RunFolder
 
 
 def entropy(config: Config) -> float:
@@ -76,8 +76,8 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     from ...trainers.objectives import WeightedImitation
     from ...trainers.published import grpo as grpo_of
     from ..asking import Asking, AskingConsensus
-    from ..critique import Standing, agreed
-    from ..rereading import Rereading
+    from ..small.critique import Standing, agreed
+    from ..small.rereading import Rereading
 
     if config.critic == "asking" and config.learn != "outcome":
         raise UsageError("a verdict of the whole answer has no steps: --critic asking goes with --learn outcome")
@@ -101,8 +101,8 @@ def critic(config: Config, setting: Any) -> tuple[Any, Any]:
     """The reward of outcome or process, and the actor that it needs, None for the policy alone."""
     from ..asking import AskingConsensus
     from ..conversation import Conversation
-    from ..critique import StepCritique, Verifier
-    from ..rereading import RereadingConsensus
+    from ..small.critique import StepCritique, Verifier
+    from ..small.rereading import RereadingConsensus
 
     if config.critic == "asking":
         return AskingConsensus(setting.start), None

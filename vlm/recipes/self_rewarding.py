@@ -28,7 +28,7 @@ from ..setting import LanguageConfig, start
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
-    from ...trainers.run_folder import RunFolder
+    from ...trainers.runs.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,15 @@ class Config(LanguageConfig):
 
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ...families import families_of
-    from ...rewards.agreement import consistency, same_extremes
     from ...rewards.log_ratio import scorer
     from ...rewards.reward import Reward
+    from ...rewards.text.agreement import consistency, same_extremes
     from ...trainers.learner import Optimisation
     from ...trainers.objectives import DPO
     from ...trainers.pairing import best_worst
     from ..asking import Asking
     from ..pairs import Cream, PastAndFuture, kept_score
-    from ..rereading import Rereading
+    from ..small.rereading import Rereading
     from ..watch import Watch
 
     setting = start(config, folder, labels=False)

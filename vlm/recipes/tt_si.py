@@ -25,7 +25,7 @@ from ..setting import LanguageConfig
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
-    from ...trainers.run_folder import RunFolder
+    from ...trainers.runs.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Config(LanguageConfig):
 
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ...trainers.loop import Stage
+    from ..adaptation import AdaptAndReset, Adaptation, Sureness, Views, Written
     from ..setting import start
-    from ..test_time import AdaptAndReset, Adaptation, Sureness, Views, Written
 
     setting = start(config, folder, labels=False)
     settled: Any = setting.config

@@ -16,7 +16,7 @@ from . import grpo
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
-    from ...trainers.run_folder import RunFolder
+    from ...trainers.runs.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Config(grpo.Config):
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
-    from ...rewards.consensus import MajorityVote
     from ...rewards.reward import Reward
+    from ...rewards.text.consensus import MajorityVote
 
     setting = start(config, folder, labels=False)
     return setting.experiment([setting.stage(setting.learner(), Reward(MajorityVote(), "majority"))])

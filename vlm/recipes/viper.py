@@ -23,7 +23,7 @@ from ..setting import LanguageConfig, start
 
 if TYPE_CHECKING:
     from ...trainers.loop import Experiment
-    from ...trainers.run_folder import RunFolder
+    from ...trainers.runs.run_folder import RunFolder
     from ...types import Task
 
 
@@ -43,7 +43,7 @@ class Config(LanguageConfig):
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
-    from ...envs import scenes
+    from ...envs.toys import scenes
     from ...rewards.reward import Reward
     from ...trainers.published import clipped, normalised
 
@@ -91,7 +91,7 @@ class Changed:
     seed: int
 
     def __call__(self, index: int) -> Task:
-        from ...envs import scenes
+        from ...envs.toys import scenes
 
         task: Task = self.source(index)
         seen = self.eyes(task.images)[0]
@@ -111,7 +111,7 @@ class Redrawn:
     families: ClassVar[frozenset[str]] = frozenset({"redrawing"})
 
     def __call__(self, completions: Sequence[Any], images: Any, **columns: Any) -> list[float]:
-        from ...envs import scenes
+        from ...envs.toys import scenes
 
         texts = [str(said) for said in completions]
         scores = []

@@ -1,0 +1,1 @@
+"""The small default pipeline and its pretraining."""

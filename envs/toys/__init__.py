@@ -1,0 +1,1 @@
+"""Toy worlds: pictures of shapes, scenes of a grid, sums."""

@@ -1,0 +1,1 @@
+"""Rewards of pictures: weightless scores, published models, the small world's judges."""

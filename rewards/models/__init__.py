@@ -1,0 +1,1 @@
+"""Models that judge: asked yes or no, compared, or by a rubric."""

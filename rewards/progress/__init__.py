@@ -1,0 +1,1 @@
+"""Progress of a robot's episode: estimates, critics, and what they look at."""

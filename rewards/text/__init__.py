@@ -1,0 +1,1 @@
+"""Rewards of answers: verifiers, consensus, steps, code."""

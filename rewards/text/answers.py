@@ -1,0 +1,127 @@
+"""Answers in texts: where they stand, when two are the same, and which columns a reward of them needs.
+
+answer_of(r"... so \\boxed{42}")                 "42"
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import unicodedata
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ...errors import UsageError
+from ...types import Task
+from ..reward import Reward
+
+Extract = Callable[[str], str | None]
+"""A completion -> its answer, or None if it gives none."""
+
+_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
+_BRACES = re.compile(r"\\boxed\s*\{|\{|\}")
+_MARKS = (
+    re.compile(r"####\s*"),
+    re.compile(r"\banswer(?:[ \t]+is\b[ \t]*:?|[ \t]*\*{0,2}[ \t]*:)[\s*]*", re.IGNORECASE),
+    re.compile(r"(?<![=!<>:])=(?![=>])[ \t]*"),
+)
+_LATEX_WORDS = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}")
+
+_QUOTES = "*`\"'$ \u2018\u2019\u201c\u201d"
+
+
+def answer_of(text: str, whole: bool = True) -> str | None:
+    r"""The answer that a text gives.
+
+    It stands in the last \boxed{...}; else in the last <answer>...</answer>; else in its line after the last "####",
+    "Answer:" or "answer is"; else in its line after the last "=". What follows a mark counts even if it is long: who
+    hedges there ("A or B") has not answered, and verifiers treat it so.
+
+    Args:
+        whole: whether a text without any mark is an answer as a whole.
+
+    Returns:
+        The answer without space around it; None if there is none, or an empty one.
+    """
+    marked = _boxed(text)
+    if marked is None:
+        marked = _tagged(text)
+    for mark in _MARKS if marked is None else ():
+        if ends := [match.end() for match in mark.finditer(text)]:
+            marked = text[ends[-1] :].partition("\n")[0]
+            break
+    if marked is None and whole:
+        marked = text
+    return (marked or "").strip() or None
+
+
+def _boxed(text: str) -> str | None:
+    """What stands in the last complete box, braces matched; read once, however many are left open."""
+    opened: list[tuple[int, bool]] = []
+    last, found = -1, None
+    for brace in _BRACES.finditer(text):
+        if brace.group() != "}":
+            opened.append((brace.end(), brace.group() != "{"))
+        elif opened:
+            start, boxed = opened.pop()
+            if boxed and start > last:
+                last, found = start, text[start : brace.start()]
+    return found
+
+
+def _tagged(text: str) -> str | None:
+    """What stands between the last closing tag and the opening one before it."""
+    start, found = None, None
+    for tag in _TAG.finditer(text):
+        if not tag.group(1):
+            start = tag.end()
+        elif start is not None:
+            found, start = text[start : tag.start()], None
+    return found
+
+
+def normalise(text: str) -> str:
+    """A text so that spelling does not matter: case, width, space, markdown, quotes, $ and a full stop at its end."""
+    text = _LATEX_WORDS.sub(r"\1", unicodedata.normalize("NFKC", text)).casefold()
+    text = " ".join(text.split())
+    bare = text.strip(_QUOTES).rstrip(".!,;: ").strip(_QUOTES)
+    return bare or text
+
+
+def vote_of(text: str) -> str | None:
+    """The normalised answer of a text: two completions that answer the same give equal votes."""
+    answer = answer_of(text)
+    return None if answer is None else normalise(answer)
+
+
+def require_columns(reward: Reward, tasks: Iterable[Task]) -> None:
+    """Refuse a reward whose columns no task has, before anything runs.
+
+    A reward names what it needs in an attribute ``needs``; of a function, the parameters without default count.
+
+    Raises:
+        UsageError: one line with the reward, the column, and what the tasks have.
+    """
+    tasks = list(tasks)
+    always = {"tasks", "prompts", "outputs", "completions", "episodes", "images", "groups", "log_probs", "rollouts"}
+    extra = {name for task in tasks for name, value in task.extra.items() if value is not None}
+    present = always | extra | ({"references"} if any(task.reference is not None for task in tasks) else set())
+    for _, term in reward.terms:
+        for column in _needs(term.function):
+            if column not in present:
+                have = ", ".join(sorted(present - always)) or "neither references nor extra columns"
+                raise UsageError(
+                    f'reward {term.name} needs the column "{column}", and none of the {len(tasks)} tasks has it: '
+                    f"they have {have}"
+                )
+
+
+def _needs(function: Any) -> tuple[str, ...]:
+    if hasattr(function, "needs"):
+        return tuple(function.needs)
+    keywords = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # built-in functions may hide theirs
+        return ()
+    return tuple(p.name for p in parameters if p.kind in keywords and p.default is inspect.Parameter.empty)

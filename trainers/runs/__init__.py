@@ -1,0 +1,1 @@
+"""What a run leaves on disk and tells people: folder, checkpoints, callbacks, trackers, alarms, report."""

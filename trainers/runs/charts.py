@@ -1,0 +1,180 @@
+"""Small charts as SVG text. Colours come from the page's CSS, so they follow light and dark mode."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+from ...numbers import Interval
+from .comparison import Row
+
+Points = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A linear map from data to pixels."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        share = (value - self.low) / (self.high - self.low)
+        return round(self.start + share * (self.end - self.start), 1)
+
+
+def curve(
+    points: Points, intervals: Sequence[Interval] | None = None, rates: bool = False, axis: str = "iteration"
+) -> Markup:
+    """A line with its last value written at its end; a NaN breaks the line.
+
+    Args:
+        points: (place on the axis, value).
+        intervals: one per point, drawn as bars.
+        rates: values are rates, shown in percent on an axis from 0 to 100.
+        axis: the name of the horizontal axis.
+    """
+    width, height, left, right, top, bottom = 300, 132, 44, 56, 10, 20
+    shown = [y for _, y in points if math.isfinite(y)]
+    shown += [limit for pair in intervals or () for limit in pair if math.isfinite(limit)]
+    if not shown:
+        return Markup('<p class="missing">no finite value</p>')
+    low, high, ticks = (-0.04, 1.04, [0, 0.5, 1]) if rates else _axis(min(shown), max(shown))
+    write = _percent if rates else _short
+    xs = [x for x, _ in points]
+    x = Scale(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1, left, width - right)
+    y = Scale(low, high, height - bottom, top)
+    parts = []
+    for tick in ticks:
+        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick)}" y2="{y(tick)}"/>')
+        parts.append(_text(left - 6, y(tick) + 3.5, write(tick), "end"))
+    for end, anchor in ((min(xs), "start"), (max(xs), "end")):
+        parts.append(_text(x(end), height - 5, _place(end), anchor))
+    parts.append(_text((left + width - right) / 2, height - 5, axis, "middle"))
+    for (at, value), pair in zip(points, intervals or (), strict=False):
+        if math.isfinite(value):
+            parts.append(_bar(x(at), y(pair[0]), x(at), y(pair[1]), "after"))
+    parts.append(f'<path class="line" d="{_path(points, x, y)}"/>')
+    if len(points) <= 40:
+        parts += [f'<circle class="mark" cx="{x(a)}" cy="{y(b)}" r="2.2"/>' for a, b in points if math.isfinite(b)]
+    last = next((a, b) for a, b in reversed(points) if math.isfinite(b))
+    parts.append(_text(x(last[0]) + 6, y(last[1]) + 3.5, write(last[1]), "start", "value"))
+    return _svg(width, height, parts)
+
+
+def trade_off(points: Sequence[tuple[int, float, float]], across: str, up: str) -> Markup | None:
+    """One figure against another over time: a line through a dot per iteration, hollow at the start, filled at the end.
+
+    Args:
+        points: (iteration, value across, value up) in time order; those with a value that is not finite are left out.
+        across, up: the names of the axes.
+
+    Returns:
+        None with fewer than two points.
+    """
+    points = [point for point in points if all(map(math.isfinite, point))]
+    if len(points) < 2:
+        return None
+    width, height, left, right, top, bottom = 860, 330, 64, 40, 34, 46
+    x_low, x_high, x_ticks = _axis(min(p[1] for p in points), max(p[1] for p in points))
+    y_low, y_high, y_ticks = _axis(min(p[2] for p in points), max(p[2] for p in points))
+    x, y = Scale(x_low, x_high, left, width - right), Scale(y_low, y_high, height - bottom, top)
+    parts = []
+    for tick in y_ticks:
+        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick)}" y2="{y(tick)}"/>')
+        parts.append(_text(left - 8, y(tick) + 3.5, _short(tick), "end"))
+    for tick in x_ticks:
+        parts.append(f'<line class="grid" x1="{x(tick)}" x2="{x(tick)}" y1="{top}" y2="{height - bottom}"/>')
+        parts.append(_text(x(tick), height - bottom + 17, _short(tick), "middle"))
+    parts.append(_text((left + width - right) / 2, height - 8, across, "middle", "axis"))
+    parts.append(_text(left, top - 18, up, "start", "axis"))
+    parts.append(f'<path class="line faint" d="{_path([p[1:] for p in points], x, y)}"/>')
+    last = len(points) - 1
+    for i, (iteration, a, b) in sorted(enumerate(points), key=lambda point: point[0] in (0, last)):
+        kind, radius = ("before dot", 5) if i == 0 else ("after dot", 5) if i == last else ("mark", 2.6)
+        told = f"<title>{escape(f'iteration {iteration}: {across} {_short(a)}, {up} {_short(b)}')}</title>"
+        parts.append(f'<circle class="{kind}" cx="{x(a)}" cy="{y(b)}" r="{radius}">{told}</circle>')
+    for end, (iteration, a, b), lift in (("start", points[0], -8), ("end", points[-1], 16)):
+        anchor, shift = ("start", 9) if x(a) < width / 2 else ("end", -9)
+        parts.append(_text(x(a) + shift, y(b) + lift, f"{end}, iteration {iteration}", anchor, "value"))
+    return _svg(width, height, parts)
+
+
+def before_after(rows: Sequence[Row], rates: bool) -> Markup:
+    """Per category two dots with 95 % bars: hollow before, filled after."""
+    gutter, line, width, top = 190, 40, 860, 8
+    height = top + line * len(rows) + 26
+    limits = [limit for row in rows for pair in (row.before_interval, row.after_interval) for limit in pair]
+    finite = [limit for limit in limits if math.isfinite(limit)] + [
+        mean for row in rows for mean in (row.before, row.after)
+    ]
+    low, high, ticks = (0.0, 1.0, [0, 0.25, 0.5, 0.75, 1]) if rates else _axis(min(finite), max(finite))
+    x, write = Scale(low, high, gutter, width - 24), _percent if rates else _short
+    parts = []
+    for tick in ticks:
+        parts.append(f'<line class="grid" x1="{x(tick)}" x2="{x(tick)}" y1="{top}" y2="{height - 24}"/>')
+        parts.append(_text(x(tick), height - 8, write(tick), "middle"))
+    for i, row in enumerate(rows):
+        middle = top + line * (i + 0.5)
+        name = "name strong" if row.category == "mean" else "name"
+        parts.append(_text(gutter - 14, middle + 4, row.category, "end", name))
+        sides = (("before", row.before, row.before_interval, -6), ("after", row.after, row.after_interval, 6))
+        for kind, mean, interval, shift in sides:
+            at = middle + shift
+            if all(map(math.isfinite, interval)):
+                parts.append(_bar(x(max(low, interval[0])), at, x(min(high, interval[1])), at, kind))
+            parts.append(f'<circle class="{kind} dot" cx="{x(mean)}" cy="{at}" r="4.5"/>')
+    return _svg(width, height, parts)
+
+
+def _axis(low: float, high: float) -> tuple[float, float, list[float]]:
+    """Limits around the data and two or three round ticks inside them."""
+    if high - low < 1e-12 * max(1.0, abs(high)):
+        low, high = low - max(abs(low) * 0.1, 0.5), high + max(abs(high) * 0.1, 0.5)
+    raw = (high - low) / 2
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = power * max(factor for factor in (1, 2, 5) if factor * power <= raw * 1.0001)
+    first = math.ceil(low / step - 1e-9)
+    ticks = [round(step * i, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+    space = 0.06 * (high - low)
+    return low - space, high + space, ticks
+
+
+def _path(points: Points, x: Scale, y: Scale) -> str:
+    commands, pen = [], "M"
+    for at, value in points:
+        if math.isfinite(value):
+            commands.append(f"{pen}{x(at)} {y(value)}")
+        pen = "L" if math.isfinite(value) else "M"
+    return " ".join(commands)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}".removesuffix(".0") + " %"
+
+
+def _place(value: float) -> str:
+    return f"{value:,.0f}" if value == round(value) else f"{value:g}"
+
+
+def _short(value: float) -> str:
+    if 1e3 <= abs(value) < 1e6:
+        return f"{value:,.0f}"
+    return f"{value:.3g}".replace("e+0", "e").replace("e-0", "e-")
+
+
+def _bar(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+    return f'<line class="{kind} bar" x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"/>'
+
+
+def _text(x: float, y: float, text: str, anchor: str, kind: str = "tick") -> str:
+    return f'<text class="{kind}" x="{x}" y="{y}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _svg(width: float, height: float, parts: Sequence[str]) -> Markup:
+    return Markup(f'<svg viewBox="0 0 {width} {height}" role="img">{"".join(parts)}</svg>')
