@@ -14,6 +14,7 @@ from autotelic import plugins
 
 torch.set_num_threads(1)
 
+FILE_MODULES = "autotelic.plugins."
 STATE = ("_registered", "_by_module", "_used", "_files", "_copies")
 
 
@@ -22,18 +23,19 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     """Lets plugins be imported and registered anew, as another process would; after the test all is as before."""
     tables = [*plugins._tables.values(), *(getattr(plugins, name) for name in STATE)]
     before = [dict(table) for table in tables]
-    modules, path = set(sys.modules), list(sys.path)
+    modules, path = dict(sys.modules), list(sys.path)
     monkeypatch.setenv(plugins.FILES, "{}")
 
     def restore(contents: list[dict[object, object]]) -> None:
         for table, content in zip(tables, contents, strict=True):
             table.clear()
             table.update(content)
-        for name in sys.modules.keys() - modules:
-            file = getattr(sys.modules[name], "__file__", None) or ""
-            if name.startswith("autotelic.plugins.") or "pytest-of-" in file:
+        for name, module in list(sys.modules.items()):
+            new_file = name not in modules and "pytest-of-" in (getattr(module, "__file__", None) or "")
+            if name.startswith(FILE_MODULES) or new_file:  # a file of the same content has the same name
                 del sys.modules[name]
         sys.path[:] = path
 
     yield lambda: restore([{} for _ in tables])
     restore(before)
+    sys.modules.update({name: module for name, module in modules.items() if name.startswith(FILE_MODULES)})

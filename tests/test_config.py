@@ -99,7 +99,8 @@ def test_what_a_recipe_fixes_is_refused_in_a_line_on_the_command_line_and_in_pyt
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_recipe_without_a_policy_gradient_offers_none(name: str) -> None:
-    imitates = {"vlm/raft", "vlm/sft", "vlm/mstar", "vlm/self_rewarding", "vla/raft", "vla/more_imitation"}
+    imitates = {"vlm/raft", "vlm/sft", "vlm/mstar", "vlm/self_rewarding", "vlm/tt_si"}
+    imitates |= {"vla/raft", "vla/more_imitation"}
     others = {f"diffusion/{each}" for each in ("prdp", "d3po", "dpo", "nft", "raft", "alignprop", "draft", "refl")}
     fixes = {"objective", "advantage", "clip_low", "clip_high", "std_floor"} <= fixed(KINDS[name])
     assert fixes == (name in imitates | others)
@@ -287,7 +288,7 @@ def test_the_reward_of_the_readme_scores_episodes(tmp_path: Path) -> None:
     observations = np.zeros((2, 8))
     observations[-1, 4] = 3.0
     episode = SimpleNamespace(observations=observations, actions=np.full((1, 4), 0.5))
-    config = evolve_vla.Config(rewards=(f"{path}:reward",))
+    config = evolve_vla.Config(rewards=(f"{path}:near:0.9", f"{path}:calm:0.1"))
     alone = setting_of(config).reward({"progress": lambda: pytest.fail("it is not asked for")})
     assert alone(episodes=[episode])["total"] == pytest.approx([-0.9 * 3.0 - 0.1 * 0.5])
     beside = setting_of(replace(config, rewards=("progress:2", f"{path}:near")))

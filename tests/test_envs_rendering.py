@@ -1,4 +1,4 @@
-"""The three qualities, cameras, GL that fails, and Gymnasium's own wrappers; skipped on machines without GL.
+"""The three qualities, cameras, and GL that fails; skipped on machines without GL.
 
 Pictures are taken in other processes: OSMesa and torch do not share one well.
 """
@@ -10,7 +10,6 @@ import subprocess
 import sys
 from ctypes.util import find_library
 from dataclasses import replace
-from importlib.util import find_spec
 
 import gymnasium
 import numpy as np
@@ -151,50 +150,6 @@ simulator.close()
 def test_gl_that_fails_half_way_is_one_line_and_the_simulator_goes_on(backend, step):
     (line,) = run_script(HALF_WAY.replace("{step}", step), backend).splitlines()
     assert line.startswith(f"drawing a picture with MUJOCO_GL={backend} failed (FatalError: the driver is gone)")
-
-
-RECORD = """
-import warnings
-import gymnasium, autotelic.envs.metaworld
-from gymnasium.utils.env_checker import check_env
-warnings.filterwarnings("error")
-warnings.filterwarnings("ignore", message=".*(infinity|Casting|deprecated|MoviePy|Overwriting).*")
-env = gymnasium.make("autotelic/drawer-open-v3", render_mode="rgb_array", size=64, quality="fast", horizon=12)
-check_env(env.unwrapped)
-env = gymnasium.wrappers.RecordVideo(env, "{folder}", episode_trigger=lambda episode: True)
-for seed in (0, 1):
-    env.reset(seed=seed)
-    over = False
-    while not over:
-        *_, over, _ = env.step(env.action_space.sample())
-env.close()
-"""
-
-
-@needs_gl
-def test_gymnasiums_checker_and_record_video(tmp_path):
-    if find_spec("moviepy") is None:
-        pytest.skip("gymnasium.wrappers.RecordVideo needs moviepy: pip install moviepy")
-    run_script(RECORD.replace("{folder}", str(tmp_path)), BACKENDS[0])
-    videos = sorted(tmp_path.glob("*.mp4"))
-    assert [video.name for video in videos] == ["rl-video-episode-0.mp4", "rl-video-episode-1.mp4"]
-    assert all(video.stat().st_size > 1000 for video in videos)
-
-
-@pytest.mark.parametrize("mode", ["sync", "async"])
-def test_vectors_of_registered_tasks(mode):
-    import autotelic.envs.metaworld  # noqa: F401
-
-    envs = gymnasium.make_vec("autotelic/reach-v3", num_envs=2, vectorization_mode=mode, horizon=3)
-    observations, _ = envs.reset(seed=4)
-    assert observations.shape == (2, 39) and not np.array_equal(*observations)
-    for step in range(3):
-        observations, rewards, terminated, truncated, _ = envs.step(np.ones((2, 4), np.float32))
-        assert truncated.tolist() == [step == 2] * 2 and not terminated.any() and not rewards.any()
-    envs.close()
-    alone = gymnasium.make("autotelic/reach-v3")
-    start, _ = alone.reset(seed=4)
-    np.testing.assert_array_equal(start, gymnasium.make("autotelic/MetaWorld-v0", task="reach-v3").reset(seed=4)[0])
 
 
 class Odd(gymnasium.Env):
