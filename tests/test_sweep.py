@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ import pytest
 from autotelic import sweep
 from autotelic.errors import UsageError
 from autotelic.recipes import find_recipe
-from autotelic.sweep import Results, Run, Sweep, dump, words_of
+from autotelic.sweep import Job, Results, Run, Sweep, dump, words_of
 from autotelic.trainers.loop import train
 from autotelic.trainers.runs import checkpoint
 from autotelic.trainers.runs.run_folder import RunFolder
+from autotelic.trainers.setting import settled
 
 from . import toy_recipe
 from .test_loop import same, untimed
@@ -232,6 +233,21 @@ def test_a_folder_with_other_flags_is_refused(done: tuple[Sweep, Results]) -> No
     made, _ = done
     with pytest.raises(UsageError, match="other flags"):
         replace(made, flags={"lr": 0.1}).run()
+
+
+def test_a_run_that_wrote_its_defaults_by_model_down_has_the_same_flags(tmp_path: Path) -> None:
+    recipe = find_recipe("vla/more_imitation")
+    job = Job("more", 0, recipe, ("--bc-steps", "7"), False, tmp_path / "run")
+    config = job.config()
+    command = f"autotelic run {recipe.name} --bc-steps 7"
+    folder = RunFolder.create(job.path, recipe=recipe.name, config=asdict(config), command=command)
+    job.check(config)
+    lr = settled(config, True, folder).lr
+    assert config.lr is None and RunFolder.open(job.path).config["lr"] == lr, "or nothing is tried here"
+    job.check(config)
+    for words in ((), ("--bc-steps", "7", "--lr", str(lr)), ("--bc-steps", "8")):
+        with pytest.raises(UsageError, match="other flags"):
+            job.check(replace(job, words=words).config())
 
 
 def test_what_a_recipe_refuses_leaves_no_folder(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -125,8 +125,14 @@ class Job:
         if not (self.path / "config.json").exists():
             return
         folder = RunFolder.open(self.path)
-        theirs = config_from_json(type(config), folder.config) if folder.recipe == self.recipe.name else None
-        if theirs != config:
+        same = folder.recipe == self.recipe.name
+        if same:
+            theirs = config_from_json(type(config), folder.config)
+            words = [word for word in shlex.split(folder.command)[3:] if word != "--debug"]
+            asked = replace(self, words=tuple(words)).config()
+            filled = {f.name: getattr(theirs, f.name) for f in fields(asked) if getattr(asked, f.name) is None}
+            same = asked == config and replace(config, **filled) == theirs  # a run writes its defaults by model down
+        if not same:
             raise UsageError(f"{self.path} holds a run with other flags: remove it or choose another folder")
 
     def _build(self, folder: Any) -> Any:
