@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from autotelic.errors import UsageError
 from autotelic.rewards.reward import Reward
+from autotelic.rewards.text.verifiers import Numeric
 from autotelic.trainers.scoring import RewardError, score
 from autotelic.types import Rollout, Task
 
@@ -60,6 +63,15 @@ def test_a_reward_that_raises_is_named_with_its_sample() -> None:
         score(attempts("a", "", "c"), 0.5 * Reward(returns(1, 1, 1)) + Reward(inverse_length))
     with pytest.raises(RewardError, match="different numbers of scores: two 2, three 3"):
         score(attempts("a", "b", "c"), Reward(returns(1, 1), "two") + Reward(returns(1, 1, 1), "three"))
+
+
+def test_what_a_reward_refuses_of_a_person_is_told_as_that() -> None:
+    rollouts = attempts("7", "8")
+    rollouts[1].task = replace(rollouts[1].task, reference="seven")
+    message = r'^reward Numeric: sample \d: the reference "seven" holds no number \(at sample task-1\)$'
+    with pytest.raises(UsageError, match=message) as told:
+        score(rollouts, Numeric())
+    assert isinstance(told.value, RewardError), "a run keeps its rollouts for this too"
 
 
 def test_none_for_some_samples_does_not_apply_to_them() -> None:

@@ -273,7 +273,7 @@ class _Run:
             return score(rollouts, stage.reward)
         except RewardError as error:
             path = self.folder.save_rollouts(f"failed-{self.iteration:06d}", rollouts)
-            raise RewardError(f"{error}; the iteration's {len(rollouts)} rollouts are kept in {path}") from error
+            raise type(error)(f"{error}; the iteration's {len(rollouts)} rollouts are kept in {path}") from error
 
     def _learn(self, stage: Stage, rollouts: list[Rollout]) -> dict[str, float]:
         """Every learner in turn. A round in which nobody learns is counted, and too many in a row end the run."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import UsageError
 from ..families import name_of
 from ..types import RewardFunction, Rollout, Score
 
@@ -17,11 +18,16 @@ class RewardError(ValueError):
     """A reward raised or returned something that is not a score; the line names reward and sample."""
 
 
+class RewardUsageError(RewardError, UsageError):
+    """A reward refused what a person gave it, such as a reference that it cannot read."""
+
+
 def score(rollouts: Sequence[Rollout], reward: RewardFunction) -> dict[str, float]:
     """Fill ``rollout.scores``, ``total`` included, and return the means: "reward", and "reward/TERM" of its terms.
 
-    Raises RewardError, with every rollout still whole, when the reward raises, returns NaN or another
-    number of scores than samples. None for all of them is a round without a reward. No rollouts have no scores.
+    Raises RewardError, with every rollout still whole, when the reward raises (RewardUsageError when it raises
+    UsageError), returns NaN or another number of scores than samples. None for all of them is a round without a
+    reward. No rollouts have no scores.
     """
     if not rollouts:
         return {}
@@ -30,6 +36,8 @@ def score(rollouts: Sequence[Rollout], reward: RewardFunction) -> dict[str, floa
         result = reward(**columns(rollouts))
     except Exception as error:
         who, where = _culprit(rollouts, reward, error)
+        if isinstance(error, UsageError):
+            raise RewardUsageError(f"reward {who}: {error}{where}") from error
         raise RewardError(f"reward {who} raised {type(error).__name__}: {error}{where}") from error
     named = dict(result) if isinstance(result, Mapping) else {name: result}
     alone = "total" not in named and len(named) == 1

@@ -50,18 +50,17 @@ class Verifier:
         """One score per sample, None where there is no reference.
 
         Raises:
-            ValueError: the column references is missing, or a reference or completion cannot be read; the line
-                names the sample.
+            UsageError: the column references is missing, or a reference cannot be read; the line names the sample.
         """
         if references is None:
-            raise ValueError(f'{type(self).__name__} needs the column "references"')
+            raise UsageError(f'{type(self).__name__} needs the column "references"')
         scores: list[float | None] = []
         for index, (completion, reference) in enumerate(zip(completions, references, strict=True)):
             row = {name: column[index] for name, column in columns.items() if name in self.reads}
             try:
                 scores.append(None if reference is None else self.compare(text_of(completion), reference, row))
             except ValueError as error:
-                raise ValueError(f"sample {index}: {error}") from error
+                raise UsageError(f"sample {index}: {error}") from error
         return scores
 
     def compare(self, completion: str, reference: Any, row: Mapping[str, Any]) -> float:
