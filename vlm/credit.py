@@ -77,7 +77,7 @@ class Correction:
 
     @property
     def terms(self) -> list[tuple[float, RewardFunction]]:
-        """What it is made of, so that a gate can refuse the same reward as its judge."""
+        """What it is made of, so that a message names the term that raised."""
         return [(1.0, term) for _, term in getattr(self.reward, "terms", [(1.0, self.reward)])]
 
     def __call__(self, completions: Sequence[Any], **columns: Any) -> Mapping[str, Sequence[Score]]:
