@@ -12,8 +12,8 @@ size, learning rate; the values below were chosen on this project's own tuning s
 
 So by default neither milestones nor growing horizons, the paper's two mechanisms, are on. Other differences: the critic
 reads the simulator's state (frames with ``--obs-type pixels``), a reached threshold adds a bonus (``--completion``),
-and the gate is not the paper's. Measured on the five default tasks, before groups without spread counted in the
-divisor: 66 to 79 % in about 134 CPU seconds after the start; see docs/results.md for the controls.
+and the gate is not the paper's. Measured on the five default tasks: 66 to 80 % in about 83 CPU seconds after the
+start; see docs/results.md for the controls.
 """
 
 from __future__ import annotations
