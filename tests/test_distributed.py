@@ -46,3 +46,18 @@ def test_a_run_by_two_processes_is_that_of_one(tmp_path: Path) -> None:
         assert here["updates"] == there["updates"] == 2
         assert [row["iteration"] for row in two.metrics()] == [1, 2]
         assert two.evaluations() == one.evaluations()
+
+
+LEAVES = """
+import atexit
+import torch.distributed as group
+atexit.register(lambda: print("still there" if group.is_initialized() else "left"))
+from autotelic.trainers.distributed import processes
+group.init_process_group("gloo", store=group.HashStore(), rank=0, world_size=1)
+processes()
+"""
+
+
+def test_a_process_leaves_the_group_before_python_ends() -> None:
+    """Handlers run last in, first out: the one that looks was registered before the one that leaves."""
+    assert run("-c", LEAVES) == "left\n"

@@ -6,7 +6,9 @@ counts over all processes, so gradients are summed here, never averaged.
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +21,22 @@ Item = TypeVar("Item")
 
 def _state() -> PartialState:
     """This process among all. Without the word CPU, processes on a machine without a GPU each believe to be alone."""
+    _leave_at_exit()
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+
+
+@cache
+def _leave_at_exit() -> None:
+    """Gloo's threads may still hold tensors when Python ends, and letting go of them then aborts the process.
+
+    It happened to a run that was otherwise done; the cause is told in pytorch/pytorch#179291.
+    """
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+        torch.distributed.destroy_process_group()
 
 
 def processes() -> int:
