@@ -39,6 +39,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autotelic.statistics import mean_interval
 from autotelic.trainers.advantages import ReinforcePlusPlus
 from autotelic.trainers.curricula import Uniform
 from autotelic.trainers.learner import Optimisation, PolicyLearner
@@ -48,7 +49,6 @@ from autotelic.trainers.policy import References, TorchPolicy
 from autotelic.trainers.randomness import generator
 from autotelic.trainers.runs.run_folder import RunFolder, versions
 from autotelic.trainers.shaping import PerTokenKL
-from autotelic.trainers.statistics import mean_interval
 from autotelic.types import Batch, Evaluation, Key, Mode, Rollout, Task
 from autotelic.vlm.discussion import CRITIC, SCORER, SOLVER, Discussion, Exchange, Interaction, Roles
 

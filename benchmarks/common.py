@@ -17,7 +17,9 @@ from statistics import median
 from typing import Any
 
 from autotelic.errors import UsageError
+from autotelic.recipes import find_recipe
 from autotelic.sweep import MEAN, Results, Sweep, dump, words_of
+from autotelic.trainers.config import fixed
 
 ROOT = Path(__file__).parents[1]
 Flags = Mapping[str, Any]
@@ -92,7 +94,10 @@ class Study:
         parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
         options = parser.parse_args()
         names, seeds = (self.quick_arms, options.seeds[:1]) if options.quick else (options.arms, options.seeds)
-        arms = {name: {**self.flags, **self.arms[name], **(self.quick if options.quick else {})} for name in names}
+        arms = {
+            name: {**self.flags, **self.arms[name], **(self._shortened(name) if options.quick else {})}
+            for name in names
+        }
         with tempfile.TemporaryDirectory() as scratch:
             runs = options.runs or (Path(scratch) if options.quick else where)
             sweep = Sweep(self.recipe, arms, seeds, runs, jobs=options.jobs)
@@ -108,6 +113,11 @@ class Study:
         flags = {arm: " ".join(words_of(flags)) for arm, flags in arms.items()}
         record = {"recipe": self.recipe, "seeds": seeds, "flags": flags, **results.to_json()}
         save(options, record | {"differences": [asdict(each) for each in differences], **further})
+
+    def _shortened(self, arm: str) -> Flags:
+        """``quick`` without what the arm's recipe fixes."""
+        recipe = find_recipe(self.arms[arm].get("recipe", self.recipe))
+        return {name: value for name, value in self.quick.items() if name not in fixed(recipe.load().Config)}
 
 
 # --- races of steps -----------------------------------------------------------------------------

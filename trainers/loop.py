@@ -114,8 +114,8 @@ class Experiment:
 
     Attributes:
         stages: run one after the other.
-        evaluate: an actor -> an evaluation (see ``trainers.report``); the only place that may read an oracle. It looks
-            at ``actor.evaluated()``, in mode "evaluate".
+        evaluate: an actor -> an evaluation (see ``trainers.runs.report``); the only place that may read an oracle. It
+            looks at ``actor.evaluated()``, in mode "evaluate".
         evaluate_every: iterations between further evaluations, 0 for before and after only.
         seed: keys every random number.
         label_account: how many labels the gates read, "gate_labels: none" or "gate_labels: N"; "" counts them.

@@ -112,7 +112,7 @@ class Setting(ABC):
 
     @abstractmethod
     def evaluate(self, actor: Actor) -> Mapping[str, Any]:
-        """An evaluation, see ``trainers.report``."""
+        """An evaluation, see ``trainers.runs.report``."""
 
     @abstractmethod
     def finish(self, folder: RunFolder) -> None:

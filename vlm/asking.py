@@ -27,7 +27,7 @@ from .small.glimpse_backbone import GlimpseRenderer
 
 
 class PolicyAsker:
-    """Asker of the judges in ``rewards.judge`` that is a token policy: ``YesNoJudge(asker=PolicyAsker(policy))``.
+    """Asker of judges (``rewards.models.judge``) that is a token policy: ``YesNoJudge(asker=PolicyAsker(policy))``.
 
     "yes" and "no" count in every spelling that is one token. The policy is in eval mode for the time of asking only.
 

@@ -1,4 +1,4 @@
-"""The small default: a text-to-image pipeline of real parts that draws the world of ``envs.shapes``.
+"""The small default: a text-to-image pipeline of real parts that draws the world of ``envs.toys.shapes``.
 
 A Stable Diffusion 3 transformer (four layers, patches of 4 x 4 pixels instead of latents), a flow-matching scheduler
 and a text encoder that is CLIP's embedding table, whose tokens are added up: word order says nothing in this world,

@@ -154,7 +154,7 @@ class Run:
     """A finished run.
 
     Attributes:
-        before, after: evaluations (see ``trainers.comparison``).
+        before, after: evaluations (see ``trainers.runs.comparison``).
         cpu_seconds: of acting, learning and gating, without start and evaluation.
         rollouts: attempts that the stages asked for; None where the sweep did not make the run itself.
         labels: the run's label account.

@@ -127,7 +127,7 @@ class Trainer:
         return self
 
     def evaluate(self) -> Mapping[str, Any]:
-        """The evaluation of the actor as it is now, see ``trainers.report``."""
+        """The evaluation of the actor as it is now, see ``trainers.runs.report``."""
         return self.experiment.evaluate(self.actor)
 
     @property
