@@ -94,10 +94,7 @@ class Study:
         parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
         options = parser.parse_args()
         names, seeds = (self.quick_arms, options.seeds[:1]) if options.quick else (options.arms, options.seeds)
-        arms = {
-            name: {**self.flags, **self.arms[name], **(self._shortened(name) if options.quick else {})}
-            for name in names
-        }
+        arms = {name: self.flags_of(name, options.quick) for name in names}
         with tempfile.TemporaryDirectory() as scratch:
             runs = options.runs or (Path(scratch) if options.quick else where)
             sweep = Sweep(self.recipe, arms, seeds, runs, jobs=options.jobs)
@@ -114,10 +111,11 @@ class Study:
         record = {"recipe": self.recipe, "seeds": seeds, "flags": flags, **results.to_json()}
         save(options, record | {"differences": [asdict(each) for each in differences], **further})
 
-    def _shortened(self, arm: str) -> Flags:
-        """``quick`` without what the arm's recipe fixes."""
-        recipe = find_recipe(self.arms[arm].get("recipe", self.recipe))
-        return {name: value for name, value in self.quick.items() if name not in fixed(recipe.load().Config)}
+    def flags_of(self, arm: str, quick: bool) -> Flags:
+        """An arm's flags; the quick ones without what its recipe fixes."""
+        flags = {**self.flags, **self.arms[arm]}
+        closed = fixed(find_recipe(flags.get("recipe", self.recipe)).load().Config)
+        return flags | {name: value for name, value in self.quick.items() if quick and name not in closed}
 
 
 # --- races of steps -----------------------------------------------------------------------------

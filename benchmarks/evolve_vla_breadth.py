@@ -35,7 +35,7 @@ STUDY = Study(
         "unseen tasks": UNSEEN | READER | {"clone_tasks": OTHERS, "max_steps": 32},
         "unseen tasks, imitated after all": UNSEEN | IMITATION | {"max_steps": 1},
         "pictures": PICTURES,
-        "pictures, continued imitation": PICTURES | IMITATION | {"steps": 20},
+        "pictures, continued imitation": PICTURES | IMITATION | {"epochs": 20},
     },
     seeds=range(5),
     base={

@@ -29,6 +29,7 @@ from common import Study
 
 from autotelic.envs.toys import arithmetic
 from autotelic.sweep import MEAN, Results, Sweep
+from autotelic.trainers.config import fixed
 from autotelic.types import Task
 from autotelic.vlm.recipes import arithmetic as recipe
 from autotelic.vlm.recipes import raft
@@ -45,7 +46,7 @@ def number_alone(completions: Sequence[str], **_: Any) -> list[float]:
 def shared_settings() -> dict[str, Any]:
     """What vlm/arithmetic sets, as far as vlm/raft has it and sets something else."""
     ours, theirs = recipe.Config(), raft.Config()
-    names = {field.name for field in fields(ours)} & {field.name for field in fields(theirs)}
+    names = {field.name for field in fields(ours)} & {field.name for field in fields(theirs)} - fixed(raft.Config)
     return {name: vars(ours)[name] for name in sorted(names) if vars(ours)[name] != vars(theirs)[name]}
 
 
