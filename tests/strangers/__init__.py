@@ -1,0 +1,1 @@
+"""What people bring, what policies write, what machines emit: every case with the outcome that it must have."""
