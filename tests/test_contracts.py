@@ -415,7 +415,7 @@ class AdaptAndReset(SystemWrapper):
         before = deepcopy(self.policy.state_dict())
         self.policy.module.requires_grad_(True)  # a fork's is not
         PolicyLearner(self.policy, WeightedImitation(), Optimisation(lr=1.0)).update(self.policy.act(tasks, 1, key=key))
-        rollouts: list[Rollout] = self.policy.act(tasks, n, key=key, mode=mode)
+        rollouts = [replace(r, version="adapted") for r in self.policy.act(tasks, n, key=key, mode=mode)]
         self.policy.load_state_dict(before)
         return rollouts
 

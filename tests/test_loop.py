@@ -410,7 +410,8 @@ def test_scored_rollouts_without_partners_do_not_stop_a_run() -> None:
     assert learner.update(rollouts)["rollouts"] == 4
     for rollout in rollouts:
         rollout.scores["total"] = None
-    assert learner.update(rollouts) == {"rollouts": 0.0, "learned": 0.0}
+    told = learner.update(rollouts)
+    assert (told["rollouts"], told["steps/skipped"], told["learned"]) == (0.0, 0.0, 0.0)
 
 
 def test_harm_without_demonstrations_is_answered_by_all_of_them() -> None:

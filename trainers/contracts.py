@@ -39,6 +39,9 @@ class Learner(ABC):
         """Called after a rollback that asks for repair."""
         return {}
 
+    def slow_down(self, factor: float) -> None:
+        """Called when a run went back because it diverged: multiply learning rates by the factor."""
+
     def state_dict(self) -> dict[str, Any]:
         return {}
 

@@ -16,6 +16,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 from torch import Tensor
 
+from ..errors import UsageError
+
 Item = TypeVar("Item")
 
 
@@ -94,6 +96,17 @@ def share(groups: Sequence[Item]) -> list[Item]:
 def gather(items: list[Any]) -> list[Any]:
     """Every process's items, in process order."""
     return items if processes() == 1 else list(gather_object(items))
+
+
+def same_everywhere(what: str, value: object) -> None:
+    """Refuse to go on where processes hold different values.
+
+    Raises:
+        UsageError: in every process, with the value of each.
+    """
+    values = gather([value])
+    if any(other != values[0] for other in values):
+        raise UsageError(f"the processes hold different {what}: {', '.join(map(str, values))}")
 
 
 def from_main(value: Item) -> Item:

@@ -18,6 +18,7 @@ from ..errors import UsageError
 from ..families import GROUND_TRUTH, families_of
 from ..statistics import non_inferiority
 from ..types import Actor, RewardFunction, Task, Verdict
+from .distributed import gather, share
 from .scoring import score, total_of
 
 Scores = dict[str, list[float]]
@@ -70,19 +71,27 @@ class ProbeGate(Gate):
         return sum(task.reference is not None for task in self.probes) if reads else 0
 
     def look(self, actor: Actor) -> tuple[Scores, Scores]:
-        """The judge's and the training reward's scores per category, in probe order; the latter empty without one."""
-        rollouts = actor.act(list(self.probes), 1, key=(0,), mode="evaluate", **self.sampling)
-        if len(rollouts) != len(self.probes):
-            raise UsageError(f"an actor answered {len(self.probes)} probes by {len(rollouts)} rollouts: one each")
+        """The judge's and the training reward's scores per category, in probe order; the latter empty without one.
+
+        Several processes look at a part of the probes each.
+        """
+        mine = share(range(len(self.probes)))
+        probes = [self.probes[index] for index in mine]
+        rollouts = actor.act(probes, 1, key=(0,), mode="evaluate", **self.sampling) if probes else []
+        if len(rollouts) != len(probes):
+            raise UsageError(f"an actor answered {len(probes)} probes by {len(rollouts)} rollouts: one each")
         judged: Scores = {}
         proxy: Scores = {}
         for reward, scores in ((self.reward, proxy), (self.judge, judged)):
             if reward is not None:
                 score(rollouts, reward)
-                for rollout in rollouts:
-                    if (value := total_of(rollout)) is None:
-                        raise UsageError(f"a gate's judge must score every probe, and gave None to {rollout.task.id}")
-                    scores.setdefault(rollout.task.category, []).append(value)
+                rows = [(index, total_of(rollout)) for index, rollout in zip(mine, rollouts, strict=True)]
+                for index, value in sorted(gather(rows)):
+                    if value is None:
+                        raise UsageError(
+                            f"a gate's judge must score every probe, and gave None to {self.probes[index].id}"
+                        )
+                    scores.setdefault(self.probes[index].category, []).append(value)
         return judged, proxy
 
     def remember(self, against: Mapping[str, Actor]) -> None:

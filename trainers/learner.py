@@ -4,6 +4,9 @@ The order of an update is fixed: collate; log-probabilities of the reference and
 reward shaping, such as a per-token KL; sets, which may overlap; advantages; ``prepare``, such as pairing or selection;
 then ``epochs * minibatches`` gradient steps. Minibatches hold whole groups, sets and pairs, gradients are summed over
 processes, and every random choice is keyed by (seed, update), so a resumed run repeats it.
+
+Nothing that is not finite is learned from: neither a rollout without a probability nor a step whose gradient is NaN or
+infinite. Both are counted; what to do about many of them is the loop's part.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from ..errors import UsageError
 from ..types import Advantage, Batch, Decisions, Evaluation, Key, Objective, Players, Policy, Rollout, Verdict
 from .contracts import Learner, Shaping, advantage_of, require
 from .distributed import reduce_counts, reduce_gradients
+from .drift import EVERY, check_drift
 from .randomness import generator
 
 
@@ -104,7 +108,7 @@ class PolicyLearner(Learner):
         self.decisions: Decisions = "forward" if "forward" in objective.needs else "sampled"
         self.references = dict(references or {})
         self.anchors = anchors
-        self.updates = 0
+        self.updates = self.skipped = 0
         self.optimizer = torch.optim.AdamW(
             list(policy.parameters()), optimisation.lr, eps=optimisation.eps, weight_decay=optimisation.weight_decay
         )
@@ -117,11 +121,21 @@ class PolicyLearner(Learner):
             self.advantage.check(group_size)
 
     def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
-        """Learn from rollouts whose ``total`` score applies; returns metrics of the update."""
-        applicable = self._applicable(rollouts)
-        metrics = reduce_counts({"rollouts": float(len(applicable))})
+        """Learn from rollouts whose ``total`` score applies; returns metrics of the update.
+
+        Among them are "rollouts/not_finite", "steps/skipped" and "steps/skipped_in_a_row", how many of the latest
+        steps were not taken.
+        """
+        whole = [rollout for rollout in rollouts if _is_finite(rollout)]
+        applicable = self._applicable(whole)
+        counts = {"rollouts": len(applicable), "rollouts/not_finite": len(rollouts) - len(whole)}
+        metrics = reduce_counts({name: float(count) for name, count in counts.items()})
         if not metrics["rollouts"]:
-            return metrics | {"learned": 0.0}
+            lost = float(metrics["rollouts/not_finite"] > 0)
+            self.skipped += int(lost)
+            return metrics | self._skipped_of(lost) | {"learned": 0.0}
+        if self.updates % EVERY == 0 and {"log_probs:old", "log_probs:behaviour"} & self._needs():
+            metrics |= check_drift(self.policy, applicable)
         if "proximal" in self.references:
             self.references["proximal"].copy_from(self.policy)
         batch = self._batch(applicable, metrics)
@@ -129,16 +143,22 @@ class PolicyLearner(Learner):
         learned = reduce_counts({"rows": float(batch is not None)})["rows"] > 0 or anchored
         steps = self._minibatches(batch)
         sums: dict[str, float] = defaultdict(float)
+        count = skipped = 0
         for epoch in range(self.optimisation.epochs):
             for index, rows in enumerate(steps(epoch)):
                 part = batch.select(rows) if batch is not None and len(rows) else None
-                for name, value in self._step(part, (epoch, index)).items():
+                told = self._step(part, (epoch, index))
+                skipped, count = (skipped + 1, count) if told is None else (skipped, count + 1)
+                for name, value in (told or {}).items():
                     sums[name] += value
-        count = self.optimisation.epochs * self.optimisation.minibatches
-        self._slow_down()
-        return metrics | {name: value / count for name, value in sums.items()} | {"learned": float(learned)}
+        self._follow_schedule()
+        means = {name: value / count for name, value in sums.items()}
+        return metrics | means | {**self._skipped_of(skipped), "learned": float(learned and count > 0)}
 
-    def _slow_down(self) -> None:
+    def _skipped_of(self, steps: float) -> dict[str, float]:
+        return {"steps/skipped": float(steps), "steps/skipped_in_a_row": float(self.skipped)}
+
+    def _follow_schedule(self) -> None:
         """Count the update, and take the next one at the learning rate that is due then."""
         before, after = (self.optimisation.share(n) for n in (self.updates, self.updates + 1))
         for group in self.optimizer.param_groups:
@@ -215,8 +235,8 @@ class PolicyLearner(Learner):
 
         return of_epoch
 
-    def _step(self, batch: Batch | None, key: tuple[int, int]) -> dict[str, float]:
-        """One gradient step; a process without rollouts still takes part in the sums."""
+    def _step(self, batch: Batch | None, key: tuple[int, int]) -> dict[str, float] | None:
+        """One gradient step; a process without rollouts still takes part in the sums. None is a step not taken."""
         self.optimizer.zero_grad(set_to_none=True)
         counts = {"rollouts": 0.0, "decisions": 0.0, "pairs": 0.0} if batch is None else batch.counts()
         totals = reduce_counts(counts)
@@ -231,10 +251,20 @@ class PolicyLearner(Learner):
             metrics |= anchors.backpropagate(self.policy, (self.optimisation.seed, self.updates, *key))
         parameters = list(self.policy.parameters())
         reduce_gradients(parameters)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.optimisation.max_grad_norm)
-        metrics["objective/grad_norm"] = float(norm)
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.optimisation.max_grad_norm))
+        if not math.isfinite(norm):  # of all processes, so that all of them skip the step
+            self.skipped += 1
+            self.optimizer.zero_grad(set_to_none=True)
+            return None
+        self.skipped = 0
         self.optimizer.step()
-        return metrics
+        return metrics | {"objective/grad_norm": norm}
+
+    def slow_down(self, factor: float) -> None:
+        """After a divergence: take smaller steps from now on."""
+        self.skipped = 0
+        for group in self.optimizer.param_groups:
+            group["lr"] *= factor
 
     def repair(self, verdict: Verdict) -> dict[str, float]:
         """After a rollback: take smaller steps, and hold on to the demonstrations of what was harmed."""
@@ -247,6 +277,7 @@ class PolicyLearner(Learner):
             "policy": self.policy.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "updates": self.updates,
+            "skipped": self.skipped,
             "references": {name: other.state_dict() for name, other in self.references.items()},
         }
         return state if self.anchors is None else state | {"anchors": self.anchors.state_dict()}
@@ -254,11 +285,16 @@ class PolicyLearner(Learner):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.policy.load_state_dict(state["policy"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.updates = int(state["updates"])
+        self.updates, self.skipped = int(state["updates"]), int(state["skipped"])
         for name, other in self.references.items():
             other.load_state_dict(state["references"][name])
         if self.anchors is not None:
             self.anchors.load_state_dict(state["anchors"])
+
+
+def _is_finite(rollout: Rollout) -> bool:
+    """Whether every decision of it has a probability that can be learned from."""
+    return rollout.log_probs is None or bool(rollout.log_probs[rollout.mask].isfinite().all())
 
 
 def backpropagate(

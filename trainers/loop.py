@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,13 +23,14 @@ from ..errors import UsageError
 from ..families import declared, families_of, proxies
 from ..types import Actor, Curriculum, Gate, Learner, RewardFunction, Rollout, Verdict
 from .contracts import require
-from .distributed import barrier, from_main, gather, is_main, share
+from .distributed import barrier, from_main, gather, is_main, reduce_counts, same_everywhere, share
 from .runs.alarms import Alarm, AlarmLimits, Watcher, check_evidence
 from .runs.callbacks import Callback, RunInfo
 from .runs.interruption import interruptible
 from .runs.progress import Progress
-from .runs.run_folder import RunFolder
+from .runs.run_folder import RunFolder, checkpoint_name
 from .scoring import RewardError, score
+from .weights import checksum, is_finite
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +38,10 @@ Evaluate = Callable[[Actor], Mapping[str, Any]]
 
 IDLE_ROUNDS = 10
 """So many rounds in a row in which nobody learned end a run."""
+SKIPPED_STEPS = 3
+"""So many steps in a row that were not finite send a run back, at half its learning rate; the second time ends it."""
+CHECKSUM_EVERY = 10
+"""Rounds from one comparison of the processes' weights to the next."""
 
 
 @dataclass
@@ -122,8 +129,10 @@ class Experiment:
         cpu_clock: CPU seconds so far of everything that takes part; metrics report its differences.
         callbacks: told of the run while it goes on, in the main process.
         save_every, keep_last: iterations between checkpoints, and how many of them stay; what a gate let through is
-            saved at once, and stays.
+            saved at once, and stays; so does what a run that diverges would go back to.
         max_hours: after so many the run saves and stops, as after Ctrl-C; 0 is no limit.
+        save: writes what was learned to a folder that is not there yet, as other programs load it; called for
+            RUN/policy with every checkpoint that a gate let through, and before anything that comes at the end.
         finish: called with the run folder at the end (videos, model card).
         close: releases workers.
     """
@@ -139,6 +148,7 @@ class Experiment:
     save_every: int = 1
     keep_last: int = 2
     max_hours: float = 0.0
+    save: Callable[[Path], None] = lambda path: None
     finish: Callable[[RunFolder], None] = lambda folder: None
     close: Callable[[], None] = lambda: None
 
@@ -151,10 +161,17 @@ class OutOfTime(KeyboardInterrupt):
     """``max_hours`` have passed; the run is saved and can be resumed."""
 
 
+class Diverged(UsageError):
+    """Numbers stopped being finite twice; the run ended with its last good weights."""
+
+
 def train(experiment: Experiment, folder: RunFolder, *, resume: bool = False) -> None:
     """Run every stage; with ``resume``, from the folder's latest checkpoint.
 
-    Ctrl-C ends after the iteration in progress, saves and raises KeyboardInterrupt; so does ``max_hours``.
+    Ctrl-C ends after the iteration in progress, saves and raises KeyboardInterrupt; so do SIGTERM and ``max_hours``.
+
+    Raises:
+        Diverged: once what was good is saved and evaluated.
     """
     run = _Run(experiment, folder)
     started = time.monotonic()
@@ -171,17 +188,24 @@ def train(experiment: Experiment, folder: RunFolder, *, resume: bool = False) ->
             run.begin()
         with interruptible() as interrupted, Progress(total, run.iteration, quiet=not is_main()) as progress:
             for index in range(run.stage, len(experiment.stages)):
+                if run.diverged:
+                    break
                 run.enter(index)
                 stage = experiment.stages[index]
                 while run.step < stage.steps:
                     metrics = run.iterate(stage)
                     progress.show(run.iteration, metrics)
-                    ends = run.step >= stage.steps and index + 1 == len(experiment.stages)
+                    ends = run.diverged or (run.step >= stage.steps and index + 1 == len(experiment.stages))
                     late = not ends and 0 < experiment.max_hours * 3600 < time.monotonic() - started
                     if from_main(interrupted() or late):
                         run.save(best=False)
                         raise OutOfTime if late else KeyboardInterrupt
-        run.end()
+        if not (resume and run.diverged):
+            run.end()
+        if run.diverged:
+            raise Diverged(
+                f"the run diverged: {run.diverged} again; it ended with the weights of {run.good}: try a lower --lr"
+            )
     except BaseException as raised:
         error = raised
         raise
@@ -211,7 +235,10 @@ class _Run:
 
     def __init__(self, experiment: Experiment, folder: RunFolder) -> None:
         self.experiment, self.folder = experiment, folder
-        self.stage, self.step, self.iteration, self.idle = 0, 0, 0, 0
+        self.stage, self.step, self.iteration, self.idle, self.returns = 0, 0, 0, 0, 0
+        self.good = checkpoint_name(0)  # what a run that diverges goes back to
+        self.clean = True  # whether every step since the last checkpoint was taken
+        self.diverged = ""  # what ended the run
         self.base: Any = None
         self.promoted_actor: Any = None
         self.promoted: dict[str, Any] = {}
@@ -250,6 +277,7 @@ class _Run:
             acted = time.perf_counter()
             metrics = self._score(stage, rollouts)
             metrics |= self._learn(stage, rollouts)
+            self._keep_finite(stage)
             metrics |= {"time/act": acted - started, "time/learn": time.perf_counter() - acted}
             self.iteration += 1
             self.step += 1
@@ -280,6 +308,7 @@ class _Run:
         metrics: dict[str, float] = {}
         everyone: list[Rollout] | None = None
         learned: list[float] = []
+        skipped = 0.0
         for name, learner in stage.parts.items():
             if not learner.sees_own_rollouts_only and everyone is None:
                 everyone = gather(rollouts)
@@ -290,8 +319,11 @@ class _Run:
             told = learner.update(visible)
             if "learned" in told:
                 learned.append(told["learned"])
+            skipped = max(skipped, told.get("steps/skipped_in_a_row", 0.0))
             metrics |= {f"{name}/{key}": value for key, value in told.items()} if named else told
-        self.idle = self.idle + 1 if learned and not any(learned) else 0
+        self.clean = self.clean and not skipped
+        self.skipped = skipped
+        self.idle = self.idle + 1 if learned and not any(learned) and not skipped else 0
         if self.idle >= IDLE_ROUNDS:
             raise UsageError(
                 f"nobody learned in {self.idle} rounds in a row: the reward applied to no rollout of theirs "
@@ -300,13 +332,35 @@ class _Run:
         metrics["rounds/idle"] = float(self.idle)
         return metrics | _per_category(everyone or rollouts)
 
+    def _keep_finite(self, stage: Stage) -> None:
+        """Where weights or several steps in a row were not finite, go back; the second time end the run."""
+        broken = reduce_counts({"parts": float(not is_finite({n: p.state_dict() for n, p in stage.parts.items()}))})
+        if not broken["parts"] and self.skipped < SKIPPED_STEPS:
+            return
+        self.clean = False
+        what = "weights were not finite" if broken["parts"] else f"{SKIPPED_STEPS} steps in a row were not finite"
+        state = self.folder.load_checkpoint(self.good)
+        _restore(stage, state["now"] if state["stage"] == self.stage else self.promoted)
+        self.returns += 1
+        if self.returns > 1:
+            self.diverged, self.step = what, stage.steps - 1  # this round is counted yet
+        else:
+            for part in stage.parts.values():
+                part.slow_down(0.5)
+        end = "the run ends there" if self.diverged else "on from there at half the learning rate"
+        if is_main():
+            self._alarm([Alarm("diverged", str(self.returns), f"{what}: back to {self.good}, {end}")])
+
     def _gate(self, stage: Stage) -> Verdict | None:
-        """Ask the gate when it is due and do as it says; returns its verdict, if it was asked."""
+        """Ask the gate when it is due and do as it says; returns its verdict, if it was asked.
+
+        It is the main process's verdict that counts: judges may answer differently in two of them.
+        """
         due = self.step % stage.gate_every == 0 or self.step == stage.steps
         if stage.gate is None or not due:
             return None
         candidate = stage.actor.evaluated()
-        verdict = stage.gate(candidate, {"base": self.base, "promoted": self.promoted_actor})
+        verdict = from_main(stage.gate(candidate, {"base": self.base, "promoted": self.promoted_actor}))
         if verdict.stop:
             self.step = stage.steps
         if verdict.decision == "keep":
@@ -344,23 +398,53 @@ class _Run:
             self.experiment.finish(self.folder)
 
     def save(self, *, best: bool) -> None:
-        """Write a checkpoint, unless there is one of this iteration and stage already."""
+        """Write a checkpoint, unless there is one of this iteration and stage already; with a best one, the policy.
+
+        A disk that is full is told and tried again with the next checkpoint; at the end of a run it is an error.
+        """
         if self.saved == (self.stage, self.iteration):
             return
-        self.saved = (self.stage, self.iteration)
+        if self.clean and self.saved[1] >= 0:
+            self.good = checkpoint_name(self.saved[1])
+        before, self.saved, self.clean = self.saved, (self.stage, self.iteration), True
+        stage = self.experiment.stages[self.stage]
         if is_main():
-            stage = self.experiment.stages[self.stage]
-            counts = {"stage": self.stage, "step": self.step, "iteration": self.iteration, "idle": self.idle}
-            state = counts | {"now": _snapshot(stage), "promoted": self.promoted}
+            state: dict[str, Any] = {"stage": self.stage, "step": self.step, "iteration": self.iteration}
+            state |= {"idle": self.idle, "returns": self.returns, "good": self.good, "diverged": self.diverged}
+            state |= {"now": _snapshot(stage), "promoted": self.promoted}
             if stage.gate is not None:
                 state |= {"base": self.base.state_dict(), "promoted_actor": self.promoted_actor.state_dict()}
                 state["gate"] = stage.gate.state_dict()
-            self.folder.save_checkpoint(self.iteration, state, best=best, keep=self.experiment.keep_last)
-        barrier()
+            try:
+                self.folder.save_checkpoint(
+                    self.iteration, state, best=best, keep=self.experiment.keep_last, hold=self.good
+                )
+                if best:
+                    self._save_policy()
+            except OSError as error:
+                if self.step >= stage.steps and self.stage + 1 == len(self.experiment.stages):
+                    raise UsageError(f"cannot save the run: {error}") from error
+                self._alarm([Alarm("not saved", "", f"no checkpoint of round {self.iteration}: {error}")])
+                self.saved = before
+        self.saved = from_main(self.saved)
+        if self.iteration % CHECKSUM_EVERY == 0 or self.step == stage.steps:
+            same_everywhere("weights", checksum(stage.actor.state_dict()))
+
+    def _save_policy(self) -> None:
+        """Replace RUN/policy as a whole."""
+        path = self.folder.path / "policy"
+        partial = path.with_name(".policy.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        self.experiment.save(partial)
+        if partial.exists():
+            shutil.rmtree(path, ignore_errors=True)
+            partial.rename(path)
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.stage, self.step, self.iteration = (int(state[name]) for name in ("stage", "step", "iteration"))
-        self.idle, self.saved = int(state["idle"]), (self.stage, self.iteration)
+        self.idle, self.returns = int(state["idle"]), int(state["returns"])
+        self.good, self.diverged = str(state["good"]), str(state["diverged"])
+        self.saved = (self.stage, self.iteration)
         stage = self.experiment.stages[self.stage]
         if stage.gate is not None:
             self._anchor_gate(stage)
@@ -375,8 +459,16 @@ class _Run:
 
 
 def _snapshot(stage: Stage) -> dict[str, Any]:
-    """The state of everything that learns, detached from what goes on learning."""
-    return {name: copy.deepcopy(part.state_dict()) for name, part in stage.parts.items()}
+    """The state of everything that learns, detached from what goes on learning, its tensors on the CPU."""
+    return {name: _copied(part.state_dict()) for name, part in stage.parts.items()}
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {name: _copied(part) for name, part in value.items()}
+    return [_copied(part) for part in value] if isinstance(value, list | tuple) else copy.deepcopy(value)
 
 
 def _restore(stage: Stage, state: Mapping[str, Any]) -> None:

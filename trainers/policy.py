@@ -72,6 +72,12 @@ class TorchPolicy(Actor):
     def device(self) -> torch.device:
         return next(self.module.parameters()).device
 
+    @property
+    def precision(self) -> torch.dtype:
+        """The coarsest type of number that it computes with."""
+        types = [p.dtype for p in self.module.parameters() if p.is_floating_point()]
+        return max([*types, self.autocast or torch.float32], key=lambda dtype: torch.finfo(dtype).eps)
+
     def mixed(self) -> torch.autocast:
         """Mixed precision, where ``autocast`` asks for it."""
         return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,28 @@ def move(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor], mix: float = 
                 tensor.copy_(theirs[name])
             else:
                 tensor.lerp_(theirs[name].to(tensor), mix)
+
+
+def tensors_of(state: Any) -> Iterator[Tensor]:
+    """Every tensor of a nested state, in its order."""
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, Mapping | list | tuple):
+        for part in state.values() if isinstance(state, Mapping) else state:
+            yield from tensors_of(part)
+
+
+def is_finite(state: Any) -> bool:
+    """Whether no tensor of a nested state holds NaN or infinity."""
+    floats = (tensor for tensor in tensors_of(state) if tensor.is_floating_point())
+    return all(bool(tensor.isfinite().all()) for tensor in floats)
+
+
+def checksum(state: Any) -> tuple[str, str]:
+    """Sum and sum of magnitudes of a nested state's tensors, to the bit; equal states have equal ones."""
+    parts = [tensor.detach().double() for tensor in tensors_of(state)]
+    sums = [sum(float(one) for one in map(of, parts)) for of in (torch.sum, lambda part: part.abs().sum())]
+    return float(sums[0]).hex(), float(sums[1]).hex()
 
 
 def is_adapter(name: str) -> bool:

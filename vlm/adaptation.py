@@ -43,11 +43,13 @@ class Adaptation:
 
     def __call__(self, policy: Any, pairs: Sequence[Rollout]) -> None:
         batch = policy.collate(pairs)
-        optimizer = torch.optim.AdamW(list(policy.parameters()), self.lr, weight_decay=0.0)
+        parameters = list(policy.parameters())
+        optimizer = torch.optim.AdamW(parameters, self.lr, weight_decay=0.0)
         for _ in range(self.steps):
             optimizer.zero_grad(set_to_none=True)
             backpropagate(policy, WeightedImitation(), batch)
-            optimizer.step()
+            if bool(torch.nn.utils.clip_grad_norm_(parameters, torch.inf).isfinite()):
+                optimizer.step()
 
 
 class AdaptAndReset(SystemWrapper):
@@ -111,7 +113,7 @@ class AdaptAndReset(SystemWrapper):
                 self.adaptation(adapted, pairs)
             answers[row] = adapted.act([tasks[row]], n, **asked)
             for rollout in answers[row]:
-                rollout.graph = None  # of weights that are no more
+                rollout.graph, rollout.version = None, "adapted"  # of weights that are no more
                 rollout.info["adapted"] = bool(pairs)
         for row, margin in enumerate(margins):
             for rollout in answers[row]:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from .errors import UsageError
+
 
 def cosine(lr: float, steps: int) -> list[float]:
     """The learning rate of each step: from lr to zero along a cosine, to the bit as torch's CosineAnnealingLR."""
@@ -42,6 +44,9 @@ def fit(
         max_grad_norm: gradients are clipped to this norm.
         fused: AdamW's own.
         after: called with the number of the step once it is taken.
+
+    Raises:
+        UsageError: the loss or its gradient is not finite, which data that is not finite does.
     """
     parameters: Sequence[nn.Parameter] = list(network.parameters() if isinstance(network, nn.Module) else network)
     optimizer = torch.optim.AdamW(parameters, betas=betas, weight_decay=weight_decay, fused=fused)
@@ -52,8 +57,9 @@ def fit(
         value = loss(step)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward([value])
-        if max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        limit = torch.inf if max_grad_norm is None else max_grad_norm
+        if not bool(nn.utils.clip_grad_norm_(parameters, limit).isfinite() & value.detach().isfinite()):
+            raise UsageError(f"step {step + 1} of a fit has a loss or gradient that is not finite: look at its data")
         optimizer.step()
         if after is not None:
             after(step)

@@ -73,7 +73,8 @@ class Rollout:
         mask: [T] bool, True where the policy decided (False: the environment's tokens, padding).
         segments: [T] long, the turn, chunk or denoising step of each decision, 0..S-1.
         train_task: train in another context than the one sampled in.
-        player, version, group: who acted, with which weights, and which rollouts are compared (see ``group_key``).
+        player, group: who acted, and which rollouts are compared (see ``group_key``).
+        version: names the weights that sampled it, where these are not the policy's own of this moment.
         states: one handle per segment of a state that one may branch from.
         scores: named scores; ``total`` is what advantages use.
         info: anything for people and reports; never read by objectives.
@@ -348,6 +349,11 @@ class Policy(Actor, Protocol):
 
     capabilities: frozenset[str]
 
+    @property
+    def precision(self) -> torch.dtype:
+        """The coarsest type of number that it computes with."""
+        ...
+
     def encode(self, tasks: Sequence[Task], outputs: Sequence[Any]) -> list[Rollout]: ...
     def collate(self, rollouts: Sequence[Rollout], decisions: Decisions = "sampled") -> Batch: ...
     def evaluate_actions(
@@ -419,6 +425,10 @@ class Learner(Protocol):
 
     def repair(self, verdict: Verdict) -> dict[str, float]:
         """Called after a rollback that asks for repair."""
+        ...
+
+    def slow_down(self, factor: float) -> None:
+        """Called when a run went back because it diverged: multiply learning rates by the factor."""
         ...
 
     def state_dict(self) -> dict[str, Any]: ...

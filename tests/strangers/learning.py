@@ -81,7 +81,6 @@ for what, value in (("NaN", math.nan), ("infinite", math.inf), ("infinite and ne
         entry="update",
         required=Gives([True, 1.0, 0.0]),
         by="machine",
-        waits=True,
     )
     def one_bad_gradient(folder: Path, value: float = value) -> object:
         policy = Poisoned([1], value)
@@ -96,7 +95,6 @@ for what, value in (("NaN", math.nan), ("infinite", math.inf), ("infinite and ne
     entry="update",
     required=Gives(True),
     by="machine",
-    waits=True,
 )
 def skipped_step_is_as_if_it_was_not(folder: Path) -> object:
     policy = Poisoned([2])
@@ -121,7 +119,6 @@ def _tensors(value: Any) -> list[Tensor]:
     entry="update",
     required=Gives([True, 8.0]),
     by="policy",
-    waits=True,
 )
 def samples_without_a_probability(folder: Path) -> object:
     policy = Poisoned(sampled=[1])
@@ -132,9 +129,9 @@ def samples_without_a_probability(folder: Path) -> object:
 def run(folder: Path, policy: Poisoned, iterations: int = 6, **changes: Any) -> tuple[RunFolder, PolicyLearner]:
     """A run of the toy; a diverged one ends in UsageError."""
     learner = learner_of(policy)
-    parts = {"actor": policy, "learners": {"policy": learner}, "gate_every": 1} | changes
+    parts: dict[str, Any] = {"actor": policy, "learners": {"policy": learner}, "gate_every": 1} | changes
     run_folder = folder_at(folder / "run")
-    train(build(honest, iterations, changes.pop("gate", None), **parts), run_folder)
+    train(build(honest, iterations, **parts), run_folder)
     return run_folder, learner
 
 
@@ -145,7 +142,6 @@ def run(folder: Path, policy: Poisoned, iterations: int = 6, **changes: Any) -> 
     entry="run",
     required=Gives([True, 0.05, ["diverged"]]),
     by="machine",
-    waits=True,
 )
 def three_in_a_row(folder: Path) -> object:
     policy = Poisoned([2, 3, 4])
@@ -162,7 +158,6 @@ for what, changes in {"gradients": {"bad": range(2, 99)}, "samples": {"sampled":
         entry="run",
         required=Refuses("diverged"),
         by="machine",
-        waits=True,
     )
     def never_finite(folder: Path, changes: Any = changes) -> object:
         return run(folder, Poisoned(**changes), 20)
@@ -175,7 +170,6 @@ for what, changes in {"gradients": {"bad": range(2, 99)}, "samples": {"sampled":
     entry="save",
     required=Gives([True, True, True]),
     by="machine",
-    waits=True,
 )
 def diverged_leaves_the_good(folder: Path) -> object:
     with suppress(UsageError):
@@ -212,7 +206,6 @@ class Breaks(Learner):
     entry="save",
     required=Gives([True, True]),
     by="user",
-    waits=True,
 )
 def broken_weights(folder: Path) -> object:
     policy = TokenToy(len(NUMBERS))
@@ -230,7 +223,6 @@ def broken_weights(folder: Path) -> object:
     entry="fit",
     required=Refuses("not finite"),
     by="user",
-    waits=True,
 )
 def fitted_to_nan(folder: Path) -> object:
     network = torch.nn.Linear(1, 1)
@@ -276,7 +268,6 @@ for what, end in {
         entry="run",
         required=Gives(True),
         by="user",
-        waits=True,
     )
     def leaves_a_policy(folder: Path, end: Callable[[], object] = end) -> object:
         return with_policy(folder, end)
@@ -289,7 +280,6 @@ for what, end in {
     entry="finish",
     required=Gives([True, True]),
     by="machine",
-    waits=True,
 )
 def failing_finish(folder: Path) -> object:
     experiment = build(honest, 2, None)
@@ -312,7 +302,6 @@ def failing_finish(folder: Path) -> object:
     entry="save",
     required=Gives([4, 4]),
     by="machine",
-    waits=True,
 )
 def no_space_for_a_while(folder: Path) -> object:
     """Whole metrics and the last checkpoint of a run whose disk was full in its second round."""
@@ -405,7 +394,6 @@ for by, required in {0.1: Refuses("differ"), 1e-3: Refuses("differ"), 1e-6: Goes
         entry="update",
         required=required,
         by="machine",
-        waits=by > 1e-4,
     )
     def drifts(folder: Path, by: float = by) -> object:
         policy = Drifting(by)
@@ -426,7 +414,6 @@ for by, required in {0.1: Refuses("differ"), 1e-3: Refuses("differ"), 1e-6: Goes
     required=Gives([True, True]),
     by="user",
     slow=True,
-    waits=True,
 )
 def judges_disagree(folder: Path) -> object:
     return _two("disagree", folder)
@@ -440,7 +427,6 @@ def judges_disagree(folder: Path) -> object:
     required=Gives(["refused", "refused"]),
     by="machine",
     slow=True,
-    waits=True,
 )
 def weights_differ(folder: Path) -> object:
     return _two("differ", folder)
@@ -462,4 +448,5 @@ def _two(what: str, folder: Path) -> object:
         timeout=300,
         check=True,
     )
-    return [json.loads(line)["says"] for line in done.stdout.splitlines() if line.startswith('{"says"')]
+    lines = [line for line in done.stdout.splitlines() if line.startswith('{"says"')]
+    return json.loads(lines[0])["says"]

@@ -4,6 +4,7 @@
 
     RUN/config.json          recipe, command, config, versions, created
         metrics.jsonl        one line per iteration
+        policy/              the weights as the last "best" checkpoint has them
         gate.jsonl, ...      further records, one JSON object per line, each with its "iteration"
         checkpoints/         iteration-000004/ ..., and the pointers "latest" and "best"
         evaluations/*.json   outcomes on fixed episodes
@@ -48,6 +49,7 @@ class RunFolder:
         self.recipe: str = config_file["recipe"]
         self.config: dict[str, Any] = config_file["config"]
         self.command: str = config_file["command"]
+        self._unwritten: dict[str, str] = {}
 
     @classmethod
     def create(cls, path: str | Path, *, recipe: str, config: Mapping[str, Any], command: str) -> RunFolder:
@@ -103,11 +105,22 @@ class RunFolder:
         ]
 
     def append(self, name: str, record: Mapping[str, Any]) -> None:
-        """Append a record with an "iteration" to NAME.jsonl; NaN is written as null, infinities as strings."""
+        """Append a record with an "iteration" to NAME.jsonl; NaN is written as null, infinities as strings.
+
+        Where the disk is full the record waits for the next one of its name.
+        """
         if "iteration" not in record:
             raise ValueError(f'a record of {name}.jsonl needs an "iteration", got {sorted(record)}')
-        with (self.path / f"{name}.jsonl").open("a") as file:
-            file.write(json.dumps(plain(record), allow_nan=False) + "\n")
+        lines = self._unwritten.pop(name, "") + json.dumps(plain(record), allow_nan=False) + "\n"
+        path = self.path / f"{name}.jsonl"
+        size = path.stat().st_size if path.exists() else 0
+        try:
+            with path.open("a") as file:
+                file.write(lines)
+        except OSError:
+            self._unwritten[name] = lines
+            if path.exists():
+                os.truncate(path, size)  # a torn line would swallow the next one
 
     def read(self, name: str) -> list[dict[str, Any]]:
         """Every whole record of NAME.jsonl; an empty list where there is no such file."""
@@ -135,7 +148,9 @@ class RunFolder:
 
     # Checkpoints
 
-    def save_checkpoint(self, iteration: int, state: Mapping[str, Any], *, best: bool = False, keep: int = 2) -> Path:
+    def save_checkpoint(
+        self, iteration: int, state: Mapping[str, Any], *, best: bool = False, keep: int = 2, hold: str = ""
+    ) -> Path:
         """Write checkpoints/iteration-NNNNNN, point "latest" (and "best") at it, and prune.
 
         Args:
@@ -143,12 +158,13 @@ class RunFolder:
             state: what ``checkpoint.save`` takes.
             best: this is the best one so far.
             keep: how many of the newest stay; the best and the latest always do.
+            hold: the name of one that stays as well.
         """
-        path = self._checkpoints / _checkpoint_name(iteration)
+        path = self._checkpoints / checkpoint_name(iteration)
         checkpoint.save(path, state)
         for pointer in ("best", "latest") if best else ("latest",):
             _write_text(self._checkpoints / pointer, path.name + "\n")
-        protected = {self._pointed(pointer) for pointer in ("best", "latest")} | set(self.checkpoints()[-keep:])
+        protected = {hold, *map(self._pointed, ("best", "latest")), *self.checkpoints()[-keep:]}
         for found in self._checkpoints.iterdir():
             if found.is_dir() and found.name not in protected:
                 shutil.rmtree(found)
@@ -182,7 +198,7 @@ class RunFolder:
             kept = [record for record in self.read(path.stem) if record["iteration"] <= iteration]
             _write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         for name in self.checkpoints():
-            if name > _checkpoint_name(iteration):
+            if name > checkpoint_name(iteration):
                 shutil.rmtree(self._checkpoints / name)
         for pointer in ("best", "latest"):
             target = self._pointed(pointer)
@@ -241,7 +257,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _checkpoint_name(iteration: int) -> str:
+def checkpoint_name(iteration: int) -> str:
     return f"iteration-{iteration:06d}"
 
 

@@ -1,0 +1,80 @@
+"""Toy runs of two processes that disagree: ``torchrun ... -m tests.toy_processes disagree|differ FOLDER``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autotelic.errors import UsageError
+from autotelic.trainers.distributed import barrier, gather, is_main
+from autotelic.trainers.gates import BestSoFar, NonInferiority
+from autotelic.trainers.loop import Experiment, Stage, train
+from autotelic.trainers.runs.run_folder import RunFolder
+from autotelic.trainers.weights import checksum
+
+from .toy_run import build, folder_at, honest, spelled
+
+
+def opinionated(**columns: Any) -> list[float]:
+    """A judge that thinks otherwise in every process."""
+    return [value if is_main() else 1 - value for value in spelled(**columns)]
+
+
+opinionated.families = frozenset({"opinion"})  # type: ignore[attr-defined]
+
+
+class Moody(NonInferiority):
+    """A gate of somebody's own that decides otherwise in every process."""
+
+    def __call__(self, candidate: Any, against: Any) -> Any:
+        verdict = super().__call__(candidate, against)
+        return verdict if is_main() else type(verdict)("rollback", "mood", stop=True)
+
+
+def stage_of(experiment: Experiment) -> Stage:
+    return experiment.stages[0]
+
+
+def disagree(folder: Path) -> list[object]:
+    """Whether weights are equal everywhere after runs whose judges, and gates, answer differently."""
+    says: list[object] = []
+    for gate in (BestSoFar, Moody):
+        path = folder / gate.__name__
+        run = folder_at(path) if is_main() else None
+        barrier()
+
+        def made(probes: Any, judge: Any, gate: Any = gate, **options: Any) -> Any:
+            kept = {} if gate is BestSoFar else {"margin": options["margin"], "repairs": options["repairs"]}
+            return gate(probes, opinionated, **kept)
+
+        experiment = build(honest, 4, made, gate_every=1)
+        train(experiment, run or RunFolder.open(path))
+        sums = gather([checksum(stage_of(experiment).actor.state_dict())])
+        says.append(sums[0] == sums[1])
+    return says
+
+
+def differ(folder: Path) -> list[object]:
+    """What a run says in each process when one of them is given other weights."""
+    run = folder_at(folder / "run") if is_main() else None
+    barrier()
+    experiment = build(honest, 2, None)
+    if not is_main():
+        with torch.no_grad():
+            next(iter(stage_of(experiment).actor.parameters())).add_(1.0)  # type: ignore[attr-defined]
+    try:
+        train(experiment, run or RunFolder.open(folder / "run"))
+    except UsageError as error:
+        return gather(["refused" if "different weights" in str(error) else str(error)])
+    return gather(["nothing"])
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    said = {"disagree": disagree, "differ": differ}[sys.argv[1]](Path(sys.argv[2]))
+    if is_main():
+        print(json.dumps({"says": said}))
