@@ -13,6 +13,7 @@ from ..trainers.config import BY_MODEL, RunConfig, grouped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from ..rewards.image.shapes import AttributeReward, NearestRender
     from ..trainers.learner import AnchorSet
@@ -220,18 +221,20 @@ class Setting(shared.Setting):
         from .evaluation import write_grids
 
         write_grids(self, folder)
-        self.save(folder.path / "policy")
         folder.write_card()
 
-    def save(self, place: Any) -> None:
+    def save(self, path: Path, merged: bool = False) -> None:
         """Adapters as ``pipeline.load_lora_weights`` reads them; without adapters the whole pipeline."""
+        from ..trainers.lora import has_lora, merge_lora
         from .lora import save_lora
 
         with self.shown.worn():
-            if self.config.lora_rank:
-                save_lora(self.policy.adapter, place)
+            if merged:
+                merge_lora(self.policy.adapter.denoiser)
+            if has_lora(self.policy.adapter.denoiser):
+                save_lora(self.policy.adapter, path)
             else:
-                self.policy.adapter.pipeline.save_pretrained(str(place))
+                self.policy.adapter.pipeline.save_pretrained(str(path))
 
 
 def start(

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -148,7 +147,7 @@ class Experiment:
     save_every: int = 1
     keep_last: int = 2
     max_hours: float = 0.0
-    save: Callable[[Path], None] = lambda path: None
+    save: Callable[..., None] = lambda path, merged=False: None
     finish: Callable[[RunFolder], None] = lambda folder: None
     close: Callable[[], None] = lambda: None
 

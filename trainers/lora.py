@@ -139,6 +139,26 @@ def load_lora(module: nn.Module, folder: str | Path) -> list[nn.Parameter]:
     return trained
 
 
+def merge_lora(module: nn.Module) -> None:
+    """Add the adapters to the weights that they adapt, in place; the network has none from then on.
+
+    Raises:
+        UsageError: a network without adapters, or weights that would not be finite.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if not has_lora(module):
+        raise UsageError(f"{type(module).__name__} has no adapters to merge: its weights are written whole as they are")
+    for name, layer in list(module.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            try:
+                layer.merge(safe_merge=True)
+            except ValueError as error:
+                raise UsageError(f"the adapters of {name} cannot be merged: {error}") from error
+            module.set_submodule(name, layer.get_base_layer())
+    delattr(module, "peft_config")
+
+
 def ends_with(name: str, target: str) -> bool:
     """Whether a layer's name ends like a target, at a dot."""
     return name == target or name.endswith(f".{target}")

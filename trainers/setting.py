@@ -17,6 +17,8 @@ from ..plugins import named
 from .config import RunConfig, fixed
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..types import Actor, Advantage, Curriculum, Gate, Learner, Objective, Policy, RewardFunction, Task
     from .curricula import Source
     from .learner import AnchorSet, Optimisation
@@ -115,8 +117,16 @@ class Setting(ABC):
         """An evaluation, see ``trainers.runs.report``."""
 
     @abstractmethod
+    def save(self, path: Path, merged: bool = False) -> None:
+        """Write what was learned to a folder that is not there yet, as other programs load it.
+
+        Args:
+            merged: all weights with the adapters in them; the policy has no adapters from then on.
+        """
+
+    @abstractmethod
     def finish(self, folder: RunFolder) -> None:
-        """Samples, weights and model card at the end of a run."""
+        """Samples and model card at the end of a run, whose policy is saved by then."""
 
     def learners(self, learner: Learner) -> dict[str, Learner]:
         """Everything that learns in a stage."""
@@ -292,6 +302,7 @@ class Setting(ABC):
             "seed": self.config.seed,
             "label_account": f"gate_labels: {read or 'none'}",
             "cpu_clock": time.process_time,
+            "save": self.save,
             "finish": self.finish,
         }
         return Experiment(stages, **fields | changes)

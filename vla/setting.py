@@ -257,11 +257,17 @@ class Setting(shared.Setting):
             evaluation["figures"] = {name: {"policy alone": sum(row) / len(row)} for name, row in alone.items()}
         return evaluation
 
+    def save(self, path: Path, merged: bool = False) -> None:
+        from ..trainers.lora import merge_lora
+
+        if merged:
+            merge_lora(self.policy.module)
+        self.policy.save_pretrained(str(path))
+
     def finish(self, folder: RunFolder) -> None:
         from ..envs.simulator import spec_of
 
         self.film(folder, self.start)
-        self.policy.save_pretrained(str(folder.path / "policy"))
         environments = dict.fromkeys(spec_of(name).citation for name in self.names)
         folder.write_card(citation=(CITATION, *filter(None, environments)))
 

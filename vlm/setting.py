@@ -11,6 +11,8 @@ from ..trainers import setting as shared
 from ..trainers.config import BY_MODEL, RunConfig, grouped
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..trainers.learner import AnchorSet
     from ..trainers.runs.run_folder import RunFolder
     from ..types import Advantage, Learner, Objective, RewardFunction, Rollout, Task
@@ -233,12 +235,18 @@ class Setting(shared.Setting):
 
         return evaluate(self, actor)
 
+    def save(self, path: Path, merged: bool = False) -> None:
+        from ..trainers.lora import merge_lora
+
+        if merged:
+            merge_lora(self.policy.module)
+        self.policy.save_pretrained(path)
+
     def finish(self, folder: RunFolder, actor: Any = None) -> None:
         """As in every modality; the answers kept are those of the policy, or of a system."""
         from .evaluation import write_answers
 
         write_answers(self, folder, self.policy if actor is None else actor)
-        self.policy.save_pretrained(folder.path / "policy")
         folder.write_card()
 
 

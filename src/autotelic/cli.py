@@ -1,4 +1,4 @@
-"""The command line: ``autotelic list | run | resume | eval | sweep | audit | record | report | check | doctor``.
+"""The command line: ``autotelic list | run | resume | eval | export | sweep | audit | record | report | check | …``.
 
 Nothing heavy is imported before it is needed. Bad input ends in one line and exit code 2, Ctrl-C in
 the line that continues the run and exit code 130.
@@ -26,16 +26,18 @@ from .options import (
     AuditOptions,
     CheckOptions,
     EvalOptions,
+    ExportOptions,
     ListOptions,
     NoOptions,
     RecordOptions,
+    ResumeOptions,
     RunOptions,
     parse,
     run_options,
 )
 from .plugins import use
 from .recipes import all_recipes, find_recipe
-from .running import create, dry_run, free_folder, rebuild
+from .running import at_checkpoint, create, dry_run, export, free_folder, prolong, rebuild
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -172,8 +174,11 @@ def _dry_run(module: Any, recipe: str, config: Any, places: Sequence[str], comma
 
 
 def _resume(words: Sequence[str]) -> int:
-    """Continue a run from its latest checkpoint."""
-    folder = _open(parse(RunOptions, words, "resume").run)
+    """Continue a run from its latest checkpoint, or for more iterations than it was made for."""
+    options = parse(ResumeOptions, words, "resume")
+    folder = _open(options.run)
+    if options.max_steps:
+        prolong(folder, options.max_steps)
     # A run that was stopped before its first checkpoint has recorded nothing: it begins again.
     return _train(_rebuild(folder), folder, resume=bool(folder.checkpoints()))
 
@@ -183,15 +188,22 @@ def _eval(words: Sequence[str]) -> int:
     options = parse(EvalOptions, words, "eval")
     folder = _open(options.run)
     with _bad_input():
-        state = folder.load_checkpoint(options.checkpoint)
-    with closing(_rebuild(folder, eval_episodes=options.episodes, eval_offset=options.offset)) as experiment:
-        stage = experiment.stages[int(state["stage"])]
-        for name, learner in stage.learners.items():
-            learner.load_state_dict(state["now"][name])
-        result = experiment.evaluate(stage.actor)
+        states = {"eval_episodes": options.episodes, "eval_offset": options.offset}
+        experiment, state = at_checkpoint(folder, options.checkpoint, **states)
+    with closing(experiment):
+        result = experiment.evaluate(experiment.stages[int(state["stage"])].actor)
     name = f"{options.checkpoint}-{options.offset}-{options.offset + options.episodes}"
     folder.write_json(f"evaluations/{name}", {"iteration": state["iteration"], **result})
     _print(evaluation_table(result))
+    return 0
+
+
+def _export(words: Sequence[str]) -> int:
+    """Write a run's weights as other programs load them: its adapters, or all weights with the adapters in them."""
+    options = parse(ExportOptions, words, "export")
+    with _bad_input():
+        export(_open(options.run), options.folder, options.checkpoint, merged=options.merge)
+    print(f"weights: {options.folder}")
     return 0
 
 
@@ -290,6 +302,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "run": _run,
     "resume": _resume,
     "eval": _eval,
+    "export": _export,
     "audit": _audit,
     "record": _record,
     "report": _report,

@@ -82,6 +82,27 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
+class ResumeOptions:
+    """Which run."""
+
+    run: _RunPath
+    max_steps: str = ""
+    """Iterations in all, or +N for so many more; as the run was configured if not given."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Which weights of a run, and where to."""
+
+    run: _RunPath
+    folder: Annotated[Path, tyro.conf.arg(metavar="FOLDER", help="A new folder.")]
+    checkpoint: str = "best"
+    """Which weights: best, latest or a checkpoint's name."""
+    merge: bool = False
+    """Write all weights with the adapters in them, rather than the adapters."""
+
+
+@dataclass(frozen=True)
 class EvalOptions:
     """Which weights to evaluate, on which initial states."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,57 @@ def rebuild(folder: RunFolder, **changes: Any) -> Experiment:
         raise UsageError(f"the config of {folder.recipe} has no {lacking[0]}, which this command changes")
     experiment: Experiment = module.build(replace(config, **changes), folder)
     return experiment
+
+
+def at_checkpoint(folder: RunFolder, which: str, **changes: Any) -> tuple[Experiment, dict[str, Any]]:
+    """The experiment of a run with the weights of a checkpoint ("best", "latest" or its name), and that state.
+
+    Raises:
+        ValueError: in one line why there is no such thing.
+    """
+    state = folder.load_checkpoint(which)
+    experiment = rebuild(folder, **changes)
+    for name, learner in experiment.stages[int(state["stage"])].learners.items():
+        learner.load_state_dict(state["now"][name])
+    return experiment, state
+
+
+def prolong(folder: RunFolder, steps: str) -> None:
+    """Change a run's max_steps in its config.json to a number, or by "+N".
+
+    Raises:
+        UsageError: no such number, fewer rounds than it has done, or a recipe that has no max_steps.
+    """
+    if "max_steps" not in folder.config:
+        raise UsageError(f"{folder.recipe} has no --max-steps")
+    done = max((int(row["iteration"]) for row in folder.metrics()), default=0)
+    try:
+        total = int(steps) + (int(folder.config["max_steps"]) if steps.startswith("+") else 0)
+    except ValueError:
+        raise UsageError(f"--max-steps is a number or +N, not {steps}") from None
+    if total < done:
+        raise UsageError(f"--max-steps {total}: the run has done {done} already")
+    folder.config = folder.config | {"max_steps": total}
+    folder.describe(config=folder.config)
+
+
+def export(folder: RunFolder, path: Path, which: str, *, merged: bool) -> None:
+    """Write the weights of a run's checkpoint to a new folder, as other programs load them.
+
+    Args:
+        merged: all weights with the adapters in them, rather than the adapters.
+
+    Raises:
+        UsageError: the folder is not empty, there is no such checkpoint, or no adapters to merge.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(f"{path} is not an empty folder: choose another")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    experiment, _ = at_checkpoint(folder, which)
+    with closing(experiment):
+        experiment.save(path, merged=True) if merged else experiment.save(path)
+    if not path.exists():
+        raise UsageError(f"{folder.recipe} writes no weights: its experiment has no save")
 
 
 def dry_run(experiment: Experiment, folder: RunFolder) -> list[str]:

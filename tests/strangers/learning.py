@@ -337,7 +337,6 @@ def no_space_for_a_while(folder: Path) -> object:
     required=Gives(6),
     by="user",
     slow=True,
-    waits=True,
 )
 def more_rounds(folder: Path) -> object:
     from .cases import autotelic
@@ -355,19 +354,21 @@ for room, recipe in {"vlm": "vlm/grpo", "vla": "vla/evolve_vla", "diffusion": "d
         kind="half finished",
         modality=room,
         entry="export",
-        required=GoesOn(),
+        required=Gives(True),
         by="user",
         slow=True,
-        waits=True,
     )
     def export(folder: Path, recipe: str = recipe) -> object:
         from .cases import autotelic
 
         autotelic("run", recipe, "--debug", "--output-dir", "run", folder=folder)
         autotelic("export", "run", "weights", "--checkpoint", "latest", folder=folder)
-        autotelic("export", "run", "merged", "--merge", folder=folder)
-        assert any((folder / "weights").iterdir()) and any((folder / "merged").iterdir())
-        return None
+        assert any((folder / "weights").iterdir())
+        try:
+            autotelic("export", "run", "merged", "--merge", folder=folder)
+        except UsageError as error:  # the small models that speak and act are trained whole
+            return "no adapters to merge" in str(error)
+        return any((folder / "merged").iterdir())
 
 
 # --- models whose sampling and learning drift
