@@ -202,6 +202,8 @@ def train(experiment: Experiment, folder: RunFolder, *, resume: bool = False) ->
         if not (resume and run.diverged):
             run.end()
         if run.diverged:
+            if is_main():
+                folder.describe(diverged=run.diverged)
             raise Diverged(
                 f"the run diverged: {run.diverged} again; it ended with the weights of {run.good}: try a lower --lr"
             )

@@ -352,9 +352,10 @@ def _rebuild(folder: RunFolder, **changes: Any) -> Experiment:
 
 def _train(experiment: Experiment, folder: RunFolder, *, resume: bool) -> int:
     """Train to the end, then show what changed and write the report."""
-    from .trainers.loop import train
+    from .trainers.loop import Diverged, train
     from .trainers.runs.checkpoint import CheckpointError
 
+    diverged: Diverged | None = None
     again = f"continue with: autotelic resume {shlex.quote(str(folder.path))}"
     with closing(experiment):
         try:
@@ -364,6 +365,8 @@ def _train(experiment: Experiment, folder: RunFolder, *, resume: bool) -> int:
             return 130
         except CheckpointError as error:
             raise UsageError(str(error)) from error
+        except Diverged as error:  # with what is good evaluated and saved
+            diverged = error
         except UsageError as error:
             raise UsageError(f"{error}; the run is kept, {again}" if folder.checkpoints() else str(error)) from error
         except Exception as error:
@@ -380,6 +383,8 @@ def _train(experiment: Experiment, folder: RunFolder, *, resume: bool) -> int:
     if before and after and (table := comparison_table(before, after)):
         _print(table)
     _write_report(folder)
+    if diverged is not None:
+        raise diverged
     return 0
 
 

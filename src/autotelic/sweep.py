@@ -23,7 +23,7 @@ import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -82,14 +82,14 @@ class Job:
         """Make the run or go on with it, as ``autotelic run`` and ``autotelic resume`` do."""
         import torch
 
-        from .trainers.loop import train
+        from .trainers.loop import Diverged, train
         from .trainers.runs.report import write_report
 
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
             folder = self._folder()
-            with closing(self._build(folder)) as experiment:
+            with closing(self._build(folder)) as experiment, suppress(Diverged):  # config.json says so
                 train(experiment, folder, resume=bool(folder.checkpoints()))
             attempts = [s.tasks_per_step * s.group_size for s in experiment.stages for _ in range(s.steps)]
             folder.describe(rollouts=sum(attempts[: len(folder.metrics())]))
@@ -159,6 +159,7 @@ class Run:
         rollouts: attempts that the stages asked for; None where the sweep did not make the run itself.
         labels: the run's label account.
         gate: the gate's decisions in their order.
+        diverged: what ended it before its last round, where something did; "after" is of its last good weights.
     """
 
     arm: str
@@ -169,6 +170,7 @@ class Run:
     rollouts: int | None
     labels: str
     gate: tuple[str, ...] = ()
+    diverged: str = ""
 
     @classmethod
     def read(cls, arm: str, seed: int, path: Path) -> Run:
@@ -179,9 +181,8 @@ class Run:
         cpu = round(sum(row.get("time/cpu", 0.0) for row in folder.metrics()), 1)
         gate = tuple(row["decision"] for row in folder.read("gate"))
         sides = {side: _essential(evaluations[side]) for side in ("before", "after")}
-        return cls(
-            arm, seed, **sides, cpu_seconds=cpu, rollouts=facts.get("rollouts"), gate=gate, labels=_labels(facts)
-        )
+        account = {"rollouts": facts.get("rollouts"), "labels": _labels(facts), "diverged": facts.get("diverged", "")}
+        return cls(arm, seed, sides["before"], sides["after"], cpu, gate=gate, **account)
 
     def measures(self, side: Literal["before", "after"]) -> dict[str, float]:
         """``measures`` of one of the two evaluations."""
@@ -339,6 +340,8 @@ class Results:
             for d in (d for d in differences if d.arm == arm and d.measure in measures):
                 bounds = "" if d.interval is None else " ({:+.3g}..{:+.3g})".format(*d.interval)
                 line += f"   {d.measure} {d.mean:+.3g}{bounds} over {d.base}"
+            if diverged := sum(bool(run.diverged) for run in runs):
+                line += f"   {diverged} of {len(runs)} diverged"
             lines.append(line)
         return "\n".join(lines)
 

@@ -117,13 +117,19 @@ class Trainer:
     def train(self) -> Self:
         """Run to the end, or until Ctrl-C, after which ``train()`` of ``Trainer.open`` goes on; writes the report."""
         from .trainers.distributed import is_main
-        from .trainers.loop import train
+        from .trainers.loop import Diverged, train
         from .trainers.runs.report import write_report
 
-        train(self.experiment, self.folder, resume=self.resume)
+        diverged: Diverged | None = None
+        try:
+            train(self.experiment, self.folder, resume=self.resume)
+        except Diverged as error:  # with what is good evaluated and saved
+            diverged = error
         self.resume = True
         if is_main():
             write_report(self.folder)
+        if diverged is not None:
+            raise diverged
         return self
 
     def evaluate(self) -> Mapping[str, Any]:

@@ -451,3 +451,25 @@ def _two(what: str, folder: Path) -> object:
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith('{"says"')]
     return json.loads(lines[0])["says"]
+
+
+@case(
+    "vlm A2: a sweep counts a run that diverged, and goes on",
+    kind="numbers",
+    modality="core",
+    entry="sweep",
+    required=Gives([[True, False], "diverged"]),
+    by="user",
+)
+def diverged_in_a_sweep(folder: Path) -> object:
+    from unittest.mock import patch
+
+    from autotelic import sweep
+
+    from .. import toy_recipe
+
+    arms: dict[str, Any] = {"mad": {"spread": 3e38}, "calm": {}}
+    with patch.object(sweep, "find_recipe", lambda name: toy_recipe.TOY):
+        results = sweep.Sweep("toy/spelling", arms, [0], folder / "sweep").run()
+    said = [bool(results.runs[arm][0].diverged) for arm in arms]
+    return [said, "diverged" if "1 of 1 diverged" in results.table() else results.table()]
