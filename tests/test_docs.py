@@ -13,13 +13,28 @@ import pytest
 
 from autotelic import plugins
 from autotelic.cli import COMMANDS, main
-from autotelic.options import AuditOptions, CheckOptions, EvalOptions, RecordOptions, run_options
+from autotelic.options import (
+    AuditOptions,
+    CheckOptions,
+    EvalOptions,
+    ExportOptions,
+    RecordOptions,
+    ResumeOptions,
+    run_options,
+)
 from autotelic.recipes import all_recipes, find_recipe
 from autotelic.trainers.runs.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-OPTIONS = {"eval": EvalOptions, "audit": AuditOptions, "record": RecordOptions, "check": CheckOptions}
+OPTIONS = {
+    "resume": ResumeOptions,
+    "eval": EvalOptions,
+    "export": ExportOptions,
+    "audit": AuditOptions,
+    "record": RecordOptions,
+    "check": CheckOptions,
+}
 RUN = re.compile(r"autotelic ((?:run|eval|audit|record|check|sweep|resume|report|list|doctor)\b[^`\n|…]*)")
 
 

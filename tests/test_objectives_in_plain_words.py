@@ -370,3 +370,14 @@ def test_weighted_imitation_tells_what_it_did() -> None:
             "objective/weight": float(weight.mean()),
         }
     )
+
+
+def test_what_the_clipped_surrogate_asks_for() -> None:
+    assert PPOClip().needs == {"advantages", "log_probs:old"}
+    assert PPOClip(centre="behaviour").needs == {"advantages", "log_probs:behaviour"}
+    assert PPOClip(importance_cap=2.0).needs == {
+        "advantages",
+        "log_probs:old",
+        "log_probs:proximal",
+        "log_probs:behaviour",
+    }
