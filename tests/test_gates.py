@@ -182,6 +182,8 @@ CLEAN = {"groups/zero_spread": 0.3, "objective/kl_reference": 0.1, "objective/en
         ({"groups/zero_spread": 0.96}, "no signal", "96% of groups"),
         ({"objective/kl_reference": 1.5}, "drift", "1.50 nats per decision away from reference"),
         ({"objective/entropy": 0.1}, "entropy collapse", "10% of what it was"),
+        ({"faults/policy": 0.06}, "faults", "6% of rollouts are spoilt by the policy"),
+        ({"rollouts": 94.0, "rollouts/not_finite": 6.0}, "faults", "6% of rollouts have no finite probability"),
     ],
 )
 def test_planted_trouble_is_told(trouble: dict[str, float], alarm: str, detail: str) -> None:
@@ -191,6 +193,20 @@ def test_planted_trouble_is_told(trouble: dict[str, float], alarm: str, detail: 
     assert found.alarm == alarm and detail in found.detail
     assert watched(history[:3], limits) == [], "one of three iterations is not yet a trend"
     assert watched(history[-2:], limits) == [], "too early to tell"
+
+
+def test_a_step_that_was_not_taken_is_told_at_once() -> None:
+    (found,) = watched([{"steps/skipped": 1.0}], AlarmLimits())
+    assert found.alarm == "skipped step"
+    assert watched([{"steps/skipped": 0.0}], AlarmLimits()) == []
+
+
+def test_a_kind_of_faults_is_told_by_its_rate() -> None:
+    rare = [CLEAN] * 4 + [CLEAN | {"faults/environment": 0.2}]
+    assert watched(rare, AlarmLimits()) == [], "4 % of the window"
+    (found,) = watched([*rare[:3], *[CLEAN | {"faults/environment": 0.2}] * 2], AlarmLimits())
+    assert (found.about, found.detail) == ("environment", "8% of rollouts are spoilt by the environment")
+    assert watched([CLEAN | {"rollouts": 95.0, "rollouts/not_finite": 5.0}] * 5, AlarmLimits()) == []
 
 
 def test_clean_metrics_raise_no_alarm() -> None:

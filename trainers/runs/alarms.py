@@ -33,6 +33,7 @@ class AlarmLimits:
         entropy_share: entropy as a share of the first iteration's; a density's entropy that begins below
             zero is not judged.
         reward_rise, judge_fall: the training reward rose and the judge fell by these at one gate look.
+        faults: share of rollouts that are spoilt, by a fault of a kind ("faults/KIND") or by numbers that are not finite.
     """
 
     window: int = 5
@@ -41,6 +42,7 @@ class AlarmLimits:
     entropy_share: float = 0.2
     reward_rise: float = 0.02
     judge_fall: float = 0.05
+    faults: float = 0.05
 
 
 class Watcher:
@@ -80,12 +82,30 @@ class Watcher:
         alarms = list[Alarm]()
         if metrics.get("rounds/idle"):
             alarms.append(Alarm("nobody learned", "", "the reward applied to no rollout of this round"))
+        if metrics.get("steps/skipped"):
+            alarms.append(Alarm("skipped step", "", "a step's gradient was not finite, and it was not taken"))
         if self.iterations < self.limits.window:
             return alarms
+        alarms += self._faults()
         for name in sorted(metrics):
             player, _, own = name.rpartition("/objective/") if "/objective/" in name else ("", "", name)
             own = f"objective/{own}" if player else own
             alarms += self._of(name, own, player)
+        return alarms
+
+    def _faults(self) -> list[Alarm]:
+        """Kinds of faults ("faults/KIND", a share of a round's rollouts) that spoil more of the window than allowed."""
+        rows = [
+            {**row, "faults/numbers": row.get("rollouts/not_finite", 0.0) / max(1.0, _rollouts(row))}
+            for row in self.recent
+        ]
+        alarms = []
+        for name in sorted({name for row in rows for name in row if name.startswith("faults/")}):
+            share = math.fsum(row.get(name, 0.0) for row in rows) / len(rows)
+            if share > self.limits.faults:
+                kind = name.removeprefix("faults/")
+                what = "have no finite probability" if kind == "numbers" else f"are spoilt by the {kind}"
+                alarms.append(Alarm("faults", kind, f"{share:.0%} of rollouts {what}"))
         return alarms
 
     def _of(self, name: str, own: str, player: str) -> list[Alarm]:
@@ -110,6 +130,10 @@ class Watcher:
         values = [float(row[name]) for row in self.recent if row.get(name) is not None]
         values = [value for value in values if not math.isnan(value)]
         return math.fsum(values) / len(values) if values else None
+
+
+def _rollouts(metrics: Mapping[str, float]) -> float:
+    return metrics.get("rollouts", 0.0) + metrics.get("rollouts/not_finite", 0.0)
 
 
 def check_evidence(evidence: Mapping[str, Any], limits: AlarmLimits) -> list[Alarm]:
