@@ -140,13 +140,17 @@ def run(folder: Path, policy: Poisoned, iterations: int = 6, **changes: Any) -> 
     kind="numbers",
     modality="core",
     entry="run",
-    required=Gives([True, 0.05, ["diverged"]]),
+    required=Gives([True, 0.05, True]),
     by="machine",
 )
 def three_in_a_row(folder: Path) -> object:
     policy = Poisoned([2, 3, 4])
     ended, learner = run(folder, policy, gate=None)
-    return [finite(policy), learner.optimizer.param_groups[0]["lr"], [row["alarm"] for row in ended.read("alarms")]]
+    return [
+        finite(policy),
+        learner.optimizer.param_groups[0]["lr"],
+        "diverged" in [row["alarm"] for row in ended.read("alarms")],
+    ]
 
 
 for what, changes in {"gradients": {"bad": range(2, 99)}, "samples": {"sampled": range(2, 99)}}.items():

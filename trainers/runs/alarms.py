@@ -33,7 +33,7 @@ class AlarmLimits:
         entropy_share: entropy as a share of the first iteration's; a density's entropy that begins below
             zero is not judged.
         reward_rise, judge_fall: the training reward rose and the judge fell by these at one gate look.
-        faults: share of rollouts that are spoilt, by a fault of a kind ("faults/KIND") or by numbers that are not finite.
+        faults: share of rollouts that are spoilt, by a kind of fault ("faults/KIND") or by numbers that are not finite.
     """
 
     window: int = 5
