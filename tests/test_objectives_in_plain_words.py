@@ -381,3 +381,19 @@ def test_what_the_clipped_surrogate_asks_for() -> None:
         "log_probs:proximal",
         "log_probs:behaviour",
     }
+
+
+def test_two_pairs_correlate_however_small_they_are() -> None:
+    batch = replace(
+        make_batch([1.0, 0.0, 0.3], reference=torch.zeros(3, 1, dtype=D)), pairs=torch.tensor([[0, 1], [1, 2]])
+    )
+    for size in (1.0, 1e-4):
+        now = at([[size], [0.0], [size]])
+        assert PairwiseRegression(1.0)(now, batch)[1]["objective/correlation"] == pytest.approx(1.0)
+
+
+def test_a_pair_that_is_level_counts_as_the_second_being_preferred() -> None:
+    batch = replace(make_batch([1.0, 0.0], reference=torch.zeros(2, 1, dtype=D)), pairs=torch.tensor([[0, 1]]))
+    for label, right in ((0.3, 1.0), (0.7, 0.0)):
+        batch.labels = torch.tensor([label])
+        assert DPO()(at([[0.4], [0.4]]), batch)[1]["objective/accuracy"] == right

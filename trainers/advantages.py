@@ -57,7 +57,7 @@ class GroupRelative(Advantage):
         return {"groups/zero_spread": float(spreadless.float().mean())} if len(spreadless) else {}
 
     def __call__(self, batch: Batch) -> Tensor:
-        alone = (batch.groups.sum(-1) == 1).nonzero().flatten().tolist()
+        alone = (batch.groups.sum(1) == 1).nonzero().flatten().tolist()
         if alone:
             row = int(batch.groups[alone[0]].nonzero()[0])
             raise ValueError(f"group {alone[0]} holds one rollout (row {row}): sample 2 or more per task, or drop it")
@@ -114,7 +114,7 @@ class ReinforcePlusPlus(Advantage):
         if self.baseline == "group":
             values = dr_grpo()(plain)
         if batch.shaping is not None:  # a decision answers for what comes from it on
-            values = (values + batch.shaping.flip(-1).cumsum(-1).flip(-1)) * batch.mask
+            values = (values + batch.shaping.flip(1).cumsum(1).flip(1)) * batch.mask
         values = values.double()  # so that statistics do not depend on how rollouts are spread over processes
         counted = (batch.mask & valid).double()
         n, total = reduce_sum(torch.stack([counted.sum(), (values * counted).sum()])).unbind()
@@ -125,7 +125,7 @@ class ReinforcePlusPlus(Advantage):
 
 def zero_spread(batch: Batch, per_segment: bool = False) -> Tensor:
     """[M] bool: groups whose members all got the same return, from which nothing can be learned."""
-    return ~_GroupStatistics.of(batch, per_segment).spread.any(-1)
+    return ~_GroupStatistics.of(batch, per_segment).spread.any(1)
 
 
 def drop_zero_spread(batch: Batch) -> Batch:
@@ -173,7 +173,7 @@ def _rewards_to_go(batch: Batch) -> Tensor:
     whole = reward.nan_to_num(0.0)
     if batch.shaping is not None:
         whole = whole.scatter_add(1, batch.segments.clamp(min=0), batch.shaping.to(whole))
-    to_go = whole.flip(-1).cumsum(-1).flip(-1)
+    to_go = whole.flip(1).cumsum(1).flip(1)
     decided = torch.zeros_like(reward).scatter_add(1, batch.segments.clamp(min=0), batch.mask.to(reward.dtype)) > 0
     return torch.where(decided & ~batch.returns.isnan()[:, None], to_go, torch.nan)
 

@@ -192,7 +192,7 @@ class PolicyLearner(Learner):
             batch = change(batch)
         if self.advantage is not None:
             batch.advantages = self.advantage(batch)
-            for rollout, size in zip(rollouts, batch.advantages.abs().amax(-1).tolist(), strict=True):
+            for rollout, size in zip(rollouts, batch.advantages.abs().amax(1).tolist(), strict=True):
                 rollout.info["abs_advantage"] = size
             metrics |= self.advantage.metrics(batch)
         for change in self.prepare:

@@ -36,7 +36,7 @@ def preference_pairs(batch: Batch, temperature: float = 1.0) -> Batch:
     """All pairs with soft labels sigma((r_a - r_b) / temperature), Bradley and Terry's model of a judge."""
     batch = all_pairs(batch)
     assert batch.pairs is not None
-    first, second = batch.returns[batch.pairs].unbind(-1)
+    first, second = batch.returns[batch.pairs].unbind(1)
     return replace(batch, labels=torch.sigmoid((first - second) / temperature))
 
 
@@ -68,7 +68,7 @@ def optimality(batch: Batch, scale: float | None = None) -> Batch:
     """
     deviation = (batch.returns - _group_mean(batch, batch.returns)).nan_to_num(0.0)
     if scale is None:
-        largest = (batch.groups * deviation.abs()).amax(-1)
+        largest = (batch.groups * deviation.abs()).amax(1)
         reach = (batch.groups * largest[:, None]).amax(0).clamp(min=1e-8)
     else:
         reach = torch.full_like(deviation, scale)
@@ -92,7 +92,7 @@ def _group_mean(batch: Batch, values: Tensor) -> Tensor:
     if len(homeless):
         raise ValueError(f"row {int(homeless[0])} is in no group: prepare the batch before cutting groups apart")
     counted = (batch.groups & batch.returns.isfinite()).to(values.dtype)
-    mean = (counted @ values.nan_to_num(0.0)) / counted.sum(-1)
+    mean = (counted @ values.nan_to_num(0.0)) / counted.sum(1)
     return (batch.groups * mean.nan_to_num(0.0)[:, None]).sum(0) / batch.groups.sum(0)
 
 

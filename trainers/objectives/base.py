@@ -83,7 +83,7 @@ def aggregate(values: Tensor, batch: Batch, how: Aggregate) -> Tensor:
     if how == "decision":
         return values.sum() / batch.total("decisions")
     if how == "rollout":
-        return (values.sum(-1) / batch.mask.sum(-1).clamp(min=1)).sum() / batch.total("rollouts")
+        return (values.sum(1) / batch.mask.sum(1).clamp(min=1)).sum() / batch.total("rollouts")
     return values.sum() / (batch.total("rollouts") * how)
 
 
@@ -108,7 +108,7 @@ def scalars(batch: Batch, per_dimension: bool) -> Tensor:
 
 def sequence_sum(values: Tensor, batch: Batch) -> Tensor:
     """[B, T] -> [B], over the decisions that the policy made."""
-    return torch.where(batch.mask, values, 0.0).sum(-1)
+    return torch.where(batch.mask, values, 0.0).sum(1)
 
 
 def k3(log_ratio: Tensor) -> Tensor:

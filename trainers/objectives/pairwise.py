@@ -46,7 +46,7 @@ class PairwiseRegression(Term):
         return frozenset({"pairs", f"log_probs:{self.reference}"} | old) | decisions_need(self.decisions)
 
     def __call__(self, now: Evaluation, batch: Batch) -> tuple[Tensor, Metrics]:
-        first, second = pairs_of(batch).unbind(-1)
+        first, second = pairs_of(batch).unbind(1)
         returns = batch.returns.to(now.log_probs)
         target = (returns[first] - returns[second]) / self.beta
 

@@ -35,7 +35,7 @@ class DPO(Term):
         return frozenset({"pairs", f"log_probs:{self.reference}"}) | decisions_need(self.decisions)
 
     def __call__(self, now: Evaluation, batch: Batch) -> tuple[Tensor, Metrics]:
-        first, second = pairs_of(batch).unbind(-1)
+        first, second = pairs_of(batch).unbind(1)
         log_ratio = now.log_probs - batch.log_probs[self.reference]
         if self.level == "sequence":
             log_ratio = sequence_sum(log_ratio, batch)[:, None]
@@ -45,9 +45,9 @@ class DPO(Term):
         margins = self.beta * (log_ratio[first] - log_ratio[second])
         label = torch.ones_like(margins[:, 0]) if batch.labels is None else batch.labels.to(margins)
         each = -(label[:, None] * logsigmoid(margins) + (1 - label[:, None]) * logsigmoid(-margins))
-        places = both.sum(-1).clamp(min=1)
-        loss = (torch.where(both, each, 0.0).sum(-1) / places).sum() / batch.total("pairs")
-        margin = torch.where(both, margins, 0.0).sum(-1) / places
+        places = both.sum(1).clamp(min=1)
+        loss = (torch.where(both, each, 0.0).sum(1) / places).sum() / batch.total("pairs")
+        margin = torch.where(both, margins, 0.0).sum(1) / places
         right = (margin > 0) == (label > 0.5)
         return loss, {
             "objective/loss": loss.item(),
