@@ -37,8 +37,8 @@ def shuffled(tasks: Sequence[Task], *key: object) -> Callable[[int], Task]:
 
 
 def apart(tasks: Sequence[Task]) -> list[Task]:
-    """Tasks whose ids differ: one that comes again in a round gets another id, so that it draws other random numbers and
-    its attempts form a group of their own."""
+    """Tasks whose ids differ: one that comes again gets another id, so that it draws other random numbers and its
+    attempts form a group of their own."""
     ids = Counter(task.id for task in tasks)
     seen: Counter[str] = Counter()
     found = []

@@ -66,9 +66,15 @@ class ProbeGate(Gate):
 
     @property
     def labels(self) -> int:  # type: ignore[override]
-        """Probes with a right answer, where the judge reads it."""
-        reads = GROUND_TRUTH in families_of(self.judge)
-        return sum(task.reference is not None for task in self.probes) if reads else 0
+        """Probes with a right answer, or with what else the judge ``needs`` (tests of programs), where it reads it."""
+        if GROUND_TRUTH not in families_of(self.judge):
+            return 0
+        functions = [term.function for _, term in getattr(self.judge, "terms", [])] or [self.judge]
+        columns = [name for function in functions for name in getattr(function, "needs", ())]
+        return sum(
+            task.reference is not None or any(task.extra.get(name) is not None for name in columns)
+            for task in self.probes
+        )
 
     def look(self, actor: Actor) -> tuple[Scores, Scores]:
         """The judge's and the training reward's scores per category, in probe order; the latter empty without one.

@@ -18,12 +18,12 @@ from ..rewards.text.verifiers import Exact, Numeric
 from ..splitting import Part, clusters, deal, ordered
 from ..tables import Table, canonical, read_table
 from ..types import Task
-from .rows import gradable, keys_of, read_rows, tasks_of
+from .rows import keys_of, read_rows, tasks_of
+from .verification import Verification, verification
 
 __all__ = ["Questions", "from_file", "read_rows", "small_world", "sums"]
 
 Source = Callable[[int], Task] | Sequence[Task]
-EXACT = Exact()
 BLOCK = 64
 """Questions of the small world made at once."""
 
@@ -228,7 +228,8 @@ def from_file(
     held_out: int | None = None,
     offset: int = 0,
     reserved: int | None = None,
-    verify: Any = EXACT,
+    verifiers: Sequence[Any] = (),
+    ungraded: bool = False,
     split: int = 0,
 ) -> Questions:
     """Questions of a file or a dataset (``tables.read_table``), in the columns prompt (or question), image or images
@@ -246,44 +247,61 @@ def from_file(
         held_out, offset: questions per category asked at an evaluation, after so many; None asks all.
         reserved: questions per category held out; None is as many as are asked and skipped. Who evaluates a run again
             gives what the run held out.
-        verify: what is right; only questions that have the columns of its ``needs`` are evaluated. None grades all.
+        verifiers: grade evaluation and gate, each the questions that have its columns; ``Exact`` where there is none.
+        ungraded: take questions without answers too, where no question can be graded.
         split: another one holds out others.
 
     Raises:
         UsageError: a row is no question, or nothing is left to train on, to evaluate or for the gate.
     """
-    own = _Own.read(path, verify)
-    tables = {"data": own.table}
+    own, source = _Own.read(path), _Own.read(evaluation or path)
+    tables = {"data": own.table} | ({"eval_data": source.table} if evaluation else {})
+    verify = verification(verifiers, source.tasks)
+    if verify is None and not ungraded:
+        raise UsageError(f'{evaluation or path}: no question has an "answer", and the evaluation needs one')
     count, total = len(own.tasks), held_out if held_out is None else offset + held_out
-    parts = [] if evaluation else [Part(0.2, total if reserved is None else reserved, fit=own.gradable())]
-    source = own
+    parts = [] if evaluation else [Part(0.2, total if reserved is None else reserved, fit=own.graded(verify))]
     if evaluation:
-        source = _Own.read(evaluation, verify)
-        tables["eval_data"] = source.table
-        source.refuse_ungraded()
+        source.refuse_ungraded(verify)
         own = own.without(source)
-    labelled = gate_labels if verify is not None and own.gradable() else 0
+    labelled = gate_labels if verify is not None and own.graded(verify) else 0
     if gate:
-        parts.append(Part(0.2, total=labelled or GATE_VIEWS, fit=own.gradable() if labelled else own.viewable()))
+        fit = own.graded(verify) if labelled else own.viewable()
+        parts.append(Part(0.2, total=labelled or GATE_VIEWS, fit=fit))
     sides = own.dealt(parts, split)
-    asked = source.window(sides.pop(0) if not evaluation else range(len(source.tasks)), held_out, offset, split)
-    probes = [own.tasks[row] for row in (sides.pop(0) if gate else ()) if row in (parts[-1].fit or ())]
+    held = range(len(source.tasks)) if evaluation else sides.pop(0)
+    asked = source.window(source.graded(verify) & set(held), held_out, offset, split)
+    probes = [own.tasks[row] for row in (sides.pop(0) if gate else ()) if row in fit]
     train = [own.tasks[row] for row in sides.pop()]
     if not train or not asked or (gate and not probes):
-        raise UsageError(_nothing(path, evaluation, count, own, train, asked, offset))
-    note = f"data: {len(train)} questions to train on, {len(asked)} asked at an evaluation, {len(probes)} by the gate"
-    others = count - len(train) - len(probes) - (0 if evaluation else len(asked))
-    if others:
-        note += f"; {others} of {count} are none of these: they hang together with what is held out, or are skipped"
-    if scarce := sorted({t.category for t in train} - {t.category for t in asked}):
-        note += f"; not evaluated, too few apart from the others: {', '.join(scarce[:5])}"
+        raise UsageError(_nothing(path, evaluation, own, count, bool(train), bool(asked), offset))
     shown = [(task, str(task.extra["demonstration"])) for task in train if task.extra.get("demonstration")]
     sources: dict[str, list[Task]] = defaultdict(list)
     for task in train:
         sources[task.category].append(task if labels else _unlabelled(task))
     canary = [replace(task, category="canary") for task in probes] if labelled else gentle_views(probes)
-    blind = blind_baseline(train, asked)
+    blind = blind_baseline(train, asked) if verify is not None else {}
+    note = _note(count + (len(asked) if evaluation else 0), train, asked, probes, verify, bool(labelled))
     return Questions(sources, asked, canary, shown, blind, verify=verify, tables=tables, note=note)
+
+
+def _note(
+    count: int,
+    train: Sequence[Task],
+    asked: Sequence[Task],
+    probes: Sequence[Task],
+    verify: Verification | None,
+    labelled: bool,
+) -> str:
+    """A line on how a file was dealt out."""
+    judge = "the training reward, as there are no answers" if verify is None else verify.name
+    said = f"data: {len(train)} questions to train on, {len(asked)} evaluated by {judge}, {len(probes)} for the gate"
+    said += "" if labelled or not probes else " in two views each"
+    if others := count - len(train) - len(asked) - len(probes):
+        said += f"; {others} are left out: they hang together with these, or come before or after what is evaluated"
+    if scarce := sorted({task.category for task in train} - {task.category for task in asked}):
+        said += f"; not evaluated, as none can be spared: {', '.join(scarce[:5])}{', …' if len(scarce) > 5 else ''}"
+    return said
 
 
 @dataclass
@@ -293,27 +311,27 @@ class _Own:
     table: Table
     tasks: Sequence[Task]
     keys: Sequence[frozenset[str]]
-    verify: Any
 
     @classmethod
-    def read(cls, path: str, verify: Any) -> _Own:
+    def read(cls, path: str) -> _Own:
         table = read_table(path)
         tasks = tasks_of(table)
-        return cls(table, tasks, keys_of(tasks, table.contents), verify)
+        return cls(table, tasks, keys_of(tasks, table.contents))
 
-    def gradable(self) -> set[int]:
-        return {row for row, task in enumerate(self.tasks) if gradable(self.verify, task)}
+    def graded(self, verify: Verification | None) -> set[int]:
+        """Questions that evaluation and gate can grade: without a verification, all."""
+        return {row for row, task in enumerate(self.tasks) if verify is None or verify.applies(task)}
 
     def viewable(self) -> set[int]:
         """Questions that a second view can be made of."""
         return {row for row, task in enumerate(self.tasks) if task.images or isinstance(task.prompt, str)}
 
-    def refuse_ungraded(self) -> None:
-        graded = self.gradable()
+    def refuse_ungraded(self, verify: Verification | None) -> None:
+        graded = self.graded(verify)
         for row, task in enumerate(self.tasks):
             if row not in graded:
                 raise UsageError(
-                    f"{self.table.rows[row].where} ({task.id}) has no answer, and the evaluation needs one"
+                    f'{self.table.rows[row].where}: {task.id} has no "answer", and the evaluation needs one'
                 )
 
     def without(self, other: _Own) -> _Own:
@@ -326,11 +344,10 @@ class _Own:
         return deal(self.keys, [task.category for task in self.tasks], parts, split)
 
     def window(self, rows: Iterable[int], count: int | None, offset: int, split: int) -> list[Task]:
-        """Up to ``count`` gradable questions of every category, after its first ``offset``, in an order by content."""
+        """Up to ``count`` questions of every category, after its first ``offset`` in an order by content."""
         seen: dict[str, int] = defaultdict(int)
         kept = []
-        graded = self.gradable()
-        for row in ordered(graded & set(rows), self.keys, split):
+        for row in ordered(rows, self.keys, split):
             category = self.tasks[row].category
             if seen[category] >= offset and (count is None or seen[category] < offset + count):
                 kept.append(row)
@@ -338,19 +355,17 @@ class _Own:
         return [self.tasks[row] for row in sorted(kept)]
 
 
-def _nothing(path: str, evaluation: str, count: int, own: _Own, train: Any, asked: Any, offset: int) -> str:
+def _nothing(path: str, evaluation: str, own: _Own, count: int, trained: bool, asked: bool, offset: int) -> str:
     """Why a file cannot be dealt out."""
-    if evaluation and not own.tasks:
-        return f"no question is left to train on: {evaluation} asks about the pictures or in the words of all of {path}"
-    if evaluation and not train:
-        return f"{path}: {len(own.tasks)} questions are left beside those of {evaluation}; a run needs 10 or more"
+    if evaluation and not trained:
+        left = f"{len(own.tasks)} of {count} questions of {path}" if own.tasks else f"no question of {path}"
+        return f"{left} can be used to train on: {evaluation} asks about the pictures or in the words of the others"
     if not asked and offset:
         return f"{evaluation or path}: no held-out question is left after the first {offset} per category"
-    if not own.gradable():
-        return f'{path}: no question has an "answer", and the evaluation needs one'
     if count > 1 and len(clusters(own.keys)) == 1:
         shared = "one picture" if own.tasks[0].images else "one text"
-        return f"all {count} questions of {path} hang together by {shared}, and none can be held out: give --eval-data"
+        more = "--gate none" if asked else "--eval-data"
+        return f"all {count} questions of {path} hang together by {shared}, and none can be held out: give {more}"
     if not asked:
         return f"{path} has {count} questions: a run needs 10 or more"
     return f"{path} has {count} questions, and none is left for the gate: give more, or --gate none"

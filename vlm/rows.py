@@ -128,11 +128,3 @@ def keys_of(tasks: Sequence[Task], contents: Contents) -> list[frozenset[str]]:
 
 def _words(prompt: Any) -> str:
     return prompt if isinstance(prompt, str) else canonical(prompt)
-
-
-def gradable(verify: Any, task: Task) -> bool:
-    """Whether a question has what a verifier needs; without a verifier (None) every one does."""
-    if hasattr(verify, "applies"):
-        return bool(verify.applies(task))
-    needs = getattr(verify, "needs", ("references",)) if verify is not None else ()
-    return all((task.reference if name == "references" else task.extra.get(name)) is not None for name in needs)

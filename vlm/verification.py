@@ -2,12 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..families import GROUND_TRUTH
+from ..families import GROUND_TRUTH, name_of
 from ..rewards.text.verifiers import Exact
-from ..trainers.scoring import total_scores
-from ..types import Task
+from ..types import Score, Task
 
-EXACT = Exact()
+
+class Verification:
+    """Grades every answer by the first of several verifiers whose columns its question has.
+
+    Args:
+        verifiers: rewards or functions of ground truth; an attribute ``needs`` names columns, "references" if absent.
+    """
+
+    families = frozenset({GROUND_TRUTH})
+
+    def __init__(self, verifiers: Sequence[Any]) -> None:
+        self.verifiers = list(verifiers)
+        self.name = ", ".join(name_of(verifier) for verifier in self.verifiers)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Columns of which a question has one set."""
+        return tuple(dict.fromkeys(name for verifier in self.verifiers for name in needs_of(verifier)))
+
+    def applies(self, task: Task) -> bool:
+        """Whether a question has what one of the verifiers needs."""
+        return any(has(task, needs_of(verifier)) for verifier in self.verifiers)
+
+    def __call__(self, **columns: Any) -> list[Score]:
+        """One score per sample; None where no verifier applies."""
+        count = len(columns["completions"])
+        scores: list[Score] = [None] * count
+        for verifier in self.verifiers:
+            needed = [columns.get(name, [None] * count) for name in needs_of(verifier)]
+            rows = [i for i in range(count) if scores[i] is None and all(column[i] is not None for column in needed)]
+            if rows:
+                said = verifier(**{name: [column[i] for i in rows] for name, column in columns.items()})
+                total = said.get("total", next(iter(said.values()))) if isinstance(said, Mapping) else said
+                for row, score in zip(rows, total, strict=True):
+                    scores[row] = score
+        return scores
+
+
+def verification(verifiers: Sequence[Any], tasks: Sequence[Task]) -> Verification | None:
+    """Those of some verifiers that apply to a task; ``exact`` where none does and there are answers; else None."""
+    applying = [verifier for verifier in verifiers if any(has(task, needs_of(verifier)) for task in tasks)]
+    if not applying and any(task.reference is not None for task in tasks):
+        applying = [Exact()]
+    return Verification(applying) if applying else None
+
+
+def needs_of(verifier: Any) -> tuple[str, ...]:
+    """The columns that a verifier reads of a question."""
+    terms = getattr(verifier, "terms", None)
+    functions = [verifier] if terms is None else [term.function for _, term in terms]
+    return tuple(name for function in functions for name in getattr(function, "needs", ("references",)))
+
+
+def has(task: Task, columns: Sequence[str]) -> bool:
+    """Whether a question has values in columns."""
+    return all((task.reference if name == "references" else task.extra.get(name)) is not None for name in columns)

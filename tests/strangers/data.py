@@ -15,21 +15,6 @@ from autotelic.types import Task
 from .cases import Gives, Refuses, Required, case
 
 WAITING = {
-    "vlm A6: numeric, 72.0 for 72",
-    "vlm A6: numeric, a unit",
-    "vlm A6: choice, letter and text",
-    "vlm A6: a set in another order",
-    "vlm A6: a box that is nearly right",
-    "vlm A7: a list holds all that are right",
-    "vlm A7: a list is not its Python text",
-    "vlm A7: the index of a choice",
-    "vlm A7: an index of words",
-    "vlm A7: a float says the same as an integer",
-    "vlm A7: a box in numbers",
-    "vlm A7: a set given as a list",
-    "vlm A6: programs are graded by their tests, which count as labels",
-    "vlm A6: questions without answers under a reward of one's own",
-    "newcomer: --data with the default model, in words that it does not know",
     "diffusion B16: U+2028 inside a prompt",
     "diffusion B16: U+2029 inside a prompt",
     "diffusion B16: U+0085 inside a prompt",
@@ -49,7 +34,6 @@ WAITING = {
     "newcomer: free text for the default pipeline",
     "diffusion B16: pairs, U+2028",
     "diffusion B16: pairs, one picture twice",
-    "vlm A7: rows given as objects keep their types",
 }
 """Not repaired yet."""
 

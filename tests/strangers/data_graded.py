@@ -29,7 +29,7 @@ def _graded(reward: str, said: str, **row: Any) -> Callable[[Path], object]:
         from autotelic.vlm.setting import read_own
 
         data = lines(folder, [{"prompt": f"{row.get('prompt', 'q')} {i}", **row} for i in range(12)])
-        made = read_own(Config(data=data, rewards=(reward,), gate_labels=2), labels=True)
+        made = read_own(Config(model="some", data=data, rewards=(reward,), gate_labels=2), labels=True)
         task = made.held_out[0]
         columns = {name: [value] for name, value in task.extra.items()} | {"references": [task.reference]}
         scores = made.verify(completions=[said], tasks=[task], prompts=[task.prompt], **columns)
@@ -65,7 +65,7 @@ def _program(folder: Path) -> object:
     from autotelic.vlm.setting import read_own
 
     rows = [{"prompt": f"write f for {i}", "tests": [f"assert f(1) == {i}"]} for i in range(20)]
-    made = read_own(Config(data=lines(folder, rows), rewards=("code",), gate_labels=3), labels=True)
+    made = read_own(Config(model="some", data=lines(folder, rows), rewards=("code",), gate_labels=3), labels=True)
     gate = Canary(made.probes, made.verify)
     return len(made.held_out), gate.labels
 
@@ -79,7 +79,7 @@ def _learned(folder: Path, rows: Sequence[Mapping[str, Any]], **config: Any) -> 
 
     (folder / "mine.py").write_text("def short(completions, **columns):\n    return [-len(c) for c in completions]\n")
     data = lines(folder, rows)
-    return read_own(Config(data=data, rewards=(f"{folder}/mine.py:short",), **config), labels=True)
+    return read_own(Config(model="some", data=data, rewards=(f"{folder}/mine.py:short",), **config), labels=True)
 
 
 state(
