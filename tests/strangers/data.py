@@ -15,25 +15,8 @@ from autotelic.types import Task
 from .cases import Gives, Refuses, Required, case
 
 WAITING = {
-    "diffusion B16: U+2028 inside a prompt",
-    "diffusion B16: U+2029 inside a prompt",
-    "diffusion B16: U+0085 inside a prompt",
-    "diffusion B16: U+001E inside a prompt",
-    "diffusion B16: a vertical tab inside a prompt",
-    "diffusion B16: U+2028 in JSON lines",
-    "diffusion B16: wildcards",
-    "diffusion B16: plain words in JSON lines",
-    "diffusion B16: two rows of one prompt",
-    "diffusion B16: a CSV",
-    "diffusion B16: an empty file",
-    "diffusion B16: another encoding",
-    "diffusion B16: half of a character",
-    "diffusion B16: rows of one prompt are on one side",
     "diffusion B5: an evaluation draws some of a long file, a few at a time",
-    "diffusion B5: the gate looks at some of a long file, the rest is learned from",
     "newcomer: free text for the default pipeline",
-    "diffusion B16: pairs, U+2028",
-    "diffusion B16: pairs, one picture twice",
 }
 """Not repaired yet."""
 
