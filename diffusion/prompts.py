@@ -111,7 +111,7 @@ def prompts_table(path: str | Path) -> Table:
     source = Path(path).expanduser()
     if source.suffix.lower() in READERS or not is_file(source):
         return read_table(path)
-    rows = []
+    rows: list[Row] = []
     for number, line in lines_of(text_of_file(source)):
         where = f"{source.name} line {number}"
         rows.append(Row(where, len(rows) + 1, _row(line.strip(), where)))

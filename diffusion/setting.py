@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 from ..errors import UsageError
 from ..trainers import setting as shared
 from ..trainers.config import BY_MODEL, RunConfig, grouped
-from ..trainers.data import remember
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -255,6 +254,7 @@ def start(
     """
     import torch
 
+    from ..trainers.data import remember
     from ..trainers.distributed import barrier, device, is_main
     from ..trainers.lora import add_lora
     from .gradients import check_differentiable

@@ -12,19 +12,23 @@ if TYPE_CHECKING:
     from .runs.run_folder import RunFolder
 
 
-def remember(folder: RunFolder | None, **tables: Table) -> None:
+def remember(folder: RunFolder | None, **tables: Table) -> bool:
     """Keep the digests of a run's data in its config.json when it is built first, and compare them when again.
 
     Args:
         folder: the run's; None remembers nothing.
         tables: by the fields of the config that name them.
 
+    Returns:
+        Whether any of it is seen for the first time.
+
     Raises:
         UsageError: rows, or pictures that they name, are not those that the run began with.
     """
     if folder is None:
-        return
+        return True
     known = dict(folder.read_json("config").get("data") or {})
+    new = not known.keys() >= tables.keys()
     for name, table in tables.items():
         if name in known and known[name]["sha256"] != table.digest:
             raise UsageError(
@@ -34,3 +38,4 @@ def remember(folder: RunFolder | None, **tables: Table) -> None:
         known[name] = {"source": table.source, "rows": len(table.rows), "sha256": table.digest}
     if tables and is_main():
         folder.describe(data=known)
+    return new

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import UsageError
-from ..families import GROUND_TRUTH, families_of
+from ..families import GROUND_TRUTH, families_of, needs_of
 from ..statistics import non_inferiority
 from ..types import Actor, RewardFunction, Task, Verdict
 from .distributed import gather, share
@@ -69,12 +69,8 @@ class ProbeGate(Gate):
         """Probes with a right answer, or with what else the judge ``needs`` (tests of programs), where it reads it."""
         if GROUND_TRUTH not in families_of(self.judge):
             return 0
-        functions = [term.function for _, term in getattr(self.judge, "terms", [])] or [self.judge]
-        columns = [name for function in functions for name in getattr(function, "needs", ())]
-        return sum(
-            task.reference is not None or any(task.extra.get(name) is not None for name in columns)
-            for task in self.probes
-        )
+        columns = needs_of(self.judge)
+        return sum(t.reference is not None or any(t.extra.get(c) is not None for c in columns) for t in self.probes)
 
     def look(self, actor: Actor) -> tuple[Scores, Scores]:
         """The judge's and the training reward's scores per category, in probe order; the latter empty without one.

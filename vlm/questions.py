@@ -7,7 +7,7 @@ questions for the evaluation, others for the gate, demonstrations where there ar
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -16,7 +16,7 @@ from ..envs.toys import arithmetic, scenes
 from ..errors import UsageError
 from ..rewards.text.verifiers import Exact, Numeric
 from ..splitting import Part, clusters, deal, ordered
-from ..tables import Table, canonical, read_table
+from ..tables import Table, canonical, read_table, stored
 from ..types import Task
 from .rows import keys_of, read_rows, tasks_of
 from .verification import Verification, verification
@@ -53,6 +53,13 @@ class Questions:
     verify: Any = field(default_factory=Exact)
     tables: Mapping[str, Table] = field(default_factory=dict)
     note: str = ""
+
+    def everything(self) -> Iterator[Task]:
+        """The questions of a file, whatever they are for; views that were made of them are left out."""
+        for source in self.train.values():
+            yield from () if callable(source) else source
+        yield from self.held_out
+        yield from (task for task in self.probes if not task.parent)
 
 
 def blind_baseline(known: Sequence[Task], asked: Sequence[Task]) -> dict[str, float]:
@@ -192,7 +199,7 @@ def gentle_views(tasks: Sequence[Task]) -> list[Task]:
     for task in tasks:
         plain = _unlabelled(task)
         if task.images:
-            view = replace(plain, images=tuple(_dimmed(image, task.id) for image in task.images))
+            view = replace(plain, images=tuple(_dimmed(image, f"{task.id}: image") for image in task.images))
         elif isinstance(task.prompt, str):
             view = replace(plain, prompt=f"Question: {task.prompt}")
         else:
@@ -201,7 +208,10 @@ def gentle_views(tasks: Sequence[Task]) -> list[Task]:
     return found
 
 
-def _dimmed(image: Any, name: str) -> Any:
+def _dimmed(image: Any, name: str) -> str:
+    """The path of a view; decoded, hundreds of them would fill the memory."""
+    from io import BytesIO
+
     from PIL import ImageEnhance
 
     from .processing import PIXEL_LIMIT, as_pil
@@ -209,7 +219,9 @@ def _dimmed(image: Any, name: str) -> Any:
     picture = as_pil(image, name, PIXEL_LIMIT)
     width, height = picture.size
     inside = picture.crop((width // 40, height // 40, width - width // 40, height - height // 40))
-    return ImageEnhance.Brightness(inside.resize((width, height))).enhance(0.85)
+    content = BytesIO()
+    ImageEnhance.Brightness(inside.resize((width, height))).enhance(0.85).save(content, "PNG", compress_level=1)
+    return stored(content.getvalue())
 
 
 # a file of one's own

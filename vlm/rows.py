@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
 from ..tables import Contents, Row, Table, canonical, is_file, read_table
 from ..types import Task
-from .processing import check_image_file, image_places
+from .processing import PIXEL_LIMIT, as_pil, check_image_file, image_places
 
 PLACE = "<image>"
 """In a text, where a picture of its row stands."""
@@ -114,6 +116,22 @@ def _blocks(text: str) -> Any:
         blocks.append({"type": "image"})
         blocks += [{"type": "text", "text": part}] if part else []
     return blocks
+
+
+def decode(tasks: Iterable[Task]) -> None:
+    """Decode every picture once, so that one which is broken inside is told before a run begins.
+
+    Raises:
+        UsageError: naming the first question whose picture is broken.
+    """
+    pictures = {path: f"{task.id}: image {n}" for task in tasks for n, path in enumerate(task.images, 1)}
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for _ in pool.map(_look, pictures, pictures.values()):
+            pass
+
+
+def _look(path: str, name: str) -> None:
+    as_pil(path, name, PIXEL_LIMIT)
 
 
 def keys_of(tasks: Sequence[Task], contents: Contents) -> list[frozenset[str]]:

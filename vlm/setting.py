@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..errors import UsageError
 from ..trainers import setting as shared
 from ..trainers.config import BY_MODEL, RunConfig, grouped
-from ..trainers.data import remember
-from ..trainers.distributed import is_main
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -274,6 +272,10 @@ def start(config: LanguageConfig, folder: RunFolder | None = None, *, labels: bo
     """
     import torch
 
+    from ..trainers.data import remember
+    from ..trainers.distributed import is_main
+    from .rows import decode
+
     config = shared.settled(config, is_small(config), folder)
     if config.group_size < 1 or config.tasks_per_step < 1:
         raise UsageError("a round needs a question and an answer: --tasks-per-step and --group-size of 1 or more")
@@ -282,9 +284,10 @@ def start(config: LanguageConfig, folder: RunFolder | None = None, *, labels: bo
     began = None if folder is None else folder.config
     own = read_own(config, labels, began) if config.data else None  # bad rows are told before a large model is loaded
     if own is not None:
-        remember(folder, **own.tables)
         if is_main():
             print(own.note)
+        if remember(folder, **own.tables):
+            decode(own.everything())
     policy = load_policy(config)
     questions = own or ask(config, policy, labels)
     return Setting(config, policy, policy.fork("start"), questions, _encoded(config, policy, questions))
@@ -307,7 +310,7 @@ def load_policy(config: LanguageConfig) -> TokenPolicy:
 
     import torch
 
-    from ..trainers.distributed import barrier, device
+    from ..trainers.distributed import barrier, device, is_main
     from .policy import TokenPolicy
 
     options: dict[str, Any] = {"mask_truncated": config.mask_truncated, "horizon": config.max_new_tokens}
@@ -351,7 +354,7 @@ def read_own(config: LanguageConfig, labels: bool, began: Mapping[str, Any] | No
     from .asking import OWN
     from .questions import from_file
 
-    fields = vars(config) if began is None else began
+    fields = asdict(config) if began is None else began
     unnamed = "rewards" in fixed(type(config))  # the recipe's own, which no question of a file is graded by
     questions = from_file(
         config.data,
@@ -376,8 +379,7 @@ def _check_words(questions: Questions) -> None:
     from .small.glimpse_backbone import GlimpseRenderer
 
     renderer = GlimpseRenderer()
-    train = [task for source in questions.train.values() if not callable(source) for task in source]
-    for task in (*train, *questions.held_out, *questions.probes):
+    for task in questions.everything():
         try:
             renderer.prompt(task)
         except UsageError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..families import GROUND_TRUTH, name_of
+from ..families import GROUND_TRUTH, name_of, needs_of
 from ..rewards.text.verifiers import Exact
 from ..types import Score, Task
 
@@ -53,13 +53,6 @@ def verification(verifiers: Sequence[Any], tasks: Sequence[Task]) -> Verificatio
     if not applying and any(task.reference is not None for task in tasks):
         applying = [Exact()]
     return Verification(applying) if applying else None
-
-
-def needs_of(verifier: Any) -> tuple[str, ...]:
-    """The columns that a verifier reads of a question."""
-    terms = getattr(verifier, "terms", None)
-    functions = [verifier] if terms is None else [term.function for _, term in terms]
-    return tuple(name for function in functions for name in getattr(function, "needs", ("references",)))
 
 
 def has(task: Task, columns: Sequence[str]) -> bool:

@@ -333,7 +333,7 @@ def _kept(value: Any, where: str) -> Any:
         return None
     if isinstance(value, Mapping):
         if set(value) == {"bytes", "path"}:
-            return value["path"] if value["bytes"] is None else _file_of(value["bytes"])
+            return value["path"] if value["bytes"] is None else stored(value["bytes"])
         return {key: _kept(each, where) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [_kept(each, where) for each in value]
@@ -350,8 +350,8 @@ def _pictures() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="autotelic-pictures-")  # removed when the process ends
 
 
-def _file_of(content: bytes) -> str:
-    """A file with this content, which lasts as long as the process."""
+def stored(content: bytes) -> str:
+    """The path of a file with this content, which lasts as long as the process."""
     path = Path(_pictures().name) / hashlib.sha256(content).hexdigest()
     if not path.exists():
         path.write_bytes(content)
