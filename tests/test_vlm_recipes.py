@@ -16,7 +16,7 @@ from PIL import Image
 from autotelic.cli import main
 from autotelic.envs.toys import arithmetic, scenes
 from autotelic.errors import UsageError
-from autotelic.recipes import all_recipes, config_from_json
+from autotelic.recipes import all_recipes, config_from_json, recipe_of
 from autotelic.testing import vlms as tiny
 from autotelic.trainers import scoring
 from autotelic.trainers.runs.run_folder import RunFolder
