@@ -251,7 +251,7 @@ def refused(
         ("refl", ["--rewards", "sharpness", "colourfulness"], "no gradient", "diffusion/prdp, ddpo, nft, raft"),
         ("ddpo", ["--group-size", "1"], "--group-size 2 or more", "not 1"),
         ("prdp", ["--dtype", "fp16"], "float16 does not train on the CPU", "use float32, or bfloat16"),
-        ("prdp", ["--data", "nowhere.txt"], "cannot read the prompts file nowhere.txt", ""),
+        ("prdp", ["--data", "nowhere.txt"], "there is no file nowhere.txt", ""),
     ],
 )
 def test_what_needs_no_pipeline_is_refused_before_one_is_made(

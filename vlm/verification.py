@@ -7,6 +7,7 @@ from typing import Any
 
 from ..families import GROUND_TRUTH, name_of, needs_of
 from ..rewards.text.verifiers import Exact
+from ..tables import canonical
 from ..types import Score, Task
 
 
@@ -58,3 +59,13 @@ def verification(verifiers: Sequence[Any], tasks: Sequence[Task]) -> Verificatio
 def has(task: Task, columns: Sequence[str]) -> bool:
     """Whether a question has values in columns."""
     return all((task.reference if name == "references" else task.extra.get(name)) is not None for name in columns)
+
+
+def told(task: Task) -> str:
+    """A right answer in words: of several texts the first, of options the one with the reference's index."""
+    answer, options = task.reference, task.extra.get("options")
+    if isinstance(answer, int) and not isinstance(answer, bool) and isinstance(options, list):
+        answer = options[answer] if 0 <= answer < len(options) else answer
+    if isinstance(answer, list) and answer and isinstance(answer[0], str):
+        answer = answer[0]
+    return answer if isinstance(answer, str) else canonical(answer)
