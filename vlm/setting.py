@@ -108,6 +108,10 @@ class LanguageConfig(RunConfig):
     """Answers before and after that the run keeps to be read."""
 
 
+SMALL_READS = (
+    "without --model the small default model is trained, which reads questions in its own words about one picture of "
+    "32 x 32 pixels"
+)
 VIEWS = 48
 """Views of each demonstration of the small world: as many as turning, mirroring and permuting channels give."""
 
@@ -286,6 +290,8 @@ def start(config: LanguageConfig, folder: RunFolder | None = None, *, labels: bo
     if own is not None:
         if is_main():
             print(own.note)
+            if is_small(config):
+                print(SMALL_READS)
         if remember(folder, **own.tables):
             decode(own.everything())
     policy = load_policy(config)
@@ -353,6 +359,7 @@ def read_own(config: LanguageConfig, labels: bool, began: Mapping[str, Any] | No
     from ..trainers.config import fixed
     from .asking import OWN
     from .questions import from_file
+    from .verification import check_references
 
     fields = asdict(config) if began is None else began
     unnamed = "rewards" in fixed(type(config))  # the recipe's own, which no question of a file is graded by
@@ -369,6 +376,8 @@ def read_own(config: LanguageConfig, labels: bool, began: Mapping[str, Any] | No
         ungraded=not unnamed,
         split=config.split,
     )
+    if questions.verify is not None:
+        check_references(questions.verify, list(questions.everything()))
     if is_small(config):
         _check_words(questions)
     return questions
@@ -376,17 +385,17 @@ def read_own(config: LanguageConfig, labels: bool, began: Mapping[str, Any] | No
 
 def _check_words(questions: Questions) -> None:
     """Refuse what the small default model cannot read."""
+    from ..envs.toys.scenes import CELLS
+    from .small.glimpse import GlimpseConfig
     from .small.glimpse_backbone import GlimpseRenderer
 
-    renderer = GlimpseRenderer()
+    renderer, longest = GlimpseRenderer(), GlimpseConfig().max_prompt
     for task in questions.everything():
         try:
-            renderer.prompt(task)
+            if (words := len(renderer.prompt(task).ids) - CELLS) > longest:
+                raise UsageError(f"task {task.id} has {words} words, more than {longest}")
         except UsageError as error:
-            raise UsageError(
-                f"{error}; without --model the small default model is trained, which reads questions in its own words "
-                "about one picture of 32 x 32 pixels: give --model for questions of another kind"
-            ) from error
+            raise UsageError(f"{error}; {SMALL_READS}: give --model for questions of another kind") from error
 
 
 def ask(config: LanguageConfig, policy: TokenPolicy, labels: bool) -> Questions:

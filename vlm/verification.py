@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..errors import UsageError
 from ..families import GROUND_TRUTH, name_of, needs_of
-from ..rewards.text.verifiers import Exact
+from ..rewards.reward import Reward
+from ..rewards.text.verifiers import Exact, Verifier
 from ..tables import canonical
 from ..types import Score, Task
 
@@ -46,6 +48,25 @@ class Verification:
                 for row, score in zip(rows, total, strict=True):
                     scores[row] = score
         return scores
+
+
+def check_references(verify: Verification, tasks: Sequence[Task]) -> None:
+    """Refuse, before a run begins, a right answer that a verifier of texts cannot read.
+
+    Raises:
+        UsageError: naming the question and what is wrong with its reference.
+    """
+    for verifier in verify.verifiers:
+        function = verifier.function if isinstance(verifier, Reward) else verifier
+        if isinstance(function, Verifier):
+            for task in tasks:
+                if has(task, needs_of(function)):
+                    columns = {name: [value] for name, value in task.extra.items()} | {"references": [task.reference]}
+                    try:
+                        function(completions=["0"], **columns)
+                    except ValueError as error:
+                        said = str(error).removeprefix("sample 0: ")
+                        raise UsageError(f"{task.id}: {said}, and {name_of(verifier)} asks for it") from error
 
 
 def verification(verifiers: Sequence[Any], tasks: Sequence[Task]) -> Verification | None:
