@@ -97,8 +97,10 @@ def read_prompts(path: str | Path) -> list[Task]:
         values = dict(row.values)
         prompt = values.pop("prompt", None)
         if not isinstance(prompt, str) or not prompt.strip():
-            columns = ", ".join(row.values) or "nothing"
-            raise UsageError(f'{row.where} wants a text in the column "prompt", and has {columns}')
+            said = (
+                f"not {str(prompt)[:40]!r}" if "prompt" in row.values else f"and has {', '.join(row.values) or 'none'}"
+            )
+            raise UsageError(f'{row.where} wants a text in the column "prompt", {said}')
         task = Task(f"prompt/{row.number}", prompt.strip(), extra=values)
         found.setdefault(canonical([task.prompt, values]), task)
     if twice := len(table.rows) - len(found):

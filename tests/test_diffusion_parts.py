@@ -53,8 +53,8 @@ def test_json_lines_bring_columns_for_rewards(tmp_path: Path) -> None:
     [
         ('{"prompt": "a', "prompts.txt line 2 is no JSON object"),
         ('{"text": "a"}', 'prompts.txt line 2 wants a text in the column "prompt", and has text'),
-        ('{"prompt": 3}', 'prompts.txt line 2 wants a text in the column "prompt", and has prompt'),
-        ('{"prompt": " "}', 'prompts.txt line 2 wants a text in the column "prompt", and has prompt'),
+        ('{"prompt": 3}', "prompts.txt line 2 wants a text in the column \"prompt\", not '3'"),
+        ('{"prompt": " "}', "prompts.txt line 2 wants a text in the column \"prompt\", not ' '"),
     ],
 )
 def test_a_malformed_line_is_named(tmp_path: Path, line: str, told: str) -> None:

@@ -11,11 +11,13 @@ among numbers becomes 72, 72 beside 72.5 becomes 72.0, "2020-01-01" a time, and 
 
 from __future__ import annotations
 
+import atexit
 import csv
 import hashlib
 import json
 import math
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -346,13 +348,15 @@ def _kept(value: Any, where: str) -> Any:
 
 
 @cache
-def _pictures() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="autotelic-pictures-")  # removed when the process ends
+def _pictures() -> Path:
+    folder = tempfile.mkdtemp(prefix="autotelic-pictures-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def stored(content: bytes) -> str:
     """The path of a file with this content, which lasts as long as the process."""
-    path = Path(_pictures().name) / hashlib.sha256(content).hexdigest()
+    path = _pictures() / hashlib.sha256(content).hexdigest()
     if not path.exists():
         path.write_bytes(content)
     return str(path)

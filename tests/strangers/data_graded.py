@@ -52,6 +52,13 @@ GRADED: dict[str, tuple[Required, Callable[[Path], object]]] = {
     "A7: an index of words": (Gives(1.0), _graded("choice", "dog", answer=1, options=["cat", "dog"])),
     "A7: a float says the same as an integer": (Gives(1.0), _graded("numeric", "72", answer=72.0)),
     "A7: a box in numbers": (Gives(1.0), _graded("boxes", "[0, 0, 10, 10]", answer=[[0, 0, 10, 10]])),
+    "A7: numeric, a right answer that is no number": (
+        Refuses("q/1.*no number"),
+        _graded("numeric", "4", answer="four"),
+    ),
+    "A7: the index of no option": (Refuses("q/1.*index"), _graded("choice", "B", answer=2, options=["cat", "dog"])),
+    "A7: true is no index": (Refuses("q/1.*True"), _graded("choice", "B", answer=True, options=["cat", "dog"])),
+    "A7: a box of three numbers": (Refuses("q/1.*box"), _graded("boxes", "[0, 0, 1, 1]", answer=[0, 0, 1])),
     "A7: a set given as a list": (Gives(1.0), _graded("set", "blue, red", answer=["red", "blue"])),
 }
 for told, (outcome, act) in GRADED.items():
