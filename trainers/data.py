@@ -35,7 +35,7 @@ def remember(folder: RunFolder | None, **tables: Table) -> bool:
                 f"{table.source} was changed since {folder.path} began: its {known[name]['rows']} rows and their "
                 "pictures must be as they were to go on or to evaluate; put them back, or begin another run"
             )
-        known[name] = {"source": table.source, "rows": len(table.rows), "sha256": table.digest}
-    if tables and is_main():
+        known.setdefault(name, {"source": table.source, "rows": len(table.rows), "sha256": table.digest})
+    if new and is_main():
         folder.describe(data=known)
     return new
