@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..rewards.image.shapes import AttributeReward, NearestRender
+    from ..tables import Table
     from ..trainers.learner import AnchorSet
     from ..trainers.runs.run_folder import RunFolder
     from ..types import Learner, RewardFunction, Rollout, Task
@@ -31,6 +32,11 @@ def adapters_lr(config: DiffusionConfig) -> float:
     return 1e-4 if config.lora_rank else 1e-5
 
 
+def drawn(config: DiffusionConfig) -> int:
+    """32 of one's own and 192 of the small world"""
+    return 32 if config.data else 192
+
+
 @dataclass(frozen=True)
 class DiffusionConfig(RunConfig):
     """Fields that every recipe for pictures has."""
@@ -42,8 +48,9 @@ class DiffusionConfig(RunConfig):
         "tasks_per_step": 16,
         "micro_batch_size": 1024,
         "num_inference_steps": 6,
+        "eval_prompts": 192,
     }
-    LOADED: ClassVar[Mapping[str, Any]] = {"lr": adapters_lr, "num_inference_steps": 50}
+    LOADED: ClassVar[Mapping[str, Any]] = {"lr": adapters_lr, "num_inference_steps": 50, "eval_prompts": drawn}
     TINY: ClassVar[Mapping[str, Any]] = {
         "tasks_per_step": 3,
         "group_size": 3,
@@ -63,9 +70,10 @@ class DiffusionConfig(RunConfig):
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = grouped("model", "auto")
     """Of the pipeline's weights; auto is fp32 on CPU and bf16 on GPU. Adapters are fp32."""
     data: str = grouped("data", "")
-    """A file with one prompt per line, or one JSON object {"prompt": ...}; empty takes the small world's captions."""
+    """A text file with a prompt per line; FILE.jsonl, .json, .csv, .tsv or .parquet, or OWNER/NAME@CONFIG:SPLIT of the
+    hub, with a column "prompt"; empty takes the small world's captions."""
     split: int = grouped("data", 0)
-    """Which captions of the small world are unseen; settings are chosen on another than results are reported on."""
+    """Which prompts are unseen; settings are chosen on another than results are reported on."""
     max_steps: int = 62
     num_inference_steps: int = grouped("sampling", BY_MODEL)
     """Denoising steps."""
@@ -80,8 +88,12 @@ class DiffusionConfig(RunConfig):
     """The held-out judge, a reward of another family; empty takes the nearest true render in the small world, else
     none: then nothing is gated."""
     gate: str = "non_inferiority"
+    gate_prompts: int = grouped("gate", 24)
+    """Most prompts that the gate looks at."""
     gate_pictures: int = grouped("gate", 4)
     """Pictures per probe prompt."""
+    eval_prompts: int = grouped("evaluation", BY_MODEL)
+    """Most prompts of each kind, seen and unseen, that an evaluation draws."""
     eval_episodes: int = 4
     """Pictures per prompt at an evaluation, at fixed noise."""
     grid: int = grouped("logging", 6)
@@ -181,20 +193,20 @@ class Setting(shared.Setting):
             pictures = list(shapes.sample(scenes, random, self.policy.adapter.height))
         return self.policy.encode(tasks, pictures, key=(self.config.seed,))
 
-    def recorded_pairs(self, path: str) -> list[Rollout]:
+    def recorded_pairs(self, table: Table) -> list[Rollout]:
         """The pictures of a pairs file; its prompts are those of training from now on, and are no longer held out."""
         from dataclasses import replace
 
         from ..envs.toys import shapes
-        from .offline import read_pairs
+        from .offline import pairs_of
         from .prompts import Prompts
 
         adapter = self.policy.adapter
-        pairs = read_pairs(path, (adapter.height, adapter.width))
+        pairs = pairs_of(table, (adapter.height, adapter.width))
         for task, _, _ in pairs if self.world is not None else ():
             if task.prompt not in shapes.LABELS:
                 raise UsageError(
-                    f'"{task.prompt}" in {path} is no caption of the small world: give prompts of the same kind '
+                    f'"{task.prompt}" in {table.name} is no caption of the small world: give prompts of the same kind '
                     "with --data FILE, and a reward of theirs"
                 )
         tasks = [task for task, _, _ in pairs for _ in range(2)]
@@ -207,7 +219,7 @@ class Setting(shared.Setting):
             for side in (self.prompts.unseen, self.prompts.probes)
         )
         if not (unseen and probes):
-            raise UsageError(f"{path} names every prompt that is held out: give others with --data FILE")
+            raise UsageError(f"{table.name} names every prompt that is held out: give others with --data FILE")
         self.prompts = Prompts(tuple(replace(task, category="seen") for task, _, _ in pairs), unseen, probes)
         return rollouts
 
@@ -247,13 +259,14 @@ def start(
     """
     import torch
 
+    from ..trainers.data import remember
     from ..trainers.distributed import barrier, device, is_main
     from ..trainers.lora import add_lora
     from .gradients import check_differentiable
     from .lora import attention
     from .pipelines import adapter_for, check_dtype, load
     from .policy import DenoisingPolicy
-    from .prompts import file_prompts, shapes_prompts
+    from .prompts import prompts_table, shapes_prompts
     from .small.pretraining import default_pipeline, quiet
     from .watch import MovingAverage
 
@@ -266,7 +279,9 @@ def start(
         torch.set_num_threads(1)  # more gain nothing at this size
     dtypes = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     check_dtype(dtypes[config.dtype], device())
-    prompts = file_prompts(config.data, config.seed) if config.data else shapes_prompts(config.split)
+    prompts = read_own(config) if config.data else shapes_prompts(config.split, config.gate_prompts)
+    if config.data:
+        remember(folder, data=prompts_table(config.data))
     reward, judge, world = rewards(config, differentiable)
     if differentiable:
         check_differentiable(reward)
@@ -300,6 +315,37 @@ def start(
         print(f"memory: {_plan(config, policy, differentiable)}")
     average = MovingAverage(policy, config.ema) if config.ema else None
     return Setting(config, policy, policy.fork("start"), prompts, reward, judge, world, average)
+
+
+def read_own(config: DiffusionConfig) -> Prompts:
+    """The prompts of the config's own file."""
+    from ..trainers.distributed import is_main
+    from .prompts import file_prompts
+
+    limits = {"unseen": config.eval_prompts, "probes": config.gate_prompts}
+    made = file_prompts(config.data, split=config.split, **limits)
+    if is_main():
+        sides = f"{len(made.seen)} to learn from, {len(made.unseen)} unseen ones for reports, {len(made.probes)}"
+        print(f"prompts: {sides} for the gate")
+    if not config.model:
+        _check_words(made)
+    return made
+
+
+def _check_words(prompts: Prompts) -> None:
+    """Refuse prompts of which the small default pipeline knows no word."""
+    from ..trainers.distributed import is_main
+    from .small.pretraining import known_words
+
+    read = {task.prompt: known_words(str(task.prompt)) for task in (*prompts.seen, *prompts.unseen, *prompts.probes)}
+    says = (
+        "without --model the small default pipeline is trained, whose words are those of its own captions, such as "
+        '"a red square at the top left on a white background"'
+    )
+    if strange := [prompt for prompt, (known, _) in read.items() if not known]:
+        raise UsageError(f'no word of "{strange[0]}" is known: {says}: give --model for other prompts')
+    if is_main() and (partly := sum(bool(unknown) for _, unknown in read.values())):
+        print(f"{says}; it overlooks the other words of {partly} of {len(read)} prompts")
 
 
 def _plan(config: DiffusionConfig, policy: DenoisingPolicy, differentiable: bool) -> Any:

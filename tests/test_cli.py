@@ -641,10 +641,16 @@ def test_check_tells_what_is_wrong_with_data(tmp_path: Path, capsys: pytest.Capt
     path.write_text('{"prompt": "a", "answer": 1}\n{"prompt": "b", "answer": 2, "level": 3}\n')
     assert cli.main(["check", str(path)]) == 0
     assert "level in 1 of 2" in capsys.readouterr().out
-    path.write_text('{"prompt": "a", "answer": 1}\n{"prompt": "a", "answer": 1}\n{"prompt": \n')
+    path.write_text('{"prompt": "a", "answer": 1}\n\n{"answer": 1, "prompt": "a"}\n')
     assert cli.main(["check", str(path)]) == 1
-    shown = capsys.readouterr().out
-    assert "line 3" in shown and "such as 1 and 2" in shown
+    assert "1 rows come twice, such as 1 and 2" in capsys.readouterr().out
+    path.write_text('{"prompt": "a", "answer": 1}\n\n{"prompt": \n')
+    assert cli.main(["check", str(path)]) == 1
+    assert "data.jsonl line 3 is no JSON object" in capsys.readouterr().out
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG")
+    (tmp_path / "data.csv").write_text("prompt,answer,image\na,1,broken.png\n")
+    assert cli.main(["check", str(tmp_path / "data.csv")]) == 1
+    assert "data.csv line 2: image 1 cannot be decoded" in " ".join(capsys.readouterr().out.split())
 
 
 def test_doctor_names_a_pair_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:

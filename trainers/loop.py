@@ -22,6 +22,7 @@ from ..errors import UsageError
 from ..families import declared, families_of, proxies
 from ..types import Actor, Curriculum, Gate, Learner, RewardFunction, Rollout, Verdict
 from .contracts import require
+from .curricula import apart
 from .distributed import barrier, from_main, gather, is_main, reduce_counts, same_everywhere, share
 from .runs.alarms import Alarm, AlarmLimits, Watcher, check_evidence
 from .runs.callbacks import Callback, RunInfo
@@ -272,7 +273,7 @@ class _Run:
         """One iteration: sample, act, score, learn, gate, record."""
         started, cpu = time.perf_counter(), self.experiment.cpu_clock()
         with stage.guard():
-            tasks = share(from_main(stage.curriculum.sample(stage.tasks_per_step)))
+            tasks = share(apart(from_main(stage.curriculum.sample(stage.tasks_per_step))))
             key = (self.experiment.seed, self.iteration)
             rollouts = stage.actor.act(tasks, stage.group_size, key=key, **stage.sampling) if tasks else []
             acted = time.perf_counter()

@@ -137,6 +137,10 @@ class AskingConsensus(Asking):
         return [float(vote is not None and vote == best[group]) for group, vote in zip(groups, votes, strict=True)]
 
 
+OWN = ("self_yes_no", "self_vote", "log_ratio", "weakest_step")
+"""Names of rewards that need the policy."""
+
+
 def own_rewards(policy: TokenPolicy, start: TokenPolicy, *, live: bool = False) -> dict[str, Callable[[], Any]]:
     """Rewards that need the policy, by the names of ``--rewards`` and ``--judge``, each made when called.
 

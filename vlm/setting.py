@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..errors import UsageError
@@ -67,12 +67,14 @@ class LanguageConfig(RunConfig):
     freeze_vision: bool = grouped("model", True)
     """Leave a loaded model's vision tower as it is, and keep what it saw over epochs."""
     data: str = grouped("data", "")
-    """A file of JSON lines (prompt, image, answer, category, demonstration); empty takes the small world of scenes, or
-    sums for a model that does not see."""
+    """FILE.jsonl, .json, .csv, .tsv or .parquet, or OWNER/NAME@CONFIG:SPLIT of the hub, with prompt, image, answer,
+    category, demonstration; empty takes the small world of scenes, or sums for a model that does not see."""
     eval_data: str = grouped("data", "")
-    """Held-out questions in the same form; empty holds out every fifth of ``data``."""
+    """Held-out questions in the same form; empty holds out a fifth of every category of ``data``, as far as it is
+    asked."""
     split: int = grouped("data", 0)
-    """Which compositions of the small world are held out; settings are chosen on another than results are told on."""
+    """Which questions, or compositions of the small world, are held out; settings are chosen on another than results
+    are told on."""
     demonstrations: int = grouped("data", 150)
     """Traced answers that the default model has imitated."""
     max_new_tokens: int = grouped("sampling", BY_MODEL)
@@ -95,7 +97,7 @@ class LanguageConfig(RunConfig):
     gate: str = "canary"
     gate_every: int = 25
     gate_labels: int = grouped("gate", 210)
-    """Answers that the gate may read; 0 judges by whether two views of a question get the same answer."""
+    """Answers (or tests) that the gate may read; 0 judges by whether two views of a question get the same answer."""
     eval_episodes: int = 60
     """Held-out questions per type or category."""
     samples: int = grouped("evaluation", 0)
@@ -106,6 +108,10 @@ class LanguageConfig(RunConfig):
     """Answers before and after that the run keeps to be read."""
 
 
+SMALL_READS = (
+    "without --model the small default model is trained, which reads questions in its own words about one picture of "
+    "32 x 32 pixels"
+)
 VIEWS = 48
 """Views of each demonstration of the small world: as many as turning, mirroring and permuting channels give."""
 
@@ -119,6 +125,7 @@ class Setting(shared.Setting):
     start: TokenPolicy
     questions: Questions
     encoded: list[Rollout]
+    trained_by: RewardFunction | None = None
     repair_lr: ClassVar[float] = 0.5
 
     @property
@@ -139,11 +146,21 @@ class Setting(shared.Setting):
 
         made = compose(self.config.rewards, own=own_rewards(self.policy, self.start, live=self.config.live) | own)
         require_columns(made, self.sample_of_tasks())
+        self.trained_by = made
         return made
 
     def sample_of_tasks(self) -> list[Any]:
-        """The first training question of every category."""
-        return [source(0) if callable(source) else source[0] for source in self.questions.train.values()]
+        """The training questions of a file, or the first of every category where they are endless."""
+        several = self.questions.train.values()
+        return [task for source in several for task in ([source(0)] if callable(source) else source)]
+
+    @property
+    def verify(self) -> RewardFunction:
+        """What is right: the questions' verification; where there is none, the reward that trains is all there is."""
+        verify: RewardFunction | None = self.questions.verify or self.trained_by
+        if verify is None:
+            raise UsageError('no question has an "answer", and this recipe has no reward to evaluate by instead')
+        return verify
 
     @property
     def eyes(self) -> OwnEyes:
@@ -220,14 +237,14 @@ class Setting(shared.Setting):
 
         if self.config.judge:
             return compose((self.config.judge,), own=own_rewards(self.policy, self.start))
-        if self.config.gate_labels:
+        if any(task.parent for task in self.questions.probes):
+            return ViewConsistency()
+        if self.config.gate_labels and self.questions.verify is not None:
             return self.questions.verify  # type: ignore[no-any-return]
-        if not any(task.parent for task in self.questions.probes):
-            raise UsageError(
-                "a gate without labels compares two views of a question, and chats without pictures have none: "
-                "give --gate-labels N, or --gate none"
-            )
-        return ViewConsistency()
+        raise UsageError(
+            "a gate without labels compares two views of a question, and chats without pictures have none: "
+            "give --gate-labels N, or --gate none"
+        )
 
     def evaluate(self, actor: Any) -> Mapping[str, Any]:
         """Accuracy on held-out questions, with figures; the only place that reads their answers."""
@@ -259,12 +276,24 @@ def start(config: LanguageConfig, folder: RunFolder | None = None, *, labels: bo
     """
     import torch
 
+    from ..trainers.data import remember
+    from ..trainers.distributed import is_main
+    from .rows import decode
+
     config = shared.settled(config, is_small(config), folder)
     if config.group_size < 1 or config.tasks_per_step < 1:
         raise UsageError("a round needs a question and an answer: --tasks-per-step and --group-size of 1 or more")
     if is_small(config):
         torch.set_num_threads(1)  # more gain nothing at this size
-    own = read_own(config, labels) if config.data else None  # bad lines are told before a large model is loaded
+    began = None if folder is None else folder.config
+    own = read_own(config, labels, began) if config.data else None  # bad rows are told before a large model is loaded
+    if own is not None:
+        if is_main():
+            print(own.note)
+            if is_small(config):
+                print(SMALL_READS)
+        if remember(folder, **own.tables):
+            decode(own.everything())
     policy = load_policy(config)
     questions = own or ask(config, policy, labels)
     return Setting(config, policy, policy.fork("start"), questions, _encoded(config, policy, questions))
@@ -320,13 +349,53 @@ def load_policy(config: LanguageConfig) -> TokenPolicy:
     return TokenPolicy.from_pretrained(source, dtype=dtypes[config.dtype], device=device(), **options)
 
 
-def read_own(config: LanguageConfig, labels: bool) -> Questions:
-    """The questions of the config's own files."""
-    from .questions import from_file
+def read_own(config: LanguageConfig, labels: bool, began: Mapping[str, Any] | None = None) -> Questions:
+    """The questions of the config's own files.
 
-    labelled = config.gate_labels if config.gate != "none" else 0
-    asked: dict[str, Any] = {"held_out": config.eval_episodes, "offset": config.eval_offset}
-    return from_file(config.data, evaluation=config.eval_data, gate_labels=labelled, labels=labels, **asked)
+    Args:
+        began: the config that a run began with, where another number is evaluated now.
+    """
+    from ..rewards.names import verifiers
+    from ..trainers.config import fixed
+    from .asking import OWN
+    from .questions import from_file
+    from .verification import check_references
+
+    fields = asdict(config) if began is None else began
+    unnamed = "rewards" in fixed(type(config))  # the recipe's own, which no question of a file is graded by
+    questions = from_file(
+        config.data,
+        evaluation=config.eval_data,
+        gate=config.gate != "none",
+        gate_labels=config.gate_labels,
+        labels=labels,
+        held_out=config.eval_episodes,
+        offset=config.eval_offset,
+        reserved=fields["eval_episodes"] + fields["eval_offset"],
+        verifiers=[] if unnamed else verifiers(config.rewards, own=OWN),
+        ungraded=not unnamed,
+        split=config.split,
+    )
+    if questions.verify is not None:
+        check_references(questions.verify, list(questions.everything()))
+    if is_small(config):
+        _check_words(questions)
+    return questions
+
+
+def _check_words(questions: Questions) -> None:
+    """Refuse what the small default model cannot read."""
+    from ..envs.toys.scenes import CELLS
+    from .small.glimpse import GlimpseConfig
+    from .small.glimpse_backbone import GlimpseRenderer
+
+    renderer, longest = GlimpseRenderer(), GlimpseConfig().max_prompt
+    for task in questions.everything():
+        try:
+            if (words := len(renderer.prompt(task).ids) - CELLS) > longest:
+                raise UsageError(f"task {task.id} has {words} words, more than {longest}")
+        except UsageError as error:
+            raise UsageError(f"{error}; {SMALL_READS}: give --model for questions of another kind") from error
 
 
 def ask(config: LanguageConfig, policy: TokenPolicy, labels: bool) -> Questions:

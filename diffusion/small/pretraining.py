@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -166,6 +167,17 @@ def untrained(settings: Pretraining) -> ShapesPipeline:
     return pipeline
 
 
+def known_words(prompt: str) -> tuple[list[str], list[str]]:
+    """The words of a prompt that say something to the default pipeline, and those that it overlooks."""
+    said = [word for word in re.findall(r"\w+", prompt) if word not in FILLERS]
+    known = _words()
+    return [word for word in said if word in known], [word for word in said if word not in known]
+
+
+def _words() -> set[str]:
+    return {word for scene in shapes.SCENES for word in shapes.caption(scene).split()} - set(FILLERS)
+
+
 def _tokenizer() -> Any:
     """One token per word of the world's captions that says something."""
     from tokenizers import Regex, Tokenizer
@@ -174,7 +186,7 @@ def _tokenizer() -> Any:
     from tokenizers.pre_tokenizers import Whitespace
     from transformers import PreTrainedTokenizerFast
 
-    words = sorted({word for scene in shapes.SCENES for word in shapes.caption(scene).split()} - set(FILLERS))
+    words = sorted(_words())
     model = Tokenizer(WordLevel({"[pad]": 0, "[unk]": 1} | {w: i + 2 for i, w in enumerate(words)}, unk_token="[unk]"))
     model.normalizer = Replace(Regex(rf"\b({'|'.join(FILLERS)})\b"), "")
     model.pre_tokenizer = Whitespace()

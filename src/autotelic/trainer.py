@@ -28,7 +28,7 @@ KINDS: Mapping[str, str] = {
     "gate": "gate",
 }
 """Fields of a config that take an object as well as its name."""
-FILES = ("data", "eval_data")
+FILES = ("data", "eval_data", "pairs")
 """Fields that take rows as well as a file."""
 DATA = "data"
 """Folder of the rows in a run."""

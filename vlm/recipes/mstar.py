@@ -46,7 +46,6 @@ class Config(LanguageConfig):
 
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ...rewards.reward import Reward
-    from ...rewards.text.verifiers import Exact
     from ...trainers.curricula import Uniform
     from ...trainers.objectives import WeightedImitation
     from ..small.rereading import Rereading
@@ -54,7 +53,7 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     from ..watch import Watch
 
     setting = start(config, folder)
-    reward = RightAndSound(Exact(), Rereading(setting.eyes) if config.process else None)
+    reward = RightAndSound(setting.questions.verify, Rereading(setting.eyes) if config.process else None)
     sources = {kind: Backwards(source) for kind, source in setting.questions.train.items()}
     validation = Uniform(sources, seed=config.seed).sample(config.validation)
     values = config.temperatures if config.tune_every else ()
