@@ -18,6 +18,7 @@ from ..reward import Reward
 Extract = Callable[[str], str | None]
 """A completion -> its answer, or None if it gives none."""
 
+_THOUGHTS = re.compile(r"(?i:[<◁](/?)(?:think|thinking|thoughts?|reasoning)[>▷])|\[(/?)THINK\]")
 _TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _BRACES = re.compile(r"\\boxed\s*\{|\{|\}")
 _MARKS = (
@@ -30,12 +31,31 @@ _LATEX_WORDS = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}")
 _QUOTES = "*`\"'$ \u2018\u2019\u201c\u201d"
 
 
+def without_thoughts(text: str) -> str:
+    """A text without what it thinks: <think>...</think> (also <thinking>, <thought>, <reasoning>, [THINK], ◁think▷).
+
+    Thoughts that are cut off reach to the end of the text; where the prompt has opened them, they reach from its
+    beginning to the last closing mark.
+    """
+    spoken: list[str] = []
+    thinking, end = False, 0
+    for mark in _THOUGHTS.finditer(text):
+        closing = mark[1] or mark[2]
+        if closing and not thinking:
+            spoken.clear()  # opened in the prompt, or twice
+        elif not closing and not thinking:
+            spoken.append(text[end : mark.start()])
+        thinking, end = not closing, mark.end()
+    return "".join(spoken) + ("" if thinking else text[end:])
+
+
 def answer_of(text: str, whole: bool = True) -> str | None:
     r"""The answer that a text gives.
 
-    It stands in the last \boxed{...}; else in the last <answer>...</answer>; else in its line after the last "####",
-    "Answer:" or "answer is"; else in its line after the last "=". What follows a mark counts even if it is long: who
-    hedges there ("A or B") has not answered, and verifiers treat it so.
+    Thoughts are left out (:func:`without_thoughts`). It stands in the last \boxed{...}; else in the last
+    <answer>...</answer>; else in its line after the last "####", "Answer:" or "answer is"; else in its line after the
+    last "=". What follows a mark counts even if it is long: who hedges there ("A or B") has not answered, and verifiers
+    treat it so.
 
     Args:
         whole: whether a text without any mark is an answer as a whole.
@@ -43,6 +63,7 @@ def answer_of(text: str, whole: bool = True) -> str | None:
     Returns:
         The answer without space around it; None if there is none, or an empty one.
     """
+    text = without_thoughts(text)
     marked = _boxed(text)
     if marked is None:
         marked = _tagged(text)
