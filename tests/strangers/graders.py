@@ -13,119 +13,6 @@ from autotelic.types import Task
 
 from .cases import Gives, Refuses, case
 
-WAITING: set[str] = {
-    'vlm A12: boxes, "<think>[0, 0, 4, 4]</think>" for [0, 0, 4, 4]',
-    'vlm A12: boxes, "<think>[9, 9, 10, 10]</think>[0, 0, 4, 4]" for [0, 0, 4, 4]',
-    'vlm A12: boxes, "[0 0 4 4]" for [0, 0, 4, 4]',
-    "vlm A12: boxes, \"[0, 0, 4, 4]\" for {'bbox_2d': [0, 0, 4, 4]}",
-    'vlm A12: boxes, "[4e0, 0, 8.0, 4]" for [4, 0, 8, 4]',
-    'vlm A12: boxes, "[9, 9, 10, 10]</think>[0, 0, 4, 4]" for [0, 0, 4, 4]',
-    "vlm A12: choice, \"B is incorrect\" for 'B'",
-    "vlm A12: choice, \"B is wrong\" for 'B'",
-    "vlm A12: choice, \"B or something else\" for 'B'",
-    "vlm A12: choice, \"B? No.\" for 'B'",
-    "vlm A12: choice, \"I rule out B\" for 'B'",
-    "vlm A12: choice, \"I think (b)\" for 'B'",
-    "vlm A12: choice, \"It is not B\" for 'B'",
-    "vlm A12: choice, \"It isn't B\" for 'B'",
-    "vlm A12: choice, \"The answer is (B), because A is wrong\" for 'B'",
-    "vlm A12: choice, \"all except B\" for 'B'",
-    "vlm A12: choice, \"anything but B\" for 'B'",
-    "vlm A12: choice, \"it is not blue\" for 'B'",
-    "vlm A12: choice, \"neither B\" for 'B'",
-    "vlm A12: choice, \"never blue\" for 'B'",
-    "vlm A12: choice, \"not (B)\" for 'B'",
-    "vlm A12: choice, \"option b\" for 'B'",
-    'vlm A12: exact, "72" for 72.0',
-    'vlm A12: exact, "72.0" for 72',
-    "vlm A12: exact, \"The red ball.\" for 'red ball'",
-    "vlm A12: exact, \"a red ball\" for 'red ball'",
-    "vlm A12: exact, \"ice-cream\" for 'ice\u2010cream'",
-    'vlm A12: exact, "it\u2019s" for "it\'s"',
-    'vlm A12: exact, "yes" for True',
-    'vlm A12: numeric, "0:07" for 7',
-    'vlm A12: numeric, "1 2 3 4 5 6 7" for 7',
-    "vlm A12: numeric, \"1,000\" for '10^3'",
-    "vlm A12: numeric, \"10\" for '10^3'",
-    "vlm A12: numeric, \"1000\" for '10^3'",
-    'vlm A12: numeric, "10^3" for 1000',
-    'vlm A12: numeric, "10\u00b3" for 1000',
-    'vlm A12: numeric, "12,34" for 34',
-    'vlm A12: numeric, "1\u00bd" for 1.5',
-    'vlm A12: numeric, "2024-01-07" for 7',
-    'vlm A12: numeric, "2^{10}" for 1024',
-    "vlm A12: numeric, \"3\" for '5\\\\sqrt{3}'",
-    'vlm A12: numeric, "3:00" for 0',
-    "vlm A12: numeric, \"4\" for '\\\\frac{\\\\pi}{4}'",
-    'vlm A12: numeric, "5 or 7" for 7',
-    'vlm A12: numeric, "5 to 7" for 7',
-    "vlm A12: numeric, \"5\" for '5\\\\pi'",
-    'vlm A12: numeric, "5-7" for 7',
-    "vlm A12: numeric, \"6.02 \\times 10^{23}\" for '6.02e23'",
-    "vlm A12: numeric, \"6.02 \u00d7 10^23\" for '6.02e23'",
-    'vlm A12: numeric, "7 + x" for 7',
-    'vlm A12: numeric, "7 000" for 7000',
-    'vlm A12: numeric, "7 = 3 + 4" for 7',
-    'vlm A12: numeric, "7 = 8" for 8',
-    'vlm A12: numeric, "7 is wrong" for 7',
-    'vlm A12: numeric, "7 million" for 7',
-    'vlm A12: numeric, "7 million" for 7000000',
-    'vlm A12: numeric, "7^7^7^7" for 7',
-    'vlm A12: numeric, "7k" for 7',
-    'vlm A12: numeric, "7x" for 7',
-    'vlm A12: numeric, "> 7" for 7',
-    'vlm A12: numeric, "Answer: 5, 6 or 7" for 7',
-    'vlm A12: numeric, "It is not 7" for 7',
-    'vlm A12: numeric, "\\boxed{5 \\text{ or } 7}" for 7',
-    'vlm A12: numeric, "\\boxed{5, 7}" for 7',
-    "vlm A12: numeric, \"\\boxed{5\\sqrt3}\" for '5\\\\sqrt{3}'",
-    'vlm A12: numeric, "\\boxed{\\pm 7}" for 7',
-    'vlm A12: numeric, "\\boxed{\\{5, 7\\}}" for 7',
-    "vlm A12: numeric, \"\\frac34\" for '3/4'",
-    'vlm A12: numeric, "\\frac34" for 0.75',
-    "vlm A12: numeric, \"\\frac\\pi4\" for '\\\\frac{\\\\pi}{4}'",
-    "vlm A12: numeric, \"\\sqrt{75}\" for '5\\\\sqrt{3}'",
-    'vlm A12: numeric, "anything but 7" for 7',
-    'vlm A12: numeric, "at least 7" for 7',
-    'vlm A12: numeric, "between 5 and 7" for 7',
-    'vlm A12: numeric, "less than 7" for 7',
-    'vlm A12: numeric, "\u00bd" for 0.5',
-    "vlm A12: set, \"(1,3), (2,4)\" for '(1,2), (3,4)'",
-    "vlm A12: set_exact, \"(1,3), (2,4)\" for '(1,2), (3,4)'",
-    "vlm A12: set_exact, \"(2,1), (4,3)\" for '(1,2), (3,4)'",
-    "vlm A12: set_exact, \"- red\n- blue\" for 'red, blue'",
-    "vlm A12: set_exact, \"1) red\n2) blue\" for 'red, blue'",
-    'vlm A12: set_exact, "1, 2" for [1, 2, 2]',
-    "vlm A12: set_exact, \"1, 2, 3, 4\" for '(1,2), (3,4)'",
-    "vlm A12: set_exact, \"1. red\n2. blue\" for 'red, blue'",
-    "vlm A12: set_exact, \"<think>- green</think>- red\n- blue\" for 'red, blue'",
-    "vlm A12: set_exact, \"Answer:\n- red\n- blue\" for 'red, blue'",
-    "vlm A12: set_exact, \"\\{(1,2), (3,4)\\}\" for '(1,2), (3,4)'",
-    'vlm A12: set_exact, "\\{2, 1\\}" for [1, 2]',
-    "vlm A12: set_exact, \"a red ball, the blue cube\" for 'red ball, blue cube'",
-    "vlm A12: set_exact, \"red & blue\" for 'red, blue'",
-    "vlm A12: set_exact, \"\u2022 red\n\u2022 blue\" for 'red, blue'",
-    "vlm A12: the reference (1,2) is no single number",
-    "vlm A12: the reference 2024-01-05 is no single number",
-    "vlm A12: the reference 3:00 is no single number",
-    "vlm A12: the reference 5 or 7 is no single number",
-    "vlm A12: the reference [4, 5] is no single number",
-    "vlm A12: the reference \\pm 3 is no single number",
-    "vlm A12: the reference \\{1, 2\\} is no single number",
-    "vlm A12: the reference x^2+1 is no single number",
-    "vlm A20: the form of '<think>a</think><answer> </answer>'",
-    "vlm A20: the form of '\\na\\n</think>\\n\\n<answer>b</answer>\\n'",
-    "vlm A20: the form of 'a</think>\\n<answer>b</answer>'",
-    "vlm A8: numeric reads '((((((((((((((((((((((((' (6001 characters) and goes on",
-    "vlm A8: numeric reads '\\\\frac{9^{9^{9^9}}}{7}' (21 characters) and goes on",
-    "vlm A8: numeric reads '\\ud800 7' (3 characters) and goes on",
-}
-"""Cases that are not repaired yet."""
-
-
-def stated(name: str, **facts: Any) -> Any:
-    return case(name, waits=name in WAITING, **facts)
-
 
 def rate(name: str, said: str, reference: Any, **row: Any) -> object:
     columns = {column: [value] for column, value in row.items()}
@@ -136,7 +23,7 @@ def graded(report: str, name: str, score: float, pairs: Sequence[tuple[str, Any]
     """One case per answer: what it scores under a reward by name."""
     for said, reference in pairs:
         title = f'{report}: {name}, "{said if len(said) < 60 else said[:60] + "..."}" for {reference!r}'
-        stated(
+        case(
             title,
             kind="graders",
             modality="vlm",
@@ -242,7 +129,7 @@ graded("vlm A12", "numeric", 0.0, WRONG_NUMBERS)
 graded("vlm A12", "numeric", 1.0, RIGHT_NUMBERS)
 for _reference in ("(1,2)", "3:00", "x^2+1", "5 or 7", "[4, 5]", "seven", "1/0", r"\{1, 2\}", r"\pm 3", "2024-01-05"):
 
-    @stated(
+    @case(
         f"vlm A12: the reference {_reference} is no single number",
         kind="graders",
         modality="vlm",
@@ -290,7 +177,7 @@ LONG: dict[str, Any] = {
 }
 for _text, _make in LONG.items():
 
-    @stated(
+    @case(
         f"vlm A8: reading {_text} takes time that grows with its length",
         kind="policy errors",
         modality="vlm",
@@ -313,12 +200,12 @@ for _deep in (
     "(" * 3000 + "7" + ")" * 3000,
     "1000000!!",
     r"\sum_{i=1}^{10^{12}} i",
-    "\ud800 7",
+    "7 \ud800 8",
     "7" * 5000,
     "1e999999999",
 ):
 
-    @stated(
+    @case(
         f"vlm A8: numeric reads {_deep[:24]!r} ({len(_deep)} characters) and goes on",
         kind="policy errors",
         modality="vlm",
@@ -499,7 +386,7 @@ for _said, _answer in {
     "I don't <think> so, \\boxed{5}": "I don't",
 }.items():
 
-    @stated(
+    @case(
         f"vlm A20: the answer of {_said!r}",
         kind="text to ids",
         modality="vlm",
@@ -523,7 +410,7 @@ for _said, _score in {
     "<think>a</think><answer> </answer>": 0.0,
 }.items():
 
-    @stated(
+    @case(
         f"vlm A20: the form of {_said!r}",
         kind="graders",
         modality="vlm",

@@ -19,13 +19,6 @@ from autotelic.sandbox import Limits, run_code
 
 from .cases import Gives, GoesOn, Refuses, Skipped, case
 
-WAITING: set[str] = set()
-"""Cases that are not repaired yet."""
-
-
-def stated(name: str, **facts: Any) -> Any:
-    return case(name, waits=name in WAITING, **facts)
-
 
 def passes(code: str, *tests: Any, limits: Limits | None = None) -> object:
     return CodeTests(limits=limits)([code], [list(tests)])[0]
@@ -130,7 +123,7 @@ def f(x): return 0
 }
 for _name, _code in DISHONEST.items():
 
-    @stated(
+    @case(
         f"vlm A10: statements are not fooled by {_name}",
         kind="graders",
         modality="vlm",
@@ -238,7 +231,7 @@ HONEST: dict[str, tuple[str, str]] = {
 }
 for _name, (_code, _test) in HONEST.items():
 
-    @stated(
+    @case(
         f"vlm A10: an honest program passes: {_name}",
         kind="graders",
         modality="vlm",
@@ -250,7 +243,7 @@ for _name, (_code, _test) in HONEST.items():
         return passes(code, test, limits=Limits(seconds=5, memory_mb=1024))
 
 
-@stated(
+@case(
     "vlm A22: a right output of 48,889 characters is right, and a wrong end of it is wrong",
     kind="graders",
     modality="vlm",
@@ -265,7 +258,7 @@ def long_outputs(folder: Path) -> object:
     return CodeTests()([code] * 3, tests)
 
 
-@stated(
+@case(
     "vlm A22: programs run in parallel, on as many workers as there are cores",
     kind="graders",
     modality="vlm",
@@ -286,7 +279,7 @@ for _name, _text in {
     "a list item": "1. this:\n   ```py\n   A\n   ```",
 }.items():
 
-    @stated(
+    @case(
         f"vlm A22: the program of a text with {_name}",
         kind="graders",
         modality="vlm",
@@ -346,7 +339,7 @@ SETS = [LAYERS, ("landlock", "seccomp"), ("namespaces", "landlock")]
 for _layers in SETS:
     for _name, _call in CALLS.items():
 
-        @stated(
+        @case(
             f"vlm A11: {_name} reaches no foreign process under {', '.join(_layers)}",
             kind="sandbox",
             modality="vlm",
@@ -392,7 +385,7 @@ NETWORK = {
 for _layers in SETS:
     for _name, _call in NETWORK.items():
 
-        @stated(
+        @case(
             f"vlm A11: {_name} does not leave the sandbox under {', '.join(_layers)}",
             kind="sandbox",
             modality="vlm",
@@ -429,7 +422,7 @@ FILES = {
 for _layers in SETS:
     for _name, _call in FILES.items():
 
-        @stated(
+        @case(
             f"vlm A23: {_name} does not reach our files under {', '.join(_layers)}",
             kind="sandbox",
             modality="vlm",
@@ -451,7 +444,7 @@ for _layers in SETS:
             return [state() == before, result.ok]
 
 
-@stated(
+@case(
     "vlm A23: of /etc a program reads what the C library wants and nothing more",
     kind="sandbox",
     modality="vlm",
@@ -479,7 +472,7 @@ def secrets_of_the_system(folder: Path) -> object:
     return run_code(f"import os\n{tried}").stdout.splitlines()
 
 
-@stated(
+@case(
     "vlm A8: 1,200 nested folders do not end the caller, and nothing of them is left",
     kind="sandbox",
     modality="vlm",
@@ -499,7 +492,7 @@ def nested_folders(folder: Path) -> object:
     return [ok, os.listdir(folder)]
 
 
-@stated(
+@case(
     "vlm A8: folders that may not be entered are deleted, and links out of the folder are not followed",
     kind="sandbox",
     modality="vlm",
@@ -522,7 +515,7 @@ def closed_folders(folder: Path) -> object:
 
 for _layers in ((), ("landlock",), ("seccomp",)):
 
-    @stated(
+    @case(
         f"vlm A11: with {', '.join(_layers) or 'nothing'} alone no program of others is run",
         kind="sandbox",
         modality="vlm",
@@ -539,7 +532,7 @@ for _layers in ((), ("landlock",), ("seccomp",)):
         finally:
             os.environ["PATH"] = before
 
-    @stated(
+    @case(
         f"vlm A11: with {', '.join(_layers) or 'nothing'} alone a program runs when that is asked for",
         kind="sandbox",
         modality="vlm",
@@ -560,7 +553,7 @@ for _layers in ((), ("landlock",), ("seccomp",)):
 
 for _layers in SETS[1:]:
 
-    @stated(
+    @case(
         f"vlm A11: asyncio, threads and its own files work under {', '.join(_layers)}",
         kind="sandbox",
         modality="vlm",
@@ -580,7 +573,7 @@ for _layers in SETS[1:]:
         return result.stdout or result.error
 
 
-@stated(
+@case(
     "vlm A8: a program that fills its report, its output and its memory is scored",
     kind="sandbox",
     modality="vlm",
