@@ -28,6 +28,7 @@ from autotelic.rewards.text.verifiers import (
     Choice,
     Exact,
     Format,
+    Mathematics,
     Numeric,
     SetMatch,
     Truncated,
@@ -284,7 +285,7 @@ def test_leaving_or_claiming_passes_no_test() -> None:
 
 # Tables, and what no text may do -----------------------------------------------------------------------------------
 
-VERIFIERS: list[Any] = [Exact(), Numeric(), Digits(), Choice(), SetMatch(), SetMatch(False), BoxIoU()]
+VERIFIERS: list[Any] = [Exact(), Numeric(), Mathematics(), Digits(), Choice(), SetMatch(), SetMatch(False), BoxIoU()]
 ROW = re.compile(r"^\s+(\S.*?)\s+(right|wrong)\s+(`.*`)$")
 
 
@@ -338,7 +339,7 @@ PIECES += [
 def test_any_text_has_a_score_in_range_and_the_same_one_again() -> None:
     random = Random(0)
     texts = ["".join(random.choices(PIECES, k=random.randrange(1, 14))) for _ in range(400)]
-    golds = {Numeric: "7", Digits: "7", BoxIoU: [0, 0, 7, 8]}
+    golds = {Numeric: "7", Digits: "7", Mathematics: "x^2 + 7", BoxIoU: [0, 0, 7, 8]}
     for verifier in VERIFIERS:
         gold = golds.get(type(verifier), "B")
         columns = {"references": [gold] * len(texts), "options": [["red", "blue"]] * len(texts)}

@@ -120,11 +120,12 @@ _UNITS = frozenset({*"mgshLlNJWVAKCF", "st", "nd", "rd", "th"})
 _UNKNOWNS = frozenset("xyznk")
 _SCALES = {"hundred": "e2", "thousand": "e3", "million": "e6", "billion": "e9", "trillion": "e12"}
 _DATE = re.compile(r"(?<!\d)(?:\d{4}-\d{1,2}-\d{1,2}|\d{1,2}/\d{1,2}/\d{2,4})(?!\d)")
-_LIMITS = re.compile(
+LIMITS = re.compile(
     r"\b(?:at (?:least|most)|(?:more|less|fewer|greater|other|smaller|larger) than|up to|between|or (?:more|less|fewer)"
     r"|not|never|neither|nor|cannot|wrong|incorrect|false|except|anything but)\b|n['\u2019]t\b",
     re.IGNORECASE,
 )
+"""Words that deny or bound."""
 _REASONS = re.compile(r"\b(?:because|since)\b", re.IGNORECASE)
 _CONCLUSIONS = re.compile(r"\b(?:so|therefore|thus|hence|altogether|total(?:s|ling)?|makes?|leaves?|equals?)\b", re.I)
 _SENTENCE = re.compile(r"[.!?\n][\s*]+(?=\S)")
@@ -460,7 +461,7 @@ def quantity_of(text: str) -> Quantity | None:
         scan = _Scanner(part).run()
         numbers = [span for kind, span in scan.items if kind == "n"]
         if numbers and (found := _one(numbers)) is not None:
-            return None if scan.broken or _LIMITS.search(part) else found
+            return None if scan.broken or LIMITS.search(part) else found
     return None
 
 

@@ -22,7 +22,8 @@ from ...errors import UsageError
 from ...families import GROUND_TRUTH
 from ..models.exhibits import is_text, text_of
 from .answers import Extract, answer_of, normalise, without_thoughts
-from .quantities import Quantity, near, numbers_in, plain, quantity_of
+from .mathematics import equal
+from .quantities import LIMITS, Quantity, near, numbers_in, plain, quantity_of
 
 
 class Verifier:
@@ -170,6 +171,50 @@ class Numeric(Verifier):
             if numbers_in(gold)
             else f'the reference "{reference}" holds no number'
         )
+
+
+class Mathematics(Verifier):
+    r"""1.0 if the answer equals the reference as mathematics, by math-verify: expressions, sets, intervals, equations.
+
+    Where the reference is one number, it is compared as by :class:`Numeric` without tolerance. Equal forms are equal:
+    for "expand (x + 1)^2" the task itself is a right answer, so ask for what has to be worked out.
+
+    Table:
+        x^2+1        right  `x^2 + 1`, `1 + x^2`, `\boxed{x^2+1}`, `The answer is $x^2 + 1$.`
+        x^2+1        wrong  `x^2`, `1`, `x^2 + 1, x^2`, `not x^2+1`, ``
+        \{1, 2\}     right  `\{2, 1\}`, `\boxed{\{1,2\}}`
+        \{1, 2\}     wrong  `1`, `\{1, 2, 3\}`
+        [0, 1)       right  `[0,1)`
+        [0, 1)       wrong  `[0,1]`, `(0,1)`
+        \frac{1}{2}  right  `1/2`, `0.5`
+        \frac{1}{2}  wrong  `1/2 or 1/3`, `2`
+    """
+
+    def __init__(self, extract: Extract = partial(answer_of, equations=False)) -> None:  # noqa: B008
+        super().__init__(extract)
+        self._number = Numeric(extract=extract)
+
+    def right(self, answer: str, reference: Any, row: Mapping[str, Any]) -> float:
+        *_, gold = self.golds(reference)
+        if quantity_of(gold) is not None:
+            return self._number.right(answer, reference, row)
+        if LIMITS.search(answer):
+            return 0.0
+        parts = [next(filter(None, found)) for found in _SET_APART.findall(answer)]
+        same = equal(_bare(parts[0] if len(parts) == 1 else answer), _bare(gold))
+        if same is None:
+            raise ValueError(f'the reference "{reference}" is no mathematics that can be read')
+        return float(same)
+
+    def check(self, reference: Any, row: Mapping[str, Any]) -> None:
+        self.right("", reference, row)
+
+
+_SET_APART = re.compile(r"\$([^$]+)\$|\\\(((?:(?!\\\)).)*)\\\)|\\\[((?:(?!\\\]).)*)\\\]", re.DOTALL)
+
+
+def _bare(text: str) -> str:
+    return text.strip().strip("$").rstrip(".").strip()[:500]
 
 
 _DENIED = re.compile(
