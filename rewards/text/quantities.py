@@ -61,7 +61,10 @@ _SIGNS = {
 _PLAINER = (
     (re.compile(r"(?<=\d)[\u00a0'](?=\d{3})"), ""),  # thousands
     (re.compile(r"(?<=\d)(?:\{,\}|\\,)(?=\d{3})"), ","),
-    (re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|operatorname|mbox)(?![a-zA-Z])\s*"), " "),
+    (
+        re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|operatorname|mbox)(?![a-zA-Z])\s*\{([^{}]*)\}"),
+        r" \1 ",
+    ),
     (re.compile(r"\\[,!;:()\[\] ]|[$~]|\\(?:left|right|displaystyle|quad|qquad)(?![a-zA-Z])"), " "),
     (re.compile(r"\^ ?(?:\\circ|\{ ?\\circ ?\})|\\degree(?![a-zA-Z])"), ""),
     (re.compile(r"\\[%$&]"), lambda found: "%" if found[0] == r"\%" else " "),
@@ -117,7 +120,7 @@ _OTHER += (
 )
 _BEYOND = frozenset(rf"\{name}" for name in _OTHER)
 _UNITS = frozenset({*"mgshLlNJWVAKCF", "st", "nd", "rd", "th"})
-_UNKNOWNS = frozenset("xyznk")
+_NO_UNKNOWNS = _UNITS | frozenset("aAI")  # one letter after a number, with space between
 _SCALES = {"hundred": "e2", "thousand": "e3", "million": "e6", "billion": "e9", "trillion": "e12"}
 _DATE = re.compile(r"(?<!\d)(?:\d{4}-\d{1,2}-\d{1,2}|\d{1,2}/\d{1,2}/\d{2,4})(?!\d)")
 LIMITS = re.compile(
@@ -166,13 +169,15 @@ class _Scanner:
             self.scan.broken = "a date"
 
     def run(self) -> _Scan:
-        skip, depth = False, 0
+        skip, skipped, depth = False, "", 0
         for place, (kind, token) in enumerate(self.tokens):
-            if skip and kind in ("number", "gap"):
-                skip = kind == "gap"
+            if skip and (kind in ("number", "gap") or token == "{" or "{" in skipped):
+                skipped = (skipped + token) if token == "{" or "{" in skipped else ""
+                skip = kind == "gap" or ("{" in skipped and token != "}")
                 continue
+            skipped = ""
             skip = False
-            if kind != "gap" and token not in "+-*/^":
+            if kind not in ("gap", "command") and token not in "+-*/^":
                 self.symbol = False
             if len(self.pieces) > _LONGEST:
                 self.scan.broken, self.pieces = "too long", []
@@ -233,6 +238,8 @@ class _Scanner:
 
     def _command(self, token: str) -> None:
         if token in _COMMANDS or token.startswith(r"\log"):
+            if self.symbol:
+                self.scan.broken = self.scan.broken or "an unknown"
             self.pieces.append(token)
         elif token in _BEYOND:
             self.scan.broken = self.scan.broken or f"{token} and not one number"
@@ -254,14 +261,20 @@ class _Scanner:
             self.pieces.append("%")
         elif low in _SCALES and before:
             self.pieces = [*"".join(self.pieces).split(), _SCALES[low]]
-        elif (before and ((glued and len(token) == 1 and token not in _UNITS) or low in _UNKNOWNS)) or (
-            not before and len(token) == 1 and self._last()[-1:] in tuple("+-*/^(")
-        ):
+        elif len(token) == 1 and self._unknown(token, before, glued):
+            self.scan.broken = self.scan.broken or "an unknown"
+        elif self._last() in _COMMANDS - {r"\pi"} or self.pieces[1:].count("{") > self.pieces[1:].count("}"):
             self.scan.broken = self.scan.broken or "an unknown"
         else:
             self._stop()
             self.symbol = len(token) == 1 and not before
             self.scan.items.append(("w", token))
+
+    def _unknown(self, letter: str, before: bool, glued: bool) -> bool:
+        """Whether a letter is part of an expression: 7x, 7 x, 7 + x."""
+        if before:
+            return letter not in (_UNITS if glued else _NO_UNKNOWNS)
+        return self._last()[-1:] in tuple("+-*/^(")
 
     def _mark(self, place: int, token: str) -> None:
         before, after = self._after(place, -1), self._after(place)
