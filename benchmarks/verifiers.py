@@ -325,11 +325,8 @@ def form(pick: random.Random, right: bool) -> Answer:
     thought, said = f"{thing(pick)}\n{pick.randrange(99)}", thing(pick)
     if right:
         start = pick.choice(["<think>", "", " <think>\n", "\n"])
-        return (
-            f"{start}{thought}</think>{pick.choice(['', ' ', chr(10)])}<answer>{said}</answer>{pick.choice(['', chr(10)])}",
-            None,
-            {},
-        )
+        between, end = pick.choice(["", " ", "\n"]), pick.choice(["", "\n"])
+        return f"{start}{thought}</think>{between}<answer>{said}</answer>{end}", None, {}
     wrong = [f"<answer>{said}</answer>", f"<think>{thought}</think>{said}", f"{thought}<answer>{said}</answer>", said]
     wrong += [f"<think>{thought}</think><answer>{said}</answer> more", f"<think>{thought}</think><answer> </answer>"]
     wrong += [
@@ -349,7 +346,7 @@ def code(pick: random.Random, right: bool) -> Answer:
     bodies = [
         f"def f(x):\n    return {a} * x + {b}",
         f"f = lambda x: {a} * x + {b}",
-        f"class Line:\n    def __init__(self, a): self.a = a\n    def at(self, x): return self.a * x + {b}\nf = Line({a}).at",
+        f"class Line:\n    def at(self, x): return {a} * x + {b}\nf = Line().at",
         f"def f(x):\n    if x > 0: return f(x - 1) + {a}\n    return f(x + 1) - {a} if x else {b}",
         f"import asyncio\nasync def g(x): return {a} * x + {b}\ndef f(x): return asyncio.run(g(x))",
         f"from fractions import Fraction\ndef f(x): return int(Fraction(x) * {a}) + {b}",

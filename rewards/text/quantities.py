@@ -261,9 +261,11 @@ class _Scanner:
             self.pieces.append("%")
         elif low in _SCALES and before:
             self.pieces = [*"".join(self.pieces).split(), _SCALES[low]]
-        elif len(token) == 1 and self._unknown(token, before, glued):
-            self.scan.broken = self.scan.broken or "an unknown"
-        elif self._last() in _COMMANDS - {r"\pi"} or self.pieces[1:].count("{") > self.pieces[1:].count("}"):
+        elif (
+            (len(token) == 1 and self._unknown(token, before, glued))
+            or self._last() in _COMMANDS - {r"\pi"}
+            or self.pieces[1:].count("{") > self.pieces[1:].count("}")
+        ):
             self.scan.broken = self.scan.broken or "an unknown"
         else:
             self._stop()
