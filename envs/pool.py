@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
+from ..machine import cores
 from .demonstrations import Demonstration as Demonstration
 from .demonstrations import first_film, stacked
 from .oracle import require_oracle
@@ -112,7 +112,7 @@ class Pool:
             raise ValueError(f"Pool: chunk ({chunk}) and lanes ({lanes}) start at 1, workers ({workers}) at 0")
         self.environments = tuple(dict.fromkeys(environments))
         self.chunk, self.lanes = chunk, lanes
-        count = _cores() if workers is None else workers
+        count = cores() if workers is None else workers
         self._workers: list[Here | Process] = [Process(known) for _ in range(count)] or [Here(known)]
         self._painters: list[Here | Process] = self._workers if count else [Process(known)]
         for worker in self._workers:
@@ -502,8 +502,3 @@ def _homes(requests: Sequence[EpisodeRequest], workers: int) -> list[int]:
         home[group] = load.index(min(load))
         load[home[group]] += work
     return [home[request.environment, request.seed] for request in requests]
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

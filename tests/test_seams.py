@@ -36,7 +36,7 @@ REASONS: dict[str, tuple[str, ...]] = {
         *("rewards/progress/vlm_progress.py", "src/autotelic/auditing.py", "src/autotelic/check.py"),
         *("src/autotelic/families.py", "src/autotelic/listing.py", "src/autotelic/numbers.py"),
         *("src/autotelic/tables.py", "vlm/verification.py"),
-        *("src/autotelic/plugins.py", "src/autotelic/sweep.py"),
+        *("src/autotelic/plugins.py", "src/autotelic/sandbox_peer.py", "src/autotelic/sweep.py"),
         *("src/autotelic/trainer.py", "trainers/contracts.py", "trainers/scoring.py"),
         *("vla/actor.py", "vla/environments.py", "vla/recipes/evolve_vla.py", "vlm/credit.py"),
     ),
@@ -54,7 +54,9 @@ REASONS: dict[str, tuple[str, ...]] = {
     "one of two kinds of a thing, which do different work": (
         *("vlm/asking.py", "vlm/small/critique.py", "vlm/memory.py"),
     ),
-    "errors and what the operating system has": ("envs/pool.py", "src/autotelic/cli.py", "vlm/server.py"),
+    "errors and what the operating system has": (
+        *("src/autotelic/cli.py", "src/autotelic/machine.py", "vlm/server.py"),
+    ),
 }
 """Why a file outside ``NO_SEAMS`` has seams."""
 
