@@ -52,6 +52,10 @@ class DiffusionConfig(RunConfig):
         "grid": 2,
     }
     FIXED: ClassVar[tuple[str, ...]] = ("temperature", "entropy_coef")
+    OWN: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "rewards": ("attributes", "nearest_render"),
+        "judge": ("attributes", "nearest_render"),
+    }
 
     model: str = ""
     """A pipeline folder or hub name; empty takes the small default, made in a CPU minute at first use."""

@@ -81,6 +81,22 @@ def compose(specs: Sequence[str], device: str = "cpu", own: Own | None = None, *
     return reward if weight == 1 else weight * reward
 
 
+def check_names(specs: Sequence[str], own: Collection[str] = ()) -> None:
+    """Look for what :func:`compose` would read, and make nothing.
+
+    Args:
+        own: further names.
+
+    Raises:
+        UsageError: as of :func:`compose`, but for what shows only when a reward is made.
+    """
+    known = [*own, *names("reward")]
+    for spec in specs:
+        name, _ = _weighted(spec, known)
+        if name not in own and not name.startswith(ISOLATED):
+            named("reward", name, also=own)
+
+
 def _weighted(spec: str, names: Collection[str]) -> tuple[str, float]:
     head, _, tail = spec.rpartition(":")
     if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", tail):

@@ -42,12 +42,16 @@ class LanguageConfig(RunConfig):
         "std_floor": 0.1,
     }
     LOADED: ClassVar[Mapping[str, Any]] = {"lr": adapters_lr, "max_new_tokens": 256, "std_floor": 0.1}
+    OWN: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "rewards": ("self_yes_no", "self_vote", "log_ratio", "weakest_step"),
+        "judge": ("self_yes_no", "self_vote", "log_ratio", "weakest_step"),
+        "tools": ("python", "crop"),
+    }
     TINY: ClassVar[Mapping[str, Any]] = {
         "tasks_per_step": 7,
         "group_size": 4,
         "eval_episodes": 2,
         "gate_labels": 14,
-        "demonstrations": 14,
         "sft_batch_size": 4,
         "shown": 2,
     }

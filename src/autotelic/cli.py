@@ -35,9 +35,10 @@ from .options import (
     parse,
     run_options,
 )
+from .plugin_files import copy_in
 from .plugins import use
 from .recipes import all_recipes, find_recipe
-from .running import at_checkpoint, create, dry_run, export, free_folder, prolong, rebuild
+from .running import at_checkpoint, create, dry_run, export, finished, free_folder, prolong, rebuild
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -179,6 +180,11 @@ def _resume(words: Sequence[str]) -> int:
     folder = _open(options.run)
     if options.max_steps:
         prolong(folder, options.max_steps)
+    elif finished(folder):
+        rounds, again = len(folder.metrics()), f"autotelic resume {shlex.quote(str(folder.path))} --max-steps +N"
+        print(f"{folder.path} is already done: {rounds} iterations, and evaluated after; for more: {again}")
+        _write_report(folder)
+        return 0
     # A run that was stopped before its first checkpoint has recorded nothing: it begins again.
     return _train(_rebuild(folder), folder, resume=bool(folder.checkpoints()))
 
@@ -370,6 +376,8 @@ def _train(experiment: Experiment, folder: RunFolder, *, resume: bool) -> int:
         except UsageError as error:
             raise UsageError(f"{error}; the run is kept, {again}" if folder.checkpoints() else str(error)) from error
         except Exception as error:
+            if copy := copy_in(error, folder.path):  # resume reads the copy, so mending the original alone helps nobody
+                again = f"mend {copy}, then {again}"
             if isinstance(error.__cause__, UsageError):  # within a reward, which names itself and the sample
                 raise UsageError(f"{error.__cause__}; the run is kept, {again}") from error
             traceback.print_exc()

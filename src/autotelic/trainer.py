@@ -84,7 +84,7 @@ class Trainer:
         path = Path(output_dir) if output_dir is not None else free_folder(chosen.name)
         values |= {name: f"{DATA}/{name}.jsonl" for name in rows}
         command = f"Trainer({chosen.name!r})"
-        self.folder, new = create(path, chosen.name, _replaced(base, values), list(use), command)
+        self.folder, new = create(path, chosen.name, _replaced(base, values), list(use), command, inside=rows)
         try:
             if new and objects:
                 self.folder.describe(objects=objects)

@@ -90,9 +90,9 @@ WRONG = [
     ("vlm/grpo", "--rewards my.py:tydy", "did you mean my.py:tidy"),
     ("vlm/grpo", "--rewards nosuch.py:tidy", "no file nosuch.py"),
     ("vlm/grpo", "--gate canary --judge exat", 'unknown reward "exat": did you mean exact'),
-    ("vlm/grpo", "--objective gpro", 'unknown objective "gpro": did you mean grpo'),
+    ("vlm/grpo", "--objective gpro", 'unknown objective "gpro": did you mean .*grpo'),
     ("vlm/grpo", "--objective my.py:Tydy", "my.py"),
-    ("vlm/grpo", "--advantage gpro", 'unknown advantage "gpro": did you mean grpo'),
+    ("vlm/grpo", "--advantage gpro", 'unknown advantage "gpro": did you mean .*grpo'),
     ("vlm/grpo", "--curriculum unifrom", 'unknown curriculum "unifrom": did you mean uniform'),
     ("vlm/grpo", "--gate canray", 'unknown gate "canray": did you mean canary'),
     ("vlm/grpo", "--trackers tensorbord", 'unknown tracker "tensorbord": did you mean tensorboard'),
@@ -106,7 +106,7 @@ WRONG = [
     ("diffusion/prdp", "--rewards atributes", 'unknown reward "atributes": did you mean attributes'),
     ("diffusion/prdp", "--judge nearst_render", 'unknown reward "nearst_render": did you mean nearest_render'),
     ("diffusion/prdp", "--gate canray", 'unknown gate "canray": did you mean canary'),
-    ("diffusion/ddpo", "--objective gpro", 'unknown objective "gpro": did you mean grpo'),
+    ("diffusion/ddpo", "--objective gpro", 'unknown objective "gpro": did you mean .*grpo'),
     ("diffusion/prdp", "--trackers tensorbord", 'unknown tracker "tensorbord": did you mean tensorboard'),
     ("diffusion/prdp", "--data nosuch.txt", "nosuch.txt"),
     ("diffusion/prdp", "--model ./nosuch", "no folder ./nosuch"),
@@ -126,27 +126,12 @@ WRONG = [
     ("vla/evolve_vla", "--demonstrations-from nosuch --tasks reach-v3", "nosuch"),
     ("vla/oracle_grpo", "--rewards sucess", 'unknown reward "sucess": did you mean success'),
 ]
-RIGHT = {
-    "vlm/grpo --data nosuch.jsonl",
-    "vlm/grpo --data rows.jsonl --eval-data nosuch.jsonl",
-    "vlm/grpo --learning-rate 1e-5",
-    "vlm/grpo --learning_rate 1e-5",
-    "vlm/grop",
-    "diffusion/prdp --rewards atributes",
-    "diffusion/prdp --judge nearst_render",
-    "diffusion/prdp --data nosuch.txt",
-    "vla/evolve_vla --tasks reach-v4",
-    "vla/evolve_vla --tasks reach-v3:much",
-    "vla/evolve_vla --clone-tasks reach-v4",
-}
-"""Those that were told before; the others wait."""
 
 
 def _name(recipe: str, words: str, pattern: str) -> None:
     modality = recipe.partition("/")[0]
-    waits = f"{recipe} {words}".strip() not in RIGHT
 
-    @hour(f"newcomer 15: {recipe} {words}".strip(), "flag", Refuses(pattern), modality=modality, waits=waits)
+    @hour(f"newcomer 15: {recipe} {words}".strip(), "flag", Refuses(pattern), modality=modality)
     def _(folder: Path) -> object:
         (folder / "my.py").write_text(PLUGIN)
         (folder / "rows.jsonl").write_text(DATA)
@@ -158,7 +143,7 @@ for _row in WRONG:
     _name(*_row)
 
 
-@hour("newcomer 15: a name that is not there leaves no folder behind", "flag", Gives([False, False]), waits=True)
+@hour("newcomer 15: a name that is not there leaves no folder behind", "flag", Gives([False, False]))
 def _(folder: Path) -> object:
     left = []
     for words in ("vla/evolve_vla --tasks reach-v4", "vlm/grpo --rewards exat"):
@@ -168,7 +153,7 @@ def _(folder: Path) -> object:
     return left
 
 
-@hour("newcomer 15: --debug takes the run's own default model", "--debug", Gives([]), modality="vlm", waits=True)
+@hour("newcomer 15: --debug takes the run's own default model", "--debug", Gives([]), modality="vlm")
 def _(folder: Path) -> object:
     from autotelic.recipes import all_recipes
 
@@ -231,7 +216,7 @@ def _toy_run(folder: Path) -> Path:
     return folder / "run"
 
 
-@hour("newcomer 13: a finished run that is resumed says so and does nothing", "resume", Gives([True, True]), waits=True)
+@hour("newcomer 13: a finished run that is resumed says so and does nothing", "resume", Gives([True, True]))
 def _(folder: Path) -> object:
     run = _toy_run(folder)
     stamp = (run / "evaluations" / "after.json").stat().st_mtime_ns
@@ -279,7 +264,6 @@ def _place(recipe: str, flag: str, place: str, field: str) -> None:
         "path",
         Gives(True),
         modality=recipe.partition("/")[0],
-        waits=True,
     )
     def _(folder: Path) -> object:
         from autotelic.recipes import find_recipe, recipe_of
@@ -302,9 +286,7 @@ for _where in PLACES:
     _place(*_where)
 
 
-@hour(
-    "newcomer 14: a reward in an interpreter of its own is copied with the run", "plugin file", Gives(True), waits=True
-)
+@hour("newcomer 14: a reward in an interpreter of its own is copied with the run", "plugin file", Gives(True))
 def _(folder: Path) -> object:
     from autotelic.recipes import find_recipe, recipe_of
     from autotelic.running import create
@@ -317,12 +299,7 @@ def _(folder: Path) -> object:
     return Path(kept.removeprefix("isolated:").rpartition(":")[0]).is_file()
 
 
-@hour(
-    "vla 7: a file of one's own that raises is told with the copy that resume reads",
-    "plugin file",
-    Gives(True),
-    waits=True,
-)
+@hour("vla 7: a file of one's own that raises is told with the copy that resume reads", "plugin file", Gives(True))
 def _(folder: Path) -> object:
     (folder / "toy.py").write_text(
         f"{TOY}\nfrom dataclasses import replace\nimport tests.toy_recipe\n\n\ndef build(config, folder):\n"

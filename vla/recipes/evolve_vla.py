@@ -47,6 +47,10 @@ class Config(RobotConfig):
     """Numbers without a source in the comment were chosen on tuning states."""
 
     SMALL: ClassVar[Mapping[str, Any]] = {"batch_size": 40}
+    OWN: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "rewards": ("progress",),
+        "critic": ("own", "network", "pairs", "ends", "pretrained"),
+    }
     TINY: ClassVar[Mapping[str, Any]] = {"horizon_shares": (0.5, 1.0), "play": 2, "frame_steps": 8}
 
     accumulate: Literal["auto", "milestones", "last", "best", "mean", "difference"] = "auto"
