@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 from ..errors import UsageError
 from ..trainers import setting as shared
 from ..trainers.config import BY_MODEL, RunConfig, grouped
+from ..working import LONG, working
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -280,7 +281,9 @@ def start(
             default_pipeline()
         barrier()  # the others read what the main process made
     source = str(default_pipeline()) if small else config.model
-    adapter = adapter_for(load(source, dtype=dtypes[config.dtype], device=device()), guidance=config.guidance_scale)
+    with working(f"loading {config.model or 'the small default pipeline'}", after=LONG):
+        pipeline = load(source, dtype=dtypes[config.dtype], device=device())
+    adapter = adapter_for(pipeline, guidance=config.guidance_scale)
     if world is not None:
         _check_size(adapter)
     if config.lora_rank:

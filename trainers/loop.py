@@ -21,6 +21,7 @@ import torch
 from ..errors import UsageError
 from ..families import declared, families_of, proxies
 from ..types import Actor, Curriculum, Gate, Learner, RewardFunction, Rollout, Verdict
+from ..working import LONG, working
 from .contracts import require
 from .distributed import barrier, from_main, gather, is_main, reduce_counts, same_everywhere, share
 from .runs.alarms import Alarm, AlarmLimits, Watcher, check_evidence
@@ -194,6 +195,8 @@ def train(experiment: Experiment, folder: RunFolder, *, resume: bool = False) ->
                 while run.step < stage.steps:
                     metrics = run.iterate(stage)
                     progress.show(run.iteration, metrics)
+                    if run.verdict is not None:
+                        progress.decided(run.iteration, run.verdict)
                     ends = run.diverged or (run.step >= stage.steps and index + 1 == len(experiment.stages))
                     late = not ends and 0 < experiment.max_hours * 3600 < time.monotonic() - started
                     if from_main(interrupted() or late):
@@ -245,6 +248,7 @@ class _Run:
         self.promoted: dict[str, Any] = {}
         self.watcher = Watcher(experiment.limits)
         self.saved = (-1, -1)
+        self.verdict: Verdict | None = None  # of the last iteration, if the gate was asked
 
     def tell(self, event: Callable[[Callback], None]) -> None:
         if is_main():
@@ -282,7 +286,7 @@ class _Run:
             metrics |= {"time/act": acted - started, "time/learn": time.perf_counter() - acted}
             self.iteration += 1
             self.step += 1
-            verdict = self._gate(stage)
+            self.verdict = verdict = self._gate(stage)
         metrics["time/cpu"] = self.experiment.cpu_clock() - cpu
         if is_main():
             self.folder.log(self.iteration, metrics)
@@ -361,7 +365,8 @@ class _Run:
         if stage.gate is None or not due:
             return None
         candidate = stage.actor.evaluated()
-        verdict = from_main(stage.gate(candidate, {"base": self.base, "promoted": self.promoted_actor}))
+        with working("asking the gate", after=LONG):
+            verdict = from_main(stage.gate(candidate, {"base": self.base, "promoted": self.promoted_actor}))
         if verdict.stop:
             self.step = stage.steps
         if verdict.decision == "keep":
@@ -385,7 +390,8 @@ class _Run:
             logger.warning("%s: %s", alarm.alarm, alarm.detail)
 
     def _evaluate(self, name: str) -> None:
-        result = self.experiment.evaluate(self.experiment.stages[self.stage].actor)
+        with working(f"evaluating {name} training" if name in ("before", "after") else "evaluating"):
+            result = self.experiment.evaluate(self.experiment.stages[self.stage].actor)
         if is_main():
             self.folder.write_json(f"evaluations/{name}.json", {"iteration": self.iteration, **result})
         self.tell(lambda callback: callback.on_evaluation(self.iteration, name, result))
@@ -396,7 +402,8 @@ class _Run:
         self.save(best=True)  # a last stage without iterations
         self._evaluate("after")
         if is_main():
-            self.experiment.finish(self.folder)
+            with working("writing policy and samples", after=LONG):
+                self.experiment.finish(self.folder)
 
     def save(self, *, best: bool) -> None:
         """Write a checkpoint, unless there is one of this iteration and stage already; with a best one, the policy.

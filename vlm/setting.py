@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ..errors import UsageError
 from ..trainers import setting as shared
 from ..trainers.config import BY_MODEL, RunConfig, grouped
+from ..working import LONG, working
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -321,7 +322,8 @@ def load_policy(config: LanguageConfig) -> TokenPolicy:
         options |= {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha or None}
     if device().type == "cpu" and config.dtype == "bf16":
         options["attn_implementation"] = "eager"  # the fused kernel is slower for one query at a time
-    return TokenPolicy.from_pretrained(source, dtype=dtypes[config.dtype], device=device(), **options)
+    with working(f"loading {config.model}", after=LONG):
+        return TokenPolicy.from_pretrained(source, dtype=dtypes[config.dtype], device=device(), **options)
 
 
 def read_own(config: LanguageConfig, labels: bool) -> Questions:

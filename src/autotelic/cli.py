@@ -39,6 +39,7 @@ from .plugin_files import copy_in
 from .plugins import use
 from .recipes import all_recipes, find_recipe
 from .running import at_checkpoint, create, dry_run, export, finished, free_folder, prolong, rebuild
+from .working import LONG, say, working
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -155,7 +156,9 @@ def _run(words: Sequence[str], places: Sequence[str] = ()) -> int:
         return _dry_run(module, recipe.name, options.config, places, command)
     path = options.output_dir or free_folder(recipe.name)
     with _bad_input():
-        folder, new = create(path, recipe.name, options.config, places, command)
+        with working("starting", after=LONG):
+            folder, new = create(path, recipe.name, options.config, places, command)
+        say(f"run: {folder.path}")
         try:
             experiment = module.build(options.config, folder)
         except ValueError:
@@ -196,7 +199,7 @@ def _eval(words: Sequence[str]) -> int:
     with _bad_input():
         states = {"eval_episodes": options.episodes, "eval_offset": options.offset}
         experiment, state = at_checkpoint(folder, options.checkpoint, **states)
-    with closing(experiment):
+    with closing(experiment), working("evaluating"):
         result = experiment.evaluate(experiment.stages[int(state["stage"])].actor)
     name = f"{options.checkpoint}-{options.offset}-{options.offset + options.episodes}"
     folder.write_json(f"evaluations/{name}", {"iteration": state["iteration"], **result})
@@ -227,7 +230,8 @@ def _audit(words: Sequence[str]) -> int:
             audits, gaps = audit_run(_open(options.model))
         else:
             chosen = Chosen(options.count, options.offset)
-            audits, gaps = audit_model(options.model, options.episodes, _rebuild, chosen), []
+            with working("acting and auditing", after=LONG):
+                audits, gaps = audit_model(options.model, options.episodes, _rebuild, chosen), []
     _print(audit_table(audits))
     for rule in dict.fromkeys(audit.rule for audit in audits):
         above = ", ".join(f"{audit.threshold:.2f}" for audit in audits if audit.rule == rule)
@@ -251,7 +255,8 @@ def _record(words: Sequence[str]) -> int:
     chosen = Chosen(options.episodes, options.offset)
     with _bad_input():
         wanted = Wanted(chosen, options.frames, options.demonstrations, options.fps)
-        count = record_run(_open(options.run).path, options.folder, _rebuild, wanted)
+        with working("recording episodes", after=LONG):
+            count = record_run(_open(options.run).path, options.folder, _rebuild, wanted)
     print(f"{count} episodes in {options.folder}")
     return 0
 

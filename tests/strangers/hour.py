@@ -322,7 +322,6 @@ def _(folder: Path) -> object:
     "terminal",
     Gives([True, True]),
     by="machine",
-    waits=True,
 )
 def _(folder: Path) -> object:
     from autotelic.trainers.runs.progress import Progress
@@ -341,7 +340,6 @@ def _(folder: Path) -> object:
     "terminal",
     Gives([True, True, True]),
     by="machine",
-    waits=True,
 )
 def _(folder: Path) -> object:
     from autotelic.working import working
@@ -355,7 +353,7 @@ def _(folder: Path) -> object:
     return ["cloning" in lines[0], any(" of 10" in line for line in lines[1:-1]), " s" in lines[-1]]
 
 
-@hour("newcomer 2: what is done at once says nothing of its end", "terminal", Gives(1), by="machine", waits=True)
+@hour("newcomer 2: what is done at once says nothing of its end", "terminal", Gives(1), by="machine")
 def _(folder: Path) -> object:
     from autotelic.working import working
 
@@ -398,7 +396,6 @@ def _(folder: Path) -> object:
     Gives(True),
     modality="diffusion",
     by="machine",
-    waits=True,
 )
 def _(folder: Path) -> object:
     from functools import partial
