@@ -95,10 +95,11 @@ def _report(folder: Path, evaluations: dict[str, Any], metrics: list[dict[str, A
 
 def _words(source: str) -> str:
     """What a reader sees of a page."""
+    import html
     import re
 
     body = source.partition("<body>")[2]
-    return " ".join(re.sub(r"<[^>]+>", " ", body).replace("\u00a0", " ").split())
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", body)).replace("\u00a0", " ").split())
 
 
 def _pair(**before_and_after: tuple[list[float], list[float]]) -> dict[str, Any]:
@@ -265,7 +266,7 @@ def _(folder: Path) -> object:
 def _(folder: Path) -> object:
     both = _pair(red=([0] * 20, [1] * 20))
     for each in both.values():
-        each["controls"] = {"guessing from the question alone": {"red": 0.35}}
+        each |= {"figures": {"red": {"blind": 0.35}}, "controls": {"blind": "guessing from the question alone"}}
     text = _words(_report(folder, both))
     return "guessing from the question alone" in text and "35.0" in text
 
