@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
 from ..errors import UsageError
+from ..families import name_of
 from ..trainers import setting as shared
 from ..trainers.config import BY_MODEL, RunConfig, grouped
 from ..working import LONG, working
@@ -148,6 +149,22 @@ class Setting(shared.Setting):
 
         average = {} if self.average is None else {"average": self.average}
         return {"policy": learner, "watch": Watch(), **average}
+
+    def described(self) -> dict[str, str]:
+        config, policy = self.config, self.policy
+        trained = f"adapters of rank {config.lora_rank}" if config.lora_rank else "all weights of the denoiser"
+        kinds = {"seen": self.prompts.seen, "unseen": self.prompts.unseen}
+        if self.world is not None:
+            outcome = "the nearest true render shows the prompt"
+        elif self.judge is not None:
+            outcome = f"the score of the judge {name_of(self.judge)}, which trains nothing"
+        else:
+            outcome = "the training reward itself, as no judge was named"
+        return {
+            "policy": f"{config.model or 'the small default pipeline'}, {trained}; {policy.sampler.steps} steps",
+            "prompts": ", ".join(f"{len(tasks)} {kind}" for kind, tasks in kinds.items()),
+            "outcome": f"{outcome}; {config.eval_episodes} pictures per prompt, at fixed noise",
+        }
 
     def anchors(self) -> AnchorSet | None:
         from ..trainers.learner import AnchorSet

@@ -133,6 +133,7 @@ class Experiment:
         max_hours: after so many the run saves and stops, as after Ctrl-C; 0 is no limit.
         save: writes what was learned to a folder that is not there yet, as other programs load it; called for
             RUN/policy with every checkpoint that a gate let through, and before anything that comes at the end.
+        method: what was done, as the report tells it: what -> in words.
         finish: called with the run folder at the end (videos, model card).
         close: releases workers.
     """
@@ -148,6 +149,7 @@ class Experiment:
     save_every: int = 1
     keep_last: int = 2
     max_hours: float = 0.0
+    method: Mapping[str, str] = field(default_factory=dict)
     save: Callable[..., None] = lambda path, merged=False: None
     finish: Callable[[RunFolder], None] = lambda folder: None
     close: Callable[[], None] = lambda: None
@@ -176,7 +178,8 @@ def train(experiment: Experiment, folder: RunFolder, *, resume: bool = False) ->
     run = _Run(experiment, folder)
     started = time.monotonic()
     if is_main():
-        folder.describe(label_account=_label_account(experiment), judges=_judges(experiment.stages))
+        account, judges = _label_account(experiment), _judges(experiment.stages)
+        folder.describe(label_account=account, judges=judges, method=dict(experiment.method))
     error: BaseException | None = None
     try:
         if resume:

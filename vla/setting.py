@@ -175,6 +175,19 @@ class Setting(shared.Setting):
     def longest(self) -> int:
         return max(horizon_in(self.config, name) for name in self.names)
 
+    def described(self) -> dict[str, str]:
+        config, counted = self.config, {name: len(several) for name, several in self.demonstrations.items()}
+        shown = ", ".join(f"{count} of {name.rpartition('/')[2]}" for name, count in counted.items())
+        seen = "pictures and the robot's own joints" if config.obs_type == "pixels" else "the simulator's state"
+        cloned = "cloned from the demonstrations" if not config.model or ":" in config.model else f"from {config.model}"
+        source = f"of {', '.join(config.demonstrations_from)}" if config.demonstrations_from else "of scripted experts"
+        held = f"{config.eval_episodes} held-out initial states per task"
+        return {
+            "demonstrations": f"{shown}, {source}",
+            "policy": f"{self.policy.name}, which sees {seen}, {cloned}; chunks of {self.pool.chunk} steps",
+            "success": f"as the environment tells it, read by evaluation alone, acting greedily from {held}",
+        }
+
     def anchors(self) -> AnchorSet:
         from ..trainers.learner import AnchorSet
         from ..trainers.objectives import WeightedImitation

@@ -55,8 +55,10 @@ def evaluate(setting: Setting, actor: Actor) -> dict[str, Any]:
     if k:
         for category, (mean, best) in sampled(system, asked, k, setting.config.sampled_questions, verify).items():
             figures[category] |= {f"mean@{k}": mean, f"pass@{k}": best}
-    notes = ["blind: the best guess from the question alone."]
-    return {"unit": "accuracy", "outcomes": outcomes, "figures": figures, "notes": notes}
+    controls = {
+        "blind": "best guess without the picture" if setting.questions.small_world else "best guess by category"
+    }
+    return {"unit": "accuracy", "outcomes": outcomes, "figures": figures, "controls": controls}
 
 
 def _answers(actor: Actor, asked: Sequence[Task], verify: Any) -> list[Rollout]:

@@ -162,6 +162,20 @@ class Setting(shared.Setting):
             )
         return OwnEyes(self.start.module)  # type: ignore[arg-type]
 
+    def described(self) -> dict[str, str]:
+        config, asked = self.config, self.questions
+        whole = is_small(config) or not config.lora_rank
+        trained = "all its weights" if whole else f"adapters of rank {config.lora_rank}"
+        categories = len({task.category for task in asked.held_out})
+        source = config.data or ("the small world of scenes" if asked.small_world else "sums")
+        shown = f"{len(asked.demonstrations) or (config.demonstrations if asked.small_world else 0)}"
+        return {
+            "policy": f"{config.model or 'the small default model'}, {trained}",
+            "questions": f"{source}; {len(asked.held_out)} held out, of {categories} categories",
+            "demonstrations": f"{shown} with their answers" if shown != "0" else "none",
+            "success": "a greedy answer to a held-out question that is right",
+        }
+
     def anchors(self) -> AnchorSet | None:
         from ..trainers.learner import AnchorSet
         from ..trainers.objectives import WeightedImitation

@@ -417,39 +417,54 @@ def comparison_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> Tab
     compared = compare(before, after)
     if compared is None:
         return None
-    show = _percent if compared.rates else _plain
-    table = _table(before.get("unit", "outcome"), "before", "after", "difference", "p")
-    for row in (*compared.rows, compared.mean):
+    show, several = _percent if compared.rates else _plain, len(compared.rows) > 1
+    tested = any(row.p is not None for row in compared.rows)
+    table = _table(before.get("unit", "outcome"), "before", "after", "difference", *(["p"] if tested else []))
+    for row in (*compared.rows, *([compared.mean] if several else [])):
         cells = [show(row.before, row.before_interval), show(row.after, row.after_interval)]
         cells.append(show(row.difference, row.difference_interval, sign="+"))
-        cells.append("" if row.p is None else "<0.001" if row.p < 0.001 else f"{row.p:.3f}")
+        if tested:
+            cells.append("" if row.p is None else "<0.001" if row.p < 0.001 else f"{row.p:.3f}")
         table.add_row(row.category, *cells, style="bold" if row is compared.mean else "")
-    return table
+    counts = sorted({count for row in compared.rows for count in row.episodes})
+    episodes = " to ".join(f"{count}" for count in dict.fromkeys((counts[0], counts[-1])))
+    told = [f"In brackets 95 % intervals of {episodes} episodes{' per row, each by itself' if several else ''}."]
+    if tested:
+        corrected = ", Holm-corrected over the rows but for their mean, which is pooled" if several else ""
+        told.append(f"p: exact McNemar test of the same episodes{corrected}.")
+    return _with_caption(table, " ".join(told))
 
 
 def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
     """One evaluation as a row per category, with 95 % intervals."""
     from .trainers.runs.comparison import outcome_interval
+    from .trainers.runs.evaluations import known
 
     table = _table(evaluation.get("unit", "outcome"), "mean", "episodes")
-    for category, outcome in evaluation["outcomes"].items():
+    for category, outcome in known(evaluation)["outcomes"].items():
         values = outcome["success"]
         show = _percent if set(values) <= {0, 1} else _plain
         table.add_row(category, show(sum(values) / len(values), outcome_interval(values)), str(len(values)))
-    return table
+    return _with_caption(table, "In brackets 95 % intervals.")
 
 
 def audit_table(audits: Sequence[Audit]) -> Table:
-    """A row per audit.
+    """A row per audit, in columns that have a value.
 
     Episodes won and lost; AUC; balanced accuracy; rank correlation of values with time where won and where lost; the
     mean distance between a score and the share of successes at such scores.
     """
-    heads = ("task", "won", "lost", "AUC", "accuracy", "order (won)", "order (lost)", "calibration error")
-    table = _table(*heads)
-    for audit in audits:
-        values = (audit.auc, audit.balanced_accuracy, audit.voc_success, audit.voc_failure, audit.ece)
-        cells = ("" if math.isnan(v) else f"{v:.2f}" for v in values)
+    figures = {
+        "AUC": [audit.auc for audit in audits],
+        "accuracy": [audit.balanced_accuracy for audit in audits],
+        "order (won)": [audit.voc_success for audit in audits],
+        "order (lost)": [audit.voc_failure for audit in audits],
+        "calibration error": [audit.ece for audit in audits],
+    }
+    figures = {name: values for name, values in figures.items() if not all(map(math.isnan, values))}
+    table = _table("task", "won", "lost", *figures)
+    for i, audit in enumerate(audits):
+        cells = ("" if math.isnan(values[i]) else f"{values[i]:.2f}" for values in figures.values())
         table.add_row(audit.on, str(audit.successes), str(audit.failures), *cells)
     return table
 
@@ -457,20 +472,39 @@ def audit_table(audits: Sequence[Audit]) -> Table:
 def _table(*heads: str) -> Table:
     from rich.table import Table
 
-    return Table(*heads, box=None, pad_edge=False, padding=(0, 2))
+    table = Table(box=None, pad_edge=False, padding=(0, 2))
+    for head in heads:
+        table.add_column(head, overflow="fold")
+    return table
+
+
+def _with_caption(table: Table, caption: str) -> Table:
+    table.caption = caption
+    return table
 
 
 def _print(table: Table) -> None:
+    """On a terminal as wide as it is; elsewhere nothing is wrapped."""
     from rich.console import Console
 
-    Console().print(table)
+    console = Console()
+    caption, table.caption = str(table.caption or ""), None
+    if not console.is_terminal:
+        console = Console(width=console.measure(table, options=console.options.update(width=10_000)).maximum)
+    console.print(table)
+    if caption:
+        console.print(caption, style="dim", soft_wrap=True, highlight=False)
 
 
 def _percent(value: float, interval: tuple[float, float] | None, sign: str = "") -> str:
-    bounds = "" if interval is None else f" ({100 * interval[0]:{sign}.0f}..{100 * interval[1]:{sign}.0f})"
-    return f"{100 * value:{sign}.0f}{'' if sign else ' %'}{bounds}"
+    from .numbers import unsigned
+
+    shown = [unsigned(f"{100 * x:{sign}.0f}", sign) for x in (value, *(interval or ()))]
+    return f"{shown[0]}{'' if sign else ' %'}" + (f" ({shown[1]}..{shown[2]})" if interval else "")
 
 
 def _plain(value: float, interval: tuple[float, float] | None, sign: str = "") -> str:
-    bounds = "" if interval is None else f" ({interval[0]:{sign}.3g}..{interval[1]:{sign}.3g})"
-    return f"{value:{sign}.3g}{bounds}"
+    from .numbers import unsigned
+
+    shown = [unsigned(f"{x:{sign}.3g}", sign) for x in (value, *(interval or ()))]
+    return shown[0] + (f" ({shown[1]}..{shown[2]})" if interval else "")

@@ -166,6 +166,12 @@ class Trainer:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows of the run: what it reached so far."""
+        from .trainers.runs.report import in_short
+
+        return str(in_short(self.folder))
+
     def __repr__(self) -> str:
         return f"Trainer({self.folder.recipe!r}, output_dir={str(self.folder.path)!r})"
 

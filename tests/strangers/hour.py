@@ -195,7 +195,6 @@ def _(folder: Path) -> object:
     "--model",
     Gives(True),
     modality="vla",
-    waits=True,
 )
 def _(folder: Path) -> object:
     from autotelic.trainers import setting
@@ -381,7 +380,6 @@ print(run.wait(), round(longest, 1))
     modality="vla",
     by="machine",
     slow=True,
-    waits=True,
 )
 def _(folder: Path) -> object:
     few = ["--max-steps", "2", "--eval-episodes", "20", "--videos", "0"]
@@ -416,7 +414,7 @@ def _(folder: Path) -> object:
 # --- processes without a file, extras, tables ----------------------------------------------------
 
 
-@hour("newcomer 12: a Trainer shows itself in a notebook", "notebook", Gives([True, True]), waits=True)
+@hour("newcomer 12: a Trainer shows itself in a notebook", "notebook", Gives([True, True]))
 def _(folder: Path) -> object:
     from autotelic import Trainer
 
@@ -487,7 +485,6 @@ def _terminated(outcome: Any) -> bool:
     "newcomer smaller: nothing is cut off in a pipe, and columns without a value are left out",
     "audit",
     Gives([True, True, True]),
-    waits=True,
 )
 def _(folder: Path) -> object:
     from autotelic.rewards.audit import audit_scores
@@ -506,7 +503,6 @@ def _(folder: Path) -> object:
     "audit",
     Refuses("vlm/grpo.*robot"),
     modality="vlm",
-    waits=True,
 )
 def _(folder: Path) -> object:
     from autotelic.trainers.runs.run_folder import RunFolder

@@ -21,7 +21,6 @@ from .cases import Gives, Required, case
     entry="audit",
     required=Gives(True),
     by="machine",
-    waits=True,
 )
 def _(folder: Path) -> object:
     from autotelic.rewards.audit import audit_scores
@@ -55,7 +54,6 @@ def _terminal(**before_and_after: tuple[list[float], list[float]]) -> str:
     entry="terminal",
     required=Gives([True, True, True]),
     by="machine",
-    waits=True,
 )
 def _(folder: Path) -> object:
     text = " ".join(_terminal(drawer=([0] * 20, [1] * 10 + [0] * 10), push=([0] * 20, [0] * 20)).split())
@@ -69,7 +67,6 @@ def _(folder: Path) -> object:
     entry="terminal",
     required=Gives(False),
     by="machine",
-    waits=True,
 )
 def _(folder: Path) -> object:
     return "-0" in _terminal(hill=([0] * 40, [0] * 40)) or "-0" in cli._percent(-0.0, (-0.0, 0.09))
@@ -107,10 +104,8 @@ def _pair(**before_and_after: tuple[list[float], list[float]]) -> dict[str, Any]
     return {"before": before, "after": after}
 
 
-def report_case(
-    name: str, required: Required, *, waits: bool = True
-) -> Callable[[Callable[[Path], object]], Callable[[Path], object]]:
-    return case(name, kind="report", modality="core", entry="report", required=required, by="machine", waits=waits)
+def report_case(name: str, required: Required) -> Callable[[Callable[[Path], object]], Callable[[Path], object]]:
+    return case(name, kind="report", modality="core", entry="report", required=required, by="machine")
 
 
 @report_case("newcomer 9: one episode more of forty is no rise", Gives([False, True]))
@@ -124,7 +119,7 @@ def _(folder: Path) -> object:
     return "fell from" in _words(_report(folder, _pair(swing=([1, 1] + [0] * 38, [1] + [0] * 39))))
 
 
-@report_case("newcomer 9: a rise that the test finds is told as one", Gives(True), waits=False)
+@report_case("newcomer 9: a rise that the test finds is told as one", Gives(True))
 def _(folder: Path) -> object:
     return "rose from 0.0 % to 50.0 %" in _words(_report(folder, _pair(swing=([0] * 40, [1] * 20 + [0] * 20))))
 
@@ -149,7 +144,7 @@ def _(folder: Path) -> object:
     return "not corrected" in text and "Holm" in text
 
 
-@report_case("newcomer 9: a training reward is not called the judge", Gives([False, True]), waits=False)
+@report_case("newcomer 9: a training reward is not called the judge", Gives([False, True]))
 def _(folder: Path) -> object:
     before, after = _outcomes(seen=([0.3, 0.31, 0.3, 0.29], [0.4, 0.39, 0.41, 0.4]))
     before["unit"] = after["unit"] = "training reward"
@@ -164,7 +159,6 @@ def _(folder: Path) -> object:
     entry="evaluation",
     required=Gives(["training reward", "judge"]),
     by="user",
-    waits=True,
 )
 def _(folder: Path) -> object:
     from types import SimpleNamespace
@@ -277,7 +271,7 @@ def _(folder: Path) -> object:
     return [f"autotelic {name}" in text for name in ("eval", "record", "audit")]
 
 
-@report_case("newcomer 2: a run that is not of a robot is not told to record episodes", Gives(False), waits=False)
+@report_case("newcomer 2: a run that is not of a robot is not told to record episodes", Gives(False))
 def _(folder: Path) -> object:
     return "autotelic record" in _words(_report(folder, _pair(red=([0] * 20, [1] * 20)), recipe="vlm/grpo"))
 

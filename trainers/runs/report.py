@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from ...numbers import Outcomes, figure, p_value
 from .charts import before_after
@@ -47,6 +48,38 @@ def write_report(folder: RunFolder) -> Path:
     path = folder.path / "report.html"
     path.write_text(environment.get_template("report.html").render(_content(folder)))
     return path
+
+
+def in_short(folder: RunFolder) -> Markup:
+    """What a run reached, as HTML for a notebook: a sentence, a row per category, and where the report is."""
+    evaluations = {name: known(each) for name, each in folder.evaluations().items()}
+    before, after = evaluations.get("before"), evaluations.get("after")
+    found = compare(before, after) if before and after else None
+    unit = (after or before or {}).get("unit", "success")
+    done = max((record["iteration"] for record in folder.metrics()), default=0)
+    if found is None:
+        words = f"{_count(done, 'iteration')} done" if done else "not begun"
+        return Markup("<p><b>{}</b>: {}, in {}</p>").format(folder.recipe, words, folder.path)
+    show = Outcomes(found.rates)
+    rows = [_table_row(row, show) for row in (*found.rows, *([found.mean] if len(found.rows) > 1 else []))]
+    names = (
+        "category",
+        "before",
+        "before_interval",
+        "after",
+        "after_interval",
+        "difference",
+        "difference_interval",
+        "p",
+    )
+    cells = Markup(
+        "<tr><td>{}</td><td>{} <small>{}</small></td><td>{} <small>{}</small></td><td>{} <small>{}</small></td>"
+    )
+    body = [(cells + Markup("<td>{}</td></tr>")).format(*(row[name] for name in names)) for row in rows]
+    heads = Markup("<tr><th>{}</th><th>before</th><th>after</th><th>change</th><th>p</th></tr>").format(unit)
+    told = " ".join(_summary_of_outcomes(found, unit))
+    report = Markup("<p><a href={0}>{0}</a></p>").format(str(folder.path / "report.html"))
+    return Markup("<p>{}</p><table>{}{}</table>{}").format(told, heads, Markup("").join(body), report)
 
 
 def _content(folder: RunFolder) -> dict[str, Any]:
