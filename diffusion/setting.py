@@ -163,7 +163,7 @@ class Setting(shared.Setting):
         return {
             "policy": f"{config.model or 'the small default pipeline'}, {trained}; {policy.sampler.steps} steps",
             "prompts": ", ".join(f"{len(tasks)} {kind}" for kind, tasks in kinds.items()),
-            "outcome": f"{outcome}; {config.eval_episodes} pictures per prompt, at fixed noise",
+            "outcome": f"{outcome}; pictures per prompt, at fixed noise: {config.eval_episodes}",
         }
 
     def anchors(self) -> AnchorSet | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import math
 import re
@@ -412,3 +413,58 @@ def test_outcomes_that_are_not_rates_are_explained_and_audited(folder: RunFolder
     text = text_of(write_report(folder))
     assert "95 % intervals by Student" in text and "McNemar" not in text
     assert "McNemar" not in folder.write_card().read_text()
+
+
+def scored(**pairs: tuple[list[float], list[float]]) -> dict[str, dict[str, Any]]:
+    """category=(before, after) as two evaluations of the same episodes."""
+    sides = [{c: {"success": pair[i], "seeds": list(range(len(pair[i])))} for c, pair in pairs.items()} for i in (0, 1)]
+    return {name: {"unit": "score", "outcomes": side} for name, side in zip(("before", "after"), sides, strict=True)}
+
+
+def test_without_a_test_the_interval_decides_the_words(folder: RunFolder) -> None:
+    # differences 1, 1.1, 0.9: 1 +- 4.30 * 0.1 / sqrt(3) = 0.75 to 1.25
+    for name, content in scored(a=([1, 2, 3], [2, 3.1, 3.9])).items():
+        folder.write_json(f"evaluations/{name}", content)
+    assert "Score on a rose from 2 to 3 (+1" in text_of(write_report(folder))
+    content = scored(a=([1, 2, 3], [0.0, 0.9, 2.1]))["after"]
+    folder.write_json("evaluations/after", content)
+    assert "Score on a fell from 2 to 1 (-1" in text_of(write_report(folder))
+    content["outcomes"]["a"]["seeds"] = [7, 8, 9]
+    folder.write_json("evaluations/after", content)
+    assert "no test tells whether that is chance" in text_of(write_report(folder))
+
+
+def test_what_a_metric_never_changes_and_what_is_drawn_already_is_text(folder: RunFolder) -> None:
+    for i in range(1, 4):
+        folder.append(
+            "metrics", {"iteration": i, "reward": i, "reward/clip": i, "reward/none": math.nan, "rollouts": 8}
+        )
+    path = write_report(folder)
+    text = text_of(path)
+    assert "Drawn once: clip is reward." in text and "Never changed: rollouts 8." in text
+    assert set(charts_of(path)) == {"reward"} and "no finite value" in text, "what was never known is not unchanged"
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_a_control_stands_where_its_value_is(narrow: bool) -> None:
+    found = compare(BEFORE, AFTER)
+    assert found is not None
+    picture = ElementTree.fromstring(before_after(found.rows, True, {"push": 0.5, "reach": math.nan}, narrow=narrow))
+    (control,) = (line for line in picture.iter("line") if line.attrib["class"] == "control")
+    ticks = {t.text: float(t.attrib["x"]) for t in picture.iter("text") if t.attrib["text-anchor"] == "middle"}
+    assert float(control.attrib["x1"]) == pytest.approx(ticks["50 %"])
+    assert float(picture.attrib["viewBox"].split()[2]) == (350 if narrow else 860)
+
+
+def test_large_pictures_go_into_the_page_smaller_and_stay_as_they_are(folder: RunFolder) -> None:
+    place = folder.samples / "images"
+    place.mkdir()
+    picture = Image.effect_noise((1600, 1200), 80)
+    picture.save(place / "seen-before.png")
+    Image.new("RGB", (16, 16)).save(place / "seen-after.png")
+    before = (place / "seen-before.png").read_bytes()
+    source = write_report(folder).read_text()
+    kinds = re.findall(r'src="data:image/(\w+);base64,([^"]*)"', source)
+    assert [kind for kind, _ in kinds] == ["webp", "png"]
+    assert Image.open(io.BytesIO(base64.b64decode(kinds[0][1]))).size == (1040, 780)
+    assert (place / "seen-before.png").read_bytes() == before

@@ -72,3 +72,10 @@ def test_what_is_left_is_reckoned_from_rounds_of_this_process(capsys: pytest.Cap
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith("4 s, 12 s left") and lines[1].endswith("2 s, 6 s left") and lines[2].endswith("2 s")
     assert lines[3] == "gate after iteration 10: wait, stop: nothing better"
+
+
+def test_of_works_within_one_another_the_inner_one_tells(capsys: pytest.CaptureFixture[str]) -> None:
+    with working("preparing", every=0.05), working("cloning", every=0.05):
+        time.sleep(0.18)
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert said and all(line.startswith("  cloning: ") for line in said)

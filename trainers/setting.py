@@ -305,7 +305,8 @@ class Setting(ABC):
         told = [f"{rounds} of {asked}"] if stage.steps else ["no rounds"]
         told += [f"reward {' + '.join(config.rewards)}"] if "rewards" in weights and config.rewards else []
         told += [f"learning rate {config.lr:g}"] if "lr" in weights and stage.steps else []
-        looks = f"{config.gate} every {stage.gate_every} rounds" if stage.gate is not None else "none"
+        every = "round" if stage.gate_every == 1 else f"{stage.gate_every} rounds"
+        looks = f"{config.gate} every {every}" if stage.gate is not None else "none"
         return ", ".join([*told, f"gate: {looks}"])
 
     def experiment(self, stages: Sequence[Stage], **changes: Any) -> Experiment:

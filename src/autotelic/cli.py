@@ -160,7 +160,8 @@ def _run(words: Sequence[str], places: Sequence[str] = ()) -> int:
             folder, new = create(path, recipe.name, options.config, places, command)
         say(f"run: {folder.path}")
         try:
-            experiment = module.build(options.config, folder)
+            with working("preparing", after=LONG):
+                experiment = module.build(options.config, folder)
         except ValueError:
             if new:
                 shutil.rmtree(folder.path, ignore_errors=True)
@@ -357,7 +358,7 @@ def _open(path: str) -> RunFolder:
 
 
 def _rebuild(folder: RunFolder, **changes: Any) -> Experiment:
-    with _bad_input():
+    with _bad_input(), working("preparing", after=LONG):
         return rebuild(folder, **changes)
 
 
@@ -428,10 +429,10 @@ def comparison_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> Tab
         table.add_row(row.category, *cells, style="bold" if row is compared.mean else "")
     counts = sorted({count for row in compared.rows for count in row.episodes})
     episodes = " to ".join(f"{count}" for count in dict.fromkeys((counts[0], counts[-1])))
-    told = [f"In brackets 95 % intervals of {episodes} episodes{' per row, each by itself' if several else ''}."]
+    told = [f"In brackets 95 % intervals of {episodes} attempts{' per row, each by itself' if several else ''}."]
     if tested:
         corrected = ", Holm-corrected over the rows but for their mean, which is pooled" if several else ""
-        told.append(f"p: exact McNemar test of the same episodes{corrected}.")
+        told.append(f"p: exact McNemar test of the same attempts{corrected}.")
     return _with_caption(table, " ".join(told))
 
 
@@ -440,7 +441,7 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
     from .trainers.runs.comparison import outcome_interval
     from .trainers.runs.evaluations import known
 
-    table = _table(evaluation.get("unit", "outcome"), "mean", "episodes")
+    table = _table(evaluation.get("unit", "outcome"), "mean", "attempts")
     for category, outcome in known(evaluation)["outcomes"].items():
         values = outcome["success"]
         show = _percent if set(values) <= {0, 1} else _plain

@@ -27,6 +27,7 @@ LONG = 2.0
 """Seconds from which on its end is told."""
 
 _bars: list[Progress] = []
+_telling: list[threading.Event] = []  # of works that go on within one another the last alone tells
 
 
 def duration(seconds: float) -> str:
@@ -129,6 +130,8 @@ def _lines(what: str, total: int | None, after: float, every: float) -> Iterator
         if after:
             say(f"{what} …")
         while not over.wait(every):
+            if _telling[-1] is not over:
+                continue
             took = time.monotonic() - started
             left = f", {duration(took * (total - done[0]) / done[0])} left" if total and done[0] else ""
             say(f"  {what}: {f'{done[0]} of {total}' if total else duration(took)}{left}")
@@ -137,9 +140,11 @@ def _lines(what: str, total: int | None, after: float, every: float) -> Iterator
         done[0] += steps
 
     teller = threading.Thread(target=tell, daemon=True, name="working")
+    _telling.append(over)
     teller.start()
     try:
         yield advance
     finally:
         over.set()
+        _telling.remove(over)
         teller.join()

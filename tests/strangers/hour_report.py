@@ -57,7 +57,7 @@ def _terminal(**before_and_after: tuple[list[float], list[float]]) -> str:
 )
 def _(folder: Path) -> object:
     text = " ".join(_terminal(drawer=([0] * 20, [1] * 10 + [0] * 10), push=([0] * 20, [0] * 20)).split())
-    return ["95 % interval" in text, "20 episodes" in text, "Holm" in text]
+    return ["95 % interval" in text, "20 attempts" in text, "Holm" in text]
 
 
 @case(

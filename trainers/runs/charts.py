@@ -46,7 +46,7 @@ def curve(
     low, high, ticks = (-0.04, 1.04, [0, 0.5, 1]) if rates else _axis(min(shown), max(shown))
     marks = [_percent(tick) for tick in ticks] if rates else _written(ticks)
     last = next((a, b) for a, b in reversed(points) if math.isfinite(b))
-    ending = _percent(last[1]) if rates else _short(last[1])
+    ending = _percent(last[1]) if rates else _short(last[1], _digits(ticks))
     width, height, top, bottom = 300, 132, 10, 20
     left, right = 14 + _width(max(marks, key=len, default="")), 14 + _width(ending)
     xs = [x for x, _ in points]
@@ -188,13 +188,13 @@ def _short(value: float, digits: int = 3) -> str:
     return unsigned(f"{value:.{digits}g}".replace("e+0", "e").replace("e-0", "e-"))
 
 
+def _digits(ticks: Sequence[float]) -> int:
+    """How many significant digits tell ticks apart, 3 at least."""
+    return next((n for n in range(3, 16) if len({_short(tick, n) for tick in ticks}) == len(ticks)), 16)
+
+
 def _written(ticks: Sequence[float]) -> list[str]:
-    """Ticks in as few digits as tell them apart."""
-    for digits in range(3, 16):
-        marks = [_short(tick, digits) for tick in ticks]
-        if len(set(marks)) == len(marks):
-            break
-    return marks
+    return [_short(tick, _digits(ticks)) for tick in ticks]
 
 
 def _width(text: str) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ WIDEST = 1040
 """Pixels: twice the widest place for a picture on the page; larger ones are scaled down for it."""
 HEAVY = 200_000
 """Bytes from which on a picture goes into the page compressed with losses; the run keeps it as it is."""
+_SEED = re.compile(r"-\d{6,}$")
+"""At the end of a film's name: the number of its initial state, which tells a reader nothing."""
 CAPTIONS = "captions.json"
 """In a folder of samples: name of a sample -> its caption."""
 
@@ -74,7 +77,7 @@ def samples_of(folder: RunFolder, kind: str) -> Samples:
         if name in prompts:
             found.sheets.append((name, ordered, prompts[name]))
         else:
-            found.pairs.append((str(captions.get(name, name)), ordered))
+            found.pairs.append((str(captions.get(name, _SEED.sub("", name))), ordered))
     if not (sides or found.skipped):  # what was missing once may have been made since
         found.missing = " ".join(missing)
     return found

@@ -125,7 +125,7 @@ def _content(folder: RunFolder) -> dict[str, Any]:
 def _table(found: Comparison | None, controls: Mapping[str, Mapping[str, float]], show: Outcomes) -> dict[str, Any]:
     """The main chart and table; columns without a value are left out."""
     if found is None:
-        return {"rows": [], "chart": None, "narrow": None, "control": "", "rates": False}
+        return {"rows": [], "chart": None, "narrow": None, "control": ""}
     rows = [*found.rows, found.mean] if len(found.rows) > 1 else [*found.rows]
     first = next(iter(controls), "")
     held = controls.get(first, {})
@@ -143,8 +143,25 @@ def _table(found: Comparison | None, controls: Mapping[str, Mapping[str, float]]
         "chart": before_after(rows, found.rates, held),
         "narrow": before_after(rows, found.rates, held, narrow=True),
         "unpaired": found.mean.difference_interval is None,
-        "rates": found.rates,
+        "legend": _legend(found),
     }
+
+
+def _legend(found: Comparison) -> str:
+    """What the main table's small figures, p and verdicts are."""
+    several = len(found.rows) > 1
+    if not found.rates:
+        words = "Small figures are 95\u00a0% intervals by Student\u2019s t, of a mean and of a paired change"
+    else:
+        words = "In percent; small figures are 95\u00a0% intervals: Wilson for a rate, Newcombe for a paired change"
+    sentences = [words + ("; they are not corrected for the number of rows." if several else ".")]
+    if any(row.p is not None for row in found.rows):
+        test = "p is the exact two-sided McNemar test on the same attempts before and after"
+        pooled = ", Holm-corrected over the categories; the last row pools the pairs of all categories, uncorrected"
+        sentences.append(f"{test}{pooled if several else ''}.")
+        after = " after the correction, so an interval that leaves out 0 is not enough" if several else ""
+        sentences.append(f"\u201crose\u201d and \u201cfell\u201d mean p < 0.05{after}.")
+    return " ".join(sentences)
 
 
 def _summary(
