@@ -64,7 +64,12 @@ def evaluate(setting: Setting, actor: Actor) -> dict[str, Any]:
                 f"On {name} prompts, sampled pictures score {values['reward']:.3g} and deterministic ones "
                 f"{values['reward_ode']:.3g}: the sampler's noise hides what the model can do: use less."
             )
-    return {"unit": "judge", "outcomes": outcomes, "figures": figures, "notes": notes}
+    return {"unit": unit_of(setting), "outcomes": outcomes, "figures": figures, "notes": notes}
+
+
+def unit_of(setting: Setting) -> str:
+    """What outcomes are: a judge's, or where nobody judges the training reward itself."""
+    return "training reward" if setting.world is None and setting.judge is None else "judge"
 
 
 def some(tasks: Sequence[Task], count: int) -> Sequence[Task]:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
 from ..errors import UsageError
+from ..families import name_of
 from ..trainers import setting as shared
 from ..trainers.config import BY_MODEL, RunConfig, grouped
+from ..working import LONG, working
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,6 +61,10 @@ class DiffusionConfig(RunConfig):
         "grid": 2,
     }
     FIXED: ClassVar[tuple[str, ...]] = ("temperature", "entropy_coef")
+    OWN: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "rewards": ("attributes", "nearest_render"),
+        "judge": ("attributes", "nearest_render"),
+    }
 
     model: str = ""
     """A pipeline folder or hub name; empty takes the small default, made in a CPU minute at first use."""
@@ -155,6 +161,22 @@ class Setting(shared.Setting):
 
         average = {} if self.average is None else {"average": self.average}
         return {"policy": learner, "watch": Watch(), **average}
+
+    def described(self) -> dict[str, str]:
+        config, policy = self.config, self.policy
+        trained = f"adapters of rank {config.lora_rank}" if config.lora_rank else "all weights of the denoiser"
+        kinds = {"seen": self.prompts.seen, "unseen": self.prompts.unseen}
+        if self.world is not None:
+            outcome = "the nearest true render shows the prompt"
+        elif self.judge is not None:
+            outcome = f"the score of the judge {name_of(self.judge)}, which trains nothing"
+        else:
+            outcome = "the training reward itself, as no judge was named"
+        return {
+            "policy": f"{config.model or 'the small default pipeline'}, {trained}; {policy.sampler.steps} steps",
+            "prompts": ", ".join(f"{len(tasks)} {kind}" for kind, tasks in kinds.items()),
+            "outcome": f"{outcome}; pictures per prompt, at fixed noise: {config.eval_episodes}",
+        }
 
     def anchors(self) -> AnchorSet | None:
         from ..trainers.learner import AnchorSet
@@ -291,7 +313,9 @@ def start(
             default_pipeline()
         barrier()  # the others read what the main process made
     source = str(default_pipeline()) if small else config.model
-    adapter = adapter_for(load(source, dtype=dtypes[config.dtype], device=device()), guidance=config.guidance_scale)
+    with working(f"loading {config.model or 'the small default pipeline'}", after=LONG):
+        pipeline = load(source, dtype=dtypes[config.dtype], device=device())
+    adapter = adapter_for(pipeline, guidance=config.guidance_scale)
     if world is not None:
         _check_size(adapter)
     if config.lora_rank:

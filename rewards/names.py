@@ -101,6 +101,22 @@ def verifiers(specs: Sequence[str], device: str = "cpu", own: Collection[str] = 
     return found
 
 
+def check_names(specs: Sequence[str], own: Collection[str] = ()) -> None:
+    """Look for what :func:`compose` would read, and make nothing.
+
+    Args:
+        own: further names.
+
+    Raises:
+        UsageError: as of :func:`compose`, but for what shows only when a reward is made.
+    """
+    known = [*own, *names("reward")]
+    for spec in specs:
+        name, _ = _weighted(spec, known)
+        if name not in own and not name.startswith(ISOLATED):
+            named("reward", name, also=own)
+
+
 def _weighted(spec: str, names: Collection[str]) -> tuple[str, float]:
     head, _, tail = spec.rpartition(":")
     if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", tail):

@@ -45,7 +45,13 @@ REASONS: dict[str, tuple[str, ...]] = {
     ),
     "a dataclass or a module as a record: its fields are written, read or copied": (
         *("diffusion/policy.py", "envs/toys/shapes.py", "src/autotelic/config_files.py"),
-        *("src/autotelic/options.py", "src/autotelic/sandbox.py", "src/autotelic/types.py", "trainers/config.py"),
+        *(
+            "src/autotelic/options.py",
+            "src/autotelic/preflight.py",
+            "src/autotelic/sandbox.py",
+            "src/autotelic/types.py",
+            "trainers/config.py",
+        ),
         *("trainers/runs/records.py", "vla/network.py"),
     ),
     "episodes and demonstrations, with pictures or without": (

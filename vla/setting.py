@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..trainers import setting as shared
 from ..trainers.config import BY_MODEL, RunConfig, grouped
+from ..working import LONG, working
 from .environments import (
     counts,
     encode,
@@ -174,6 +175,19 @@ class Setting(shared.Setting):
     def longest(self) -> int:
         return max(horizon_in(self.config, name) for name in self.names)
 
+    def described(self) -> dict[str, str]:
+        config, counted = self.config, {name: len(several) for name, several in self.demonstrations.items()}
+        shown = ", ".join(f"{count} of {name.rpartition('/')[2]}" for name, count in counted.items())
+        seen = "pictures and the robot's own joints" if config.obs_type == "pixels" else "the simulator's state"
+        cloned = "cloned from the demonstrations" if not config.model or ":" in config.model else f"from {config.model}"
+        source = f"of {', '.join(config.demonstrations_from)}" if config.demonstrations_from else "of scripted experts"
+        held = f"{config.eval_episodes} held-out initial states per task"
+        return {
+            "demonstrations": f"{shown}, {source}",
+            "policy": f"{self.policy.name}, which sees {seen}, {cloned}; chunks of {self.pool.chunk} steps",
+            "success": f"as the environment tells it, read by evaluation alone, acting greedily from {held}",
+        }
+
     def anchors(self) -> AnchorSet:
         from ..trainers.learner import AnchorSet
         from ..trainers.objectives import WeightedImitation
@@ -223,7 +237,8 @@ class Setting(shared.Setting):
         if episodes not in self.played:
             first = 100_000 * (self.config.seed % 900) + 90_000
             tasks = [self.task(name, seed) for name in self.names for seed in seeds("train", episodes, first)]
-            acted = self.actor().act(tasks, 1, key=(-1,), render=self.watched)
+            with working("letting the cloned policy play for the critic", after=LONG):
+                acted = self.actor().act(tasks, 1, key=(-1,), render=self.watched)
             self.played[episodes] = [rollout.output for rollout in acted]
         return self.played[episodes]
 
@@ -328,7 +343,8 @@ def start(config: RobotConfig, folder: RunFolder) -> Setting:
     wanted, taught = counts(config.tasks, config), counts(config.clone_tasks, config)
     config = shared.settled(config, is_small(config), folder, tasks_per_step=8 * len(wanted))
     torch.set_num_threads(1)
-    pool = make_pool(config, [*wanted, *taught])
+    with working("starting the simulators", after=LONG):
+        pool = make_pool(config, [*wanted, *taught])
     policy = make_policy(config, next(iter(wanted)), pool)
     policy.module.to(distributed.device())
     policy.piece = config.micro_batch_size or policy.piece
@@ -372,10 +388,16 @@ def _make_start(place: Path, config: RobotConfig, pool: Pool, policy: ChunkPolic
     from .cloning import clone
 
     wanted, taught = counts(config.tasks, config), counts(config.clone_tasks, config)
-    demonstrations = recorded(config, wanted, pool) or {
-        name: record(pool, name, k, config) for name, k in wanted.items()
+    demonstrations = recorded(config, wanted, pool)
+    asked = {
+        name: k
+        for name, k in {**wanted, **{n: k for n, k in taught.items() if n not in wanted}}.items()
+        if name not in demonstrations
     }
-    demonstrations |= {name: record(pool, name, k, config) for name, k in taught.items() if name not in wanted}
+    with working("recording demonstrations", len(asked), after=LONG) as advance:
+        for name, k in asked.items():
+            demonstrations[name] = record(pool, name, k, config)
+            advance(1)
     if not config.model or is_named("policy", config.model):
         imitated = {name: demonstrations[name] for name in taught or wanted}
         clone(policy, encode(policy, imitated), cloning_of(config))
@@ -402,7 +424,8 @@ def learned(folder: RunFolder, name: str, model: Any, fit: Callable[[], Any]) ->
 
     place = folder.path / f"critic-{name}"
     if distributed.is_main() and not place.exists():
-        fit()
+        with working(f"fitting the critic of progress ({name})", after=LONG):
+            fit()
         checkpoint.save(place, model.state_dict())
     distributed.barrier()
     model.load_state_dict(checkpoint.load(place))

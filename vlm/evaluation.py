@@ -61,8 +61,9 @@ def evaluate(setting: Setting, actor: Actor) -> dict[str, Any]:
             figures[category] |= {f"mean@{k}": mean, f"pass@{k}": best}
     rates = all(value in (0, 1) for row in outcomes.values() for value in row["success"])
     unit = "reward" if setting.questions.verify is None else "accuracy" if rates else "score"
-    notes = [f"Graded by {name_of(verify)}.", "blind: the best guess from the question alone."]
-    return {"unit": unit, "outcomes": outcomes, "figures": figures, "notes": notes}
+    blind = "best guess without the picture" if setting.questions.small_world else "best guess by category"
+    notes = [f"Graded by {name_of(verify)}."]
+    return {"unit": unit, "outcomes": outcomes, "figures": figures, "notes": notes, "controls": {"blind": blind}}
 
 
 def _graded(actor: Any, asked: Sequence[Task], verify: Any) -> Iterator[tuple[Task, float, Mapping[str, Any]]]:

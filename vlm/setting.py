@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ..errors import UsageError
 from ..trainers import setting as shared
 from ..trainers.config import BY_MODEL, RunConfig, grouped
+from ..working import LONG, working
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,12 +43,16 @@ class LanguageConfig(RunConfig):
         "std_floor": 0.1,
     }
     LOADED: ClassVar[Mapping[str, Any]] = {"lr": adapters_lr, "max_new_tokens": 256, "std_floor": 0.1}
+    OWN: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "rewards": ("self_yes_no", "self_vote", "log_ratio", "weakest_step"),
+        "judge": ("self_yes_no", "self_vote", "log_ratio", "weakest_step"),
+        "tools": ("python", "crop"),
+    }
     TINY: ClassVar[Mapping[str, Any]] = {
         "tasks_per_step": 7,
         "group_size": 4,
         "eval_episodes": 2,
         "gate_labels": 14,
-        "demonstrations": 14,
         "sft_batch_size": 4,
         "shown": 2,
     }
@@ -173,6 +178,20 @@ class Setting(shared.Setting):
                 "model can learn by vlm/self_critique, vlm/evol_rl or vlm/ttrl"
             )
         return OwnEyes(self.start.module)  # type: ignore[arg-type]
+
+    def described(self) -> dict[str, str]:
+        config, asked = self.config, self.questions
+        whole = is_small(config) or not config.lora_rank
+        trained = "all its weights" if whole else f"adapters of rank {config.lora_rank}"
+        categories = len({task.category for task in asked.held_out})
+        source = config.data or ("the small world of scenes" if asked.small_world else "sums")
+        shown = f"{len(asked.demonstrations) or (config.demonstrations if asked.small_world else 0)}"
+        return {
+            "policy": f"{config.model or 'the small default model'}, {trained}",
+            "questions": f"{source}; {len(asked.held_out)} held out, of {categories} categories",
+            "demonstrations": f"{shown} with their answers" if shown != "0" else "none",
+            "success": "a greedy answer to a held-out question that is right",
+        }
 
     def anchors(self) -> AnchorSet | None:
         from ..trainers.learner import AnchorSet
@@ -346,7 +365,8 @@ def load_policy(config: LanguageConfig) -> TokenPolicy:
         options |= {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha or None}
     if device().type == "cpu" and config.dtype == "bf16":
         options["attn_implementation"] = "eager"  # the fused kernel is slower for one query at a time
-    return TokenPolicy.from_pretrained(source, dtype=dtypes[config.dtype], device=device(), **options)
+    with working(f"loading {config.model}", after=LONG):
+        return TokenPolicy.from_pretrained(source, dtype=dtypes[config.dtype], device=device(), **options)
 
 
 def read_own(config: LanguageConfig, labels: bool, began: Mapping[str, Any] | None = None) -> Questions:

@@ -57,7 +57,7 @@ def default_pipeline(settings: Pretraining | None = None) -> Path:
     folder = cache_folder() / name
     if not folder.exists():
         partial = folder.with_name(f"{name}.{os.getpid()}.partial")
-        pretrain(settings, quiet=False).save_pretrained(str(partial))
+        pretrain(settings, told="making the small default pipeline, once").save_pretrained(str(partial))
         try:
             os.replace(partial, folder)
         except OSError:  # another process was faster
@@ -75,10 +75,12 @@ def quiet() -> None:
         parts.disable_progress_bar()
 
 
-def pretrain(settings: Pretraining, *, quiet: bool = True) -> ShapesPipeline:
-    """A pipeline that learned from true renders; the same for the same settings, with the same cores and threads."""
-    from rich.progress import track
+def pretrain(settings: Pretraining, *, told: str = "") -> ShapesPipeline:
+    """A pipeline that learned from true renders; the same for the same settings, with the same cores and threads.
 
+    Args:
+        told: what a person is told of it on the way, as of ``fit``.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("pretraining", settings.seed))
         pipeline = untrained(settings)
@@ -98,8 +100,7 @@ def pretrain(settings: Pretraining, *, quiet: bool = True) -> ShapesPipeline:
             torch._foreach_lerp_(averages, [p.detach() for p in learned], mix)
 
     rates = [settings.lr * _rate(step, settings.steps) for step in range(settings.steps)]
-    shown = track(rates, "training the default pipeline", disable=quiet, transient=True)
-    fit(learned, loss, shown, betas=(0.9, 0.99), max_grad_norm=1.0, after=average)
+    fit(learned, loss, rates, betas=(0.9, 0.99), max_grad_norm=1.0, after=average, told=told)
     with torch.no_grad():
         for mine, smooth in zip(learned, averages, strict=True):
             mine.copy_(smooth)

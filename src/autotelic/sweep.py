@@ -119,9 +119,11 @@ class Job:
         return folder
 
     def check(self, config: Any) -> None:
-        """Raise UsageError if the folder holds a run of another recipe or with other flags."""
+        """Raise UsageError if a flag names what is not there, or the folder holds another run."""
+        from .preflight import check
         from .trainers.runs.run_folder import RunFolder
 
+        check(config)
         if not (self.path / "config.json").exists():
             return
         folder = RunFolder.open(self.path)

@@ -84,7 +84,7 @@ class Trainer:
         path = Path(output_dir) if output_dir is not None else free_folder(chosen.name)
         values |= {name: f"{DATA}/{name}.jsonl" for name in rows}
         command = f"Trainer({chosen.name!r})"
-        self.folder, new = create(path, chosen.name, _replaced(base, values), list(use), command)
+        self.folder, new = create(path, chosen.name, _replaced(base, values), list(use), command, inside=rows)
         try:
             if new and objects:
                 self.folder.describe(objects=objects)
@@ -165,6 +165,12 @@ class Trainer:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of the run: what it reached so far."""
+        from .trainers.runs.report import in_short
+
+        return str(in_short(self.folder))
 
     def __repr__(self) -> str:
         return f"Trainer({self.folder.recipe!r}, output_dir={str(self.folder.path)!r})"

@@ -47,6 +47,10 @@ class Config(RobotConfig):
     """Numbers without a source in the comment were chosen on tuning states."""
 
     SMALL: ClassVar[Mapping[str, Any]] = {"batch_size": 40}
+    OWN: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "rewards": ("progress",),
+        "critic": ("own", "network", "pairs", "ends", "pretrained"),
+    }
     TINY: ClassVar[Mapping[str, Any]] = {"horizon_shares": (0.5, 1.0), "play": 2, "frame_steps": 8}
 
     accumulate: Literal["auto", "milestones", "last", "best", "mean", "difference"] = "auto"
@@ -89,6 +93,7 @@ def build(config: Config, folder: RunFolder) -> Experiment:
 def assemble(config: Config, setting: Setting, folder: RunFolder, learner: Learner) -> Experiment:
     """Progress as reward and termination, a gate, a horizon curriculum, and the given way of learning."""
     from ...envs.oracle import sealed
+    from ...families import name_of
     from ...rewards.progress.estimates import Accumulator, EpisodeProgress, FinalProgress, ProgressEstimator
     from ...trainers.curricula import ProgressiveHorizon
 
@@ -111,7 +116,9 @@ def assemble(config: Config, setting: Setting, folder: RunFolder, learner: Learn
         curriculum=ProgressiveHorizon(setting.curriculum(), list(starts.items())),
         guard=lambda: sealed("this recipe learns without an oracle"),
     )
-    return setting.experiment([stage], hindsight)
+    judged = "" if judge is None else f"; the gate asks another, {name_of(judge)}"
+    critic = f"{config.critic} ({name_of(progress)}), an estimate of progress{judged}"
+    return setting.experiment([stage], hindsight, method={"critic": critic})
 
 
 def thresholds(config: Config, setting: Setting, model: ProgressModel, accumulator: Accumulator) -> Threshold:
