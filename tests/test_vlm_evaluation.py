@@ -46,7 +46,7 @@ class Parrot:
 
 
 def setting(verify: Any, asked: Sequence[Task] = TASKS, **config: Any) -> Any:
-    questions = SimpleNamespace(held_out=asked, blind={"a": 0.5, "b": 0.25}, verify=verify)
+    questions = SimpleNamespace(held_out=asked, blind={"a": 0.5, "b": 0.25}, verify=verify, small_world=True)
     return SimpleNamespace(
         questions=questions, verify=verify, config=SimpleNamespace(**{"samples": 0, "sampled_questions": 9, **config})
     )

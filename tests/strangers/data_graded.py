@@ -223,7 +223,7 @@ def _evaluation(folder: Path) -> object:
     from autotelic.diffusion.prompts import file_prompts
     from autotelic.diffusion.recipes.ddpo import Config
 
-    config = Config(model="some", eval_episodes=2).resolved(small=False)
+    config = Config(model="some", data="p.txt", eval_episodes=2).resolved(small=False)
     made = file_prompts(written(folder, "\n".join(f"thing {i}" for i in range(2000)), "p.txt"))
     sizes: list[int] = []
 
