@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..errors import UsageError
@@ -67,6 +68,11 @@ class LanguageConfig(RunConfig):
     renderer: str = grouped("model", "")
     """The loaded model's chat renderer: a registered name, package.module:NAME or FILE.py:NAME; empty is that of its
     model type."""
+    chat: bool = grouped("model", True)
+    """Put questions through the loaded model's chat template; without one, as of a base model, texts are read as they
+    are, control tokens and placeholders included."""
+    cache_gb: float = grouped("model", 1.0)
+    """Gigabytes for prepared questions, pixels included, and as many for what a frozen vision tower saw."""
     dtype: Literal["auto", "fp32", "bf16"] = grouped("model", "auto")
     """Of a loaded model's weights; auto is the checkpoint's own."""
     freeze_vision: bool = grouped("model", True)
@@ -215,8 +221,10 @@ class Setting(shared.Setting):
         Args:
             dropout: learn in training mode, for imitation; what is on-policy must see what was sampled.
         """
+        from ..trainers.weights import check_trains
         from .wrapped import WithDropout
 
+        check_trains(self.policy.module)
         learner = super().learner(objective, advantage, **options)
         return WithDropout(self.policy, learner) if dropout else learner
 
@@ -245,7 +253,9 @@ class Setting(shared.Setting):
         if config.tools and config.server:
             raise UsageError("a server does not call tools: give --tools or --server")
         if config.tools:
-            return Conversation(self.policy, ToolBox(tools_of(config.tools)), turns=config.turns)
+            reader = self.policy.renderer
+            tools = ToolBox(tools_of(config.tools), shorten=reader.shorten, opened=reader.opened)
+            return Conversation(self.policy, tools, turns=config.turns)
         return ServerActor(self.policy, config.server, config.model) if config.server else self.policy
 
     def held_out_judge(self) -> RewardFunction:
@@ -314,6 +324,8 @@ def start(config: LanguageConfig, folder: RunFolder | None = None, *, labels: bo
         if remember(folder, **own.tables):
             decode(own.everything())
     policy = load_policy(config)
+    if own is not None:
+        policy.check_tasks(list(own.everything()))
     questions = own or ask(config, policy, labels)
     return Setting(config, policy, policy.fork("start"), questions, _encoded(config, policy, questions))
 
@@ -359,14 +371,27 @@ def load_policy(config: LanguageConfig) -> TokenPolicy:
         source = str(smollm2())
     dtypes: dict[str, Any] = {"auto": "auto", "fp32": torch.float32, "bf16": torch.bfloat16}
     options |= {"seed": config.seed, "freeze_vision": config.freeze_vision, "renderer": config.renderer or None}
+    options["feature_bytes"] = int(config.cache_gb * 1e9)
     if device().type == "cuda" and config.dtype != "fp32":
         options["autocast"] = torch.bfloat16
     if config.lora_rank and not (Path(source) / "adapter_config.json").is_file():  # saved adapters are trained further
         options |= {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha or None}
     if device().type == "cpu" and config.dtype == "bf16":
         options["attn_implementation"] = "eager"  # the fused kernel is slower for one query at a time
+    if not config.chat:
+        options["renderer"] = partial(_renderer(config.renderer), chat=False)
     with working(f"loading {config.model}", after=LONG):
-        return TokenPolicy.from_pretrained(source, dtype=dtypes[config.dtype], device=device(), **options)
+        policy = TokenPolicy.from_pretrained(source, dtype=dtypes[config.dtype], device=device(), **options)
+    policy.renderer.store.limit = int(config.cache_gb * 1e9)
+    return policy
+
+
+def _renderer(name: str) -> Any:
+    """The renderer that the config names, which reads texts as they are."""
+    from ..plugins import named
+    from .processing import ProcessorRenderer
+
+    return named("renderer", name) if name else ProcessorRenderer
 
 
 def read_own(config: LanguageConfig, labels: bool, began: Mapping[str, Any] | None = None) -> Questions:

@@ -77,9 +77,27 @@ class Watch(Learner):
             "answers/truncated": cut / len(rollouts),
             "answers/truncated_count": float(self.truncated),
         }
-        metrics |= _surprise(rollouts) | self._groups(rollouts)
+        metrics |= _surprise(rollouts) | self._groups(rollouts) | self._tools(rollouts)
         self._warn(metrics)
         return metrics
+
+    def _tools(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        """Calls per conversation, and the shares that failed and in which a tool broke down."""
+        turns = [turn for rollout in rollouts for turn in getattr(rollout.output, "turns", ())]
+        calls = [call for turn in turns if turn.reply is not None for call in turn.reply.info.get("calls", ())]
+        if not calls:
+            return {}
+        for name in sorted({name for name, _, _ in calls if name} - self.warned):
+            outcomes = [broke for called, _, broke in calls if called == name]
+            if all(outcomes):
+                self.warned.add(name)
+                logger.warning("the tool %s broke down in all of its %d calls of a round: %s",
+                               name, len(outcomes), outcomes[-1][:200])  # fmt: skip
+        return {
+            "tools/calls": len(calls) / len(rollouts),
+            "tools/failed": _mean([float(failed) for _, failed, _ in calls]),
+            "tools/broken": _mean([float(bool(broke)) for _, _, broke in calls]),
+        }
 
     def _groups(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
         """Means over groups of two or more."""

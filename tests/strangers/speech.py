@@ -92,7 +92,6 @@ for family in (*tiny.TEXTS, *tiny.VLMS):
             entry=door,
             required=Gives(0),
             by="policy",
-            waits=True,
         )(lambda folder, family=family, door=door: more_control(family, door))
 
 
@@ -102,7 +101,6 @@ for family in (*tiny.TEXTS, *tiny.VLMS):
     entry="tool",
     required=Gives(1),
     by="policy",
-    waits=True,
 )
 def forged_turn(folder: Path) -> object:
     box = ToolBox({"say": lambda images, text: text})
@@ -118,7 +116,6 @@ def forged_turn(folder: Path) -> object:
     entry="asking judge",
     required=Gives(True),
     by="policy",
-    waits=True,
 )
 def judge_is_told_control_tokens(folder: Path) -> object:
     from autotelic.vlm.asking import PolicyAsker
@@ -148,7 +145,6 @@ for family in tiny.VLMS:
         entry="asking judge",
         required=GoesOn(),
         by="policy",
-        waits=True,
     )
     def judged_placeholder(folder: Path, family: str = family) -> object:
         from autotelic.vlm.asking import PolicyAsker
@@ -163,7 +159,6 @@ for family in tiny.VLMS:
     entry="reply",
     required=Gives(True),
     by="policy",
-    waits=True,
 )
 def private_character(folder: Path) -> object:
     plain, odd = (reads().reply(f"red {mark} two")[0] for mark in ("dog", "\ue000"))
@@ -181,9 +176,9 @@ def lone(door: str) -> object:
 
 
 for door in ("reply", "answer", "prompt"):
-    speaks(
-        f"vlm A8: a lone surrogate, {door}", kind="text to ids", entry=door, required=GoesOn(), by="policy", waits=True
-    )(lambda folder, door=door: lone(door))
+    speaks(f"vlm A8: a lone surrogate, {door}", kind="text to ids", entry=door, required=GoesOn(), by="policy")(
+        lambda folder, door=door: lone(door)
+    )
 
 
 @speaks(
@@ -192,7 +187,6 @@ for door in ("reply", "answer", "prompt"):
     entry="prompt",
     required=Refuses("does not know the word"),
     by="user",
-    waits=True,
 )
 def small_marks(folder: Path) -> object:
     from autotelic.vlm.small.glimpse import IMAGE
@@ -248,10 +242,6 @@ def told(text: str) -> object:
     return bool(reply.info["failed"]) and not reply.done and "error" in reply.text
 
 
-RIGHT_TODAY = (
-    *("null as a name", "the images as an argument", "null arguments", "an endless box", "NaN as a box"),
-    "a lone surrogate as a key",
-)
 for name, text in CALLS.items():
     speaks(
         f"vlm A8: {name}",
@@ -259,7 +249,6 @@ for name, text in CALLS.items():
         entry="tool call",
         required=Gives(True),
         by="policy",
-        waits=name not in RIGHT_TODAY,
     )(lambda folder, text=text: told(text))
 
 PROGRAMS = {"a lone surrogate": "print('\\ud83d')", "a zero byte": "\\u0000", "printed bytes": "print(chr(0xd83d))"}
@@ -278,7 +267,6 @@ for name, program in PROGRAMS.items():
     entry="tool call",
     required=GoesOn(),
     by="policy",
-    waits=True,
 )
 def printed_placeholder(folder: Path) -> object:
     text = CALL('{"name": "python", "arguments": {"code": "print(\'<|image\'+\'_pad|>\')"}}')
@@ -292,7 +280,6 @@ def printed_placeholder(folder: Path) -> object:
     entry="tool call",
     required=GoesOn(),
     by="policy",
-    waits=True,
 )
 def narrow_box(folder: Path) -> object:
     wide = np.zeros((8, 2400, 3), np.uint8)
@@ -307,7 +294,6 @@ def narrow_box(folder: Path) -> object:
     entry="reply",
     required=GoesOn(),
     by="policy",
-    waits=True,
 )
 def narrow_picture(folder: Path) -> object:
     def shows(task: Task, turns: Sequence[Turn]) -> Reply:
@@ -325,7 +311,6 @@ def narrow_picture(folder: Path) -> object:
     entry="tool call",
     required=Gives(["1.0", "2.0"]),
     by="policy",
-    waits=True,
 )
 def two_calls(folder: Path) -> object:
     calls = [CALL(f'{{"name": "divide", "arguments": {{"a": {a}, "b": 1}}}}') for a in (1, 2)]
@@ -345,7 +330,6 @@ for name, text in THOUGHTS.items():
         entry="tool call",
         required=Gives(True),
         by="policy",
-        waits=True,
     )(lambda folder, text=text: ToolBox(TOOLS)(Task("q", "what ?"), [Turn(text)]).done)
 
 
@@ -355,7 +339,6 @@ for name, text in THOUGHTS.items():
     entry="tool",
     required=Gives(True),
     by="policy",
-    waits=True,
 )
 def long_answer(folder: Path) -> object:
     box = ToolBox({"say": lambda images: "\U0001f600" * 100_000}, limit=200)
@@ -369,7 +352,6 @@ def long_answer(folder: Path) -> object:
     entry="metrics",
     required=Gives(1.0),
     by="machine",
-    waits=True,
 )
 def broken_tool(folder: Path) -> object:
     from autotelic.types import Rollout
@@ -459,7 +441,6 @@ for form in FORMS:
         entry="reply",
         required=Gives(True),
         by="machine",
-        waits=form != "chatml",
     )(lambda folder, form=form: conversation_as_written(form))
 
 
@@ -469,7 +450,6 @@ for form in FORMS:
     entry="reply",
     required=Gives(["<|endoftext|>", "<|im_end|>", "<|im_start|>"]),
     by="policy",
-    waits=True,
 )
 def other_end(folder: Path) -> object:
     speaker = formed("chatml")
@@ -492,7 +472,7 @@ def other_end(folder: Path) -> object:
 # --- limits in bytes -----------------------------------------------------------------------------------------------
 
 
-@speaks("vlm A4: prompts are kept by bytes", kind="bytes", entry="data", required=Gives(True), by="user", waits=True)
+@speaks("vlm A4: prompts are kept by bytes", kind="bytes", entry="data", required=Gives(True), by="user")
 def kept_bytes(folder: Path) -> object:
     model, processor = tiny.vlm("qwen2_vl")
     renderer: Any = ProcessorRenderer(processor, model, keep_bytes=40_000)
@@ -500,7 +480,7 @@ def kept_bytes(folder: Path) -> object:
     assert size > 10_000, "or nothing is bounded here"
     for number in range(20):
         renderer.prompts([Task(str(number), "red ?", (PICTURE,))])
-    return renderer.held <= 40_000 and len(renderer._known) >= 1
+    return renderer.store.held <= 40_000 and len(renderer.store) >= 1
 
 
 @speaks(
@@ -509,7 +489,6 @@ def kept_bytes(folder: Path) -> object:
     entry="data",
     required=Gives(True),
     by="user",
-    waits=True,
 )
 def forgotten_features(folder: Path) -> object:
     model, processor = tiny.vlm("qwen2_vl")
@@ -528,7 +507,6 @@ def forgotten_features(folder: Path) -> object:
     entry="data",
     required=Gives(False),
     by="user",
-    waits=True,
 )
 def written_over(folder: Path) -> object:
     picture = PICTURE.copy()
@@ -545,7 +523,6 @@ def written_over(folder: Path) -> object:
     entry="data",
     required=Gives(False),
     by="user",
-    waits=True,
 )
 def file_written_over(folder: Path) -> object:
     task = Task("q", "red ?", (str(folder / "p.png"),))
@@ -567,7 +544,6 @@ for name, noise in {"sampled": torch.tensor([0.5]), "greedy": None}.items():
             entry="sampling",
             required=Refuses("not finite"),
             by="machine",
-            waits=True,
         )(lambda folder, noise=noise, value=value: choose(torch.full((1, 5), value), noise))
 
 for temperature in (math.nan, math.inf, 0.0, -1.0):
@@ -579,7 +555,6 @@ for temperature in (math.nan, math.inf, 0.0, -1.0):
             entry="sampling",
             required=Refuses("temperature"),
             by="user",
-            waits=True,
         )
         def tempered(folder: Path, actor: str = actor, temperature: float = temperature) -> object:
             from autotelic.vlm.server import ServerActor

@@ -92,7 +92,6 @@ for kind in ("longrope", "dynamic"):
         entry="sampling",
         required=Refuses(kind),
         by="user",
-        waits=True,
     )(lambda folder, kind=kind: drift(turning(kind), [SHORT, LONG]))
 
     @speaks(
@@ -101,7 +100,6 @@ for kind in ("longrope", "dynamic"):
         entry="reply",
         required=Gives(True),
         by="policy",
-        waits=True,
     )
     def growing(folder: Path, kind: str = kind) -> object:
         policy = turning(kind)
@@ -119,7 +117,6 @@ for kind in ("longrope", "dynamic"):
     entry="data",
     required=Refuses("longrope"),
     by="user",
-    waits=True,
 )
 def told_before(folder: Path) -> object:
     policy = turning("longrope")
@@ -142,7 +139,6 @@ for door in ("act", "check_tasks"):
         entry="data",
         required=Refuses("24"),
         by="user",
-        waits=True,
     )(lambda folder, door=door: getattr(gpt2(), door)([LONG], *([1] if door == "act" else [])))
 
 
@@ -152,7 +148,6 @@ for door in ("act", "check_tasks"):
     entry="data",
     required=Gives(True),
     by="user",
-    waits=True,
 )
 def longer_than_made_for(folder: Path) -> object:
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -171,7 +166,6 @@ def longer_than_made_for(folder: Path) -> object:
     entry="sampling",
     required=Gives(0),
     by="policy",
-    waits=True,
 )
 def beyond(folder: Path) -> object:
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -200,7 +194,6 @@ NEUTRAL = {
     entry="server",
     required=Gives([]),
     by="user",
-    waits=True,
 )
 def every_field(folder: Path) -> object:
     actor = ServerActor(TokenPolicy.of(*tiny.text(), horizon=4), "http://localhost:1", "m")
@@ -229,7 +222,6 @@ for name, value in {
         entry="server",
         required=Refuses(name),
         by="user",
-        waits=True,
     )(
         lambda folder, name=name, value=value: ServerActor(
             TokenPolicy.of(*tiny.text(), horizon=4), "http://localhost:1", "m", extra={name: value}
@@ -243,7 +235,6 @@ for name, value in {
     entry="server",
     required=Gives([1.0, 7]),
     by="user",
-    waits=True,
 )
 def own_field(folder: Path) -> object:
     actor = ServerActor(TokenPolicy.of(*tiny.text()), "http://localhost:1", "m", extra={"priority": 7})
@@ -265,7 +256,6 @@ def made(family: str, **options: Any) -> TokenPolicy:
     entry="LoRA",
     required=Refuses("freeze_vision"),
     by="user",
-    waits=True,
 )
 def frozen_tower(folder: Path) -> object:
     return made("qwen2_vl", lora_rank=2, lora_targets=["qkv"], freeze_vision=True)
@@ -277,7 +267,6 @@ def frozen_tower(folder: Path) -> object:
     entry="LoRA",
     required=Gives(True),
     by="user",
-    waits=True,
 )
 def all_linear(folder: Path) -> object:
     policy = made("qwen2_vl", lora_rank=2, lora_targets="all-linear", freeze_vision=True)
@@ -291,7 +280,6 @@ def all_linear(folder: Path) -> object:
     entry="stage",
     required=Refuses("0 of 4 adapters"),
     by="user",
-    waits=True,
 )
 def nothing_trains(folder: Path) -> object:
     from autotelic.vlm.questions import Questions
@@ -312,7 +300,6 @@ def nothing_trains(folder: Path) -> object:
     entry="LoRA",
     required=Gives(True),
     by="user",
-    waits=True,
 )
 def experts(folder: Path) -> object:
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
@@ -336,7 +323,6 @@ def convolutions(folder: Path) -> object:
     entry="prompt",
     required=Gives("one dog"),
     by="user",
-    waits=True,
 )
 def begun_answer(folder: Path) -> object:
     renderer: Any = made("llama").renderer
@@ -351,7 +337,6 @@ def begun_answer(folder: Path) -> object:
     entry="model",
     required=Refuses("--no-chat"),
     by="user",
-    waits=True,
 )
 def no_template(folder: Path) -> object:
     model, words = tiny.text()
@@ -365,7 +350,6 @@ def no_template(folder: Path) -> object:
     entry="LoRA",
     required=GoesOn(),
     by="user",
-    waits=True,
 )
 def from_elsewhere(folder: Path) -> object:
     made("llama").save_pretrained(folder / "m" / "llama")
@@ -386,7 +370,6 @@ def from_elsewhere(folder: Path) -> object:
     entry="LoRA",
     required=Refuses("base_model_name_or_path"),
     by="user",
-    waits=True,
 )
 def base_gone(folder: Path) -> object:
     made("llama").save_pretrained(folder / "llama")
@@ -414,7 +397,7 @@ QUESTIONS: dict[str, tuple[str, Task, str]] = {
 }
 for name, (family, task, line) in QUESTIONS.items():
 
-    @speaks(f"vlm A17: {name}", kind="data files", entry="data", required=Refuses(line), by="user", waits=True)
+    @speaks(f"vlm A17: {name}", kind="data files", entry="data", required=Refuses(line), by="user")
     def question(folder: Path, family: str = family, task: Task = task) -> object:
         Image.fromarray(NARROW).save(folder / "narrow.png")
         images = tuple(i.replace("FOLDER", str(folder)) if isinstance(i, str) else i for i in task.images)
@@ -429,7 +412,7 @@ FINE = {
 }
 for name, (family, task) in FINE.items():
 
-    @speaks(f"vlm A17: {name}", kind="data files", entry="data", required=GoesOn(), by="user", waits=True)
+    @speaks(f"vlm A17: {name}", kind="data files", entry="data", required=GoesOn(), by="user")
     def fine(folder: Path, family: str = family, task: Task = task) -> object:
         policy = made(family)
         policy.check_tasks([task])
@@ -443,7 +426,6 @@ for name, (family, task) in FINE.items():
     required=Refuses("line 9|/9"),
     by="user",
     slow=True,
-    waits=True,
 )
 def before_a_run(folder: Path) -> object:
     made("llama").save_pretrained(folder / "model")

@@ -83,8 +83,8 @@ class GlimpseRenderer(Renderer):
 
     sees = True
 
-    def __init__(self, keep: int = 20_000) -> None:
-        super().__init__([IDS[END]], keep)
+    def __init__(self) -> None:
+        super().__init__([IDS[END]])
 
     def prompt(self, task: Task) -> Prompt:
         side = SIDE * PIXELS
@@ -107,7 +107,7 @@ class GlimpseRenderer(Renderer):
 
     def words(self, text: str, whose: str = "an item") -> list[int]:
         """Ids of a text's words. Raises UsageError naming whose word it does not know."""
-        unknown = [word for word in text.split() if word not in IDS]
+        unknown = [word for word in text.split() if word not in IDS or word in (PAD, END, IMAGE)]
         if unknown:
             raise UsageError(f"{whose}: the small model does not know the word {unknown[0]!r}")
         return [IDS[word] for word in text.split()]
