@@ -52,6 +52,7 @@ REASONS: dict[str, tuple[str, ...]] = {
             "src/autotelic/sandbox.py",
             "src/autotelic/types.py",
             "trainers/config.py",
+            "trainers/ranges.py",
         ),
         *("trainers/runs/records.py", "vla/network.py"),
     ),

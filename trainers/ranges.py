@@ -75,7 +75,8 @@ def check_ranges(options: Any) -> None:
     Raises:
         UsageError: the first of them, by its flag.
     """
-    ranges = ranges_of(type(options))
+    kind: Any = type(options)
+    ranges = ranges_of(kind)
     for each in fields(options):
         given = getattr(options, each.name)
         for value in given if isinstance(given, tuple) else (given,):

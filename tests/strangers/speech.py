@@ -192,7 +192,7 @@ def small_marks(folder: Path) -> object:
     from autotelic.vlm.small.glimpse import IMAGE
     from autotelic.vlm.small.glimpse_backbone import GlimpseRenderer
 
-    return GlimpseRenderer().words(IMAGE, "q")
+    return GlimpseRenderer().prompt(Task("q", f"where is {IMAGE}", (PICTURE,)))
 
 
 # --- what a policy calls ------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from ...envs.toys import scenes
 from ...envs.toys.scenes import CELLS, KINDS, Question, Scene, View
 from ...fitting import fit
 from ...trainers.randomness import generator, seed_of
-from .glimpse import END, IDS, IMAGE, NUMBERS, GlimpseConfig, GlimpseModel, causal
+from .glimpse import END, IMAGE, NUMBERS, GlimpseConfig, GlimpseModel, causal
 from .glimpse_backbone import GlimpseRenderer
 
 
@@ -207,7 +207,7 @@ def imitation_loss(
     model: GlimpseModel, renderer: GlimpseRenderer, items: Sequence[Item], change: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """Cross-entropy of the answers' tokens."""
-    prompts = [[IDS[IMAGE]] * CELLS + renderer.words(item.prompt) for item in items]
+    prompts = [renderer.words(f"{' '.join([IMAGE] * CELLS)} {item.prompt}") for item in items]
     given = [renderer.words(item.given) for item in items]
     answers = [[*before, *renderer.tokens(item.answer).tolist()] for before, item in zip(given, items, strict=True)]
     ids, tokens = (pad_sequence([torch.tensor(x) for x in each], batch_first=True) for each in (prompts, answers))
