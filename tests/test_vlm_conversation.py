@@ -468,6 +468,25 @@ def test_what_a_tool_says_cannot_leave_its_place() -> None:
     assert text.count("</tool_response>") == 1 and text.endswith("</tool_response>")
 
 
+def test_an_environment_that_breaks_down_ends_that_conversation_alone(policy: TokenPolicy) -> None:
+    def picky(task: Task, turns: Sequence[Turn]) -> Reply:
+        if task.id == TASKS[0].id:
+            raise KeyError("no such thing")
+        return Reply("abc")
+
+    rollouts = Conversation(policy, picky, turns=2).act(TASKS[:2], 8, key=(1,))
+    broken = [r for r in rollouts if r.info["broke"]]
+    assert broken and {r.task.id for r in broken} == {TASKS[0].id}
+    assert all(r.info["turns"] == 1 and r.info["broke"] == "KeyError: 'no such thing'" for r in broken)
+    assert any(r.info["turns"] == 2 for r in rollouts)
+
+    def misused(task: Task, turns: Sequence[Turn]) -> Reply:
+        raise UsageError("give it a file")
+
+    with pytest.raises(UsageError, match="give it a file"):
+        Conversation(policy, misused, turns=2).act(TASKS, 8, key=(1,))
+
+
 def test_code_runs_in_the_sandbox() -> None:
     box = ToolBox({"python": Python()}, show=str)
     assert box(QUESTION, [call("python", code="print(2 + 2)")]).text == "4"

@@ -103,7 +103,8 @@ class Conversation(SystemWrapper):
             would pass what the model can read.
 
     A conversation cut short by a limit of tokens says so in ``info["truncated"]``, its number of turns is
-    ``info["turns"]``.
+    ``info["turns"]``. Where the environment raises, the conversation ends there and ``info["broke"]`` says why, which
+    ``watch.Watch`` counts; its ``UsageError`` ends the run.
     """
 
     def __init__(self, policy: TokenPolicy, environment: Environment, *, turns: int = 4, longest: int = 4096) -> None:
@@ -152,6 +153,9 @@ class Conversation(SystemWrapper):
                 work.append(_Pool([pool.logs[row] for row in seeing], hidden, state, torch.arange(len(seeing))))
             if listening:
                 work.append(self._listen(pool, listening))
+        if broken := [log for log in logs if log.broke]:
+            told = (len(broken), len(logs), broken[0].broke, broken[0].task.id)
+            logger.warning("the environment broke down in %d of %d conversations: %s (task %s)", *told)
         return [log.rollout(temperature, self.policy.mask_truncated) for log in logs]
 
     def _room(self, task: Task, prompt: Prompt) -> int:
@@ -178,7 +182,13 @@ class Conversation(SystemWrapper):
         """Ask the environment; False where the conversation is over."""
         if log.truncated or len(log.turns) == self.turns:
             return False
-        reply = self.environment(log.task, tuple(log.turns))
+        try:
+            reply = self.environment(log.task, tuple(log.turns))
+        except UsageError:
+            raise
+        except Exception as error:  # what a policy says can break what somebody wrote for it
+            log.broke = f"{type(error).__name__}: {error}"
+            return False
         log.turns[-1] = replace(log.turns[-1], reply=reply)
         if reply.done:
             return False
@@ -247,6 +257,7 @@ class _Log:
     log_probs: list[Tensor] = field(default_factory=list)
     shown: list[tuple[int, int, Mapping[str, Tensor]]] = field(default_factory=list)
     truncated: bool = False
+    broke: str = ""
 
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts)
@@ -294,7 +305,7 @@ class _Log:
             log_probs=torch.cat(self.log_probs) * mask,
             mask=mask,
             segments=torch.cat(segments),
-            info={"truncated": self.truncated, "turns": len(self.turns)},
+            info={"truncated": self.truncated, "turns": len(self.turns), "broke": self.broke},
         )
 
 

@@ -70,7 +70,8 @@ class ProcessorRenderer(Renderer):
         names = ("image_token_id", "image_token_index")
         self.image_token = next((i for n in names if (i := getattr(self.config, n, None)) is not None), None)
         placeholders = self.placeholder_ids()
-        self.banned = tuple(sorted({*placeholders, *_beyond(model, self.tokenizer)}))
+        self.vocabulary = int(model.get_input_embeddings().weight.shape[0])
+        self.banned = tuple(sorted({*placeholders, *_beyond(self.vocabulary, self.tokenizer)}))
         told = [self.tokenizer.convert_ids_to_tokens(number) for number in placeholders]
         spoken = [name for _, _, name in between]
         self.plain = Plain(self.tokenizer, [*(name for name in told if isinstance(name, str)), *spoken])
@@ -411,11 +412,9 @@ def _blocks_of(message: Mapping[str, Any]) -> list[dict[str, Any]]:
     return _blocks("", message["content"])
 
 
-def _beyond(model: Any, tokenizer: Any) -> set[int]:
-    """Ids that the head has and the tokenizer has not: padding of the vocabulary, which no text shows."""
-    head = model.get_output_embeddings()
-    rows = 0 if head is None else int(head.weight.shape[0])
-    return set(range(rows)) - set(tokenizer.get_vocab().values())
+def _beyond(vocabulary: int, tokenizer: Any) -> set[int]:
+    """Ids that the model has and the tokenizer has not: padding of the vocabulary, which no text shows."""
+    return set(range(vocabulary)) - set(tokenizer.get_vocab().values())
 
 
 def _public(owner: Any) -> dict[str, Any]:

@@ -70,6 +70,7 @@ class Renderer:
         sees: whether questions may have images.
         shares: False where a prompt can't be read apart from its answer; True lets the backbone try.
         reach: how many tokens question and answer may have together; None is no limit.
+        vocabulary: how many ids the model knows; None is unknown.
         opened: "<think>" where a thought is open already when the model begins to speak.
     """
 
@@ -79,6 +80,7 @@ class Renderer:
     sees: bool = False
     shares: bool = True
     reach: Reach | None = None
+    vocabulary: int | None = None
     opened: str = ""
 
     def __init__(self, ends: Iterable[int], keep_bytes: int = 2**30) -> None:

@@ -235,13 +235,14 @@ class ServerActor(TrainingWrapper):
             )
 
     def _rollout(self, task: Task, choice: Mapping[str, Any], temperature: float) -> Rollout:
-        text = choice["message"]["content"] or ""
+        text = whole(choice["message"]["content"] or "")
         entries = choice["logprobs"]["content"]
         log_probs = [float(entry["logprob"]) for entry in entries]
         ended = choice.get("finish_reason") == "stop"
         ids = self._ids(choice, text, [str(entry.get("token", "")) for entry in entries])
         renderer, info = self.policy.renderer, {"truncated": not ended}
-        if not ids or set(ids) & set(self.policy.backbone.banned):
+        foreign = renderer.vocabulary is not None and not all(0 <= i < renderer.vocabulary for i in ids or ())
+        if not ids or foreign or set(ids) & set(self.policy.backbone.banned):
             ids, log_probs = renderer.tokens(text).tolist(), []
             info["untold"] = True
         elif ended and (not ids or ids[-1] not in renderer.ends):
@@ -257,7 +258,8 @@ class ServerActor(TrainingWrapper):
             "temperature": torch.tensor([temperature]),
         }
         segments = torch.zeros(len(ids), dtype=torch.long)
-        return Rollout(task, text, payload, padded * mask, mask, segments, info=info)
+        version = "" if self.sync is not None else f"{self.url} as it was started"
+        return Rollout(task, text, payload, padded * mask, mask, segments, info=info, version=version)
 
     def _ids(self, choice: Mapping[str, Any], text: str, said: Sequence[str]) -> list[int] | None:
         """The sampled ids, one per log-probability: told by the server, or the text's own if they read the same."""

@@ -24,7 +24,7 @@ from ..rewards.image.images import as_float, as_uint8
 from ..sandbox import run_code
 from ..types import Task
 from .conversation import Reply, Turn
-from .untrusted import by_bytes
+from .untrusted import by_bytes, whole
 
 Tool = Callable[..., Any]
 """Called with the images so far and the call's arguments as keywords; returns text, a number, an image, or a list of
@@ -160,7 +160,7 @@ class ToolBox:
         if not results:
             return Reply(done=True)
         each = max(1, self.limit // len(results))
-        text = "\n".join(self.show(self.shorten(result.text, each)) for result in results)
+        text = "\n".join(self.show(self.shorten(whole(result.text), each)) for result in results)
         info = {
             "tool": ", ".join(result.tool for result in results if result.tool),
             "failed": any(result.failed for result in results),
