@@ -255,6 +255,7 @@ class Setting(shared.Setting):
             raise UsageError("a server does not call tools: give --tools or --server")
         if config.tools:
             reader = self.policy.renderer
+            reader.reply(".")  # without a chat template there are no turns: told before a round is played
             tools = ToolBox(tools_of(config.tools), shorten=reader.shorten, opened=reader.opened)
             return Conversation(self.policy, tools, turns=config.turns)
         return ServerActor(self.policy, config.server, config.model) if config.server else self.policy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -367,6 +368,31 @@ def broken_tool(folder: Path) -> object:
     said = Transcript([Turn(turn.text, reply), Turn("4")])
     rollout = Rollout(task, said, {}, -torch.ones(2), ones, torch.zeros(2, dtype=torch.long))
     return Watch().update([rollout])["tools/broken"]
+
+
+PAIRS = {
+    "newlines without an answer": ("question:" + "\n" * 20_000, None),
+    "blank lines without an answer": ("question: a" + " \n" * 20_000, None),
+    "questions without an end": ("question:" * 5_000, None),
+    "a pair": ("Question: what is red ?\n\n Answer: one dog \nmore", ("what is red ?", "one dog")),
+    "an empty answer first": ("question: a\nanswer:\nanswer: b", ("a\nanswer:", "b")),
+}
+for name, (text, pair) in PAIRS.items():
+
+    @speaks(
+        f"vlm A8: an example that the policy writes, {name}",
+        kind="policy errors",
+        entry="example",
+        required=Gives(pair),
+        by="policy",
+    )
+    def written(folder: Path, text: str = text) -> object:
+        from autotelic.vlm.adaptation import written_pair
+
+        started = time.perf_counter()
+        pair = written_pair(text)
+        assert time.perf_counter() - started < 2, "a policy's text must be read in time that grows with its length"
+        return pair
 
 
 # --- turns end once, in the template's own token -------------------------------------------------------------------
