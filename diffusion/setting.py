@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NoReturn
 
 from ..errors import UsageError
 from ..families import name_of
 from ..trainers import setting as shared
 from ..trainers.config import BY_MODEL, RunConfig, grouped
+from ..trainers.ranges import Amount, Count, Range, Whole
 from ..working import LONG, working
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class DiffusionConfig(RunConfig):
 
     model: str = ""
     """A pipeline folder or hub name; empty takes the small default, made in a CPU minute at first use."""
-    lora_rank: int = grouped("model", 8)
+    lora_rank: Whole = grouped("model", 8)
     """Rank of the adapters; 0 trains all weights of the denoiser."""
     lora_targets: tuple[str, ...] = grouped("model", ("all-linear",))
     """Ends of module names that get an adapter, such as to_q; all-linear takes every linear layer, attention those of
@@ -78,12 +79,12 @@ class DiffusionConfig(RunConfig):
     data: str = grouped("data", "")
     """A text file with a prompt per line; FILE.jsonl, .json, .csv, .tsv or .parquet, or OWNER/NAME@CONFIG:SPLIT of the
     hub, with a column "prompt"; empty takes the small world's captions."""
-    split: int = grouped("data", 0)
+    split: Whole = grouped("data", 0)
     """Which prompts are unseen; settings are chosen on another than results are reported on."""
     max_steps: int = 62
-    num_inference_steps: int = grouped("sampling", BY_MODEL)
+    num_inference_steps: Count = grouped("sampling", BY_MODEL)
     """Denoising steps."""
-    guidance_scale: float | None = grouped("sampling", None)
+    guidance_scale: Amount | None = grouped("sampling", None)
     """Scale of classifier-free guidance, in drawing and in learning; None is 1 (no guidance), and the usual scale of a
     guidance-distilled model, whose denoiser is told it."""
     micro_batch_size: int = BY_MODEL
@@ -94,28 +95,28 @@ class DiffusionConfig(RunConfig):
     """The held-out judge, a reward of another family; empty takes the nearest true render in the small world, else
     none: then nothing is gated."""
     gate: str = "non_inferiority"
-    gate_prompts: int = grouped("gate", 24)
+    gate_prompts: Count = grouped("gate", 24)
     """Most prompts that the gate looks at."""
-    gate_pictures: int = grouped("gate", 4)
+    gate_pictures: Count = grouped("gate", 4)
     """Pictures per probe prompt."""
     eval_prompts: int = grouped("evaluation", BY_MODEL)
     """Most prompts of each kind, seen and unseen, that an evaluation draws."""
     eval_episodes: int = 4
     """Pictures per prompt at an evaluation, at fixed noise."""
-    grid: int = grouped("logging", 6)
+    grid: Whole = grouped("logging", 6)
     """Prompts of each kind whose pictures are shown before and after."""
     sampler: Literal["auto", "ddim", "ddpm", "euler_ancestral", "flow_ancestral", "flow_sde"] = "auto"
     """Kind of Gaussian step; auto follows the pipeline's scheduler, and is flow_ancestral for flow matching."""
-    eta: float = 1.0
+    eta: Amount = 1.0
     """Share of the ancestral noise."""
-    noise_level: float = 0.7
+    noise_level: Amount = 0.7
     """a of the flow SDE (Flow-GRPO, arXiv 2505.05470; checked against the code)."""
     keep_graph: bool = True
     """Keep the graph of drawing for the first gradient step where it fits into micro_batch_size: faster, the same
     gradient."""
-    ema: float = 0.0
+    ema: Annotated[float, Range(0, 0.999999)] = 0.0
     """Decay of an average of the weights that is evaluated and saved instead of the last ones; 0 is none."""
-    sft_pictures: int = 256
+    sft_pictures: Count = 256
     """Pictures that are imitated where sft_coef is above 0: true renders in the small world, else the start's own."""
 
 

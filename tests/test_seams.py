@@ -20,6 +20,7 @@ REASONS: dict[str, tuple[str, ...]] = {
             "vlm/renderer.py",
         ),
         *("vla/openvla.py", "vlm/loading.py", "vlm/processing.py", "vlm/transformers_backbone.py"),
+        *("vlm/checks.py", "vlm/keeping.py", "vlm/reach.py", "vlm/untrusted.py"),
     ),
     "simulators of others, whose attributes are their state": (
         *("envs/gym_simulator.py", "envs/metaworld.py", "envs/simulator.py"),
@@ -51,6 +52,7 @@ REASONS: dict[str, tuple[str, ...]] = {
             "src/autotelic/sandbox.py",
             "src/autotelic/types.py",
             "trainers/config.py",
+            "trainers/ranges.py",
         ),
         *("trainers/runs/records.py", "vla/network.py"),
     ),
@@ -58,7 +60,7 @@ REASONS: dict[str, tuple[str, ...]] = {
         *("envs/lerobot_dataset.py", "envs/lerobot_writing.py", "rewards/progress/frame_critics.py"),
     ),
     "one of two kinds of a thing, which do different work": (
-        *("vlm/asking.py", "vlm/small/critique.py", "vlm/memory.py"),
+        *("vlm/asking.py", "vlm/small/critique.py", "vlm/memory.py", "vlm/tools.py", "vlm/watch.py"),
     ),
     "errors and what the operating system has": (
         *("src/autotelic/cli.py", "src/autotelic/machine.py", "vlm/server.py"),

@@ -486,7 +486,7 @@ def test_too_few_questions_and_none_to_evaluate_are_told(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("name", "options", "told"),
     [
-        ("vlm/grpo", ("--group-size", "0"), "--tasks-per-step and --group-size of 1 or more"),
+        ("vlm/grpo", ("--group-size", "0"), "--group-size is a finite number of 1 or more, not 0"),
         ("vlm/grpo", ("--rewards", "exakt"), "did you mean exact"),
         ("vlm/grpo", ("--gate-labels", "1"), "a canary compares 2 or more probes, not 1"),
         ("vlm/sft", ("--data", "FILE", "--gate-labels", "2"), "there are no demonstrations to imitate"),

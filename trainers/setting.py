@@ -186,6 +186,8 @@ class Setting(ABC):
         """
         from .learner import PolicyLearner
 
+        if next(iter(self.policy.parameters()), None) is None:
+            raise UsageError(f"no weight of {type(self.policy).__name__} requires gradients: nothing could be learned")
         objective, advantage = self.way(objective, advantage)
         objective = self.regularised(objective) if regulariser is None else objective + regulariser
         starts = any(need.endswith(":start") for need in objective.needs)

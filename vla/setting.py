@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from ..trainers import setting as shared
 from ..trainers.config import BY_MODEL, RunConfig, grouped
+from ..trainers.ranges import Count, Range, Whole
 from ..working import LONG, working
 from .environments import (
     counts,
@@ -75,7 +76,7 @@ class RobotConfig(RunConfig):
     vision-language model that says actions; or a class of one's own to clone: FILE.py:NAME."""
     obs_type: Literal["state", "pixels"] = grouped("model", "state")
     """What the policy and a learned critic are given: the simulator's state, or pictures and the robot's own joints."""
-    frame_size: int = grouped("model", 64)
+    frame_size: Count = grouped("model", 64)
     """Pixels along a side of what is seen."""
     freeze_vision: bool = grouped("model", True)
     """What looks at frames stays as it is once the policy has been cloned."""
@@ -85,7 +86,7 @@ class RobotConfig(RunConfig):
         "data", ("drawer-open-v3", "door-open-v3", "drawer-close-v3", "push-v3:3", "reach-v3:3")
     )
     """Registered environments, by whole names or by how these end; NAME:K gives K demonstrations of one."""
-    demonstrations: int = grouped("data", 1)
+    demonstrations: Count = grouped("data", 1)
     """Demonstrations of a task that does not say."""
     demonstrations_from: tuple[str, ...] = grouped("data", ())
     """Folders with a LeRobotDataset each, one per task in their order, instead of the scripted experts."""
@@ -93,31 +94,31 @@ class RobotConfig(RunConfig):
     """Initial states per round, over all tasks; None: 8 for each."""
     micro_batch_size: int | None = None  # type: ignore[assignment]
     """Rollouts evaluated at once in learning; None: 256 on states, 8 on frames, or what a policy of one's own says."""
-    max_episode_steps: int = grouped("sampling", 0)
+    max_episode_steps: Whole = grouped("sampling", 0)
     """Environment steps of an episode; 0 is what the environment's spec says. A task whose demonstrations are longer
     gets their length and a fifth."""
-    chunk: int = grouped("sampling", 0)
+    chunk: Whole = grouped("sampling", 0)
     """Environment steps per decision; 0 is what the environments' specs say."""
-    rho: float = grouped("sampling", 0.9)
+    rho: Annotated[float, Range(-1, 1, open=True)] = grouped("sampling", 0.9)
     """Correlation of the exploration noise between consecutive environment steps; 0 is independent noise. A flow has
     noise of its own."""
     max_steps: int = 16
     rewards: tuple[str, ...] = ("progress",)
     """progress (the estimator's), NAME:WEIGHT, package.module:NAME or FILE.py:NAME; several are weighted and added."""
     gate_margin: float = 0.2
-    gate_states: int = grouped("gate", 24)
+    gate_states: Count = grouped("gate", 24)
     """Probe states per task."""
     eval_episodes: int = 40
     """Held-out initial states per task."""
-    videos: int = grouped("logging", 1)
+    videos: Whole = grouped("logging", 1)
     """Initial states per task whose episodes before and after are filmed; needs OSMesa or EGL."""
     clone_tasks: tuple[str, ...] = ()
     """Tasks whose demonstrations the policy imitates instead of those of its own tasks."""
-    bc_steps: int = 0
+    bc_steps: Whole = 0
     """Gradient steps of behaviour cloning; 0 is 1000 of 256 chunks each on states, and 3000 of 64 on frames."""
-    settle: int = 20
+    settle: Whole = 20
     """Steps that demonstrations go on after they first succeed, so that they end well inside the goal."""
-    workers: int = 0
+    workers: Whole = 0
     """Simulator processes; 0 takes one per core."""
 
 

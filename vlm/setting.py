@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..errors import UsageError
 from ..trainers import setting as shared
 from ..trainers.config import BY_MODEL, RunConfig, grouped
+from ..trainers.ranges import Amount, Count, Whole
 from ..working import LONG, working
 
 if TYPE_CHECKING:
@@ -60,13 +62,18 @@ class LanguageConfig(RunConfig):
     model: str = ""
     """A folder or hub name; empty takes the small default, made in three CPU minutes at first use; smollm2 takes
     SmolLM2-135M-Instruct from its package."""
-    lora_rank: int = grouped("model", 16)
+    lora_rank: Whole = grouped("model", 16)
     """Rank of the adapters of a model that is loaded; 0 trains all weights. The default model is trained whole."""
-    lora_alpha: float = grouped("model", 0.0)
+    lora_alpha: Amount = grouped("model", 0.0)
     """The adapters' factor is alpha / rank; 0 takes the rank."""
     renderer: str = grouped("model", "")
     """The loaded model's chat renderer: a registered name, package.module:NAME or FILE.py:NAME; empty is that of its
     model type."""
+    chat: bool = grouped("model", True)
+    """Put questions through the loaded model's chat template; without one, as of a base model, texts are read as they
+    are, control tokens and placeholders included."""
+    cache_gb: Amount = grouped("model", 1.0)
+    """Gigabytes for prepared questions, pixels included, and as many for what a frozen vision tower saw."""
     dtype: Literal["auto", "fp32", "bf16"] = grouped("model", "auto")
     """Of a loaded model's weights; auto is the checkpoint's own."""
     freeze_vision: bool = grouped("model", True)
@@ -77,18 +84,18 @@ class LanguageConfig(RunConfig):
     eval_data: str = grouped("data", "")
     """Held-out questions in the same form; empty holds out a fifth of every category of ``data``, as far as it is
     asked."""
-    split: int = grouped("data", 0)
+    split: Whole = grouped("data", 0)
     """Which questions, or compositions of the small world, are held out; settings are chosen on another than results
     are told on."""
-    demonstrations: int = grouped("data", 150)
+    demonstrations: Whole = grouped("data", 150)
     """Traced answers that the default model has imitated."""
-    max_new_tokens: int = grouped("sampling", BY_MODEL)
+    max_new_tokens: Count = grouped("sampling", BY_MODEL)
     """Most tokens of an answer."""
     max_steps: int = 320
     lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
     tools: tuple[str, ...] = grouped("sampling", ())
     """What the policy may call in its turns, see vlm/tools.py: python, crop, package.module:NAME or FILE.py:NAME."""
-    turns: int = grouped("sampling", 4)
+    turns: Count = grouped("sampling", 4)
     """Most turns of an answer with tools."""
     server: str = grouped("sampling", "")
     """Address of a server with the same --model that answers in training (vLLM, SGLang; see vlm/server.py)."""
@@ -101,15 +108,15 @@ class LanguageConfig(RunConfig):
     sft_batch_size: int = 24
     gate: str = "canary"
     gate_every: int = 25
-    gate_labels: int = grouped("gate", 210)
+    gate_labels: Whole = grouped("gate", 210)
     """Answers (or tests) that the gate may read; 0 judges by whether two views of a question get the same answer."""
     eval_episodes: int = 60
     """Held-out questions per type or category."""
-    samples: int = grouped("evaluation", 0)
+    samples: Whole = grouped("evaluation", 0)
     """Answers per question for mean@k and pass@k at an evaluation; 0 asks greedily alone."""
-    sampled_questions: int = grouped("evaluation", 40)
+    sampled_questions: Count = grouped("evaluation", 40)
     """Held-out questions per type that are sampled."""
-    shown: int = grouped("logging", 12)
+    shown: Whole = grouped("logging", 12)
     """Answers before and after that the run keeps to be read."""
 
 
@@ -215,8 +222,10 @@ class Setting(shared.Setting):
         Args:
             dropout: learn in training mode, for imitation; what is on-policy must see what was sampled.
         """
+        from ..trainers.weights import check_trains
         from .wrapped import WithDropout
 
+        check_trains(self.policy.module)
         learner = super().learner(objective, advantage, **options)
         return WithDropout(self.policy, learner) if dropout else learner
 
@@ -245,7 +254,10 @@ class Setting(shared.Setting):
         if config.tools and config.server:
             raise UsageError("a server does not call tools: give --tools or --server")
         if config.tools:
-            return Conversation(self.policy, ToolBox(tools_of(config.tools)), turns=config.turns)
+            reader = self.policy.renderer
+            reader.reply(".")  # without a chat template there are no turns: told before a round is played
+            tools = ToolBox(tools_of(config.tools), shorten=reader.shorten, opened=reader.opened)
+            return Conversation(self.policy, tools, turns=config.turns)
         return ServerActor(self.policy, config.server, config.model) if config.server else self.policy
 
     def held_out_judge(self) -> RewardFunction:
@@ -300,8 +312,6 @@ def start(config: LanguageConfig, folder: RunFolder | None = None, *, labels: bo
     from .rows import decode
 
     config = shared.settled(config, is_small(config), folder)
-    if config.group_size < 1 or config.tasks_per_step < 1:
-        raise UsageError("a round needs a question and an answer: --tasks-per-step and --group-size of 1 or more")
     if is_small(config):
         torch.set_num_threads(1)  # more gain nothing at this size
     began = None if folder is None else folder.config
@@ -314,6 +324,8 @@ def start(config: LanguageConfig, folder: RunFolder | None = None, *, labels: bo
         if remember(folder, **own.tables):
             decode(own.everything())
     policy = load_policy(config)
+    if own is not None:
+        policy.check_tasks(list(own.everything()))
     questions = own or ask(config, policy, labels)
     return Setting(config, policy, policy.fork("start"), questions, _encoded(config, policy, questions))
 
@@ -359,14 +371,27 @@ def load_policy(config: LanguageConfig) -> TokenPolicy:
         source = str(smollm2())
     dtypes: dict[str, Any] = {"auto": "auto", "fp32": torch.float32, "bf16": torch.bfloat16}
     options |= {"seed": config.seed, "freeze_vision": config.freeze_vision, "renderer": config.renderer or None}
+    options["feature_bytes"] = int(config.cache_gb * 1e9)
     if device().type == "cuda" and config.dtype != "fp32":
         options["autocast"] = torch.bfloat16
     if config.lora_rank and not (Path(source) / "adapter_config.json").is_file():  # saved adapters are trained further
         options |= {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha or None}
     if device().type == "cpu" and config.dtype == "bf16":
         options["attn_implementation"] = "eager"  # the fused kernel is slower for one query at a time
+    if not config.chat:
+        options["renderer"] = partial(_renderer(config.renderer), chat=False)
     with working(f"loading {config.model}", after=LONG):
-        return TokenPolicy.from_pretrained(source, dtype=dtypes[config.dtype], device=device(), **options)
+        policy = TokenPolicy.from_pretrained(source, dtype=dtypes[config.dtype], device=device(), **options)
+    policy.renderer.store.limit = int(config.cache_gb * 1e9)
+    return policy
+
+
+def _renderer(name: str) -> Any:
+    """The renderer that the config names, which reads texts as they are."""
+    from ..plugins import named
+    from .processing import ProcessorRenderer
+
+    return named("renderer", name) if name else ProcessorRenderer
 
 
 def read_own(config: LanguageConfig, labels: bool, began: Mapping[str, Any] | None = None) -> Questions:

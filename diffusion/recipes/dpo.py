@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ...trainers.config import POLICY_GRADIENT
+from ...trainers.ranges import Count, Positive
 from ..setting import DiffusionConfig, start
 
 if TYPE_CHECKING:
@@ -31,9 +32,9 @@ class Config(DiffusionConfig):
     pairs: str = ""
     """A file (as of --data) with the columns prompt, chosen and rejected, paths of pictures; empty lets the start draw
     and the reward rank."""
-    beta: float = 1.0
+    beta: Positive = 1.0
     """Nats of a squared error count this much."""
-    forward_draws: int = 4
+    forward_draws: Count = 4
     """Levels at which a picture is noised again."""
 
 

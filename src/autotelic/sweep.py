@@ -31,6 +31,7 @@ from typing import Any, Literal, NoReturn
 from .errors import UsageError, unknown
 from .options import parse, run_options
 from .recipes import Recipe, config_from_json, find_recipe
+from .trainers.ranges import Count, check_ranges
 
 START = "start"
 """Where a recipe keeps what a run sets out from, in the run's folder; written atomically."""
@@ -375,10 +376,11 @@ class Sweep:
     seeds: Sequence[int]
     folder: Path
     flags: Mapping[str, Any] = field(default_factory=dict)
-    jobs: int = 1
+    jobs: Count = 1
     debug: bool = False
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         paths = [self.path(arm, 0) for arm in self.arms]
         if not self.arms or not self.seeds:
             raise UsageError("a sweep needs an arm and a seed: --arm NAME and --seeds 0 1 2")

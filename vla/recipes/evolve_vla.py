@@ -21,8 +21,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from ...trainers.ranges import Count, Number, Range, Share, Whole
 from ..setting import RobotConfig, learned, start
 
 if TYPE_CHECKING:
@@ -55,25 +56,25 @@ class Config(RobotConfig):
 
     accumulate: Literal["auto", "milestones", "last", "best", "mean", "difference"] = "auto"
     """How answers over an episode become the estimate; "auto" is the best so far on states and the last on frames."""
-    threshold: float = 0.0
+    threshold: Number = 0.0
     """An estimate above it ends the episode; 0 takes what each task's demonstrations reach when they first succeed (0.9
     where the model sees pictures and they have none)."""
     termination: bool = True
     """The estimate ends episodes; otherwise each goes on to its horizon."""
-    completion: float = 0.3
+    completion: Share = 0.3
     """Share of the reward that is paid for ending above the threshold alone."""
     critic: str = "own"
     """Who estimates progress: "own" is a network that learned it from the demonstrations alone, averaged with the end
     conditions that they agree on (on frames the network by itself); "network", "pairs" (it compares with the
     beginning) and "ends" are one alone; in "pretrained" the network has learned on other tasks, whose successes it was
     told, how to read demonstrations; one of your own is FILE.py:NAME."""
-    play: int = 16
+    play: Whole = 16
     """Episodes per task of the cloned policy that a critic of frames, where it compares, takes for little progress."""
-    frame_steps: int = 400
+    frame_steps: Count = 400
     """Gradient steps of each network of a critic of frames."""
     goal_features: bool = True
     """The critic sees where the goal is marked."""
-    horizon_shares: tuple[float, ...] = (1.0,)
+    horizon_shares: tuple[Annotated[float, Range(0, 1)], ...] = (1.0,)
     """Shares of the horizon in equally long stages; (0.6, 1) trains the openings first."""
     epochs: int = 2
     gate: str = "non_inferiority"

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...trainers.config import POLICY_GRADIENT
+from ...trainers.ranges import Count, Positive, Whole
 from ..setting import LanguageConfig, start
 
 if TYPE_CHECKING:
@@ -34,13 +35,13 @@ class Config(LanguageConfig):
     entropy_coef: float = 0.0
     process: bool = True
     """Choose among right answers by their steps."""
-    keep: int = 2  # Top-2 (notes on the paper)
+    keep: Count = 2  # Top-2 (notes on the paper)
     """Right answers that are imitated per question."""
-    tune_every: int = 50
+    tune_every: Whole = 50
     """Rounds between two choices of the temperature; 0 keeps it."""
-    temperatures: tuple[float, ...] = (0.5, 0.7, 0.9, 1.1, 1.3)  # the paper tries 0.3 to 1.6 in steps of 0.1
+    temperatures: tuple[Positive, ...] = (0.5, 0.7, 0.9, 1.1, 1.3)  # the paper tries 0.3 to 1.6 in steps of 0.1
     """Those to choose from."""
-    validation: int = 70
+    validation: Count = 70
     """Training questions that the temperature is chosen on (the paper: 250)."""
 
 
