@@ -53,8 +53,8 @@ class View:
     cameras: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"View: size {self.size} must be at least 1 pixel")
+        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
+            raise UsageError(f"View: size {self.size!r} must be at least 1 pixel, one whole number for both sides")
         if self.quality not in get_args(Quality):
             raise ValueError(f"View: quality {self.quality!r} must be one of {', '.join(get_args(Quality))}")
         if isinstance(self.cameras, str) or len(set(self.cameras)) < len(self.cameras):
@@ -82,6 +82,22 @@ class Refusal(UsageError):
 
 class RenderingUnavailable(Refusal):
     """This machine has no usable GL library."""
+
+
+class EnvironmentFault(UsageError):
+    """An episode cannot go on; the text says at which step, and why. A pool ends it as failed and goes on."""
+
+
+def check_actions(name: str, actions: NDArray[Any], size: int) -> None:
+    """Refuse actions that no environment should be given.
+
+    Raises:
+        UsageError: not [C, A], or NaN or infinity.
+    """
+    if actions.ndim != 2 or actions.shape[1] != size:
+        raise UsageError(f"{name} was given actions of shape {list(actions.shape)}; expected are [C, {size}]")
+    if not np.isfinite(actions).all():
+        raise UsageError(f"{name} was given an action with NaN or infinity")
 
 
 class Simulator(ABC):

@@ -58,7 +58,7 @@ for _make in EXACT:
         f"vla B2: {_make.__name__} goes on as plain Gymnasium, whatever else runs",
         kind="restore",
         required=Gives(True),
-        waits=True,
+        waits=_make in (toys.Handle, toys.Disconnects, toys.Iterates),
         **ENVS,
     )
     def _(folder: Path, make: Any = _make) -> object:
@@ -71,7 +71,7 @@ for _make in (toys.GlobalNumpy, toys.GlobalRandom, toys.Samples):
         f"vla B2: randomness of elsewhere ({_make.__name__}) makes no episode depend on others",
         kind="restore",
         required=Gives(True),
-        waits=True,
+        waits=_make is not toys.Samples,
         **ENVS,
     )
     def _(folder: Path, make: Any = _make) -> object:
@@ -169,7 +169,7 @@ def forgetful_simulator(folder: Path) -> object:
     return repeats(Forgetful)
 
 
-@case("vla B4: an id keeps its wrappers", kind="restore", required=Gives([3, [0.2, 0.2]]), waits=True, **ENVS)
+@case("vla B4: an id keeps its wrappers", kind="restore", required=Gives([3, [0.2, 0.2]]), **ENVS)
 def wrapped_id(folder: Path) -> object:
     gymnasium.register("strangers/Wrapped-v0", toys.wrapped)
     simulator = make_simulator(named(replace(spec(toys.wrapped), make=None, id="strangers/Wrapped-v0")))
@@ -196,7 +196,7 @@ def additional_wrappers(folder: Path) -> object:
     )
 
 
-@case("vla B5: a map that never changes is kept once", kind="restore", required=Gives(True), waits=True, **ENVS)
+@case("vla B5: a map that never changes is kept once", kind="restore", required=Gives(True), **ENVS)
 def heavy(folder: Path) -> object:
     simulator = GymSimulator(spec(toys.Heavy), toys.Heavy())
     simulator.reset(0)
@@ -224,7 +224,7 @@ def _arrays(value: Any, seen: set[int] | None = None) -> Iterator[Any]:
         yield from _arrays(vars(value), seen)
 
 
-@case("vla B11: pictures are the environment's own", kind="restore", required=Gives([True, 2]), waits=True, **ENVS)
+@case("vla B11: pictures are the environment's own", kind="restore", required=Gives([True, 2]), **ENVS)
 def own_pictures(folder: Path) -> object:
     toys.Viewer.made = 0
     simulator = GymSimulator(spec(toys.Filmed), toys.Filmed())
@@ -249,7 +249,6 @@ for _error in (NotImplementedError, RuntimeError, ImportError, OSError):
         f"vla B1: a picture that fails with {_error.__name__} is one line",
         kind="environments",
         required=Refuses("NoDrawing.*cannot be drawn.*no display"),
-        waits=True,
         **ENVS,
     )
     def _(folder: Path, error: Any = _error) -> object:

@@ -72,7 +72,6 @@ def reads_a_key(outcome: Outcome) -> bool:
     "vla 7: a success that always raises is refused in one line",
     kind="environments",
     required=Refuses("success.*KeyError: 'solved'"),
-    waits=True,
     **ENVS,
 )
 def broken_success(folder: Path) -> object:
@@ -118,7 +117,6 @@ for _name, (_space, _shares) in BOXES.items():
         f"vla B9: {_name} in equal bins to its top",
         kind="environments",
         required=Gives(True),
-        waits=_name != "Box(3, 3, int)",
         **ENVS,
     )
     def _(folder: Path, space: Any = _space, shares: Any = _shares) -> object:
@@ -148,7 +146,6 @@ for _name, _space in BOUNDED.items():
         f"vla B9: {_name} at its bounds and between them",
         kind="environments",
         required=Gives(True),
-        waits=_name in ("asymmetric", "float16", "float64"),
         **ENVS,
     )
     def _(folder: Path, space: Any = _space) -> object:
@@ -179,7 +176,6 @@ for _name, (_space, _pattern) in REFUSED.items():
         f"vla B9: an action space {_name} is refused",
         kind="environments",
         required=Refuses(_pattern),
-        waits="as wide" in _name,
         **ENVS,
     )
     def _(folder: Path, space: Any = _space) -> object:
@@ -198,7 +194,6 @@ for _name, _space in UNFLAT.items():
         f"vla B14: {_name} as observation is refused",
         kind="environments",
         required=Refuses("observation.*cannot be flattened"),
-        waits=True,
         **ENVS,
     )
     def _(folder: Path, space: Any = _space) -> object:
@@ -223,7 +218,6 @@ for _name, (_actions, _pattern) in METAWORLD.items():
         f"vla B14: MetaWorld is given an action of {_name}",
         kind="environments",
         required=Refuses(_pattern),
-        waits=True,
         **ENVS,
     )
     def _(folder: Path, actions: Any = _actions) -> object:
@@ -236,7 +230,6 @@ for _name, (_actions, _pattern) in METAWORLD.items():
         f"vla B14: a Gymnasium environment is given an action of {_name}",
         kind="environments",
         required=Refuses(_pattern.replace("4", "2")),
-        waits=True,
         **ENVS,
     )
     def _(folder: Path, actions: Any = _actions) -> object:
@@ -252,7 +245,6 @@ for _size in ((64, 48), 64.5, "64", None, True, 0, -3):
         f"vla B14: a view of size {_size!r}",
         kind="environments",
         required=Refuses("size.*pixel"),
-        waits=True,
         **ENVS,
     )
     def _(folder: Path, size: Any = _size) -> object:
@@ -340,7 +332,6 @@ for _name, (_answer, _pattern) in RETURNS.items():
         f"vla 7: a step that returns {_name} is refused in one line",
         kind="environments",
         required=Refuses(_pattern),
-        waits=True,
         **ENVS,
     )
     def _(folder: Path, answer: Any = _answer) -> object:
@@ -363,7 +354,7 @@ for _make in (NoStart, NoMaking):
         f"vla 7: {_make.__name__} is refused in one line",
         kind="environments",
         required=Refuses("FileNotFoundError: robot.xml"),
-        waits=True,
+        waits=_make is NoMaking,
         **ENVS,
     )
     def _(folder: Path, make: Any = _make) -> object:
