@@ -8,10 +8,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import cloudpickle  # type: ignore[import-untyped]
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.spaces.utils import flatdim, flatten
+from gymnasium.utils.seeding import np_random
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -67,11 +69,6 @@ class _State:
     seed: int
     acted: Acted
 
-    @property
-    def nbytes(self) -> int:
-        """What this state takes in memory besides what it shares with the one before it."""
-        return self.snapshot.nbytes + (getattr(self.given, "nbytes", 0) if self.given is not None else 0)
-
 
 class GymSimulator(Simulator):
     """One Gymnasium environment behind the :class:`~.simulator.Simulator` protocol.
@@ -113,7 +110,7 @@ class GymSimulator(Simulator):
                     f"which has {self.observation_size} numbers"
                 )
         self._observation: Any = None
-        self._total_reward, self._steps = 0.0, 0
+        self.total_reward, self._steps = 0.0, 0
         self._terminated = self._over = False
         self._info: Mapping[str, Any] = {}
         self._seed = 0
@@ -146,7 +143,7 @@ class GymSimulator(Simulator):
         except Exception as error:
             raise EnvironmentFault(f"at its reset (step 0): {reason(error)}") from error
         self._observation, self._info = answer
-        self._total_reward, self._steps = 0.0, 0
+        self.total_reward, self._steps = 0.0, 0
         self._terminated = self._over = False
         self._seed, self._acted = seed, None
 
@@ -166,7 +163,7 @@ class GymSimulator(Simulator):
                 f"the state of {self.spec.source!r} cannot be copied: {error}; give its EnvSpec save and restore"
             ) from error
         return _State(
-            *(self.env, self._before, given, _copied(self._observation), self._total_reward, self._steps),
+            *(self.env, self._before, given, _copied(self._observation), self.total_reward, self._steps),
             *(self._over, self._terminated, _copied(self._info), self._seed, self._acted),
         )
 
@@ -178,7 +175,7 @@ class GymSimulator(Simulator):
         else:
             self._replay(state.seed, state.acted)
         self._observation, self._info = _copied(state.observation), _copied(state.info)
-        self._total_reward, self._steps = state.total_reward, state.steps
+        self.total_reward, self._steps = state.total_reward, state.steps
         self._over, self._terminated = state.over, state.terminated
         self._seed, self._acted = state.seed, state.acted
 
@@ -195,10 +192,6 @@ class GymSimulator(Simulator):
             )
         return numbers
 
-    def in_space(self) -> bool:
-        """Whether the current observation is one of the observation space."""
-        return bool(self.env.observation_space.contains(self._observation))
-
     def step(self, actions: NDArray[np.float32]) -> None:
         check_actions(self.spec.source, actions, self.action_size)
         self._acted = (self._acted, np.array(actions, np.float32))
@@ -208,7 +201,7 @@ class GymSimulator(Simulator):
             try:
                 answer = self.env.step(self._decode(action))
                 self._observation, reward, self._terminated, truncated, self._info = _checked(answer)
-                self._total_reward += reward
+                self.total_reward += reward
             except Exception as error:
                 raise EnvironmentFault(f"at step {self._steps + 1}: {reason(error)}") from error
             self._steps += 1
@@ -216,7 +209,7 @@ class GymSimulator(Simulator):
 
     def success(self) -> bool:
         """What the spec's ``success`` says; before the first step an info that lacks what it reads is no success."""
-        outcome = Outcome(self.observe(), self._total_reward, self._steps, self._terminated, self._info)
+        outcome = Outcome(self.observe(), self.total_reward, self._steps, self._terminated, self._info)
         try:
             return bool(self._judge(outcome))
         except Exception as error:
@@ -224,13 +217,27 @@ class GymSimulator(Simulator):
                 return False
             raise EnvironmentFault(f"success at step {self._steps}: {reason(error)}") from error
 
-    def told_at_start(self) -> str:
-        """What success misses in the info of a reset, or nothing."""
-        try:
-            self._judge(Outcome(self.observe(), self._total_reward, self._steps, self._terminated, self._info))
-        except KeyError as error:
-            return f"KeyError: {error}"
-        return ""
+    def remarks(self) -> list[str]:
+        """A success that misses an info at the reset, observations outside their space, draws from the spaces."""
+        found = []
+        if self._steps == 0:
+            try:
+                self._judge(Outcome(self.observe(), self.total_reward, 0, self._terminated, self._info))
+            except KeyError as error:
+                found.append(f"success reads what the info of a reset lacks (KeyError: {error}): no success there")
+            except Exception:  # told where it is asked for
+                pass
+        space = self.env.observation_space
+        if not space.contains(self._observation):
+            found.append(f"an observation is outside its space {space}".replace("\n", " "))
+        if isinstance(self._inner.action_space, (spaces.Box, spaces.Discrete)):
+            generator = self._inner.action_space.np_random
+            if generator.bit_generator.state != np_random(self._seed)[0].bit_generator.state:
+                found.append("it draws from its action_space, which is seeded and restored with each episode")
+        return found
+
+    def state_size(self, state: _State) -> int:
+        return state.snapshot.nbytes + (0 if state.given is None else len(cloudpickle.dumps(state.given)))
 
     def expert(self) -> Callable[[], NDArray[np.float32]] | None:
         expert = self.spec.expert

@@ -483,12 +483,16 @@ def _foreign(kind: type) -> Look | None:
     """How MuJoCo's and torch's objects are looked at, where these libraries are in use."""
     library = kind.__module__.partition(".")[0]
     if library == "mujoco":
-        looks: dict[str, Look] = {"MjData": _mujoco_data, "MjModel": _mujoco_model}
-        return looks.get(kind.__name__, _nothing)
+        if kind.__name__ == "MjModel":
+            return _mujoco_model
+        return _mujoco_data if kind.__name__ == "MjData" else _nothing
     torch: Any = sys.modules.get("torch")
     if torch is None:
         return None
-    return _tensor if issubclass(kind, torch.Tensor) else _torch_generator if kind is torch.Generator else None
+    if issubclass(kind, torch.Tensor):
+        return _tensor
+    is_generator: bool = kind is torch.Generator
+    return _torch_generator if is_generator else None
 
 
 def _and_attributes(look: Look) -> Look:

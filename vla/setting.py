@@ -118,7 +118,7 @@ class RobotConfig(RunConfig):
     settle: int = 20
     """Steps that demonstrations go on after they first succeed, so that they end well inside the goal."""
     workers: int = 0
-    """Simulator processes; 0 takes one per core."""
+    """Simulator processes; 0 takes one per core, -1 none: states then come from this process."""
 
 
 @dataclass(eq=False)

@@ -36,14 +36,14 @@ def at_once(outcome: Outcome) -> bool:
     return float(np.abs(outcome.observation[:2]).max()) < 0.7
 
 
-@case("vla B3: success at reset, in an evaluation", kind="environments", required=Gives(True), waits=True, **ENVS)
+@case("vla B3: success at reset, in an evaluation", kind="environments", required=Gives(True), **ENVS)
 def success_at_reset(folder: Path) -> object:
     rollouts = acted(spec(toys.Plain, success=at_once), greedy=True, oracle=True)
     starts = [bool(np.abs(r.output.observations[0][:2]).max() < 0.7) for r in rollouts]
     return 0 < sum(starts) < 12 and all(r.output.success for r, s in zip(rollouts, starts, strict=True) if s)
 
 
-@case("vla B3: learning goes over rollouts of nothing", kind="environments", required=GoesOn(), waits=True, **ENVS)
+@case("vla B3: learning goes over rollouts of nothing", kind="environments", required=GoesOn(), **ENVS)
 def empty_rollouts_are_learned_from(folder: Path) -> object:
     import torch
 
@@ -58,7 +58,7 @@ def empty_rollouts_are_learned_from(folder: Path) -> object:
     return None
 
 
-@case("vla B3: success reads an info that a reset lacks", kind="environments", required=Gives(True), waits=True, **ENVS)
+@case("vla B3: success reads an info that a reset lacks", kind="environments", required=Gives(True), **ENVS)
 def info_at_reset(folder: Path) -> object:
     episodes = played(spec(toys.Told, success=in_info))
     return [bool(e.success) for e in episodes] == [alone(toys.Told, e.seed, e.steps)[1] >= 1 for e in episodes]
@@ -82,7 +82,7 @@ def rarely(outcome: Outcome) -> bool:
     return 1 / (outcome.steps - 8) > 1
 
 
-@case("vla B8: a success that raises now and then", kind="environments", required=Gives(3), waits=True, **ENVS)
+@case("vla B8: a success that raises now and then", kind="environments", required=Gives(3), **ENVS)
 def success_raises(folder: Path) -> object:
     episodes = played(spec(toys.Plain, success=rarely), seeds=3)
     return sum("ZeroDivisionError" in (e.fault or "") and not e.success for e in episodes)
@@ -200,7 +200,7 @@ for _name, _space in UNFLAT.items():
         return GymSimulator(spec(toys.Observes), toys.Observes(space)).observation_size
 
 
-@case("vla M2: an observation outside its space is told", kind="environments", required=Gives(True), waits=True, **ENVS)
+@case("vla M2: an observation outside its space is told", kind="environments", required=Gives(True), **ENVS)
 def outside(folder: Path) -> object:
     return said(spec(toys.Narrow), "outside its space")
 
@@ -278,7 +278,7 @@ def ended(each: EnvSpec, *, workers: int = 0, bad: tuple[int, ...] = (1,)) -> bo
 
 for _how in ("raise", "nan", "shape"):
 
-    @case(f"vla B8: a state that goes wrong by {_how}", kind="environments", required=Gives(True), waits=True, **ENVS)
+    @case(f"vla B8: a state that goes wrong by {_how}", kind="environments", required=Gives(True), **ENVS)
     def _(folder: Path, how: str = _how) -> object:
         return ended(wrong(how)) and ended(wrong(how), bad=(0, 1, 2))
 
@@ -290,7 +290,6 @@ for _how in ("exit", "abort", "hang"):
         kind="environments",
         required=Gives(True),
         slow=True,
-        waits=True,
         **ENVS,
     )
     def _(folder: Path, how: str = _how) -> object:
@@ -305,7 +304,6 @@ for _how, _workers in (("raise", 0), ("nan", 0), ("exit", 1)):
         kind="environments",
         required=Gives([1, 4, 7, 10]),
         slow=_workers > 0,
-        waits=True,
         **ENVS,
     )
     def _(folder: Path, how: str = _how, workers: int = _workers) -> object:
@@ -313,7 +311,7 @@ for _how, _workers in (("raise", 0), ("nan", 0), ("exit", 1)):
         return [e.seed for e in episodes if e.fault]
 
 
-@case("vla B8: a policy acts where some resets go wrong", kind="environments", required=Gives(4), waits=True, **ENVS)
+@case("vla B8: a policy acts where some resets go wrong", kind="environments", required=Gives(4), **ENVS)
 def wrong_starts_are_acted(folder: Path) -> object:
     rollouts = acted(spec(toys.WrongStart, kwargs={"how": "raise"}))
     return sum(bool(r.output.fault) for r in rollouts)
@@ -354,7 +352,6 @@ for _make in (NoStart, NoMaking):
         f"vla 7: {_make.__name__} is refused in one line",
         kind="environments",
         required=Refuses("FileNotFoundError: robot.xml"),
-        waits=_make is NoMaking,
         **ENVS,
     )
     def _(folder: Path, make: Any = _make) -> object:
@@ -367,7 +364,7 @@ def raises_at_times(env: Any, observation: Any) -> Any:
     return (observation[2:] - observation[:2]) * 2
 
 
-@case("vla B8: an expert that raises now and then", kind="environments", required=Gives(3), waits=True, **ENVS)
+@case("vla B8: an expert that raises now and then", kind="environments", required=Gives(3), **ENVS)
 def expert_raises(folder: Path) -> object:
     name = named(spec(toys.Plain, success=near, expert=raises_at_times))
     with Pool([name], workers=0) as pool:
@@ -400,20 +397,20 @@ def ran(folder: Path, text: str) -> str:
     return python(text, folder=folder, PYTHONPATH=":".join([str(folder), root, str(Path(root) / "src")])).strip()
 
 
-@case("vla B6: ids of a module that no function comes from", kind="environments", required=Gives("1"), waits=True,
+@case("vla B6: ids of a module that no function comes from", kind="environments", required=Gives("1"),
       slow=True, **ENVS)  # fmt: skip
 def split_modules(folder: Path) -> object:
     return ran(folder, "import my_split\nNAME = 'split/reach'\n" + RUN)
 
 
-@case("vla B6: functions of a notebook or a piped script", kind="environments", required=Gives("1"), waits=True,
+@case("vla B6: functions of a notebook or a piped script", kind="environments", required=Gives("1"),
       slow=True, **ENVS)  # fmt: skip
 def notebook(folder: Path) -> object:
     text = MODULE.replace("from success import near", "def near(outcome):\n    return bool(outcome.observation[0] > 3)")
     return ran(folder, text + "\nNAME = 'split/reach'\n" + RUN)
 
 
-@case("vla B6: an environment class of a notebook", kind="environments", required=Gives("1"), waits=True,
+@case("vla B6: an environment class of a notebook", kind="environments", required=Gives("1"),
       slow=True, **ENVS)  # fmt: skip
 def notebook_class(folder: Path) -> object:
     text = "from tests.strangers.toy_envs import Plain\nclass Mine(Plain):\n    pass\n" + MODULE.replace(
@@ -422,7 +419,7 @@ def notebook_class(folder: Path) -> object:
     return ran(folder, text + "\nNAME = 'split/reach'\n" + RUN)
 
 
-@case("vla B6: a success without a name", kind="environments", required=Gives(3), waits=True, **ENVS)
+@case("vla B6: a success without a name", kind="environments", required=Gives(3), **ENVS)
 def a_lambda(folder: Path) -> object:
     return len(played(spec(toys.Plain, success=lambda outcome: False), seeds=3))
 
@@ -440,7 +437,6 @@ NAME = "split/reach"
     kind="environments",
     required=Gives(True),
     slow=True,
-    waits=True,
     **ENVS,
 )
 def start_error(folder: Path) -> object:
@@ -451,7 +447,7 @@ def start_error(folder: Path) -> object:
     return "success" in said.splitlines()[-1] and "ModuleNotFoundError" in said.splitlines()[-1]
 
 
-@case("vla B14: a dead worker's undetermined episode is noticed", kind="environments", required=Gives(True), waits=True,
+@case("vla B14: a dead worker's undetermined episode is noticed", kind="environments", required=Gives(True),
       slow=True, **ENVS)  # fmt: skip
 def undetermined_replay(folder: Path) -> object:
     import os
@@ -484,8 +480,8 @@ torch.optim.Adam([torch.zeros(1, requires_grad=True)])
 """
 
 
-@case("vla B7: torch's optimisers after a picture", kind="environments", required=Gives("(16, 16, 3)"), slow=True,
-      waits=True, **ENVS)  # fmt: skip
+@case("vla B7: torch's optimisers after a picture", kind="environments", required=Gives("(16, 16, 3)"),
+      slow=True, **ENVS)  # fmt: skip
 def torch_after_gl(folder: Path) -> object:
     from ctypes.util import find_library
 

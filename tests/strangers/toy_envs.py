@@ -529,9 +529,13 @@ class WrongStart(Plain):
 class Told(Plain):
     """Tells success in its info, which it does not have at the reset."""
 
+    def begin(self) -> None:
+        self.solved = False
+
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         observation, reward, *_ = super().step(action)
-        return observation, reward, False, False, {"is_success": bool(reward)}
+        self.solved |= bool(reward)
+        return observation, reward, False, False, {"is_success": self.solved}
 
 
 class Returns(Plain):
