@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import UsageError
+from ..gl import before_gl
 from ..plugins import reason
-from .gl import before_gl
 from .simulator import (
     ACTION,
     DRAWN,

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .gl import before_gl
+from ..gl import before_gl
 from .physics import mujoco
 from .simulator import SHOULDER, Refusal, View
 from .simulator import RenderingUnavailable as RenderingUnavailable
@@ -43,6 +43,7 @@ class Renderer:
     def __init__(self, model: mujoco.MjModel, view: View, camera: str) -> None:
         self.model, self.view = model, view
         self.camera = _camera(model, camera)
+        before_gl()
         self.gl = _context(view.size)
         self.context: Any = None
         try:
@@ -94,7 +95,6 @@ class Renderer:
 def _context(size: int) -> Any:
     """A GL context of the backend that MUJOCO_GL names; without it OSMesa on headless Linux, else GLFW."""
     backend = _backend()
-    before_gl()
     try:
         return importlib.import_module(f"mujoco.{backend}").GLContext(size, size)
     except Exception as error:  # each binding has its own kinds

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
+
+from .plugins import use
 
 
 def before_gl() -> None:
@@ -16,3 +19,10 @@ def before_gl() -> None:
     """
     if "torch" in sys.modules or (multiprocessing.parent_process() is None and find_spec("torch") is not None):
         import_module("torch._dynamo")
+
+
+def use_before_gl(places: Sequence[str], *, anew: bool = False) -> None:
+    """Import a person's plugins (``plugins.use``) when torch's compiler is there."""
+    if places:
+        before_gl()
+    use(places, anew=anew)
