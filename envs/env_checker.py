@@ -283,7 +283,7 @@ class _Trial:
             yield Trait(
                 "reset",
                 False,
-                f"the same seed starts elsewhere after another episode ({difference}): its reset leaves something "
+                f"the same seed leads elsewhere after another episode ({difference}): its reset leaves something "
                 "behind; every episode begins as in a new instance",
             )
             return

@@ -114,10 +114,15 @@ def take(roots: Sequence[Any], before: Snapshot | None = None, apart: Sequence[A
         if id(value) in walk.seen:
             continue
         walk.seen[id(value)] = value
-        look = _LOOKS.get(type(value))
-        if look is None:
-            look = _LOOKS[type(value)] = _look_of(type(value))
-        look(walk, value, way, fixed)
+        try:
+            look = _LOOKS.get(type(value))
+            if look is None:
+                look = _LOOKS[type(value)] = _look_of(type(value))
+            look(walk, value, way, fixed)
+        except Uncopyable:
+            raise
+        except Exception as error:  # other people's objects answer as they like
+            raise Uncopyable(f"{named(way) or 'it'} is a {_name(type(value))} ({_line(error)})") from error
     return walk.snapshot
 
 
@@ -348,7 +353,7 @@ def _mujoco_model(walk: _Walk, value: Any, way: Way, fixed: bool) -> None:
 def _environment(walk: _Walk, value: Any, way: Way, fixed: bool) -> None:
     """An environment's classes are looked at too: some keep state there."""
     for kind in type(value).__mro__:
-        if kind.__flags__ & _HEAP_TYPE and kind.__module__.partition(".")[0] not in ("gymnasium", "typing"):
+        if kind.__flags__ & _HEAP_TYPE and _library(kind) not in ("gymnasium", "typing"):
             content = _class_attributes(kind)
             if content:
                 walk.keep(_put_class, kind, content)
@@ -418,14 +423,18 @@ def _whole(walk: _Walk, value: Any, way: Way, fixed: bool) -> None:
     try:
         twin = copy.deepcopy(value)
     except Exception as error:
-        place = named(way) or "it"
-        raise Uncopyable(f"{place} is a {kind.__module__}.{kind.__qualname__} ({_line(error)})") from error
+        raise Uncopyable(f"{named(way) or 'it'} is a {_name(kind)} ({_line(error)})") from error
     compared: Any = kind.__eq__
     if twin is value or (compared is not object.__eq__ and kind.__hash__ is not None):  # values do not change
         return
     if fixed:
-        raise Uncopyable(f"{named(way) or 'it'} is a {kind.__module__}.{kind.__qualname__} that cannot be exchanged")
+        raise Uncopyable(f"{named(way) or 'it'} is a {_name(kind)} that cannot be exchanged")
     walk.snapshot.frozen[id(value)] = value, twin
+
+
+def _name(kind: type) -> str:
+    """The whole name of a type; some of C libraries have no module."""
+    return f"{getattr(kind, '__module__', '')}.{kind.__qualname__}".lstrip(".").removeprefix("builtins.")
 
 
 def _line(error: Exception) -> str:
@@ -474,15 +483,17 @@ def _look_of(kind: type) -> Look:
     return _whole if _is_hidden(kind) else _object
 
 
+def _library(kind: type) -> str:
+    return str(getattr(kind, "__module__", "")).partition(".")[0]
+
+
 def _draws(kind: type) -> bool:
-    library = kind.__module__.partition(".")[0]
-    return library in _DRAWING_LIBRARIES or _DRAWS.search(f"{kind.__module__}.{kind.__qualname__}") is not None
+    return _library(kind) in _DRAWING_LIBRARIES or _DRAWS.search(_name(kind)) is not None
 
 
 def _foreign(kind: type) -> Look | None:
     """How MuJoCo's and torch's objects are looked at, where these libraries are in use."""
-    library = kind.__module__.partition(".")[0]
-    if library == "mujoco":
+    if _library(kind) == "mujoco":
         if kind.__name__ == "MjModel":
             return _mujoco_model
         return _mujoco_data if kind.__name__ == "MjData" else _nothing
