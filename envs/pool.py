@@ -65,7 +65,7 @@ class Episode:
         stopped: ended by ``stop``.
         success: latched over chunk ends; None when the oracle was not read.
         fault: why it could not go on, with environment, seed and step, or None. It counts as failed, and its last
-            observation is the one before; zeros where there is none.
+            observation is the one before. One that could not begin has zeros, and a chunk of zeros in 0 steps.
         images: camera -> [S + 1, size, size, 3] uint8, taken with the observations, or None.
     """
 
@@ -188,9 +188,9 @@ class Pool:
                 are taken. Horizon 0 gives the initial observation only.
             act: called in this process on all live episodes at once.
             stop: asked on each new observation at a chunk's end.
-            oracle: read success at the start and at chunk ends. Without ``stop`` an episode ends as soon as
-                it has succeeded, since nothing more can change; with ``stop`` it goes on until that or the
-                horizon.
+            oracle: read success at the start and at chunk ends. Without ``stop`` an episode ends at the first chunk's
+                end at which it has succeeded, since nothing more can change; with ``stop`` it goes on until that or
+                the horizon.
             render: take pictures wherever there is an observation.
             see: call ``act`` and ``stop`` with these pictures as a third argument.
             keep: leave the pictures on the episodes. False leaves None there and spares the picture after an
@@ -223,12 +223,12 @@ class Pool:
                 raise UsageError(f"one run needs environments with the same cameras, not {sorted(cameras)}: name some")
             render = replace(render, cameras=cameras.pop())
         workers = self._workers if render is None else self._painters
-        size, shape = sizes.pop()
+        shape = (*sizes.pop(), self.chunk)
         with self._counted():
             watched = keep or stop is not None
             modes = {name: self._modes[name] for name in environments}
             room = self.lanes if all(mode.restores for mode in modes.values()) else min(self.lanes, INSTANCES)
-            run = _Run(workers, requests, room, oracle, render, keep, watched, oracle and stop is None, modes, size)
+            run = _Run(workers, requests, room, oracle, render, keep, watched, oracle and stop is None, modes, shape)
             while run.tick():
                 if stop is not None and len(run.stepped):
                     seen = run.seen(run.stepped, see)
@@ -240,8 +240,8 @@ class Pool:
                     seen = run.seen(rows, see)
                     with self._counted(-1):
                         actions = act(rows, *seen)
-                    run.choose(rows, actions, (self.chunk, shape))
-            episodes = run.episodes((self.chunk, shape))
+                    run.choose(rows, actions)
+            episodes = run.episodes()
         faults = [episode.fault for episode in episodes if episode.fault is not None]
         if faults:
             self.faults += len(faults)
@@ -375,9 +375,10 @@ class _Run:
         watched: bool,
         ends_on_success: bool,
         modes: Mapping[str, Mode],
-        size: int,
+        shape: tuple[int, int, int],
     ) -> None:
-        self.workers, self.room, self.modes, self.size = workers, room, modes, size
+        self.workers, self.room, self.modes = workers, room, modes
+        self.size, self.chunk = shape[0], (shape[2], shape[1])
         self.oracle, self.render, self.ends_on_success = oracle, render, ends_on_success
         self.keep, self.watched = keep, watched
         self.lanes = [_Lane(request) for request in requests]
@@ -463,10 +464,10 @@ class _Run:
         for row in self.stepped[answer.astype(bool)]:
             self.lanes[row].stopped = True
 
-    def choose(self, rows: NDArray[np.int64], actions: NDArray[Any], shape: tuple[int, int]) -> None:
+    def choose(self, rows: NDArray[np.int64], actions: NDArray[Any]) -> None:
         """Keep what ``act`` answered for the next tick."""
         actions = np.asarray(actions, np.float32)
-        expected = (len(rows), *shape)
+        expected = (len(rows), *self.chunk)
         if actions.shape != expected:
             raise ValueError(f"act returned shape {actions.shape}; expected [n, C, A] = {expected}")
         broken = ~np.isfinite(actions).all((1, 2))
@@ -476,9 +477,9 @@ class _Run:
         for row, chosen in zip(rows, actions, strict=True):
             self.lanes[row].chosen = chosen.copy()
 
-    def episodes(self, shape: tuple[int, int]) -> list[Episode]:
+    def episodes(self) -> list[Episode]:
         """The finished episodes, in the order of the requests."""
-        nothing = np.zeros((0, *shape), np.float32)
+        nothing = np.zeros((0, *self.chunk), np.float32)
         return [
             Episode(
                 lane.request.environment,
@@ -504,13 +505,22 @@ class _Run:
         for row in (*stepping, *starting):
             lane = self.lanes[row]
             look = seen.get(row)
-            if not isinstance(look, Look):
-                lane.fault = lane.fault or look
-                look = self._nothing(lane)
-            lane.observations.append(look.observation)
-            lane.success |= look.success
-            if self.render is not None:
-                lane.frames = [*(lane.frames if self.keep else ()), look.frames]
+            if isinstance(look, Look):
+                self._add(lane, look)
+                continue
+            lane.fault = lane.fault or look
+            if not lane.observations:  # a chunk that nobody executed, for whoever looks at the last one
+                self._add(lane, self._nothing(lane))
+                if not lane.request.horizon:
+                    continue
+                lane.actions.append(np.zeros(self.chunk, np.float32))
+            self._add(lane, self._nothing(lane))
+
+    def _add(self, lane: _Lane, look: Look) -> None:
+        lane.observations.append(look.observation)
+        lane.success |= look.success
+        if self.render is not None:
+            lane.frames = [*(lane.frames if self.keep else ()), look.frames]
 
     def _nothing(self, lane: _Lane) -> Look:
         """What stands for what an episode that cannot go on would have shown: what it showed last."""
@@ -525,7 +535,8 @@ class _Run:
 
     def _over(self, lane: _Lane) -> bool:
         over = lane.stopped or lane.fault is not None
-        return over or lane.steps >= lane.request.horizon or (self.ends_on_success and lane.success)
+        solved = self.ends_on_success and lane.success and lane.steps > 0
+        return over or lane.steps >= lane.request.horizon or solved
 
     def _replays(self, rows: Sequence[int]) -> list[Replay]:
         requests = [self.lanes[row].request for row in rows]

@@ -204,8 +204,11 @@ def test_a_seed_that_always_raises_ends_its_episode_alone_and_named(two):
     expected = two.run(REQUESTS[:1], act, oracle=True)
     good, bad = two.run([REQUESTS[0], EpisodeRequest(REACH, -1, 5)], act, oracle=True)
     assert re.search(rf"{REACH}, seed -1, .*Seed must be", bad.fault) and bad.success is False
-    assert bad.steps == 0 and bad.observations.tolist() == [[0] * 21] and len(bad.actions) == 0
-    assert good.fault is None and two.faults == before + 1
+    assert bad.steps == 0 and bad.observations.tolist() == [[0] * 21] * 2 and not bad.actions.any()
+    assert bad.actions.shape == (1, 5, 4), "whoever looks at the last chunk finds one"
+    (seen,) = two.run([EpisodeRequest(REACH, -1, 0)], act)
+    assert seen.fault and seen.observations.shape == (1, 21) and len(seen.actions) == 0
+    assert good.fault is None and two.faults == before + 2
     assert_equal(expected, [good])
 
 

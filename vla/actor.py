@@ -190,7 +190,7 @@ class _Session:
 
     def rollout(self, row: int, episode: Episode) -> Rollout:
         task, chunks = self.asked[row], len(episode.actions)
-        if chunks == 0:
+        if not self.stored[row]:
             return self._of_nothing(row, episode)
         chosen = self.stored[row][:chunks]
         stored = {name: torch.stack([part[name] for part in chosen]) for name in chosen[0]}
@@ -211,7 +211,7 @@ class _Session:
         return rollout
 
     def _of_nothing(self, row: int, episode: Episode) -> Rollout:
-        """The rollout of an episode that was over before its first chunk: a decision that counts nowhere."""
+        """The rollout of an episode that could not begin: a decision that counts nowhere."""
         policy = self.actor.policy
         frames = {camera: film[:1] for camera, film in (episode.images or {}).items()}
         seen = self._seen(np.array([row]), episode.observations[:1], frames)

@@ -252,20 +252,22 @@ def of_environment(name: str, spec: Any, options: CheckOptions) -> Iterator[Find
 
 
 def _by_expert(name: str, simulator: Any, horizon: int) -> Iterator[Finding]:
-    simulator.reset(0)
     if simulator.expert() is None:
         yield Finding(f"{name}: expert", None, "none: demonstrations have to come from a dataset")
         return
-    won = 0
+    won, broken = 0, ""
     for seed in range(3):
-        simulator.reset(seed)
-        expert = simulator.expert()
-        for _ in range(horizon):
-            if simulator.success():
-                break
-            simulator.step(expert()[None])
-        won += simulator.success()
-    yield Finding(f"{name}: expert", won > 0, f"succeeds from {won} of 3 starts within {horizon} steps")
+        try:
+            simulator.reset(seed)
+            expert = simulator.expert()
+            for _ in range(horizon):
+                if simulator.success():
+                    break
+                simulator.step(expert()[None])
+            won += simulator.success()
+        except Exception as error:
+            broken = f"; the last time that it could not go on: {' '.join(str(error).split())}"
+    yield Finding(f"{name}: expert", won > 0, f"succeeds from {won} of 3 starts within {horizon} steps{broken}")
 
 
 def of_policy(name: str, policy: Any, options: CheckOptions) -> Iterator[Finding]:
