@@ -125,7 +125,7 @@ def _options(model: Any) -> dict[str, Any]:
 
 @cache
 def _fields(kind: Any) -> tuple[str, ...]:
-    return tuple(name for name, member in vars(kind).items() if isinstance(member, property))
+    return tuple(name for name, member in vars(kind).items() if isinstance(member, property) and member.fset)
 
 
 def _alike(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
