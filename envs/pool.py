@@ -18,11 +18,12 @@ from ..errors import UsageError
 from ..machine import cores
 from .demonstrations import Demonstration as Demonstration
 from .demonstrations import first_film, stacked
-from .env_checker import Checked, Mode
+from .env_checker import Mode
+from .joining import join
 from .oracle import require_oracle
 from .process import Call, Here, Process, WorkerDied, exchange
 from .simulator import ACTION, STATE, EnvSpec, Feature, View, spec_of, specs
-from .worker import CHECKING, Look, Replay, Seen, Tick, black
+from .worker import Look, Replay, Seen, Tick, black
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +39,6 @@ INSTANCES = 32
 
 PATIENCE = 8
 """Workers that may die of episodes in a run before an episode that killed one is not tried again."""
-
-_CHECKED: dict[str, tuple[EnvSpec, bool, Checked]] = {}
-"""What checks of this process found: by environment its spec, whether pictures were compared, and the outcome."""
 
 
 @dataclass(frozen=True)
@@ -301,22 +299,10 @@ class Pool:
 
     def _describe(self, environments: Sequence[str], view: View | None) -> None:
         """Ask for features and cameras, and have what was not tried in this process tried."""
-        workers = self._workers if view is None else self._painters
-        trials = [
-            _Trial(worker, environments[index :: len(workers)], view)
-            for index, worker in enumerate(workers[: len(environments)])
-        ]
         with self._counted():
-            answers = exchange([Call(t.worker, "describe", t.arguments, t.blame) for t in trials])
-        for trial, answer in zip(trials, answers, strict=True):
-            for name, (features, cameras, checked) in zip(trial.names, answer, strict=True):
-                if checked is not None:
-                    _CHECKED[name] = spec_of(name), view is not None, checked
-                    for line in checked.warnings:
-                        logger.warning("%s: %s", name, line)
-                known = _CHECKED.get(name)
-                self._described[name] = features, cameras
-                self._modes[name] = trial.unknown if known is None or trial.deaths > 1 else known[2].mode
+            joined = join(self._workers if view is None else self._painters, environments, view)
+        self._described |= {name: (each.features, each.cameras) for name, each in joined.items()}
+        self._modes |= {name: each.mode for name, each in joined.items()}
 
     def _check(self, environment: str) -> None:
         if environment not in self.environments:
@@ -544,35 +530,6 @@ class _Run:
             Replay(row, request.environment, request.seed, self.lanes[row].executed())
             for row, request in zip(rows, requests, strict=True)
         ]
-
-
-class _Trial:
-    """Environments that one worker is to describe, and to try where this process has not; but not to death."""
-
-    unknown = Mode(restores=False)
-
-    def __init__(self, worker: Here | Process, names: Sequence[str], view: View | None) -> None:
-        self.worker, self.names, self.view, self.deaths = worker, names, view, 0
-
-    def arguments(self) -> tuple[Any, ...]:
-        new = [name for name in self.names if not _is_checked(name, self.view)]
-        return self.names, () if self.deaths > 1 else new, self.view
-
-    def blame(self, death: WorkerDied) -> bool:
-        """Whether it was a check that a worker died of; the second time, environments are used without."""
-        if death.row != CHECKING:
-            return False
-        self.deaths += 1
-        if self.deaths > 1:
-            names = ", ".join(self.names)
-            logger.warning("%s: its check ends worker processes (%s): an instance per episode", names, death)
-        return True
-
-
-def _is_checked(name: str, view: View | None) -> bool:
-    """Whether an environment was tried in this process, with pictures if they are wanted."""
-    spec, pictures, _ = _CHECKED.get(name, (None, False, None))
-    return spec is spec_of(name) and (pictures or view is None)
 
 
 def _common_chunk(known: Mapping[str, EnvSpec]) -> int:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from types import ModuleType
@@ -19,6 +19,7 @@ from typing import Any
 import cloudpickle  # type: ignore[import-untyped]
 
 from ..plugins import loaded
+from .gymnasium_ids import told
 from .simulator import EnvSpec, Refusal
 from .worker import CHECKING, NOBODY, Worker, serve
 
@@ -101,7 +102,7 @@ class Process:
         self.close()
         self._connection, theirs = _SPAWN.Pipe()
         self._at[:] = NOBODY, 0, 0
-        payload = cloudpickle.dumps((dict(self._specs), _gymnasium_ids()))
+        payload = cloudpickle.dumps((dict(self._specs), told()))
         arguments = (theirs, payload, loaded("environment"), self._at)
         self._process = _SPAWN.Process(target=serve, args=arguments, daemon=True)
         with _child_settings():
@@ -225,22 +226,6 @@ def _insist(call: Call, deaths: list[WorkerDied]) -> Any:
             logger.warning("an environment worker died and is replaced, its episodes are replayed: %s", death)
             call.worker.start()
             replaced = True
-
-
-def _gymnasium_ids() -> dict[str, tuple[Any, bytes]]:
-    """What Gymnasium was told of environments in this process; its own are known everywhere.
-
-    How each is made is pickled apart, and read where it is made.
-    """
-    registration = sys.modules.get("gymnasium.envs.registration")
-    told: dict[str, tuple[Any, bytes]] = {}
-    for name, spec in registration.registry.items() if registration is not None else ():
-        if not str(spec.entry_point).startswith("gymnasium."):
-            with suppress(Exception):  # whoever needs it is told by Gymnasium that it is not there
-                made = cloudpickle.dumps((spec.entry_point, spec.kwargs))
-                told[name] = replace(spec, entry_point=None, vector_entry_point=None, kwargs={}), made
-                cloudpickle.dumps(told[name])
-    return told
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from .. import plugins
 from ..errors import UsageError, unknown
+from .gymnasium_ids import knowing
 
 STATE, IMAGES, ACTION = "observation.state", "observation.images.", "action"
 """LeRobot's names of features: numbers, pictures (a camera's name follows), and what a policy answers."""
@@ -374,8 +375,11 @@ def make_simulator(name: str) -> Simulator:
     spec = spec_of(name)
     from .gym_simulator import GymSimulator
 
-    made = None if spec.make is None else spec.make(**spec.kwargs)
-    simulator = made if isinstance(made, Simulator) else GymSimulator(spec, made)
+    def build() -> Simulator:
+        made = None if spec.make is None else spec.make(**spec.kwargs)
+        return made if isinstance(made, Simulator) else GymSimulator(spec, made)
+
+    simulator = knowing(build)
     offered = simulator.features
     for feature, wanted in spec.features.items():
         if feature not in offered:

@@ -26,6 +26,7 @@ from ..errors import UsageError
 from ..plugins import reason
 from .demonstrations import Demonstration, demonstrate
 from .env_checker import Checked, GlobalGenerators, Mode, built, check_env
+from .gymnasium_ids import hear
 from .simulator import (
     EnvironmentFault,
     EnvSpec,
@@ -395,8 +396,8 @@ def serve(connection: Connection, payload: bytes, plugins: Sequence[str], at: An
     try:
         for module in plugins:
             import_module(module)
-        specs, told = pickle.loads(payload)
-        _tell_gymnasium(told)
+        specs, ids = pickle.loads(payload)
+        hear(ids)
         worker = Worker(specs, mark)
     except Exception as error:
         connection.send((0, "start", reason(error), time.process_time()))
@@ -417,24 +418,3 @@ def serve(connection: Connection, payload: bytes, plugins: Sequence[str], at: An
         connection.send((number, answer, result, time.process_time()))
         if answer == "error":
             return
-
-
-def _tell_gymnasium(told: Mapping[str, tuple[Any, bytes]]) -> None:
-    """Register ids as they are registered in the process that started this one."""
-    if not told:
-        return
-    from gymnasium.envs.registration import registry
-
-    for name, (spec, made) in told.items():
-        if name not in registry:
-            spec.entry_point = partial(_make, made)
-            registry[name] = spec
-
-
-def _make(made: bytes, **kwargs: Any) -> Any:
-    """An environment as another process would make it; its module, which may be dear to import, is asked now."""
-    from gymnasium.envs.registration import load_env_creator
-
-    entry, own = pickle.loads(made)
-    make: Any = load_env_creator(entry) if isinstance(entry, str) else entry
-    return make(**{**own, **kwargs})

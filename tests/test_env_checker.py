@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from autotelic.envs import joining
 from autotelic.envs import pool as pools
 from autotelic.envs.env_checker import GlobalGenerators, Mode, check_env
 from autotelic.envs.pool import EpisodeRequest, Pool
@@ -82,7 +83,7 @@ def test_a_pool_tries_an_environment_once_and_says_what_it_found(caplog: pytest.
     assert [record.getMessage() for record in caplog.records] == [
         f"{name}: all seeds give one state: 40 episodes are one"
     ]
-    assert pools._CHECKED[name][0] is not None and not pools._is_checked(name, View())
+    assert joining.is_checked(name, None) and not joining.is_checked(name, View())
 
 
 @pytest.mark.parametrize("make", [toys.Handle, toys.Leaves, toys.Undetermined])
