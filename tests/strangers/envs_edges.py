@@ -489,4 +489,4 @@ def torch_after_gl(folder: Path) -> object:
 
     if not find_library("EGL"):
         raise Skipped("libegl1 is not installed")
-    return ran(folder, GL)
+    return ran(folder, GL).splitlines()[0]
