@@ -7,7 +7,6 @@ instance of its own (``Mode``), as in Gymnasium's vector environments, and is ex
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError
 from ..plugins import reason
+from . import global_generators
 from .simulator import EnvSpec, Refusal, RenderingUnavailable, Simulator, View, make_simulator, observed, spec_of
 from .splits import seeds
 
@@ -70,35 +70,6 @@ class Checked:
         return [trait.text for trait in self.traits if trait.told or trait.good is False]
 
 
-class GlobalGenerators:
-    """NumPy's and Python's global generators, which some environments draw from."""
-
-    @staticmethod
-    def seed(number: int) -> None:
-        """Begin an episode."""
-        np.random.seed(number % 2**32)
-        random.seed(number)
-
-    @staticmethod
-    def get() -> tuple[Any, Any]:
-        """Their states."""
-        return np.random.get_state(legacy=False), random.getstate()
-
-    @staticmethod
-    def put(states: tuple[Any, Any]) -> None:
-        """Go back to states."""
-        np.random.set_state(states[0])
-        random.setstate(states[1])
-
-    @classmethod
-    def drawn(cls, before: tuple[Any, Any]) -> list[str]:
-        """Which of them were drawn from since."""
-        now = cls.get()
-        numpy_now, numpy_before = now[0]["state"], before[0]["state"]
-        moved = numpy_now["pos"] != numpy_before["pos"] or not np.array_equal(numpy_now["key"], numpy_before["key"])
-        return ["np.random"] * moved + ["the module random"] * (now[1] != before[1])
-
-
 @dataclass(eq=False)
 class _Seen:
     """An episode that was tried: what was observed at its start and after each chunk, and how it broke off."""
@@ -142,13 +113,12 @@ def check_env(
     Raises:
         Refusal: it cannot be built, reset, stepped or judged at all, or observes what is not finite; in one line.
     """
-    outer = GlobalGenerators.get()
     trial = _Trial(environment, spec_of(environment), view, beat)
     try:
-        return Checked(tuple(trial.traits(simulator or trial.made())), trial.mode)
+        with global_generators.kept():
+            return Checked(tuple(trial.traits(simulator or trial.made())), trial.mode)
     finally:
         trial.close(simulator)
-        GlobalGenerators.put(outer)
 
 
 class _Trial:
@@ -179,9 +149,9 @@ class _Trial:
         size, count = simulator.action_size, simulator.observation_size
         yield Trait("sizes", True, f"observation [{count}], action [{size}], cameras {', '.join(simulator.cameras)}")
         chunks = np.random.default_rng(0).uniform(-1, 1, (2, CHUNKS, self.spec.chunk, size)).astype(np.float32)
-        before = GlobalGenerators.get()
+        before = global_generators.get()
         numbers, straight = self.straight(simulator, chunks)
-        if drawn := GlobalGenerators.drawn(before):
+        if drawn := global_generators.drawn_from(before):
             self.mode = replace(self.mode, seeded=True)
             numbers, straight = self.straight(simulator, chunks)
             where = " and ".join(drawn)
@@ -252,7 +222,7 @@ class _Trial:
     def reset(self, simulator: Simulator, seed: int) -> None:
         self.beat()
         if self.mode.seeded:
-            GlobalGenerators.seed(seed)
+            global_generators.seed(seed)
         simulator.reset(seed)
 
     def look(self, simulator: Simulator, seen: _Seen) -> None:
@@ -386,7 +356,7 @@ class _Turns:
         started = time.perf_counter()
         self.simulator.restore(state[0])
         if self.trial.mode.seeded:
-            GlobalGenerators.put(state[1])
+            global_generators.put(state[1])
         self.seconds += time.perf_counter() - started
         self.simulator.step(chunk)
         return self._looked(seen)
@@ -394,7 +364,7 @@ class _Turns:
     def _looked(self, seen: _Seen) -> tuple[Any, Any]:
         self.trial.look(self.simulator, seen)
         started = time.perf_counter()
-        state = self.simulator.save(), GlobalGenerators.get()
+        state = self.simulator.save(), global_generators.get()
         self.seconds, self.moves = self.seconds + time.perf_counter() - started, self.moves + 1
         self.size = self.simulator.state_size(state[0])
         return state

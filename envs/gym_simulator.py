@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from PIL import Image
 from ..errors import UsageError
 from ..gl import before_gl
 from ..plugins import reason
+from . import global_generators
 from .simulator import (
     ACTION,
     DRAWN,
@@ -93,7 +95,6 @@ class GymSimulator(Simulator):
         if spec.success is None:
             raise Refusal(f"{spec.source!r} is a Gymnasium environment: give its EnvSpec success, which judges it")
         self.spec, self._judge = spec, spec.success
-        self._windows: dict[int, dict[str, Any]] = {}
         self._before: Snapshot | None = None
         self._drawing = False
         self._hold(self._made(spec.kwargs) if env is None else env)
@@ -119,6 +120,7 @@ class GymSimulator(Simulator):
     def _hold(self, env: Any) -> None:
         """Work with an environment from now on."""
         self.env: Any = env
+        self._windows: dict[int, dict[str, Any]] = {}
         self._chain = [env]
         while isinstance(self._chain[-1], gymnasium.Wrapper):
             self._chain.append(self._chain[-1].env)
@@ -290,9 +292,11 @@ class GymSimulator(Simulator):
         while acted is not None:
             acted, actions = acted
             chunks.append(actions)
-        self.reset(seed)
-        for actions in reversed(chunks):
-            self.step(actions)
+        with global_generators.kept():
+            global_generators.seed(seed)
+            self.reset(seed)
+            for actions in reversed(chunks):
+                self.step(actions)
 
     def _rendered(self) -> Any:
         """The environment's own rendering.
@@ -320,16 +324,24 @@ class GymSimulator(Simulator):
 
     def _begin_to_draw(self) -> None:
         old, seed, acted = self.env, self._seed, self._acted
+        state = None
         if old.render_mode != "rgb_array":
             self._hold(self._made({**self.spec.kwargs, "render_mode": "rgb_array"}))
+        else:
+            with suppress(Refusal):
+                state = self.save()
         try:
-            self.reset(0)
-            self._drawn()
+            with global_generators.kept():
+                self.reset(0)
+                self._drawn()
         except BaseException:
             self._hold(old)
             raise
         finally:
-            self._replay(seed, acted)
+            if state is None:
+                self._replay(seed, acted)
+            else:
+                self.restore(state)
         if old is not self.env:
             self._before = None
             old.close()
@@ -369,9 +381,12 @@ def _checked(answer: Any) -> tuple[Any, float, bool, bool, Mapping[str, Any]]:
         )
     observation, reward, terminated, truncated, info = answer
     try:
-        return observation, float(reward), bool(terminated), bool(truncated), info
+        number = float(reward)
     except (TypeError, ValueError) as error:
         raise UsageError(f"step returned the reward {reward!r}, which is no number") from error
+    if math.isnan(number):
+        raise UsageError("step returned the reward nan")
+    return observation, number, bool(terminated), bool(truncated), info
 
 
 def _described(answer: Any) -> str:

@@ -27,6 +27,9 @@ STATE, IMAGES, ACTION = "observation.state", "observation.images.", "action"
 DRAWN = "main"
 """The camera of an environment that has one picture and no name for it."""
 
+POSITIONS = ("hand", "object", "second", "goal")
+"""Parts of a layout that are positions, which relations compare: all of one number of axes."""
+
 SHOULDER = "shoulder"
 """A camera over the right shoulder of a robot at the table, which MuJoCo's scenes have besides those of their model."""
 
@@ -246,7 +249,8 @@ class EnvSpec:
             in one episode. A pretrained critic learns from all environments that share it.
 
     Raises:
-        UsageError: neither or both of id and make, no instruction, no steps, or one of save and restore alone.
+        UsageError: neither or both of id and make, no instruction, no steps, one of save and restore alone, or a
+            layout whose places differ in size.
     """
 
     id: str = ""
@@ -277,6 +281,12 @@ class EnvSpec:
             raise UsageError(f"EnvSpec {self.source!r}: timeout {self.timeout} must be 0 (for ever) or more seconds")
         if (self.save is None) != (self.restore is None):
             raise UsageError(f"EnvSpec {self.source!r}: give both save and restore, or neither")
+        widths = {name: part.stop - part.start for name, part in self.layout.items() if name in POSITIONS}
+        if len(set(widths.values())) > 1:
+            raise UsageError(
+                f"EnvSpec {self.source!r}: places of its layout have different sizes: "
+                + ", ".join(f"{name} {width}" for name, width in widths.items())
+            )
         strange = [name for name in self.features if name not in (STATE, ACTION) and not name.startswith(IMAGES)]
         if strange:
             raise UsageError(

@@ -12,7 +12,7 @@ import pickle
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError
 from ..plugins import reason
+from . import global_generators
 from .demonstrations import Demonstration, demonstrate
-from .env_checker import Checked, GlobalGenerators, Mode, built, check_env
+from .env_checker import Checked, Mode, built, check_env
 from .gymnasium_ids import hear
 from .simulator import (
     EnvironmentFault,
@@ -208,7 +209,7 @@ class Worker:
                 simulator = self.simulator(environment)
                 self._as_new(environment, simulator)
                 if mode.seeded:
-                    GlobalGenerators.seed(seed)
+                    global_generators.seed(seed)
                 shown.append(demonstrate(simulator, environment, seed, **limits, view=view))
         return shown
 
@@ -242,14 +243,8 @@ class Worker:
     @contextmanager
     def _generators(self) -> Iterator[None]:
         """Leave the global generators as they were: in a pool without processes they are the caller's."""
-        if not any(mode.seeded for mode in self.modes.values()):
+        with global_generators.kept() if any(mode.seeded for mode in self.modes.values()) else nullcontext():
             yield
-            return
-        outer = GlobalGenerators.get()
-        try:
-            yield
-        finally:
-            GlobalGenerators.put(outer)
 
     @contextmanager
     def _episode(self, live: _Live, seen: Seen) -> Iterator[None]:
@@ -283,7 +278,7 @@ class Worker:
             simulator = self.simulator(live.environment)
             simulator.restore(live.state)
         if live.generators is not None:
-            GlobalGenerators.put(live.generators)
+            global_generators.put(live.generators)
         return simulator
 
     def _started(self, live: _Live) -> tuple[Simulator, dict[View, dict[str, NDArray[np.uint8]]]]:
@@ -303,7 +298,7 @@ class Worker:
             simulator.restore(initial.state)
             live.generators = initial.generators
             if live.generators is not None:
-                GlobalGenerators.put(live.generators)
+                global_generators.put(live.generators)
             return simulator, initial.frames
         self._as_new(environment, simulator)
         self._reset(simulator, live)
@@ -314,10 +309,10 @@ class Worker:
 
     def _reset(self, simulator: Simulator, live: _Live) -> None:
         if self._mode(live.environment).seeded:
-            GlobalGenerators.seed(live.seed)
+            global_generators.seed(live.seed)
         simulator.reset(live.seed)
         if self._mode(live.environment).seeded:
-            live.generators = GlobalGenerators.get()
+            live.generators = global_generators.get()
 
     def _as_new(self, environment: str, simulator: Simulator) -> None:
         """Undo what episodes before left behind that a reset would leave."""
@@ -356,7 +351,7 @@ class Worker:
         if live.own is None:
             live.state = simulator.save()
         if self._mode(live.environment).seeded:
-            live.generators = GlobalGenerators.get()
+            live.generators = global_generators.get()
         return Look(observation, success, frames)
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autotelic.envs import joining
+from autotelic.envs import global_generators, joining
 from autotelic.envs import pool as pools
-from autotelic.envs.env_checker import GlobalGenerators, Mode, check_env
+from autotelic.envs.env_checker import Mode, check_env
 from autotelic.envs.pool import EpisodeRequest, Pool
 from autotelic.envs.simulator import EnvSpec, Refusal, View, register
 
@@ -44,11 +44,11 @@ def test_a_check_leaves_the_callers_generators_alone() -> None:
     name = named(spec(toys.GlobalNumpy))
     np.random.seed(3)
     random.seed(3)
-    before = GlobalGenerators.get()
+    before = global_generators.get()
     check_env(name)
     with Pool([name], workers=0) as pool:
         pool.run([EpisodeRequest(name, 0, 4)], lambda rows, observations: np.zeros((len(rows), pool.chunk, 2)))
-    assert not GlobalGenerators.drawn(before)
+    assert not global_generators.drawn_from(before)
 
 
 def test_pictures_are_compared_too_and_failing_ones_are_told() -> None:
@@ -140,3 +140,20 @@ def test_specs_of_scripts_may_hold_what_has_no_name() -> None:
     register("strangers/lambda", EnvSpec("CartPole-v1", "x", 5, success=lambda outcome: outcome.steps > 3))
     with pytest.raises(ValueError, match=r"cannot be sent to worker processes \(TypeError: .*generator"):
         register("strangers/generator", EnvSpec("CartPole-v1", "x", 5, never, kwargs={"it": (x for x in ())}))
+
+
+def test_pictures_change_nothing_where_global_generators_are_drawn_from() -> None:
+    class Filmed(toys.Filmed, toys.GlobalRandom):
+        """Starts and moves at random, and is filmed."""
+
+    for kwargs in ({}, {"render_mode": "rgb_array"}):
+        name = named(spec(Filmed, success=never, kwargs=kwargs))
+        with Pool([name], workers=0) as pool:
+            pool._painters = pool._workers
+            act = lambda rows, observations: np.zeros((len(rows), 2, 2))  # noqa: E731
+            requests = [EpisodeRequest(name, seed, 6) for seed in (0, 1)]
+            plain, filmed, again = (pool.run(requests, act, render=view) for view in (None, View(8), View(8)))
+        for a, b, c in zip(plain, filmed, again, strict=True):
+            np.testing.assert_array_equal(a.observations, b.observations)
+            np.testing.assert_array_equal(b.frames, c.frames)
+            np.testing.assert_array_equal(a.observations, c.observations)

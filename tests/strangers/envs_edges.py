@@ -321,6 +321,7 @@ RETURNS = {
     "four values": ((np.zeros(4, np.float32), 0.0, False, {}), "step.*4.*5"),
     "no reward": ((np.zeros(4, np.float32), None, False, False, {}), "step.*reward"),
     "nothing": (None, "step"),
+    "a reward of NaN": ((np.zeros(4, np.float32), float("nan"), False, False, {}), "step.*reward nan"),
     "an observation of another size": ((np.zeros(3, np.float32), 0.0, False, False, {}), r"step.*observation"),
 }
 
@@ -334,6 +335,16 @@ for _name, (_answer, _pattern) in RETURNS.items():
     )
     def _(folder: Path, answer: Any = _answer) -> object:
         return played(spec(toys.Returns, kwargs={"answer": answer}))
+
+
+@case(
+    "vla B14: a layout with a hand of two numbers and a goal of one",
+    kind="environments",
+    required=Refuses("places.*hand 2.*goal 1"),
+    **ENVS,
+)
+def uneven_layout(folder: Path) -> object:
+    return spec(toys.Plain, layout={"hand": slice(0, 2), "goal": slice(2, 3)})
 
 
 class NoStart(toys.Plain):
