@@ -23,7 +23,8 @@ REASONS: dict[str, tuple[str, ...]] = {
         *("vlm/checks.py", "vlm/keeping.py", "vlm/reach.py", "vlm/untrusted.py"),
     ),
     "simulators of others, whose attributes are their state": (
-        *("envs/gym_simulator.py", "envs/metaworld.py", "envs/simulator.py"),
+        *("envs/gym_simulator.py", "envs/metaworld.py", "envs/mujoco_content.py"),
+        *("envs/simulator.py", "envs/snapshots.py"),
     ),
     "a person's function, class, array or module, which promises nothing": (
         *("diffusion/gradients.py", "envs/worker.py", "rewards/text/answers.py", "rewards/audit.py"),

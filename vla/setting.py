@@ -118,8 +118,8 @@ class RobotConfig(RunConfig):
     """Gradient steps of behaviour cloning; 0 is 1000 of 256 chunks each on states, and 3000 of 64 on frames."""
     settle: Whole = 20
     """Steps that demonstrations go on after they first succeed, so that they end well inside the goal."""
-    workers: Whole = 0
-    """Simulator processes; 0 takes one per core."""
+    workers: Annotated[int, Range(-1)] = 0
+    """Simulator processes; 0 takes one per core, -1 none: states then come from this process."""
 
 
 @dataclass(eq=False)

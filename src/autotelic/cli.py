@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from . import __version__
 from .config_files import ConfigFile, as_words, read_config
 from .errors import UsageError, unknown
+from .gl import use_before_gl
 from .listing import kind_of, rows
 from .options import (
     AuditOptions,
@@ -78,7 +79,7 @@ def _dispatch(words: Sequence[str]) -> int:
     if words[0] not in COMMANDS:
         raise unknown("command", words[0], COMMANDS)
     places, rest = _take(words[1:], "--use")
-    use(places, anew=True)
+    (use if words[0] == "list" else use_before_gl)(places, anew=True)
     return _run(rest, places) if words[0] == "run" else COMMANDS[words[0]](rest)
 
 
@@ -144,7 +145,7 @@ def _run(words: Sequence[str], places: Sequence[str] = ()) -> int:
     if len(files) > 1:
         raise UsageError(f"--config takes one file, not {' '.join(files)}")
     given = read_config(files[0]) if files else ConfigFile("", {})
-    use(given.use)
+    use_before_gl(given.use)
     places = list(dict.fromkeys([*given.use, *places]))
     name, words = (words[0], words[1:]) if words and not words[0].startswith("-") else (given.recipe, words)
     if not name:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from .errors import UsageError, unknown
 from .families import name_of
-from .plugins import register, use
+from .gl import use_before_gl
+from .plugins import register
 from .recipes import find_recipe
 from .running import create, free_folder, rebuild
 
@@ -177,7 +178,7 @@ class Trainer:
 
 
 def _use(places: Sequence[str]) -> None:
-    use(list(places))
+    use_before_gl(list(places))
 
 
 def _replaced(base: Any, values: Mapping[str, Any]) -> Any:
