@@ -61,7 +61,7 @@ REASONS: dict[str, tuple[str, ...]] = {
         *("envs/lerobot_dataset.py", "envs/lerobot_writing.py", "rewards/progress/frame_critics.py"),
     ),
     "one of two kinds of a thing, which do different work": (
-        *("vlm/asking.py", "vlm/small/critique.py", "vlm/memory.py", "vlm/tools.py", "vlm/watch.py"),
+        *("envs/pool.py", "vlm/asking.py", "vlm/small/critique.py", "vlm/memory.py", "vlm/tools.py", "vlm/watch.py"),
     ),
     "errors and what the operating system has": (
         *("src/autotelic/cli.py", "src/autotelic/machine.py", "vlm/server.py"),
