@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +20,7 @@ from torch import Tensor
 from ..errors import UsageError, unknown
 from ..plugins import imported, is_place
 from ..rewards.image.images import as_float, as_uint8
+from ..rewards.text.answers import without_thoughts
 from ..sandbox import run_code
 from ..types import Task
 from .conversation import Reply, Turn
@@ -147,7 +147,7 @@ class ToolBox:
     def __call__(self, task: Task, turns: Sequence[Turn]) -> Reply:
         images = [*task.images, *(image for turn in turns if turn.reply for image in turn.reply.images)]
         results: list[_Result] = []
-        said = _spoken(self.opened + turns[-1].text)
+        said = without_thoughts(self.opened + turns[-1].text)
         while len(results) <= self.most:
             call = self._next(said)
             if call is None:
@@ -199,12 +199,6 @@ class ToolBox:
         except (Exception, SystemExit) as error:
             said = broke = f"{call.name} broke down: {type(error).__name__}: {error}"
         return _Result(call.name, f"error: {said}", failed=True, broke=broke)
-
-
-def _spoken(text: str) -> str:
-    """A turn without its thoughts; one that was not closed goes on to the end."""
-    text = re.sub(r"(?s)<think>.*?</think>", "", text)
-    return text.rpartition("</think>")[2].partition("<think>")[0]
 
 
 def printed(code: str) -> str:
