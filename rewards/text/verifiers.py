@@ -221,8 +221,9 @@ def _bare(text: str) -> str:
 
 
 _DENIED = re.compile(
-    r"\b(?:not|never|neither|nor|no|cannot|wrong|incorrect|false|untrue|except|other than|rather than"
-    r"|(?:any|every|no)thing but|(?:all|any) but|instead of|ruled? out|eliminated?|excluded?|unlikely|impossible|or)\b|n['\u2019]t\b",
+    r"\b(?:not|never|neither|nor|no|cannot|wrong|incorrect|false|untrue|except|other than|rather than|instead of"
+    r"|(?:any|every|no)thing but|(?:all|any) but|ruled? out|eliminated?|excluded?|unlikely|impossible|or)\b"
+    r"|n['\u2019]t\b",
     re.IGNORECASE,
 )
 _BECAUSE = re.compile(r"\b(?:because|since)\b", re.IGNORECASE)
