@@ -263,7 +263,7 @@ def listed(pick: random.Random, items: list[str]) -> str:
 def sets(pick: random.Random, right: bool) -> Answer:
     count = pick.randrange(2, 6)
     if pick.random() < 0.3:
-        pool = [f"({a}, {b})" for a in range(6) for b in range(6) if a != b]
+        pool = [f"({a}, {b})" for a in range(9) for b in range(a + 1, 9)]
     else:
         pool = [thing(pick) for _ in range(40)] if pick.random() < 0.5 else [str(k) for k in range(60)]
     items = pick.sample(sorted(set(pool)), count + 2)

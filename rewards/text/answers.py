@@ -19,6 +19,8 @@ Extract = Callable[[str], str | None]
 """A completion -> its answer, or None if it gives none."""
 
 _THOUGHTS = re.compile(r"(?i:[<◁](/?)(?:think|thinking|thoughts?|reasoning)[>▷])|\[(/?)THINK\]")
+_Part = tuple[int, int, str]  # where it begins and ends, and what stands in it
+_JOINED = re.compile(r"[\s$*]*(?:[,;/]|or|and|,? ?and/or|,? ?or|,? ?and)?[\s$*]*", re.IGNORECASE)
 _TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _BRACES = re.compile(r"\\boxed\s*\{|\{|\}")
 _MARKS = (
@@ -54,10 +56,10 @@ def without_thoughts(text: str) -> str:
 def answer_of(text: str, whole: bool = True, equations: bool = True, lines: bool = False) -> str | None:
     r"""The answer that a text gives.
 
-    Thoughts are left out (:func:`without_thoughts`). It stands in the last \boxed{...}; else in the last
-    <answer>...</answer>; else in its line after the last "####", "Answer:" or "answer is"; else in its line after the
-    last "=". What follows a mark counts even if it is long: who hedges there ("A or B") has not answered, and verifiers
-    treat it so.
+    Thoughts are left out (:func:`without_thoughts`). It stands in the last \boxed{...}, with those that only a comma or
+    "or" parts from it; else so in the last <answer>...</answer>; else in its line after the last "####", "Answer:" or
+    "answer is"; else in its line after the last "=". What follows a mark counts even if it is long: who hedges there
+    ("A or B") has not answered, and verifiers treat it so.
 
     Args:
         whole: whether a text without any mark is an answer as a whole.
@@ -83,28 +85,46 @@ def answer_of(text: str, whole: bool = True, equations: bool = True, lines: bool
 
 
 def _boxed(text: str) -> str | None:
-    """What stands in the last complete box, braces matched; read once, however many are left open."""
-    opened: list[tuple[int, bool]] = []
-    last, found = -1, None
+    """What stands in the last complete boxes, braces matched; read once, however many are left open."""
+    opened: list[tuple[int, int | None]] = []
+    found: list[_Part] = []
     for brace in _BRACES.finditer(text):
         if brace.group() != "}":
-            opened.append((brace.end(), brace.group() != "{"))
+            opened.append((brace.end(), brace.start() if brace.group() != "{" else None))
         elif opened:
-            start, boxed = opened.pop()
-            if boxed and start > last:
-                last, found = start, text[start : brace.start()]
-    return found
+            inside, start = opened.pop()
+            if start is not None:
+                found.append((start, brace.end(), text[inside : brace.start()]))
+    return _last_of(text, sorted(found))
 
 
 def _tagged(text: str) -> str | None:
-    """What stands between the last closing tag and the opening one before it."""
-    start, found = None, None
+    """What stands between the last closing tags and the opening ones before them."""
+    opened: re.Match[str] | None = None
+    found: list[_Part] = []
     for tag in _TAG.finditer(text):
         if not tag.group(1):
-            start = tag.end()
-        elif start is not None:
-            found, start = text[start : tag.start()], None
-    return found
+            opened = tag
+        elif opened is not None:
+            found.append((opened.start(), tag.end(), text[opened.end() : tag.start()]))
+            opened = None
+    return _last_of(text, found)
+
+
+def _last_of(text: str, parts: list[_Part]) -> str | None:
+    """The last part, with those before it that only a comma, "or" or "and" parts from it: they are one answer."""
+    if not parts:
+        return None
+    start, _, answer = parts[-1]
+    for before, end, inside in reversed(parts[:-1]):
+        if end > start:  # around the last
+            continue
+        between = text[end:start] if start - end < 20 else "no"
+        if not _JOINED.fullmatch(between):
+            break
+        answer = f"{inside}{' or ' if 'or' in between.lower() else ', '}{answer}"
+        start = before
+    return answer
 
 
 def normalise(text: str) -> str:

@@ -121,16 +121,41 @@ _OTHER += (
 _BEYOND = frozenset(rf"\{name}" for name in _OTHER)
 _UNITS = frozenset({*"mgshLlNJWVAKCF", "st", "nd", "rd", "th"})
 _NO_UNKNOWNS = _UNITS | frozenset("aAI")  # one letter after a number, with space between
+_FACTORS = frozenset(
+    [
+        "sin",
+        "cos",
+        "tan",
+        "log",
+        "ln",
+        "exp",
+        "mod",
+        "squared",
+        "cubed",
+        "half",
+        "twice",
+        "double",
+        "triple",
+        "dozen",
+        "root",
+    ]
+)
 _SCALES = {"hundred": "e2", "thousand": "e3", "million": "e6", "billion": "e9", "trillion": "e12"}
 _DATE = re.compile(r"(?<!\d)(?:\d{4}-\d{1,2}-\d{1,2}|\d{1,2}/\d{1,2}/\d{2,4})(?!\d)")
 LIMITS = re.compile(
     r"\b(?:at (?:least|most)|(?:more|less|fewer|greater|other|smaller|larger) than|up to|between|or (?:more|less|fewer)"
-    r"|not|never|neither|nor|cannot|wrong|incorrect|false|except|anything but)\b|n['\u2019]t\b",
+    r"|not|never|neither|nor|cannot|wrong|incorrect|false|except|anything but|impossible|unlikely|rul(?:e|ed|ing) out"
+    r"|exclud(?:e|es|ed|ing)|(?:over|under|above|below|exceed(?:s|ing)?|almost|nearly)(?= \$?\d))\b|n['\u2019]t\b"
+    r"|\d\+(?!\S)",
     re.IGNORECASE,
 )
 """Words that deny or bound."""
 _REASONS = re.compile(r"\b(?:because|since)\b", re.IGNORECASE)
 _CONCLUSIONS = re.compile(r"\b(?:so|therefore|thus|hence|altogether|total(?:s|ling)?|makes?|leaves?|equals?)\b", re.I)
+_TOTAL = re.compile(
+    r"(?<![\d.,])(\d[\d,]{0,30}(?:\.\d{1,30})?) (?:\w{1,20} )?(?:in total|in all|altogether)\b", re.IGNORECASE
+)
+_CLAUSE = re.compile(r"[,;.] |\b(?:so|then|hence|thus|therefore|gives|means)\b", re.IGNORECASE)
 _SENTENCE = re.compile(r"[.!?\n][\s*]+(?=\S)")
 _REMARK = re.compile(r"\([^()]*\)")
 
@@ -267,6 +292,10 @@ class _Scanner:
             or self.pieces[1:].count("{") > self.pieces[1:].count("}")
         ):
             self.scan.broken = self.scan.broken or "an unknown"
+        elif low in _FACTORS:
+            self.scan.broken = self.scan.broken or f"{low}, which makes another number of it"
+        elif low in ("negative", "minus") and not self.pieces and after[0] == "number":
+            self.pieces.append("-")
         else:
             self._stop()
             self.symbol = len(token) == 1 and not before
@@ -304,6 +333,8 @@ class _Scanner:
             self.pieces += ["*", "("] if self.pieces else ["("]
         elif token in "([{)]}":
             self.pieces.append(token)
+        elif token == "_" and before[0] == "number":
+            self.scan.broken = self.scan.broken or "a number to another base"
         elif token == ":" and before[0] == after[0] == "number":
             self.scan.broken = "a time or a ratio"
         elif token in "<>≤≥≠±":
@@ -464,13 +495,15 @@ def quantity_of(text: str) -> Quantity | None:
         return found
     if text.count("=") > text.count("==") * 2:
         line = next((line for line in reversed(text.splitlines()) if "=" in line), text)
-        return _of_equation(_Scanner(line).run())
+        whole = _Scanner(line).run()
+        return _of_equation(_Scanner(_last_clause(line)).run() if whole.broken else whole)
     text = _REASONS.split(text, maxsplit=1)[0] if any(letter.isdigit() for letter in _before_reason(text)) else text
     tried = [text]
     if (remarks := _REMARK.sub(" ", text)) != text and not re.search(r"\bor\b", text):
         tried.append(remarks)
-    for part in (_last(_CONCLUSIONS, text), _last(_SENTENCE, text)):
-        if part is not None and re.search(r"[^\W\d_]{2}", text[: len(text) - len(part)] + part):
+    total = _TOTAL.search(text)
+    for part in (total and total[1], _last(_CONCLUSIONS, text), _last(_SENTENCE, text)):
+        if part is not None and re.search(r"[^\W\d_]{2}", text):
             tried.append(part)
     for part in tried:
         scan = _Scanner(part).run()
@@ -478,6 +511,12 @@ def quantity_of(text: str) -> Quantity | None:
         if numbers and (found := _one(numbers)) is not None:
             return None if scan.broken or LIMITS.search(part) else found
     return None
+
+
+def _last_clause(line: str) -> str:
+    """What stands from the comma, or the word, that goes before the last equation of a line."""
+    before, _, after = line.rpartition("=")
+    return f"{_CLAUSE.split(before)[-1]}={after}"
 
 
 def numbers_in(text: str) -> bool:

@@ -117,6 +117,9 @@ class Exact(Verifier):
         return found is not None and found.values == (Fraction(str(reference)),)
 
 
+_WITH_EQUATIONS = partial(answer_of, equations=False)
+
+
 class Numeric(Verifier):
     r"""1.0 if the answer gives one number, and that is the reference, within a tolerance.
 
@@ -143,7 +146,7 @@ class Numeric(Verifier):
         self,
         tolerance: float = 0.0,
         relative: float = 0.0,
-        extract: Extract = partial(answer_of, equations=False),  # noqa: B008
+        extract: Extract = _WITH_EQUATIONS,
     ) -> None:
         super().__init__(extract)
         if not (tolerance >= 0 and relative >= 0):
@@ -190,7 +193,7 @@ class Mathematics(Verifier):
         \frac{1}{2}  wrong  `1/2 or 1/3`, `2`
     """
 
-    def __init__(self, extract: Extract = partial(answer_of, equations=False)) -> None:  # noqa: B008
+    def __init__(self, extract: Extract = _WITH_EQUATIONS) -> None:
         super().__init__(extract)
         self._number = Numeric(extract=extract)
 
@@ -218,8 +221,9 @@ def _bare(text: str) -> str:
 
 
 _DENIED = re.compile(
-    r"\b(?:not|never|neither|nor|no|cannot|wrong|incorrect|false|untrue|except|anything but|other than|rather than"
-    r"|instead of|ruled? out|eliminated?|excluded?|unlikely|impossible|or)\b|n['\u2019]t\b",
+    r"\b(?:not|never|neither|nor|no|cannot|wrong|incorrect|false|untrue|except|other than|rather than|instead of"
+    r"|(?:any|every|no)thing but|(?:all|any) but|ruled? out|eliminated?|excluded?|unlikely|impossible|or)\b"
+    r"|n['\u2019]t\b",
     re.IGNORECASE,
 )
 _BECAUSE = re.compile(r"\b(?:because|since)\b", re.IGNORECASE)
@@ -301,11 +305,16 @@ def _named(answer: str, letters: str, options: Sequence[str]) -> set[str]:
 def _letters(text: str, letters: str) -> set[str]:
     small = re.findall(r"\(([a-z])\)|\b(?:option|choice|letter) \(?([a-z])(?![\w'])", text)
     named = {letter for letter in re.findall(r"(?<![\w'])[A-Z](?![\w'])", text) if letter in letters}
+    if not named and not small:  # "I choose b"; an "a" among words is none
+        small = [(letter, "") for letter in re.findall(r"(?<![\w'])([b-z])(?![\w'])", text)]
     for article in {"A", "I"} & named:  # "A dog", "I think": words, not letters
         word = rf"(?<![\w']){article} (?!(?:is|was|or|and|but|because|not|nor)\b)[a-z]"
         if not re.search(rf"(?<![\w']){article}(?![\w'])", re.sub(word, "", text)):
             named.discard(article)
     return named | {letter.upper() for pair in small for letter in pair if letter and letter.upper() in letters}
+
+
+_LISTED = partial(answer_of, equations=False, lines=True)
 
 
 class SetMatch(Verifier):
@@ -329,7 +338,7 @@ class SetMatch(Verifier):
         1, 2, 2         wrong  `1, 2`
     """
 
-    def __init__(self, partial: bool = True, extract: Extract = partial(answer_of, lines=True)) -> None:  # noqa: B008
+    def __init__(self, partial: bool = True, extract: Extract = _LISTED) -> None:
         super().__init__(extract)
         self.partial = partial
 
@@ -361,7 +370,7 @@ class SetMatch(Verifier):
 _BULLET = re.compile(r"\s*(?:[-*•·–]|\d{1,3}[.)]|\(?[a-z]\))\s+", re.IGNORECASE)  # noqa: RUF001
 _SET_SIGNS = re.compile(r"\\([{}])|\\(?:left|right)(?![a-zA-Z])|\\[,;! ]|\$")
 _EMPTY = frozenset({"none", "nothing", "empty", "empty set", "∅", r"\emptyset", r"\varnothing"})
-_HEADING = re.compile(r"[^,;\n()\[\]{}]*?(?:\bare\b:?|:)\s+")
+_HEADING = re.compile(r"[^,;\n()\[\]{}=]*?(?:\bare\b:?|:)\s+|\s*both\s+|[\w ]+(?=[\[{])", re.IGNORECASE)
 _SEPARATOR = re.compile(r"[,;\n]|\band\b|&", re.IGNORECASE)
 
 
@@ -370,8 +379,10 @@ def _items(text: str) -> list[str]:
     text = _SET_SIGNS.sub(lambda found: found[1] or "", text).strip().rstrip(".")
     if heading := _HEADING.match(text):
         text = text[heading.end() :]
-    inside = _unwrapped(text)
-    items = [_item(part) for part in _parts(inside)]
+    if "=" in text:
+        text = next(line for line in reversed(text.splitlines()) if "=" in line)
+    inside = _unwrapped(text.rpartition("=")[2] if text.count("=") == 1 else text)
+    items = [_item(part.rpartition("=")[2]) for part in _parts(inside)]
     return [item for item in items if item and item not in _EMPTY]
 
 

@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING, Any
 from packaging.version import Version
 
 from . import __version__
+from .errors import UsageError
 from .machine import cores
+from .sandbox import run_code
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -55,8 +57,18 @@ def findings() -> Iterator[Finding]:
     yield _in_process("device")
     yield _in_process("adapters")
     yield _in_process("simulation")
+    yield _sandbox()
     yield from (_rendering(backend) for backend in GL_LIBRARIES if _linux())
     yield from (_extra(name, packages) for name, packages in _extras().items())
+
+
+def _sandbox() -> Finding:
+    """Whether programs of a policy can be run: what is kept out of their reach."""
+    try:
+        held = run_code("").kernel
+    except UsageError as error:
+        return Finding("sandbox", None, str(error))
+    return Finding("sandbox", None, f"out of a program's reach: {', '.join(sorted(held)) or 'nothing'}")
 
 
 def healthy(found: list[Finding]) -> bool:

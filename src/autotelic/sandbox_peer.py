@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import builtins
 import collections
+import contextlib
 import importlib
+import io
 import json
 import operator
 import os
@@ -125,6 +127,9 @@ class Peer:
         self.send(message)
         while True:
             said = self.receive()
+            if said[0] == "printed":
+                sys.stdout.write(str(said[1]))
+                continue
             if said[0] == "answer":
                 return said[1]
             if said[0] == "raised":
@@ -158,7 +163,7 @@ class Peer:
         if not line.endswith(b"\n"):
             raise Closed
         said = json.loads(line)
-        if not isinstance(said, list) or not said or said[0] not in ("ask", "answer", "raised"):
+        if not isinstance(said, list) or not said or said[0] not in ("ask", "answer", "raised", "printed"):
             raise ValueError("the other process said what is no message")
         return said
 
@@ -187,7 +192,7 @@ class Peer:
             kwargs = {name: self.decode(value) for name, value in request[2].items()}
             given = [*args, *kwargs.values()]
             before = [self._written(value) for value in given]
-            result = target(*args, **kwargs)
+            result = self._printing(target, args, kwargs)
             after = [self._written(value) for value in given]
             changed = [[k, json.loads(b)] for k, (a, b) in enumerate(zip(before, after, strict=True)) if b and a != b]
             same = next((k for k, value in enumerate(given) if value is result and isinstance(value, _MUTABLE)), None)
@@ -208,6 +213,19 @@ class Peer:
         if operation == "await":
             return self.encode(importlib.import_module("asyncio").run(target))
         return self._state(target, 50)
+
+    def _printing(self, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """Call it; what a program prints meanwhile is said there and printed here too, where a test may look for it."""
+        if self._names is None:
+            return target(*args, **kwargs)
+        printed = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(printed):
+                return target(*args, **kwargs)
+        finally:
+            if said := printed.getvalue():
+                sys.stdout.write(said)
+                self.send(["printed", said])
 
     def _named(self, name: str) -> Any:
         assert self._names is not None

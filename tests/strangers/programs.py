@@ -218,6 +218,11 @@ HONEST: dict[str, tuple[str, str]] = {
         "assert f(2) == 4",
     ),
     "an end with sys.exit": ("import sys\ndef f(n): return n * 2\nsys.exit(0)", "assert f(2) == 4"),
+    "what it prints in a call": (
+        "def f(n): print(n * 2)",
+        "import contextlib, io\nout = io.StringIO()\nwith contextlib.redirect_stdout(out): f(2)\n"
+        "assert out.getvalue() == '4\\n'",
+    ),
     "a lone surrogate": ("def f(): return '\\ud800'", "assert f() == '\\ud800'"),
     "threads": (
         "from concurrent.futures import ThreadPoolExecutor as P\ndef f(xs):\n"
