@@ -266,7 +266,8 @@ def from_file(
     Raises:
         UsageError: a row is no question, or nothing is left to train on, to evaluate or for the gate.
     """
-    own, source = _Own.read(path), _Own.read(evaluation or path)
+    own = _Own.read(path)
+    source = _Own.read(evaluation) if evaluation else own
     tables = {"data": own.table} | ({"eval_data": source.table} if evaluation else {})
     verify = verification(verifiers, source.tasks)
     if verify is None and not ungraded:
