@@ -345,6 +345,31 @@ state(
 )
 
 
+def _odd_pictures(folder: Path) -> object:
+    """Pictures of every kind of colours, turned ones and undecoded ones, in columns of any name."""
+    from io import BytesIO
+
+    from autotelic.trainer import write_rows
+    from autotelic.vlm.questions import read_rows
+
+    turned, content = Image.new("RGB", (8, 4), "red"), BytesIO()
+    turned.getexif()[0x0112] = 6
+    Image.new("RGB", (6, 6), "blue").save(content, "JPEG")
+    odd = [Image.new("L", (5, 5)).convert(mode) for mode in ("CMYK", "I", "F", "HSV", "LA", "1")]
+    rows = [
+        {"prompt": "a", "images": [turned, *odd], "seen/at": turned, "image": None, "n": float("nan")},
+        {"prompt": "b", "image": {"bytes": content.getvalue(), "path": "gone.jpg"}},
+    ]
+    first, second = read_rows(str(write_rows(rows, folder / "data" / "data.jsonl")))
+    sizes = [Image.open(path).size for path in (*first.images, *second.images)]
+    return sizes[0], len(sizes), sizes[-1], first.extra["n"]
+
+
+state(
+    "vlm A13: pictures of every kind given as objects", Gives([(4, 8), 8, (6, 6), None]), _odd_pictures, entry="Trainer"
+)
+
+
 def _no_rows(folder: Path) -> object:
     from autotelic.trainer import write_rows
     from autotelic.vlm.questions import read_rows
