@@ -266,7 +266,8 @@ def from_file(
     Raises:
         UsageError: a row is no question, or nothing is left to train on, to evaluate or for the gate.
     """
-    own, source = _Own.read(path), _Own.read(evaluation or path)
+    own = _Own.read(path)
+    source = _Own.read(evaluation) if evaluation else own
     tables = {"data": own.table} | ({"eval_data": source.table} if evaluation else {})
     verify = verification(verifiers, source.tasks)
     if verify is None and not ungraded:
@@ -294,6 +295,8 @@ def from_file(
     canary = [replace(task, category="canary") for task in probes] if labelled else gentle_views(probes)
     blind = blind_baseline(train, asked) if verify is not None else {}
     note = _note(count + (len(asked) if evaluation else 0), train, asked, probes, verify, bool(labelled))
+    if twice := own.table.repeated:
+        note += f"; {twice} rows repeat others"
     return Questions(sources, asked, canary, shown, blind, verify=verify, tables=tables, note=note)
 
 
@@ -378,6 +381,8 @@ def _nothing(path: str, evaluation: str, own: _Own, count: int, trained: bool, a
         shared = "one picture" if own.tasks[0].images else "one text"
         more = "--gate none" if asked else "--eval-data"
         return f"all {count} questions of {path} hang together by {shared}, and none can be held out: give {more}"
+    if not asked and count >= 10 and len({task.category for task in own.tasks}) == count:
+        return f"every question of {path} has a category of its own, and none can be spared: leave the column out"
     if not asked:
         return f"{path} has {count} questions: a run needs 10 or more"
     return f"{path} has {count} questions, and none is left for the gate: give more, or --gate none"

@@ -406,7 +406,7 @@ def read_own(config: LanguageConfig, labels: bool, began: Mapping[str, Any] | No
     from .questions import from_file
     from .verification import check_references
 
-    fields = asdict(config) if began is None else began
+    fields = asdict(config) | dict(began or {})
     unnamed = "rewards" in fixed(type(config))  # the recipe's own, which no question of a file is graded by
     questions = from_file(
         config.data,

@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import UsageError
 from ..families import GROUND_TRUTH, name_of, needs_of
 from ..rewards.reward import Reward
+from ..rewards.text.code_tests import CodeTests
 from ..rewards.text.verifiers import Exact, Verifier
 from ..tables import canonical
 from ..types import Score, Task
@@ -41,7 +42,9 @@ class Verification:
         scores: list[Score] = [None] * count
         for verifier in self.verifiers:
             needed = [columns.get(name, [None] * count) for name in needs_of(verifier)]
-            rows = [i for i in range(count) if scores[i] is None and all(column[i] is not None for column in needed)]
+            rows = [
+                i for i in range(count) if scores[i] is None and all(c[i] is not None and c[i] != [] for c in needed)
+            ]
             if rows:
                 said = verifier(**{name: [column[i] for i in rows] for name, column in columns.items()})
                 total = said.get("total", next(iter(said.values()))) if isinstance(said, Mapping) else said
@@ -51,20 +54,19 @@ class Verification:
 
 
 def check_references(verify: Verification, tasks: Sequence[Task]) -> None:
-    """Refuse, before a run begins, a right answer that a verifier of texts cannot read.
+    """Refuse, before a run begins, a right answer or a test that a verifier cannot read.
 
     Raises:
-        UsageError: naming the question and what is wrong with its reference.
+        UsageError: naming the question and what is wrong with it.
     """
     for verifier in verify.verifiers:
         function = verifier.function if isinstance(verifier, Reward) else verifier
-        if isinstance(function, Verifier):
+        if isinstance(function, Verifier | CodeTests):
             for task in tasks:
                 if has(task, needs_of(function)):
-                    columns = {name: [value] for name, value in task.extra.items()} | {"references": [task.reference]}
                     try:
-                        function(completions=["0"], **columns)
-                    except ValueError as error:
+                        function.check(task.reference, {name: task.extra.get(name) for name in function.reads})
+                    except (ValueError, TypeError) as error:
                         said = str(error).removeprefix("sample 0: ")
                         raise UsageError(f"{task.id}: {said}, and {name_of(verifier)} asks for it") from error
 
@@ -79,7 +81,8 @@ def verification(verifiers: Sequence[Any], tasks: Sequence[Task]) -> Verificatio
 
 def has(task: Task, columns: Sequence[str]) -> bool:
     """Whether a question has values in columns."""
-    return all((task.reference if name == "references" else task.extra.get(name)) is not None for name in columns)
+    values = (task.reference if name == "references" else task.extra.get(name) for name in columns)
+    return all(value is not None and value != [] for value in values)
 
 
 def told(task: Task) -> str:

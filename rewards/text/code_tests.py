@@ -60,7 +60,7 @@ class CodeTests:
         ValueError: a sample has a test that is neither a statement nor a pair.
     """
 
-    needs = ("tests",)
+    needs = reads = ("tests",)
     families = frozenset({GROUND_TRUTH})
 
     def __init__(self, partial: bool = True, limits: Limits | None = None, workers: int | None = None) -> None:
@@ -78,6 +78,10 @@ class CodeTests:
         ]
         with ThreadPoolExecutor(self.workers) as pool:  # threads, since each waits for a process of its own
             return list(pool.map(self._score, jobs))
+
+    def check(self, reference: Any, row: Mapping[str, Any]) -> None:
+        """Refuse tests of another form, before anything runs. Raises ValueError."""
+        _sorted(0, row["tests"])
 
     def _score(self, job: tuple[str, list[str], list[tuple[str, str]]]) -> float | None:
         code, statements, pairs = job

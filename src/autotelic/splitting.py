@@ -89,7 +89,7 @@ def _take(left: Sequence[Sequence[int]], categories: Sequence[str], part: Part) 
     for number, counts in enumerate(fit):
         for category in counts:
             holding[category].append(number)
-    spare = sum(sizes, Counter[str]())
+    spare = Counter(categories[row] for rows in left for row in rows)
     wanted = _wanted({name: sum(fit[number][name] for number in holding[name]) for name in holding}, spare, part)
     taken: set[int] = set()
     got: Counter[str] = Counter()

@@ -89,6 +89,11 @@ class Table:
                     whole.update(self.contents[str(self.folder / path)].encode())
         return whole.hexdigest()
 
+    @property
+    def repeated(self) -> int:
+        """How many rows say what a row before them says."""
+        return len(self.rows) - len({canonical(row.values) for row in self.rows})
+
 
 def read_table(source: str | Path) -> Table:
     """The rows of a file or of a dataset of the hub.
@@ -354,12 +359,13 @@ def _pictures() -> Path:
     return Path(folder)
 
 
-def stored(content: bytes) -> str:
-    """The path of a file with this content, which lasts as long as the process."""
-    path = _pictures() / hashlib.sha256(content).hexdigest()
+def stored(content: bytes, folder: Path | None = None) -> str:
+    """A file with this content: its name in a folder; or its path, in one that lasts as long as the process."""
+    name = hashlib.sha256(content).hexdigest()
+    path = (_pictures() if folder is None else folder) / name
     if not path.exists():
         path.write_bytes(content)
-    return str(path)
+    return str(path) if folder is None else name
 
 
 def _first_line(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
@@ -15,6 +16,7 @@ from .gl import use_before_gl
 from .plugins import register
 from .recipes import find_recipe
 from .running import create, free_folder, rebuild
+from .tables import stored
 
 if TYPE_CHECKING:
     from .trainers.loop import Experiment
@@ -229,13 +231,28 @@ def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> Path:
 
 
 def _stored(value: Any, path: Path, name: str) -> Any:
+    """A value as JSON holds it: pictures are files beside the rows, NaN is what is missing."""
     from PIL import Image
 
     if isinstance(value, Image.Image):
-        value.save(path.parent / f"{path.stem}-{name}.png")
-        return f"{path.stem}-{name}.png"
+        return _written(value, path.parent / f"{path.stem}-{re.sub(r'[^A-Za-z0-9-]', '_', name)}")
+    if isinstance(value, Mapping) and set(value) == {"bytes", "path"}:  # of ``datasets``, not decoded
+        return value["path"] if value["bytes"] is None else stored(value["bytes"], path.parent)
     if isinstance(value, Mapping):
         return {str(k): _stored(v, path, f"{name}-{k}") for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_stored(v, path, f"{name}-{i}") for i, v in enumerate(value)]
-    return value.tolist() if hasattr(value, "tolist") else value
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return None if isinstance(value, float) and value != value else value
+
+
+def _written(picture: Any, path: Path) -> str:
+    """The name of a picture's file: upright, as PNG, or as TIFF where PNG does not have its kind of colours."""
+    from PIL import ImageOps
+
+    upright = ImageOps.exif_transpose(picture)
+    suffix = ".tiff" if upright.mode in ("CMYK", "YCbCr", "LAB", "F") else ".png"
+    while (file := path.with_name(path.name + suffix)).exists():  # of a column with nearly the same name
+        path = path.with_name(f"{path.name}_")
+    (upright.convert("RGB") if upright.mode in ("HSV", "RGBX", "RGBa", "La", "PA") else upright).save(file)
+    return file.name

@@ -59,6 +59,13 @@ GRADED: dict[str, tuple[Required, Callable[[Path], object]]] = {
     "A7: the index of no option": (Refuses("q/1.*index"), _graded("choice", "B", answer=2, options=["cat", "dog"])),
     "A7: true is no index": (Refuses("q/1.*True"), _graded("choice", "B", answer=True, options=["cat", "dog"])),
     "A7: a box of three numbers": (Refuses("q/1.*box"), _graded("boxes", "[0, 0, 1, 1]", answer=[0, 0, 1])),
+    "A7: a float for exact": (Gives(1.0), _graded("exact", "72", answer=72.0)),
+    "A7: a truth value": (
+        Gives([1.0, 1.0, 0.0]),
+        lambda f: [_graded("exact", w, answer=True)(f) for w in ("yes", "true", "no")],
+    ),
+    "A7: tests that are none": (Refuses("q/1.*statement"), _graded("code", "x", tests=[7])),
+    "A7: tests that are no list": (Refuses("q/1"), _graded("code", "x", tests=7)),
     "A7: a set given as a list": (Gives(1.0), _graded("set", "blue, red", answer=["red", "blue"])),
 }
 for told, (outcome, act) in GRADED.items():
@@ -223,8 +230,9 @@ def _evaluation(folder: Path) -> object:
     from autotelic.diffusion.prompts import file_prompts
     from autotelic.diffusion.recipes.ddpo import Config
 
-    config = Config(model="some", data="p.txt", eval_episodes=2).resolved(small=False)
-    made = file_prompts(written(folder, "\n".join(f"thing {i}" for i in range(2000)), "p.txt"))
+    data = written(folder, "\n".join(f"thing {i}" for i in range(2000)), "p.txt")
+    config = Config(model="some", data=data, eval_episodes=2).resolved(small=False)
+    made = file_prompts(data)
     sizes: list[int] = []
 
     def reward(images: Sequence[Any], **columns: Any) -> list[float]:
@@ -334,6 +342,31 @@ state(
     Gives(["a\u2028b", ["4", "four"], (9, 8, 7), 7]),
     _objects,
     entry="Trainer",
+)
+
+
+def _odd_pictures(folder: Path) -> object:
+    """Pictures of every kind of colours, turned ones and undecoded ones, in columns of any name."""
+    from io import BytesIO
+
+    from autotelic.trainer import write_rows
+    from autotelic.vlm.questions import read_rows
+
+    turned, content = Image.new("RGB", (8, 4), "red"), BytesIO()
+    turned.getexif()[0x0112] = 6
+    Image.new("RGB", (6, 6), "blue").save(content, "JPEG")
+    odd = [Image.new("L", (5, 5)).convert(mode) for mode in ("CMYK", "I", "F", "HSV", "LA", "1")]
+    rows = [
+        {"prompt": "a", "images": [turned, *odd], "seen/at": turned, "image": None, "n": float("nan")},
+        {"prompt": "b", "image": {"bytes": content.getvalue(), "path": "gone.jpg"}},
+    ]
+    first, second = read_rows(str(write_rows(rows, folder / "data" / "data.jsonl")))
+    sizes = [Image.open(path).size for path in (*first.images, *second.images)]
+    return sizes[0], len(sizes), sizes[-1], first.extra["n"]
+
+
+state(
+    "vlm A13: pictures of every kind given as objects", Gives([(4, 8), 8, (6, 6), None]), _odd_pictures, entry="Trainer"
 )
 
 
