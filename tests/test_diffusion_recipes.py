@@ -307,7 +307,7 @@ def test_a_picture_that_cannot_be_read_is_named(
 ) -> None:
     pairs = pairs_file(tmp_path, list(shapes.LABELS)[:2])
     (tmp_path / "bad-1.png").write_text("no picture")
-    told = f"{pairs.name} line 2: cannot read the picture"
+    told = f"{pairs.name} line 2: the picture cannot be decoded"
     refused(["--pairs", str(pairs)], told, "bad-1.png", pipeline, tmp_path, capsys, name="dpo")
     pairs.write_text('{"prompt": ["a"], "chosen": "good-0.png", "rejected": "good-1.png"}\n')
     refused(["--pairs", str(pairs)], f"{pairs.name} line 1 wants", '"prompt": text', pipeline, tmp_path, capsys, "dpo")

@@ -77,7 +77,7 @@ def test_an_answer_is_asked_about_with_the_tasks_pictures() -> None:
 
 def test_texts_alone_are_asked_about_without_pictures() -> None:
     stub = Stub(lambda pictures, text: 1.0)
-    YesNoJudge(asker=stub)(["four"], ["2 + 2"], ["four"], outputs=["four"])  # as the loop calls it
+    YesNoJudge(asker=stub)([None], ["2 + 2"], ["four"], outputs=["four"])  # as the loop calls it
     assert stub.asked == [([], "Question: 2 + 2\nAnswer: four\nIs the answer right? Answer yes or no.")]
 
 
@@ -184,7 +184,7 @@ def test_bad_input_gets_one_line() -> None:
         ("needs the column references", lambda: judge([grey(1)], ["a"])),
         ("needs the column groups", lambda: PairwiseJudge("x", against="group", asker=stub)([grey(1)], ["a"])),
         ("sample 0 is a picture, its reference a text", lambda: judge([grey(1)], ["a"], references=["b"])),
-        ("sample 1 holds a int, not a picture", lambda: judge([grey(1), 3], ["a", "b"], references=[None] * 2)),
+        ("sample 1 is no image but int", lambda: judge([grey(1), 3], ["a", "b"], references=[None] * 2)),
         ("an episode without frames", lambda: judge([SimpleNamespace(frames=None)], ["a"], references=[None])),
         ("did you mean prompt", lambda: YesNoJudge("Is it {promt}?", asker=stub)),
         ('unknown opponent of a pairwise judge "refs"', lambda: PairwiseJudge("x", against="refs")),  # type: ignore[arg-type]

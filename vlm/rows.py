@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from ..images import as_pil, check_image_file
 from ..tables import Contents, Row, Table, canonical, is_file, read_table
 from ..types import Task
-from .processing import PIXEL_LIMIT, as_pil, check_image_file, image_places
+from .processing import image_places
 
 PLACE = "<image>"
 """In a text, where a picture of its row stands."""
@@ -131,7 +132,7 @@ def decode(tasks: Iterable[Task]) -> None:
 
 
 def _look(path: str, name: str) -> None:
-    as_pil(path, name, PIXEL_LIMIT)
+    as_pil(path, name)
 
 
 def keys_of(tasks: Sequence[Task], contents: Contents) -> list[frozenset[str]]:

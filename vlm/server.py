@@ -36,10 +36,10 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
+from ..images import as_pil
 from ..trainers.actors import TrainingWrapper
 from ..types import Key, Rollout, Task
 from .policy import TokenPolicy
-from .processing import as_pil
 
 _PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
 """HTTP statuses that another try may mend."""
@@ -244,7 +244,7 @@ def messages_of(task: Task) -> list[dict[str, Any]]:
     Raises:
         UsageError: an image that cannot be read, or another number of image blocks than images.
     """
-    urls = [_data_url(as_pil(image, f"{task.id}: image {k + 1}", 50_000_000)) for k, image in enumerate(task.images)]
+    urls = [_data_url(as_pil(image, f"{task.id}: image {k + 1}")) for k, image in enumerate(task.images)]
     given = [{"role": "user", "content": task.prompt}] if isinstance(task.prompt, str) else task.prompt
     messages = [dict(message) for message in given]
     shown = [{"type": "image_url", "image_url": {"url": url}} for url in urls]

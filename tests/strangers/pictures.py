@@ -165,9 +165,6 @@ PICTURES: dict[str, tuple[Callable[[Path], str], tuple[int, int, int]]] = {
     "CMYK": (four_inks, (255, 0, 0)),
     "one bit": (bilevel, (255, 255, 255)),
 }
-RIGHT_TODAY = {
-    *((picture, "pairs") for picture in ("a plain file", "CMYK", "one bit")),
-}
 
 
 def _state(door: str, picture: str) -> None:
@@ -181,7 +178,7 @@ def _state(door: str, picture: str) -> None:
         entry=door,
         required=Gives([8, 4, *colour]),
         by="user",
-        waits=(picture, door) not in RIGHT_TODAY,
+        waits=door == "own reward",
     )
     def entered(folder: Path) -> object:
         seen = enter(make(folder), folder)
@@ -268,11 +265,11 @@ def number(folder: Path) -> Any:
 
 
 NO_PICTURES: dict[str, tuple[Callable[[Path], Any], Required]] = {
-    "a truncated file": (truncated, Refuses("the picture.*cut.jpg.*cannot be (read|decoded)")),
-    "a hostile file": (hostile, Refuses("the picture.*hostile.png.*cannot be (read|decoded)")),
+    "a truncated file": (truncated, Refuses("the picture cannot be decoded.*cut.jpg")),
+    "a hostile file": (hostile, Refuses("the picture cannot be decoded.*hostile.png")),
     "a decompression bomb": (bomb, Refuses("the picture.*pixels.*make it smaller")),
     "a program": (program, Refuses("the picture.*EPS")),
-    "a text": (text_file, Refuses("the picture.*words.png.*cannot be (read|decoded)")),
+    "a text": (text_file, Refuses("the picture cannot be decoded.*words.png")),
     "nothing": (nothing_there, Refuses("the picture.*no file.*absent.png")),
     "a folder": (a_folder, Refuses("the picture.*no file")),
     "floats up to 37": (loud, Refuses("the picture.*37")),
@@ -293,7 +290,6 @@ def _refuse(name: str) -> None:
         entry="opener",
         required=required,
         by="user",
-        waits=True,
     )
     def entered(folder: Path) -> object:
         return by_opener(make(folder), folder)[0, 0].tolist()
@@ -330,7 +326,6 @@ def _array(name: str) -> None:
         entry="opener",
         required=Gives([8, 4, 51, 51, 51]),
         by="user",
-        waits=True,
     )
     def entered(folder: Path) -> object:
         seen = by_opener(ARRAYS[name](), folder)

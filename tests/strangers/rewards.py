@@ -291,7 +291,6 @@ def _non_finite(name: str, reader: str) -> None:
         entry="picture",
         required=Refuses("sample 1.*not finite"),
         by="policy",
-        waits=True,
     )
     def read(folder: Path) -> object:
         from autotelic.rewards.image import images
