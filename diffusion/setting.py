@@ -259,6 +259,7 @@ def start(
     """
     import torch
 
+    from ..calling import require_columns
     from ..trainers.data import remember
     from ..trainers.distributed import barrier, device, is_main
     from ..trainers.lora import add_lora
@@ -283,6 +284,9 @@ def start(
     if config.data:
         remember(folder, data=prompts_table(config.data))
     reward, judge, world = rewards(config, differentiable)
+    for asked in (reward, judge):
+        if asked is not None:
+            require_columns(asked, prompts.seen)
     if differentiable:
         check_differentiable(reward)
     if small:

@@ -20,6 +20,7 @@ from autotelic.rewards.models.judge import PairwiseJudge, YesNoJudge
 from autotelic.rewards.models.rubric import RubricJudge
 from autotelic.rewards.models.vlm import VLM, tokens_of
 from autotelic.rewards.reward import Reward
+from autotelic.types import Task
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
 WORDS = [*SPECIAL, "<|video_pad|>", "[UNK]", "yes", "Yes", "no", "NO", "user", "assistant", "is", "this", "a", "cat"]
@@ -170,7 +171,7 @@ def test_two_attempts_are_told_apart_by_number() -> None:
 def test_it_is_a_reward_that_adds_up() -> None:
     judge = PairwiseJudge("light", asker=Stub(brighter))
     reward = Reward(YesNoJudge(asker=Stub(lambda pictures, text: 0.5)), "shows") + 2 * Reward(judge, "light")
-    named = reward(images=[grey(100)], prompts=["a"], references=[grey(50)], tasks=[None])
+    named = reward(images=[grey(100)], prompts=["a"], references=[grey(50)], tasks=[Task("a", "a")])
     assert named["total"] == pytest.approx([0.5 + 2 * (0.5 + 50 / 512)])
     assert not reward.differentiable
 

@@ -25,7 +25,7 @@ REASONS: dict[str, tuple[str, ...]] = {
         *("envs/gym_simulator.py", "envs/metaworld.py", "envs/simulator.py"),
     ),
     "a person's function, class, array or module, which promises nothing": (
-        *("diffusion/gradients.py", "envs/worker.py", "rewards/text/answers.py", "rewards/audit.py"),
+        *("diffusion/gradients.py", "envs/worker.py", "rewards/audit.py"),
         *(
             "rewards/progress/clip_progress.py",
             "rewards/models/exhibits.py",
@@ -34,7 +34,8 @@ REASONS: dict[str, tuple[str, ...]] = {
         ),
         *("rewards/names.py", "rewards/progress/estimates.py", "rewards/reward.py", "rewards/text/verifiers.py"),
         *("rewards/progress/vlm_progress.py", "src/autotelic/auditing.py", "src/autotelic/check.py"),
-        *("src/autotelic/families.py", "src/autotelic/listing.py", "src/autotelic/numbers.py"),
+        *("src/autotelic/calling.py", "src/autotelic/families.py", "src/autotelic/listing.py"),
+        *("src/autotelic/images.py", "src/autotelic/numbers.py"),
         *("src/autotelic/tables.py", "vlm/verification.py"),
         *("src/autotelic/plugins.py", "src/autotelic/sandbox_peer.py", "src/autotelic/sweep.py"),
         *("src/autotelic/trainer.py", "trainers/contracts.py", "trainers/scoring.py"),
@@ -55,7 +56,7 @@ REASONS: dict[str, tuple[str, ...]] = {
         *("vlm/asking.py", "vlm/small/critique.py", "vlm/memory.py"),
     ),
     "errors and what the operating system has": (
-        *("src/autotelic/cli.py", "src/autotelic/machine.py", "vlm/server.py"),
+        *("src/autotelic/cli.py", "src/autotelic/machine.py", "trainers/faults.py", "vlm/server.py"),
     ),
 }
 """Why a file outside ``NO_SEAMS`` has seams."""

@@ -157,12 +157,12 @@ class AttributeReward:
         self._places = {caption: place for place, caption in enumerate(labels)}
         self._targets = torch.tensor(list(labels.values()))
 
-    def __call__(self, images: Sequence[Any] | Tensor, prompts: Sequence[Any], **columns: Any) -> Tensor | list[float]:
-        targets = self._targets[_places(prompts, self._places, len(images))]
+    def __call__(self, outputs: Sequence[Any] | Tensor, prompts: Sequence[Any], **columns: Any) -> Tensor | list[float]:
+        targets = self._targets[_places(prompts, self._places, len(outputs))]
         if not self.differentiable:
             with torch.no_grad():
-                return [float(value) for value in self._score(_eight_bits(images) / 255, targets)]
-        return self._score(as_float(images).float(), targets)
+                return [float(value) for value in self._score(_eight_bits(outputs) / 255, targets)]
+        return self._score(as_float(outputs).float(), targets)
 
     def _score(self, images: Tensor, targets: Tensor) -> Tensor:
         side = self.classifier.size
@@ -211,9 +211,9 @@ class NearestRender:
         self._norms = self._renders.square().sum(-1).flatten()
 
     def __call__(
-        self, images: Sequence[Any] | Tensor, prompts: Sequence[Any], **columns: Any
+        self, outputs: Sequence[Any] | Tensor, prompts: Sequence[Any], **columns: Any
     ) -> dict[str, list[float]]:
-        correct, distance = self.verdicts(images, prompts)
+        correct, distance = self.verdicts(outputs, prompts)
         fidelity = -(distance + ROUNDING).log()
         scores = {"correct": correct.float(), "fidelity": fidelity, "distance": distance}
         named = {name: [float(value) for value in values] for name, values in scores.items()}

@@ -62,12 +62,12 @@ def picture(value: float, size: int = 8) -> torch.Tensor:
 # --- columns: images are shown, outputs are made ----------------------------------------------------------------------
 
 
-@stated("vlm A19: images in a batch without any", "two doors", Gives([None, None]), modality="vlm", waits=True)
+@stated("vlm A19: images in a batch without any", "two doors", Gives([None, None]), modality="vlm")
 def no_images(folder: Path) -> object:
     return list(columns(attempts("a", "b"))["images"])
 
 
-@stated("vlm A19: images in a mixed batch", "two doors", Gives([1, None]), modality="vlm", waits=True)
+@stated("vlm A19: images in a mixed batch", "two doors", Gives([1, None]), modality="vlm")
 def some_images(folder: Path) -> object:
     rollouts = [attempt("a", images=(np.zeros((4, 4, 3), np.uint8),)), attempt("b")]
     return [None if row is None else len(row) for row in columns(rollouts)["images"]]
@@ -78,7 +78,6 @@ def some_images(folder: Path) -> object:
     "two doors",
     Gives([None, 0.5]),
     modality="diffusion",
-    waits=True,
 )
 def drawn(folder: Path) -> object:
     table = columns([attempt(picture(0.5))])
@@ -98,7 +97,6 @@ def drawn_as_images(folder: Path) -> object:
     "two doors",
     Refuses("mean.*outputs"),
     modality="diffusion",
-    waits=True,
 )
 def edited(folder: Path) -> object:
     def mean(images: Any, prompts: Any, **_: Any) -> list[float]:
@@ -107,7 +105,7 @@ def edited(folder: Path) -> object:
     return scored(mean, picture(0.25), images=(Image.new("RGB", (8, 8)),))
 
 
-@stated("an edited picture and what it was", "two doors", Gives([[8, 8, 0.25]]), modality="diffusion", waits=True)
+@stated("an edited picture and what it was", "two doors", Gives([[8, 8, 0.25]]), modality="diffusion")
 def edited_well(folder: Path) -> object:
     seen = []
 
@@ -123,7 +121,7 @@ RESERVED = ("tasks", "prompts", "completions", "outputs", "images", "groups", "r
 
 
 def _reserved(name: str) -> None:
-    @stated(f"vlm A19: a column of one's own named {name}", "two doors", Refuses(f'column.*"{name}"'), waits=True)
+    @stated(f"vlm A19: a column of one's own named {name}", "two doors", Refuses(f'column.*"{name}"'))
     def collides(folder: Path) -> object:
         return scored(lengths, "a", extra={name: "mine"})
 
@@ -135,7 +133,7 @@ for _name in RESERVED:
 B4 = "diffusion B4: a reward with gradient is handed a tensor"
 
 
-@stated(f"{B4} in rounds, evaluations and gates", "two doors", Gives([0.5, -0.5]), modality="diffusion", waits=True)
+@stated(f"{B4} in rounds, evaluations and gates", "two doors", Gives([0.5, -0.5]), modality="diffusion")
 def differentiable(folder: Path) -> object:
     def redness(images: Any, **columns: Any) -> Any:
         return images[:, 0].mean((1, 2)) - images[:, 2].mean((1, 2))
@@ -146,7 +144,7 @@ def differentiable(folder: Path) -> object:
     return scored(redness, red, blue)
 
 
-@stated(f"{B4} as a term of a sum", "two doors", Gives([1.5]), modality="diffusion", waits=True)
+@stated(f"{B4} as a term of a sum", "two doors", Gives([1.5]), modality="diffusion")
 def differentiable_term(folder: Path) -> object:
     from autotelic.rewards.reward import Reward
 
@@ -166,7 +164,7 @@ def inverse(completions: Any, **_: Any) -> list[float]:
     return [1 / len(text) for text in completions]
 
 
-@stated("vlm A8: a reward breaks on one answer", "policy errors", Gives([0.5, 0.25, 0.25]), "policy", waits=True)
+@stated("vlm A8: a reward breaks on one answer", "policy errors", Gives([0.5, 0.25, 0.25]), "policy")
 def breaks_on_one(folder: Path) -> object:
     return scored(inverse, "ab", "", "abcd")
 
@@ -176,7 +174,6 @@ def breaks_on_one(folder: Path) -> object:
     "policy errors",
     Gives([0.5, -1.0]),
     "policy",
-    waits=True,
 )
 def declared_minimum(folder: Path) -> object:
     def own(completions: Any, **_: Any) -> list[float]:
@@ -186,14 +183,14 @@ def declared_minimum(folder: Path) -> object:
     return scored(own, "ab", "")
 
 
-@stated("vlm A8: what broke is told and counted", "policy errors", Gives([1 / 3, True]), "policy", waits=True)
+@stated("vlm A8: what broke is told and counted", "policy errors", Gives([1 / 3, True]), "policy")
 def told(folder: Path) -> object:
     rollouts = attempts("ab", "", "abcd")
     metrics = score(rollouts, inverse)
     return [metrics["faults/policy"], "ZeroDivisionError" in str(rollouts[1].info["fault"])]
 
 
-@stated("vlm A8: one term of a sum breaks on one answer", "policy errors", Gives([2.0, 0.0]), "policy", waits=True)
+@stated("vlm A8: one term of a sum breaks on one answer", "policy errors", Gives([2.0, 0.0]), "policy")
 def term_breaks(folder: Path) -> object:
     from autotelic.rewards.reward import Reward
 
@@ -203,13 +200,13 @@ def term_breaks(folder: Path) -> object:
     return totals(rollouts, both)
 
 
-@stated("a policy that collapses breaks a reward that worked", "policy errors", GoesOn(), "policy", waits=True)
+@stated("a policy that collapses breaks a reward that worked", "policy errors", GoesOn(), "policy")
 def collapses(folder: Path) -> object:
     scored(inverse, "ab", "abc")
     return scored(inverse, "", "")
 
 
-@stated("vlm A8: a lone surrogate", "policy errors", Gives([2.0, 2.0, False]), "policy", waits=True)
+@stated("vlm A8: a lone surrogate", "policy errors", Gives([2.0, 2.0, False]), "policy")
 def surrogate(folder: Path) -> object:
     given: list[str] = []
 
@@ -234,7 +231,6 @@ def _unreadable(name: str) -> None:
         Gives([-0.5, -0.75, -0.75]),
         "policy",
         "diffusion",
-        waits=True,
     )
     def scored_low(folder: Path) -> object:
         def dark(outputs: Any, **_: Any) -> list[float]:
@@ -248,7 +244,7 @@ for _name in UNREADABLE:
     _unreadable(_name)
 
 
-@stated("diffusion B1: JPEG does not love NaN", "numbers", Gives(True), "policy", "diffusion", waits=True)
+@stated("diffusion B1: JPEG does not love NaN", "numbers", Gives(True), "policy", "diffusion")
 def jpeg_of_nan(folder: Path) -> object:
     from autotelic.rewards.image.pictures import JPEGSize
 
@@ -263,7 +259,6 @@ def jpeg_of_nan(folder: Path) -> object:
     Gives([None, None]),
     "policy",
     "diffusion",
-    waits=True,
 )
 def only_nan(folder: Path) -> object:
     from autotelic.rewards.image.pictures import JPEGSize
@@ -271,7 +266,7 @@ def only_nan(folder: Path) -> object:
     return scored(JPEGSize(), picture(math.nan), picture(math.nan))
 
 
-@stated("an episode with actions that are NaN", "numbers", Gives([1.0, 1.0]), "policy", "vla", waits=True)
+@stated("an episode with actions that are NaN", "numbers", Gives([1.0, 1.0]), "policy", "vla")
 def nan_episode(folder: Path) -> object:
     from autotelic.envs.pool import Episode
 
@@ -307,7 +302,6 @@ for _name in UNREADABLE:
     "a reward that breaks on everything is the user's",
     "policy errors",
     Refuses("wrong.*KeyError.*rewards.py, line"),
-    waits=True,
 )
 def users_mistake(folder: Path) -> object:
     def wrong(completions: Any, **_: Any) -> list[float]:
@@ -345,7 +339,7 @@ MACHINES: dict[str, tuple[Callable[[], Exception], int, list[float | None]]] = {
 def _machine(name: str) -> None:
     make, times, wanted = MACHINES[name]
 
-    @stated(f"a remote reward fails {name}", "policy errors", Gives(wanted), "machine", waits=True)
+    @stated(f"a remote reward fails {name}", "policy errors", Gives(wanted), "machine")
     def fails(folder: Path) -> object:
         return scored(failing(times, make()), "a", "b")
 
@@ -354,12 +348,12 @@ for _name in MACHINES:
     _machine(_name)
 
 
-@stated("what machines caused is counted", "policy errors", Gives(1.0), "machine", waits=True)
+@stated("what machines caused is counted", "policy errors", Gives(1.0), "machine")
 def counted(folder: Path) -> object:
     return score(attempts("a", "b"), failing(10**6, TimeoutError("no answer")))["faults/infrastructure"]
 
 
-@stated("an error that does not come again", "policy errors", Gives([1.0, 1.0]), "machine", waits=True)
+@stated("an error that does not come again", "policy errors", Gives([1.0, 1.0]), "machine")
 def flickers(folder: Path) -> object:
     return scored(failing(1, RuntimeError("CUDA hiccup")), "a", "b")
 
@@ -374,7 +368,6 @@ def flickers(folder: Path) -> object:
     entry="reward",
     required=Gives([True, 40]),
     by="user",
-    waits=True,
 )
 def in_pieces(folder: Path) -> object:
     from autotelic.rewards.image.hub import LaionAesthetic

@@ -19,43 +19,42 @@ from .rewards import CHAT, attempt, attempts, picture, scored, spoken, stated, t
 
 # --- what a reward may return -----------------------------------------------------------------------------------------
 
-RETURNED: dict[str, tuple[Callable[[], Any], Required, bool]] = {
-    "vlm A19: a NumPy array": (lambda: np.array([1.0, 0.5]), Gives([1.0, 0.5]), True),
-    "vlm A19: NumPy numbers in a list": (lambda: [np.float32(1), np.bool_(True)], Gives([1.0, 1.0]), False),
-    "diffusion B13: an array of whole numbers": (lambda: np.array([1, 0]), Gives([1.0, 0.0]), True),
+RETURNED: dict[str, tuple[Callable[[], Any], Required]] = {
+    "vlm A19: a NumPy array": (lambda: np.array([1.0, 0.5]), Gives([1.0, 0.5])),
+    "vlm A19: NumPy numbers in a list": (lambda: [np.float32(1), np.bool_(True)], Gives([1.0, 1.0])),
+    "diffusion B13: an array of whole numbers": (lambda: np.array([1, 0]), Gives([1.0, 0.0])),
     "diffusion B13: a tensor in half precision": (
         lambda: torch.tensor([1.0, 0.5], dtype=torch.bfloat16),
         Gives([1.0, 0.5]),
-        False,
     ),
-    "diffusion B13: a column [B, 1] of a model": (lambda: torch.tensor([[1.0], [0.5]]), Gives([1.0, 0.5]), False),
-    "diffusion B13: NaN means that it does not apply": (lambda: [math.nan, 0.5], Gives([None, 0.5]), True),
-    "diffusion B13: NaN in an array": (lambda: np.array([1.0, np.nan]), Gives([1.0, None]), True),
-    "vlm A18: one None": (lambda: [None, 0.5], Gives([None, 0.5]), False),
-    "vlm A18: None for all": (lambda: [None, None], Gives([None, None]), False),
-    "vlm A18: NaN for all": (lambda: torch.tensor([math.nan, math.nan]), Gives([None, None]), True),
-    "vlm A19: a generator": (lambda: (x for x in (1.0, 0.5)), Gives([1.0, 0.5]), True),
-    "an infinite number": (lambda: [1.0, math.inf], Refuses("planted.*inf.*task-1"), False),
-    "minus infinity in an array": (lambda: np.array([-np.inf, 1.0]), Refuses("planted.*-inf.*task-0"), True),
-    "diffusion B13: a 0-d tensor": (lambda: torch.tensor(1.0), Refuses("planted.*one number.*2 samples"), True),
-    "a plain number": (lambda: 1.0, Refuses("planted.*float"), False),
-    "diffusion B13: a matrix [B, B]": (lambda: torch.eye(2), Refuses(r"planted.*\[2, 2\].*diagonal"), True),
-    "diffusion B13: a matrix [B, B] in NumPy": (lambda: np.eye(2), Refuses(r"planted.*\[2, 2\].*diagonal"), True),
-    "diffusion B13: a matrix as lists": (lambda: np.eye(2).tolist(), Refuses("planted.*2 numbers.*1 segment"), True),
-    "too few": (lambda: [1.0], Refuses("planted.*1 scores? for 2 samples"), False),
-    "a text among numbers": (lambda: [1.0, "good"], Refuses("planted.*good.*task-1"), False),
-    "a text": (lambda: "ab", Refuses("planted.*str"), True),
-    "a complex number": (lambda: [1.0, 1j], Refuses("planted.*task-1"), False),
-    "DDPO's pair (scores, info)": (lambda: ([1.0, 0.5], {}), Gives([1.0, 0.5]), True),
-    "DDPO's pair of an array": (lambda: (np.array([1.0, 0.5]), {}), Gives([1.0, 0.5]), True),
-    "a pair of numbers": (lambda: (1.0, 0.5), Gives([1.0, 0.5]), False),
+    "diffusion B13: a column [B, 1] of a model": (lambda: torch.tensor([[1.0], [0.5]]), Gives([1.0, 0.5])),
+    "diffusion B13: NaN means that it does not apply": (lambda: [math.nan, 0.5], Gives([None, 0.5])),
+    "diffusion B13: NaN in an array": (lambda: np.array([1.0, np.nan]), Gives([1.0, None])),
+    "vlm A18: one None": (lambda: [None, 0.5], Gives([None, 0.5])),
+    "vlm A18: None for all": (lambda: [None, None], Gives([None, None])),
+    "vlm A18: NaN for all": (lambda: torch.tensor([math.nan, math.nan]), Gives([None, None])),
+    "vlm A19: a generator": (lambda: (x for x in (1.0, 0.5)), Gives([1.0, 0.5])),
+    "an infinite number": (lambda: [1.0, math.inf], Refuses("planted.*inf.*task-1")),
+    "minus infinity in an array": (lambda: np.array([-np.inf, 1.0]), Refuses("planted.*-inf.*task-0")),
+    "diffusion B13: a 0-d tensor": (lambda: torch.tensor(1.0), Refuses("planted.*one number.*2 samples")),
+    "a plain number": (lambda: 1.0, Refuses("planted.*float")),
+    "diffusion B13: a matrix [B, B]": (lambda: torch.eye(2), Refuses(r"planted.*\[2, 2\].*diagonal")),
+    "diffusion B13: a matrix [B, B] in NumPy": (lambda: np.eye(2), Refuses(r"planted.*\[2, 2\].*diagonal")),
+    "diffusion B13: a matrix as lists": (lambda: np.eye(2).tolist(), Refuses("planted.*2 numbers.*1 segment")),
+    "too few": (lambda: [1.0], Refuses("planted.*1 scores? for 2 samples")),
+    "a text among numbers": (lambda: [1.0, "good"], Refuses("planted.*good.*task-1")),
+    "a text": (lambda: "ab", Refuses("planted.*str")),
+    "a complex number": (lambda: [1.0, 1j], Refuses("planted.*task-1")),
+    "DDPO's pair (scores, info)": (lambda: ([1.0, 0.5], {}), Gives([1.0, 0.5])),
+    "DDPO's pair of an array": (lambda: (np.array([1.0, 0.5]), {}), Gives([1.0, 0.5])),
+    "a pair of numbers": (lambda: (1.0, 0.5), Gives([1.0, 0.5])),
 }
 
 
 def _returned(name: str) -> None:
-    make, required, waits = RETURNED[name]
+    make, required = RETURNED[name]
 
-    @stated(f"{name} from a reward", "trl rewards", required, waits=waits)
+    @stated(f"{name} from a reward", "trl rewards", required)
     def returned(folder: Path) -> object:
         def planted(completions: Any, **_: Any) -> Any:
             return make()
@@ -71,7 +70,6 @@ for _name in RETURNED:
     "diffusion B13: a matrix is no scores per segment, however few samples",
     "trl rewards",
     Refuses("diagonal"),
-    waits=True,
 )
 def matrix_of_few(folder: Path) -> object:
     steps = torch.arange(5)
@@ -89,7 +87,7 @@ def per_segment(folder: Path) -> object:
 # --- functions written for TRL ----------------------------------------------------------------------------------------
 
 
-@stated("vlm A19: completions of a chat are messages", "trl rewards", Gives([1.0, 0.0]), modality="vlm", waits=True)
+@stated("vlm A19: completions of a chat are messages", "trl rewards", Gives([1.0, 0.0]), modality="vlm")
 def messages(folder: Path) -> object:
     def polite(prompts: Any, completions: Any, **kwargs: Any) -> list[float]:
         assert prompts[0][0]["role"] == "user" and completions[0][0]["role"] == "assistant"
@@ -111,7 +109,6 @@ def strings(folder: Path) -> object:
     "trl rewards",
     Gives([["list", "str"], 1.0, 1.0]),
     modality="vlm",
-    waits=True,
 )
 def chat_and_plain(folder: Path) -> object:
     from autotelic.rewards.text.verifiers import Exact
@@ -140,7 +137,7 @@ def answer_column(folder: Path) -> object:
     return scored(right, "7", "8", extra={"answer": "7"})
 
 
-@stated("vlm A19: the column completion_ids", "trl rewards", Gives([2.0, 3.0]), modality="vlm", waits=True)
+@stated("vlm A19: the column completion_ids", "trl rewards", Gives([2.0, 3.0]), modality="vlm")
 def completion_ids(folder: Path) -> object:
     def count(completion_ids: Any, **kwargs: Any) -> list[float]:
         assert all(isinstance(number, int) for ids in completion_ids for number in ids)
@@ -149,7 +146,7 @@ def completion_ids(folder: Path) -> object:
     return totals([spoken([5, 1], "a"), spoken([7, 7, 1], "b")], count)
 
 
-@stated("vlm A19: the argument trainer_state", "trl rewards", Gives([0.0, 0.0]), modality="vlm", waits=True)
+@stated("vlm A19: the argument trainer_state", "trl rewards", Gives([0.0, 0.0]), modality="vlm")
 def trainer_state(folder: Path) -> object:
     def early(completions: Any, trainer_state: Any, **kwargs: Any) -> list[float]:
         return [trainer_state.global_step / max(1, trainer_state.max_steps) for _ in completions]
@@ -157,7 +154,7 @@ def trainer_state(folder: Path) -> object:
     return scored(early, "a", "b")
 
 
-@stated("vlm A19: log_metric and log_extra", "trl rewards", Gives([0.25, "seen b"]), modality="vlm", waits=True)
+@stated("vlm A19: log_metric and log_extra", "trl rewards", Gives([0.25, "seen b"]), modality="vlm")
 def logged(folder: Path) -> object:
     def tells(completions: Any, log_metric: Any = None, log_extra: Any = None, **kwargs: Any) -> list[float]:
         log_metric("share", 0.25)
@@ -167,10 +164,10 @@ def logged(folder: Path) -> object:
     rollouts = attempts("a", "b")
     metrics = score(rollouts, tells)
     share = next(value for name, value in metrics.items() if name.endswith("share"))
-    return [share, rollouts[1].info["read"]]
+    return [share, rollouts[1].info["logged/read"]]
 
 
-@stated("vlm A19: an async function", "trl rewards", Gives([1.0, 2.0]), waits=True)
+@stated("vlm A19: an async function", "trl rewards", Gives([1.0, 2.0]))
 def asynchronous(folder: Path) -> object:
     async def slow(completions: Any, **kwargs: Any) -> list[float]:
         await asyncio.sleep(0)
@@ -179,7 +176,7 @@ def asynchronous(folder: Path) -> object:
     return scored(slow, "a", "bb")
 
 
-@stated("vlm A19: async functions wait together", "trl rewards", Gives([3.0, 3.0]), waits=True)
+@stated("vlm A19: async functions wait together", "trl rewards", Gives([3.0, 3.0]))
 def together(folder: Path) -> object:
     """The first waits for what the second does."""
     from autotelic.rewards.reward import Reward
@@ -197,7 +194,7 @@ def together(folder: Path) -> object:
     return scored(Reward(first) + Reward(second), "a", "b")
 
 
-@stated("an async function inside a running loop, as in a notebook", "trl rewards", Gives([1.0]), waits=True)
+@stated("an async function inside a running loop, as in a notebook", "trl rewards", Gives([1.0]))
 def in_a_notebook(folder: Path) -> object:
     async def slow(completions: Any, **kwargs: Any) -> list[float]:
         await asyncio.sleep(0)
@@ -209,7 +206,7 @@ def in_a_notebook(folder: Path) -> object:
     return asyncio.run(cell())
 
 
-@stated("a function without **kwargs", "trl rewards", Gives([1.0, 0.0]), waits=True)
+@stated("a function without **kwargs", "trl rewards", Gives([1.0, 0.0]))
 def without_kwargs(folder: Path) -> object:
     def right(completions: Any, answer: Any) -> list[float]:
         return [float(said == true) for said, true in zip(completions, answer, strict=True)]
@@ -231,7 +228,7 @@ def missing_column(folder: Path) -> object:
 DDPO = "diffusion B13: DDPO's (images, prompts, metadata)"
 
 
-@stated(DDPO, "trl rewards", Gives([0.25, 0.75]), modality="diffusion", waits=True)
+@stated(DDPO, "trl rewards", Gives([0.25, 0.75]), modality="diffusion")
 def ddpo(folder: Path) -> object:
     def mean(images: Any, prompts: Any, metadata: Any) -> tuple[Any, Any]:
         assert images.shape == (2, 3, 8, 8) and len(prompts) == len(metadata) == 2 and metadata[1]["scene"] == 3
@@ -240,7 +237,7 @@ def ddpo(folder: Path) -> object:
     return scored(mean, picture(0.25), picture(0.75), extra={"scene": 3})
 
 
-@stated(f"{DDPO} as NumPy", "trl rewards", Gives([0.25, 0.75]), modality="diffusion", waits=True)
+@stated(f"{DDPO} as NumPy", "trl rewards", Gives([0.25, 0.75]), modality="diffusion")
 def ddpo_numpy(folder: Path) -> object:
     def mean(images: Any, prompts: Any, metadata: Any) -> tuple[Any, Any]:
         pixels = (images * 256).round().clamp(0, 255).to(torch.uint8).cpu().numpy().transpose(0, 2, 3, 1)
@@ -267,9 +264,7 @@ ARGUMENTS = {
 def _of_trl(name: str) -> None:
     texts, wanted = CONVERSATIONS[name]
 
-    @stated(
-        f"newcomer 3: {name}", "trl rewards", Gives(wanted), modality="vlm", needs=("trl", "math_verify"), waits=True
-    )
+    @stated(f"newcomer 3: {name}", "trl rewards", Gives(wanted), modality="vlm", needs=("trl", "math_verify"))
     def run(folder: Path) -> object:
         import trl.rewards
 
