@@ -92,6 +92,10 @@ class Log:
     metrics: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     extra: dict[str, list[Any]] = field(default_factory=dict)
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {"log_metric": self.metric, "log_extra": self.column}
+
     def metric(self, name: str, value: Any) -> None:
         """One number of the whole call; means are reported."""
         self.metrics[str(name)].append(float(value))
@@ -101,9 +105,8 @@ class Log:
         self.extra[str(name)] = list(values)
 
 
-def columns(rollouts: Sequence[Rollout], log: Log | None = None) -> dict[str, Any]:
+def columns(rollouts: Sequence[Rollout]) -> dict[str, Any]:
     """What a reward is called with: keyword columns with one entry per rollout, and TRL's three arguments."""
-    log = Log() if log is None else log
     tasks = [r.task for r in rollouts]
     outputs = [r.output for r in rollouts]
     extra = dict.fromkeys(key for task in tasks for key in task.extra)
@@ -120,7 +123,7 @@ def columns(rollouts: Sequence[Rollout], log: Log | None = None) -> dict[str, An
     table["players"] = [r.player for r in rollouts]
     table["log_probs"] = [r.log_probs for r in rollouts]
     table["rollouts"] = list(rollouts)
-    return table | {"trainer_state": _state.get(TrainerState()), "log_metric": log.metric, "log_extra": log.column}
+    return table | {"trainer_state": _state.get(TrainerState())} | Log().arguments
 
 
 def _ids(rollout: Rollout) -> list[int] | None:
@@ -164,7 +167,7 @@ class _Answer:
 def _call(rollouts: Sequence[Rollout], reward: RewardFunction) -> _Answer:
     """The checked answer of one call, whatever is raised in it."""
     log, name = Log(), name_of(reward)
-    table = columns(rollouts, log)
+    table = columns(rollouts) | log.arguments
     with torch.set_grad_enabled(torch.is_grad_enabled() and not getattr(reward, "differentiable", False)):
         named = scores_of(name, settled([lambda: call(reward, table)])[0], table)
     for key, scores in named.items():

@@ -69,7 +69,9 @@ def assemble(
     ceiling: float | None = None,
 ) -> Experiment:
     """An experiment that follows the reward's gradient, with the given way to cut the chain."""
+    from ...rewards.gradient import GradientKept
     from ..gradients import RewardGradient
 
-    learner = setting.learner(RewardGradient(setting.reward, target, ceiling), prepare=[cut])
-    return setting.experiment([setting.stage(learner)])
+    reward = GradientKept(setting.reward)
+    learner = setting.learner(RewardGradient(reward, target, ceiling), prepare=[cut])
+    return setting.experiment([setting.stage(learner, reward)])

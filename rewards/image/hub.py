@@ -267,6 +267,8 @@ class CLIPScore(_TwoTowers):
             (arXiv 2303.15343), in 0..1, instead.
     """
 
+    minimum: ClassVar[float] = 0.0
+
     name_or_path: str = "openai/clip-vit-base-patch32"
     prefix: str = field(default="A photo depicts ", kw_only=True)
     probability: bool = field(default=False, kw_only=True)

@@ -47,6 +47,7 @@ class JPEGSize:
         if target not in ("compressible", "incompressible"):
             raise UsageError(f'JPEGSize rewards "compressible" or "incompressible", not "{target}"')
         self.quality = quality
+        self.minimum = 0.0 if target == "incompressible" else None
         self.sign = -1 if target == "compressible" else 1
 
     def __call__(self, outputs: Any, **_: Any) -> list[float]:
@@ -69,6 +70,7 @@ class Colourfulness:
 
     differentiable = True
     families = frozenset({"colourfulness"})
+    minimum = 0.0
 
     def __call__(self, outputs: Any, **_: Any) -> Tensor:
         red, green, blue = (255 * _precise(as_float(outputs))).flatten(2).unbind(1)
@@ -91,6 +93,7 @@ class Sharpness:
 
     differentiable = True
     families = frozenset({"sharpness"})
+    minimum = 0.0
 
     def __call__(self, outputs: Any, **_: Any) -> Tensor:
         pictures = _precise(as_float(outputs))
@@ -120,6 +123,7 @@ class TextMatch:
 
     differentiable = False
     families = frozenset({"text reader"})
+    minimum = 0.0
 
     def __init__(self) -> None:
         if find_spec("rapidocr_onnxruntime") is None:

@@ -34,6 +34,7 @@ class Verifier:
     """
 
     families = frozenset({GROUND_TRUTH})
+    minimum = 0.0
     needs: tuple[str, ...] = ("references",)
     reads: tuple[str, ...] = ()  # further columns, where they are there
 
@@ -537,6 +538,7 @@ class Format:
     """
 
     families = frozenset({"format"})
+    minimum = 0.0
 
     def __init__(self, pattern: str | None = None) -> None:
         inside = r"((?!</?(think|answer)>).)*"

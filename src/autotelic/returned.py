@@ -95,5 +95,5 @@ def _number(name: str, value: Any, sample: str) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.inf
     if math.isinf(number):
-        raise RewardError(f"reward {name} returned {str(value)[:60]} for sample {sample}")
+        raise RewardError(f"reward {name} returned {' '.join(str(value).split())[:60]} for sample {sample}")
     return number
