@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..calling import MADE, call, settled
-from ..families import families_of, name_of
 from ..returned import scores_of
 from ..types import Rollout, Score
+from .reward import Reward
 
 
 class GradientKept:
@@ -25,10 +25,9 @@ class GradientKept:
 
     differentiable = True
 
-    def __init__(self, reward: Any) -> None:
-        self.reward, self.name, self.families = reward, name_of(reward), families_of(reward)
-        self.minimum: float | None = getattr(reward, "minimum", None)
-        self.terms = getattr(reward, "terms", [(1.0, reward)])
+    def __init__(self, reward: Reward) -> None:
+        self.reward, self.name, self.families = reward, reward.name, reward.families
+        self.minimum, self.terms = reward.minimum, reward.terms
         self._kept: dict[int, tuple[Rollout, Tensor, Tensor]] = {}
 
     def __call__(self, outputs: Tensor, rollouts: Sequence[Rollout], **columns: Any) -> Mapping[str, Sequence[Score]]:

@@ -34,7 +34,8 @@ SPREAD = 16
 """So many samples, evenly spread, that all break a reward which never worked, are taken for all."""
 
 _state: ContextVar[TrainerState] = ContextVar("trainer_state")
-_witnesses: WeakKeyDictionary[Any, Rollout] = WeakKeyDictionary()  # per reward a rollout that it could score
+_known: WeakKeyDictionary[Any, tuple[Rollout, float | None]] = WeakKeyDictionary()
+"""Per reward a rollout that it could score, and the lowest score that it gave."""
 
 
 def tell_state(state: TrainerState) -> None:
@@ -47,8 +48,8 @@ def score(rollouts: Sequence[Rollout], reward: RewardFunction) -> dict[str, floa
 
     Beside them what the reward logged, as "logged/NAME", and where there were faults their shares of the rollouts:
     "faults/policy" (scored with the minimum; ``info["fault"]`` says why) and "faults/infrastructure" (None). The
-    minimum is the reward's ``minimum``, or the lowest score of the round where it declares none; None if nothing was
-    scored. None for all rollouts is a round without a reward. No rollouts have no scores.
+    minimum is the reward's ``minimum``, or where it declares none the lowest score of the round, or if nothing was
+    scored the lowest that this process saw of it. None for all is a round without a reward. No rollouts, no scores.
 
     Raises:
         RewardError: with every rollout still whole: the reward raised for all of them or raised UsageError, or returned
@@ -204,7 +205,7 @@ def _asked(rollouts: Sequence[Rollout], reward: RewardFunction) -> _Answer:
         _refuse_what_a_person_gave(reward, rollouts, error)
         first = error
     else:
-        _remember(reward, rollouts[0])
+        _remember(reward, rollouts[0], found)
         return found
     if is_machines(first):
         try:
@@ -228,7 +229,7 @@ def _asked(rollouts: Sequence[Rollout], reward: RewardFunction) -> _Answer:
         return _Answer({}, Log(), broken, unscored)
     found = _together(rollouts, reward, fine, singles, first if not failed else None)
     found.broken, found.unscored = broken, unscored
-    _remember(reward, rollouts[fine[0]])
+    _remember(reward, rollouts[fine[0]], found)
     return found
 
 
@@ -281,19 +282,24 @@ def _one_by_one(rollouts: Sequence[Rollout], reward: RewardFunction, *, machines
     return found
 
 
-def _remember(reward: RewardFunction, rollout: Rollout) -> None:
+def _remember(reward: RewardFunction, rollout: Rollout, found: _Answer) -> None:
+    lowest = _least(_before(reward)[1], _lowest(found.named["total"]))
     try:
-        _witnesses[reward] = replace(rollout, graph=None, scores={}, info={})
+        _known[reward] = replace(rollout, graph=None, scores={}, info={}), lowest
     except TypeError:  # what has no weak reference is not known to have worked
         return
 
 
+def _before(reward: RewardFunction) -> tuple[Rollout | None, float | None]:
+    try:
+        return _known.get(reward, (None, None))
+    except TypeError:
+        return None, None
+
+
 def _works_elsewhere(reward: RewardFunction) -> bool:
     """Whether it still scores an output that it scored before: then what breaks it now is to blame."""
-    try:
-        witness = _witnesses.get(reward)
-    except TypeError:
-        return False
+    witness, _ = _before(reward)
     if witness is None:
         return False
     try:
@@ -353,8 +359,7 @@ def _filled(
     for key, scores in named.items():
         lowest = _lowest(scores)
         if key == "total":
-            declared = getattr(reward, "minimum", None)
-            lowest = min((float(low) for low in (declared, lowest) if low is not None), default=None)
+            lowest = _least(getattr(reward, "minimum", None), _before(reward)[1] if lowest is None else lowest)
         rows: list[Score] = [None if reason is None else lowest for reason in reasons]
         for row, place in places.items():
             if reasons[row] is None:
@@ -365,6 +370,10 @@ def _filled(
 
 def _lowest(scores: Sequence[Score]) -> float | None:
     return min((_sum(value) for value in scores if value is not None), default=None)
+
+
+def _least(*numbers: float | None) -> float | None:
+    return min((float(number) for number in numbers if number is not None), default=None)
 
 
 def _sum(value: Score) -> float:

@@ -72,6 +72,7 @@ def assemble(
     from ...rewards.gradient import GradientKept
     from ..gradients import RewardGradient
 
-    reward = GradientKept(setting.reward)
+    given: Any = setting.reward  # composed by the setting
+    reward = GradientKept(given)
     learner = setting.learner(RewardGradient(reward, target, ceiling), prepare=[cut])
     return setting.experiment([setting.stage(learner, reward)])
