@@ -381,6 +381,7 @@ def sampler(config: DiffusionConfig, adapter: Any) -> Any:
 
 def rewards(config: DiffusionConfig, differentiable: bool) -> tuple[Any, RewardFunction | None, Any]:
     """The training reward, the held-out judge, and the small world's judge where its captions are drawn."""
+    from ..families import require_independent
     from ..rewards.names import compose, make_reward
     from ..trainers.distributed import device
 
@@ -392,7 +393,9 @@ def rewards(config: DiffusionConfig, differentiable: bool) -> tuple[Any, RewardF
     place = str(device())
     judge: RewardFunction | None = make_reward(config.judge, place, own) if config.judge else world
     reward = compose(config.rewards, place, own, normalise=True)
-    if judge is None:
+    if judge is not None:
+        require_independent(judge, reward)
+    else:
         logger.warning("no held-out judge: name one with --judge, or nothing is gated")
     return reward, judge, world
 

@@ -103,6 +103,18 @@ def test_images_are_opened_when_they_are_looked_at_and_once_per_task(tmp_path: A
         shown[3]
 
 
+def test_a_function_of_one_image_gets_the_first() -> None:
+    def wide(completions: Any, image: Any) -> list[float]:
+        return [math.nan if one is None else float(one.width) for one in image]
+
+    rollouts = [*attempts("a", images=(Image.new("RGB", (5, 2)), Image.new("RGB", (6, 2)))), *attempts("b")]
+    require_columns(wide, [r.task for r in rollouts])
+    score(rollouts, wide)
+    assert [total_of(r) for r in rollouts] == [5.0, None]
+    with pytest.raises(UsageError, match='needs the column "image"'):
+        require_columns(wide, [rollouts[1].task])
+
+
 def test_completions_of_a_conversation_are_its_messages() -> None:
     said = Transcript([Turn("look", Reply("a cat")), Turn("so a cat", Reply(done=True))])
     chat = [{"role": "user", "content": "what is it?"}]

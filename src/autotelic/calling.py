@@ -40,6 +40,9 @@ RESERVED = frozenset(
 )
 """Names that a column of one's own data cannot have."""
 METADATA = ("metadata", "prompt_metadata")
+"""What DDPO's functions call the further columns of a prompt, together."""
+FIRST_IMAGE = "image"
+"""What functions of data sets with one image call it."""
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -114,6 +117,8 @@ def call(function: Callable[..., Any], columns: Mapping[str, Any], *, differenti
 def offered(named: Collection[str], columns: Mapping[str, Any], *, differentiable: bool = False) -> dict[str, Any]:
     """The columns as a function that names some of them is to see them; see the module."""
     table = dict(columns)
+    if FIRST_IMAGE in named and FIRST_IMAGE not in table and isinstance(table.get("images"), Shown):
+        table[FIRST_IMAGE] = [None if row is None else row[0] for row in table["images"]]
     made = table.get("outputs")
     if made is None or not are_pictures(made):
         return table | _metadata(named, table)
@@ -191,6 +196,7 @@ def require_columns(reward: Any, tasks: Iterable[Task], *, tokens: bool = False)
     check_columns(tasks)
     always = RESERVED - {"references"} - (set() if tokens else {OF_TOKENS})
     extra = {name for task in tasks for name, value in task.extra.items() if value is not None}
+    extra |= {FIRST_IMAGE} if any(task.images for task in tasks) else set()
     present = always | extra | ({"references"} if any(task.reference is not None for task in tasks) else set())
     for term in (term for _, term in getattr(reward, "terms", [(1.0, reward)])):
         for column in _needs(getattr(term, "function", term)):

@@ -402,6 +402,22 @@ _same_source("jpeg", "incompressible")
 
 
 @case(
+    "diffusion B14: the same judge is refused before a pipeline is loaded",
+    kind="graders",
+    modality="diffusion",
+    entry="judge",
+    required=Refuses("famil"),
+    by="user",
+)
+def same_early(folder: Path) -> object:
+    from autotelic.diffusion.recipes.ddpo import Config
+    from autotelic.diffusion.setting import rewards
+
+    (folder / "prompts.txt").write_text("a cat\na dog\n")
+    return rewards(Config(data=str(folder / "prompts.txt"), rewards=("jpeg",), judge="jpeg", gate="none"), False)
+
+
+@case(
     "newcomer 4: a reward of one's own for a robot",
     kind="first hour",
     modality="vla",
