@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..calling import call, settled
+from ..errors import UsageError
 from ..families import families_of
 from ..returned import scores_of
 from ..types import Score
@@ -48,6 +49,8 @@ class Reward:
     ) -> None:
         self.function = function
         self.minimum: float | None = getattr(function, "minimum", None) if minimum is None else minimum
+        if self.minimum is not None and not math.isfinite(self.minimum):
+            raise UsageError(f"the minimum of a reward is finite, not {self.minimum}")
         self.name = name or str(getattr(function, "__name__", type(function).__name__))
         declared = bool(getattr(function, "differentiable", False))
         self.differentiable = declared if differentiable is None else differentiable
@@ -78,6 +81,8 @@ class Reward:
         return WeightedSum([*self.terms, *other.terms])
 
     def __mul__(self, weight: float) -> Reward:
+        if not math.isfinite(weight):
+            raise UsageError(f"the weight of the reward {self.name} is {weight}, which is not finite")
         return WeightedSum([(weight * own, term) for own, term in self.terms])
 
     __rmul__ = __mul__

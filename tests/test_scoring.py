@@ -106,6 +106,13 @@ def test_the_minimum_is_the_declared_one_the_sum_of_declared_ones_or_the_lowest_
     ]
 
 
+def test_tensors_of_inference_mode_are_scored() -> None:
+    with torch.inference_mode():
+        made = torch.ones(3, 2, 2)
+    rollouts = attempts(made)
+    assert score(rollouts, lambda outputs: [float(output.sum()) for output in outputs]) == {"reward": 12.0}
+
+
 def test_a_collapse_is_told_from_a_mistake_by_an_output_that_was_scored_before() -> None:
     broken = False
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..calling import Shown, call, check_columns, completion_of, settled
-from ..errors import RewardError, UsageError
+from ..errors import OutputError, RewardError, UsageError
 from ..families import name_of
 from ..returned import scores_of
 from ..types import RewardFunction, Rollout, Score, TrainerState
@@ -169,8 +169,14 @@ def _call(rollouts: Sequence[Rollout], reward: RewardFunction) -> _Answer:
     """The checked answer of one call, whatever is raised in it."""
     log, name = Log(), name_of(reward)
     table = columns(rollouts) | log.arguments
-    with torch.set_grad_enabled(torch.is_grad_enabled() and not getattr(reward, "differentiable", False)):
-        named = scores_of(name, settled([lambda: call(reward, table)])[0], table)
+    before = _versions(rollouts)
+    try:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not getattr(reward, "differentiable", False)):
+            named = scores_of(name, settled([lambda: call(reward, table)])[0], table)
+    except SystemExit as error:  # such as of a parser of arguments
+        raise RuntimeError(f"SystemExit: {error.code}").with_traceback(error.__traceback__) from error
+    if _versions(rollouts) != before:
+        raise RewardError(f"reward {name} changes the pictures that it is handed: it has to work on a copy (clone)")
     for key, scores in named.items():
         for rollout, value in zip(rollouts, scores, strict=True):
             _check_segments(name if key == "total" else key, value, rollout)
@@ -179,6 +185,12 @@ def _call(rollouts: Sequence[Rollout], reward: RewardFunction) -> _Answer:
         if len(values) != len(rollouts):
             raise RewardError(f"reward {name} logged {len(values)} values of {key} for {len(rollouts)} samples")
     return _Answer(named, log)
+
+
+def _versions(rollouts: Sequence[Rollout]) -> list[int]:
+    """Of each tensor, how often it was changed in place; those of inference mode do not count."""
+    tensors = [rollout.output for rollout in rollouts if isinstance(rollout.output, Tensor)]
+    return [tensor._version for tensor in tensors if not tensor.is_inference()]
 
 
 def _check_segments(name: str, value: Score, rollout: Rollout) -> None:
@@ -315,7 +327,7 @@ def _works_elsewhere(reward: RewardFunction) -> bool:
 def _refuse_what_a_person_gave(reward: RewardFunction, rollouts: Sequence[Rollout], error: Exception) -> None:
     if isinstance(error, RewardError):
         raise error
-    if isinstance(error, UsageError):
+    if isinstance(error, UsageError) and not isinstance(error, OutputError):
         who, where = _culprit(reward, rollouts, error)
         raise RewardError(f"reward {who}: {error}{f' (at sample {where})' if where else ''}") from error
 
@@ -359,7 +371,7 @@ def _filled(
     for key, scores in named.items():
         lowest = _lowest(scores)
         if key == "total":
-            lowest = _least(getattr(reward, "minimum", None), _before(reward)[1] if lowest is None else lowest)
+            lowest = _least(_declared(reward), _before(reward)[1] if lowest is None else lowest)
         rows: list[Score] = [None if reason is None else lowest for reason in reasons]
         for row, place in places.items():
             if reasons[row] is None:
@@ -370,6 +382,13 @@ def _filled(
 
 def _lowest(scores: Sequence[Score]) -> float | None:
     return min((_sum(value) for value in scores if value is not None), default=None)
+
+
+def _declared(reward: RewardFunction) -> float | None:
+    minimum: float | None = getattr(reward, "minimum", None)
+    if minimum is not None and not math.isfinite(minimum):
+        raise RewardError(f"reward {name_of(reward)} declares the minimum {minimum}: it has to be finite")
+    return minimum
 
 
 def _least(*numbers: float | None) -> float | None:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...errors import UsageError
+from ...errors import OutputError, UsageError
 from ...images import ROUNDING, as_pil
 
 
@@ -22,8 +22,8 @@ def as_float(images: Sequence[Any] | Tensor) -> Tensor:
     """[B, 3, H, W] float in 0..1; the gradient of a tensor is kept.
 
     Raises:
-        UsageError: what is no image, images of several sizes, values that are not finite or outside 0..1; the line
-            names the sample.
+        UsageError: what is no image, images of several sizes; OutputError: values that are not finite or outside 0..1.
+            The line names the sample.
     """
     if isinstance(images, Tensor):
         stacked = images.float() / 255 if images.dtype == torch.uint8 else images
@@ -56,7 +56,7 @@ def _check_values(images: Tensor) -> None:
         sample = int((~good).nonzero()[0])
         values = f"lie in {low[sample].item():.3g}..{high[sample].item():.3g}, not in 0..1"
         finite = bool(torch.isfinite(images[sample]).all())
-        raise UsageError(f"sample {sample}: image values {values if finite else 'are not finite'}")
+        raise OutputError(f"sample {sample}: image values {values if finite else 'are not finite'}")
 
 
 def _one(index: int, image: Any) -> Tensor:

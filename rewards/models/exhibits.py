@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from ...errors import unknown
+from ...errors import OutputError, UsageError, unknown
 from ...images import as_pil
 
 Prompt = tuple["str | Image.Image", ...]
@@ -63,8 +63,14 @@ class Exhibitor:
                 text = None if made is None else text_of(made)
                 out.append(Exhibit(self.pictures(index, given), text))
             else:
-                out.append(Exhibit(self.pictures(index, made)))
+                out.append(Exhibit(self._made(index, made)))
         return out
+
+    def _made(self, index: int, made: Any) -> tuple[Image.Image, ...]:
+        try:
+            return self.pictures(index, made)
+        except UsageError as error:
+            raise OutputError(str(error)) from error
 
     def pictures(self, index: int, shown: Any) -> tuple[Image.Image, ...]:
         """Whatever shows something, as pictures; of an episode, evenly spaced frames with the last among them."""

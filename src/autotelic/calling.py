@@ -115,8 +115,8 @@ def call(function: Callable[..., Any], columns: Mapping[str, Any], *, differenti
 
 
 def offered(named: Collection[str], columns: Mapping[str, Any], *, differentiable: bool = False) -> dict[str, Any]:
-    """The columns as a function that names some of them is to see them; see the module."""
-    table = dict(columns)
+    """The columns as a function that names some of them is to see them (see the module), in lists of its own."""
+    table = {key: list(column) if type(column) is list else column for key, column in columns.items()}
     if FIRST_IMAGE in named and FIRST_IMAGE not in table and isinstance(table.get("images"), Shown):
         table[FIRST_IMAGE] = [None if row is None else row[0] for row in table["images"]]
     made = table.get("outputs")

@@ -30,11 +30,13 @@ def scores_of(name: str, result: Any, columns: Mapping[str, Any]) -> dict[str, l
     if isinstance(result, tuple) and len(result) == 2 and _is_information(*result):
         result = result[0]
     named = dict(result) if isinstance(result, Mapping) else {name: result}
+    if not named:
+        raise RewardError(f"reward {name} returned an empty mapping")
     tasks = columns.get("tasks")
     ids = None if tasks is None else [task.id for task in tasks]
     found = {str(key): _rows(name if key == "total" else str(key), value, ids) for key, value in named.items()}
     if "total" not in found:
-        found["total"] = list(next(iter(found.values()), []))
+        found["total"] = list(next(iter(found.values())))
     return found
 
 

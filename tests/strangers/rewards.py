@@ -358,6 +358,115 @@ def flickers(folder: Path) -> object:
     return scored(failing(1, RuntimeError("CUDA hiccup")), "a", "b")
 
 
+# --- brothers ---------------------------------------------------------------------------------------------------------
+
+
+@stated("a reward that changes pictures in place", "two doors", Refuses("changes.*copy"), modality="diffusion")
+def in_place(folder: Path) -> object:
+    def loud(outputs: Any, **_: Any) -> list[float]:
+        return [float(output.mul_(255).mean()) for output in outputs]
+
+    return scored(loud, picture(0.5), picture(0.25))
+
+
+@stated("a reward that changes its columns leaves the next one's alone", "two doors", Gives([3.0, 2.0]))
+def changed_columns(folder: Path) -> object:
+    from autotelic.rewards.reward import Reward
+
+    def empties(outputs: Any, **_: Any) -> list[float]:
+        return [0.0 for _ in range(len(outputs)) if outputs.pop() is not None]
+
+    return scored(Reward(empties) + Reward(lengths), "abc", "ab")
+
+
+@stated("a reward that exits on one answer", "policy errors", Gives([1.0, 1.0]), "policy")
+def exits(folder: Path) -> object:
+    import argparse
+
+    def parsed(outputs: Any, **_: Any) -> list[float]:
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--good", action="store_true")
+        return [float(parser.parse_args(text.split()).good) for text in outputs]
+
+    return scored(parsed, "--good", "--bad")
+
+
+@stated("pictures of which one is out of range", "policy errors", Gives([-0.5, -0.5]), "policy", "diffusion")
+def out_of_range(folder: Path) -> object:
+    from autotelic.rewards.image.images import as_float
+
+    def dark(outputs: Any, **_: Any) -> Any:
+        return -as_float(outputs).mean((1, 2, 3))
+
+    return scored(dark, picture(0.5), picture(1.5))
+
+
+@stated(
+    "pictures that are all out of range", "policy errors", Refuses(r"-1\.\.-1, not in 0\.\.1"), modality="diffusion"
+)
+def all_out_of_range(folder: Path) -> object:
+    from autotelic.rewards.image.pictures import JPEGSize
+
+    return scored(JPEGSize(), picture(-1.0), picture(-1.0))
+
+
+@stated(
+    "a judge of pictures of which one is out of range",
+    "policy errors",
+    Gives([0.5, 0.0]),
+    "policy",
+    "diffusion",
+)
+def judged_out_of_range(folder: Path) -> object:
+    from autotelic.rewards.models.judge import YesNoJudge
+
+    return scored(YesNoJudge(asker=lambda questions: [0.5] * len(questions)), picture(0.5), picture(1.5))
+
+
+@stated("an empty mapping", "trl rewards", Refuses("planted.*empty"))
+def empty_mapping(folder: Path) -> object:
+    def planted(**_: Any) -> Any:
+        return {}
+
+    return scored(planted, "a", "b")
+
+
+NUMBERS: dict[str, Callable[[Any], Any]] = {
+    "a minimum of NaN": lambda Reward: Reward(lengths, minimum=math.nan),
+    "a minimum of minus infinity": lambda Reward: Reward(lengths, minimum=-math.inf),
+    "a weight of NaN": lambda Reward: math.nan * Reward(lengths),
+    "an infinite weight": lambda Reward: math.inf * Reward(lengths),
+}
+
+
+def _number(name: str) -> None:
+    @stated(f"{name} of a reward", "numbers", Refuses("finite"))
+    def made(folder: Path) -> object:
+        from autotelic.rewards.reward import Reward
+
+        return scored(NUMBERS[name](Reward), "a")
+
+
+for _name in NUMBERS:
+    _number(_name)
+
+
+@stated("--rewards exact:1e999", "numbers", Refuses("finite"), modality="vlm")
+def infinite_weight(folder: Path) -> object:
+    from autotelic.rewards.names import compose
+
+    return compose(["exact:1e999"]).name
+
+
+@stated("a function's own minimum that is NaN", "numbers", Refuses("minimum.*finite"))
+def nan_minimum(folder: Path) -> object:
+    def own(outputs: Any, **_: Any) -> list[float]:
+        return [1.0] * len(outputs)
+
+    own.minimum = math.nan  # type: ignore[attr-defined]
+    return scored(own, "a", "\ud800")
+
+
 # --- limits and sources -----------------------------------------------------------------------------------------------
 
 
