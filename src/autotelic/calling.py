@@ -189,8 +189,8 @@ def require_columns(reward: Any, tasks: Iterable[Task], *, tokens: bool = False)
         tokens: the policy is one of tokens, so that completions have ids.
 
     Raises:
-        UsageError: one line with the reward, the column, and what the tasks have; or with the task and its reference; or
-            a column with a reserved name.
+        UsageError: one line with the reward, the column, and what the tasks have; with the task and its reference; or
+            with a column that has a reserved name.
     """
     tasks = list(tasks)
     check_columns(tasks)

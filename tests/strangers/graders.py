@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from autotelic.rewards.names import make_reward
 from autotelic.calling import require_columns
+from autotelic.rewards.names import make_reward
 from autotelic.rewards.text.answers import answer_of
 from autotelic.types import Task
 

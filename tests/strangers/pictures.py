@@ -80,9 +80,9 @@ def by_crop(picture: Any, folder: Path) -> np.ndarray:
 def by_pairs(picture: Any, folder: Path) -> np.ndarray:
     from autotelic.diffusion.offline import read_pairs
 
-    (folder / "pairs.jsonl").write_text(
-        json.dumps({"prompt": "a cat", "chosen": Path(picture).name, "rejected": Path(picture).name})
-    )
+    Image.new("RGB", (4, 8)).save(folder / "other.png")
+    row = {"prompt": "a cat", "chosen": Path(picture).name, "rejected": "other.png"}
+    (folder / "pairs.jsonl").write_text(json.dumps(row))
     _, chosen, _ = read_pairs(folder / "pairs.jsonl", (8, 4))[0]
     return (chosen.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from autotelic.trainers.scoring import columns, score
+from autotelic.types import Task
 
 from .cases import Gives, Refuses, Required
 from .rewards import CHAT, attempt, attempts, picture, scored, spoken, stated, totals
@@ -216,13 +217,13 @@ def without_kwargs(folder: Path) -> object:
 
 @stated("vlm A19: what nobody has is refused when the run is built", "trl rewards", Refuses("solution"), modality="vlm")
 def missing_column(folder: Path) -> object:
-    rows = [{"prompt": f"What is {n}?", "answer": str(n)} for n in range(20)]
-    from autotelic import Trainer
+    from autotelic.calling import require_columns
+    from autotelic.rewards.reward import Reward
 
     def checks(completions: Any, solution: Any, **kwargs: Any) -> list[float]:
         return [0.0] * len(completions)
 
-    return Trainer("vlm/grpo", data=rows, rewards=[checks], max_steps=1, output_dir=str(folder / "run")).train()
+    return require_columns(Reward(checks), [Task("a", "What is 7?", reference="7", extra={"answer": "7"})])
 
 
 DDPO = "diffusion B13: DDPO's (images, prompts, metadata)"
