@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ..calling import check_columns
 from ..errors import UsageError
 from ..images import as_pil, check_image_file
 from ..tables import Contents, Row, Table, canonical, is_file, read_table
@@ -40,6 +41,7 @@ def tasks_of(table: Table) -> list[Task]:
             raise UsageError(f'{row.where} has the "id" of {first[task.id]}: {task.id}')
         tasks[task.id] = task
         first[task.id] = row.where.removeprefix(f"{table.name} ")
+    check_columns(tasks.values())
     return list(tasks.values())
 
 

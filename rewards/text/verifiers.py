@@ -567,7 +567,7 @@ class Truncated:
     families = frozenset({"length"})
 
     def __init__(self, penalty: float = -1.0) -> None:
-        self.penalty = penalty
+        self.penalty, self.minimum = penalty, min(0.0, penalty)
 
     def __call__(self, rollouts: Sequence[Any], **columns: Any) -> list[float | None]:
         """One score per sample."""

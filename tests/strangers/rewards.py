@@ -130,6 +130,14 @@ for _name in RESERVED:
     _reserved(_name)
 
 
+@stated("vlm A19: a file with a column named completions", "two doors", Refuses('column "completions"'), modality="vlm")
+def reserved_in_a_file(folder: Path) -> object:
+    from autotelic.vlm.rows import read_rows
+
+    (folder / "asked.jsonl").write_text('{"prompt": "What is 7?", "answer": "7", "completions": "7"}\n')
+    return read_rows(str(folder / "asked.jsonl"))
+
+
 B4 = "diffusion B4: a reward with gradient is handed a tensor"
 
 
