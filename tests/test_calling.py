@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from autotelic.calling import RESERVED, Shown, call, check_columns, require_columns, settled
+from autotelic.calling import RESERVED, Shown, call, check_columns, picked, require_columns, settled
 from autotelic.errors import RewardError, UsageError
 from autotelic.returned import scores_of
 from autotelic.rewards.reward import Reward
@@ -159,6 +159,16 @@ def test_a_declared_reward_of_texts_is_handed_texts() -> None:
     rollouts = attempts("ab", "c")
     score(rollouts, Reward(differentiable, differentiable=True))
     assert [total_of(r) for r in rollouts] == [2.0, 1.0]
+
+
+def test_some_rows_of_the_columns_are_those_rows_and_what_they_log_stands_in_its_place() -> None:
+    logged: dict[str, list[Any]] = {}
+    table = columns(attempts("a", "b", "c")) | {"log_extra": logged.__setitem__}
+    some = picked(table, [2, 0])
+    assert some["outputs"] == ["c", "a"] and [task.id for task in some["tasks"]] == ["task-2", "task-0"]
+    assert some["trainer_state"] is table["trainer_state"]
+    some["log_extra"]("seen", [1, 2])
+    assert logged == {"seen": [2, None, 1]}
 
 
 # --- waiting ----------------------------------------------------------------------------------------------------------

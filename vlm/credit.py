@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..calling import MADE, OF_THE_CALL, OF_TOKENS, call, completion_of, settled
+from ..calling import MADE, OF_TOKENS, call, completion_of, picked, settled
 from ..errors import unknown
 from ..families import families_of, name_of
 from ..returned import scores_of
@@ -120,7 +120,7 @@ def turn_scores(reward: RewardFunction, outputs: Sequence[Any], columns: Mapping
     texts = [turn.text for output in outputs for turn in output.turns]
     owner = [row for row, output in enumerate(outputs) for _ in output.turns]
     kept = {name: column for name, column in columns.items() if name not in PER_ROLLOUT}
-    spread = {name: kept[name] if name in OF_THE_CALL else [kept[name][row] for row in owner] for name in kept}
+    spread = picked(kept, owner)
     tasks = spread.get("tasks")
     said = texts if tasks is None else [completion_of(task, text) for task, text in zip(tasks, texts, strict=True)]
     table = spread | {"completions": said, "outputs": texts, "episodes": texts}

@@ -222,6 +222,20 @@ def _needs(function: Any) -> tuple[str, ...]:
     return tuple(name for name, p in parameters_of(function)[0].items() if p.default is p.empty)
 
 
+def picked(columns: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+    """The columns of some rows, which may come several times; what is one for the whole call stays."""
+    table = {name: column if name in OF_THE_CALL else [column[row] for row in rows] for name, column in columns.items()}
+    if "log_extra" in columns:
+        whole, count = columns["log_extra"], len(columns["outputs"])
+
+        def log_extra(name: str, values: Sequence[Any]) -> None:
+            placed = dict(zip(rows, values, strict=True))
+            whole(name, [placed.get(row) for row in range(count)])
+
+        table["log_extra"] = log_extra
+    return table
+
+
 # --- waiting ----------------------------------------------------------------------------------------------------------
 
 
