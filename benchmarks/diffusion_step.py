@@ -141,8 +141,8 @@ class Redness:
 
     differentiable = True
 
-    def __call__(self, images: Any, **_: Any) -> Tensor:
-        return redness(images if isinstance(images, Tensor) else torch.stack(list(images)))[0]
+    def __call__(self, outputs: Tensor, **_: Any) -> Tensor:
+        return redness(outputs)[0]
 
 
 class Bench:

@@ -125,10 +125,12 @@ def _judge(setting: Setting, rollouts: list[Rollout], seen: _Sums) -> None:
     seen.reward += reward
     seen.figures["reward"] += reward
     if setting.world is not None:
-        named = setting.world([r.output for r in rollouts], [r.task.prompt for r in rollouts])
-        seen.success += [int(v) for v in named["correct"]]
-        seen.figures["judge"] += map(float, named["correct"])
-        seen.figures["distance"] += map(float, named["distance"])
+        score(rollouts, setting.world)
+        right = [int(total_of(r, "correct") or 0) for r in rollouts]
+        distances = [math.nan if (d := total_of(r, "distance")) is None else d for r in rollouts]
+        seen.success += right
+        seen.figures["judge"] += map(float, right)
+        seen.figures["distance"] += distances
     elif setting.judge is not None:
         score(rollouts, setting.judge)
         judged = [_score(r) for r in rollouts]
@@ -165,7 +167,8 @@ def grid(pictures: Tensor, gap: int = 1, least: int = 64) -> Image.Image:
     """[R, C, 3, H, W] as one image; small pictures are enlarged without smoothing to ``least`` pixels."""
     rows, columns = pictures.shape[:2]
     scale = max(1, -(-least // pictures.shape[-1]))
-    pixels = torch.from_numpy(as_uint8(pictures.flatten(0, 1))).repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+    pixels = torch.from_numpy(as_uint8(pictures.flatten(0, 1).nan_to_num(0, 0, 0)))  # a ruined policy is shown too
+    pixels = pixels.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
     height, width = pixels.shape[1:3]
     gap = gap * scale
     whole = torch.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, dtype=torch.uint8)

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from ..calling import MADE, call, settled
 from ..errors import UsageError
 from ..families import name_of
+from ..rewards.gradient import GradientKept
 from ..trainers.objectives import Metrics, Term
 from ..trainers.randomness import generator
 from ..trainers.scoring import columns
@@ -47,7 +49,8 @@ class RewardGradient(Term):
     """-E[r(x)], or E|r(x) - target|: the reward's own gradient with respect to the pictures.
 
     Attributes:
-        reward: differentiable; called with the policy's pictures [B, 3, H, W] as ``images``.
+        reward: differentiable; called with the policy's pictures [B, 3, H, W] as ``outputs``. A ``GradientKept`` is not
+            called again for pictures that it scored already.
         target: a reward to reach instead of one to exceed, AlignProp's guard against over-optimisation (checked
             against the code).
         ceiling: the loss is max(0, ceiling - r), as ReFL's (its ceiling is 2; recalled, not checked).
@@ -67,8 +70,13 @@ class RewardGradient(Term):
         copies = now.outputs.shape[1] if now.outputs.ndim == 5 else 1
         images = now.outputs.reshape(-1, *now.outputs.shape[-3:])
         rollouts = [rollout for rollout in batch.payload["rollouts"] for _ in range(copies)]
-        named = columns(rollouts) | dict.fromkeys(("images", "outputs", "completions", "episodes"), images)
-        scores: Any = self.reward(**named)
+        scores: Any = None
+        reward = self.reward
+        if isinstance(reward, GradientKept):
+            scores = reward.of(rollouts, images) if copies == 1 else None
+            reward = reward.reward
+        if scores is None:
+            (scores,) = settled([lambda: call(reward, columns(rollouts) | dict.fromkeys(MADE, images))])
         if isinstance(scores, Mapping):
             scores = scores["total"] if "total" in scores else next(iter(scores.values()))
         if isinstance(scores, Sequence) and all(isinstance(score, Tensor) for score in scores):

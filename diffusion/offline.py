@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from ..errors import UsageError
 from ..families import GROUND_TRUTH, of_family
+from ..images import as_pil
 from ..tables import Table, read_table
 from ..trainers.actors import TrainingWrapper
 from ..trainers.randomness import seed_of
@@ -80,9 +81,6 @@ def pairs_of(table: Table, size: tuple[int, int]) -> list[tuple[Task, Tensor, Te
 
 
 def _picture(file: Path, size: tuple[int, int], where: str) -> Tensor:
-    try:
-        with Image.open(file) as image:
-            pixels = np.asarray(image.convert("RGB").resize((size[1], size[0]), Image.Resampling.LANCZOS))
-    except (OSError, UnidentifiedImageError) as error:
-        raise UsageError(f"{where}: cannot read the picture {file}") from error
+    image = as_pil(file, f"{where}: the picture")
+    pixels = np.asarray(image.resize((size[1], size[0]), Image.Resampling.LANCZOS))
     return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float() / 255

@@ -282,6 +282,7 @@ def start(
     """
     import torch
 
+    from ..calling import require_columns
     from ..trainers.data import remember
     from ..trainers.distributed import barrier, device, is_main
     from ..trainers.lora import add_lora
@@ -306,6 +307,9 @@ def start(
     if config.data:
         remember(folder, data=prompts_table(config.data))
     reward, judge, world = rewards(config, differentiable)
+    for asked in (reward, judge):
+        if asked is not None:
+            require_columns(asked, prompts.seen)
     if differentiable:
         check_differentiable(reward)
     if small:
@@ -402,6 +406,7 @@ def sampler(config: DiffusionConfig, adapter: Any) -> Any:
 
 def rewards(config: DiffusionConfig, differentiable: bool) -> tuple[Any, RewardFunction | None, Any]:
     """The training reward, the held-out judge, and the small world's judge where its captions are drawn."""
+    from ..families import require_independent
     from ..rewards.names import compose, make_reward
     from ..trainers.distributed import device
 
@@ -413,7 +418,9 @@ def rewards(config: DiffusionConfig, differentiable: bool) -> tuple[Any, RewardF
     place = str(device())
     judge: RewardFunction | None = make_reward(config.judge, place, own) if config.judge else world
     reward = compose(config.rewards, place, own, normalise=True)
-    if judge is None:
+    if judge is not None:
+        require_independent(judge, reward)
+    else:
         logger.warning("no held-out judge: name one with --judge, or nothing is gated")
     return reward, judge, world
 

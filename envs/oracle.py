@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..errors import UsageError
+
 _SEALS: list[str] = []
 
 
-class OracleSealed(RuntimeError):
+class OracleSealed(UsageError, RuntimeError):
     """Something asked for the oracle while it was sealed."""
 
 

@@ -24,10 +24,11 @@ from typing import Any
 
 import numpy as np
 
+from ..calling import are_pictures, offered
 from ..errors import UsageError
 from ..families import UNDECLARED
+from ..images import as_pil
 from ..types import Score
-from .image.images import as_uint8
 
 _WORKER = Path(__file__).with_name("isolated_worker.py")
 # Unlike `python worker.py`, this does not put the worker's folder, full of short names, before the function's imports.
@@ -38,13 +39,18 @@ class IsolatedError(RuntimeError):
     """The function raised, or its process died or took too long; one line."""
 
 
+class IsolatedTimeout(IsolatedError, TimeoutError):
+    """The process took too long."""
+
+
 class IsolatedReward:
     """A reward function that another Python process calls.
 
-    Only the columns that the function names are sent: ``images`` as a list of uint8 arrays [H, W, 3], the others as
-    they come back from JSON. It returns scores as any reward does (numbers, None, a list per segment, or a mapping of
-    such lists), without gradient. The process starts at the first call and keeps what the function loaded; one that
-    died or was ended is replaced at the next call. It ends with this one, and does not travel when this is pickled.
+    Only the columns that the function names are sent: pictures as uint8 arrays [H, W, 3], the images of a task as lists
+    of such, everything else as it comes back from JSON. It returns scores as any reward does (numbers, None, a list per
+    segment, or a mapping of such lists), without gradient. The process starts at the first call and keeps what the
+    function loaded; one that died or was ended is replaced at the next call. It ends with this one, and does not travel
+    when this is pickled.
 
     Args:
         target: "package.module:function" (found by that interpreter, from the working directory) or
@@ -83,9 +89,10 @@ class IsolatedReward:
 
     def __call__(self, **columns: Any) -> Sequence[Score] | Mapping[str, Sequence[Score]]:
         child = self._started()
-        if missing := [name for name in self._needs if name not in columns]:
+        table = offered(self._takes, columns)
+        if missing := [name for name in self._needs if name not in table]:
             raise ValueError(f'{self.target} needs the column "{missing[0]}", and the samples have none')
-        sent = {name: column for name, column in columns.items() if name in self._takes}
+        sent = {name: column for name, column in table.items() if name in self._takes}
         with tempfile.TemporaryDirectory() as folder:
             request = Path(folder) / "request.npz"
             _write(request, sent)
@@ -117,7 +124,7 @@ class IsolatedReward:
         except BaseException as error:  # Ctrl-C included: half an answer may be left in the pipe
             self.close()
             if isinstance(error, IsolatedError):
-                raise IsolatedError(f"the process of {self.target} {error}") from None
+                raise type(error)(f"the process of {self.target} {error}") from None
             raise
         if "error" in said:
             raise IsolatedError(f"{said['error']}, in the process of {self.target}")
@@ -152,7 +159,7 @@ class Child:
             ready.register(self._process.stdout, selectors.EVENT_READ)
             while not said.endswith(b"\n"):
                 if not ready.select(max(0.0, deadline - time.monotonic())):
-                    raise IsolatedError(f"gave no answer within {timeout:g} s and was ended")
+                    raise IsolatedTimeout(f"gave no answer within {timeout:g} s and was ended")
                 part = os.read(self._process.stdout.fileno(), 1 << 16)
                 if not part:
                     raise IsolatedError(self._ending())
@@ -183,11 +190,18 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _write(file: Path, columns: Mapping[str, Any]) -> None:
     arrays = {}
     for name, column in columns.items():
-        if name == "images":
-            arrays["images"] = as_uint8(column)
-            continue
+        rows = list(column)
+        several = [list(row) if isinstance(row, list | tuple) else [row] for row in rows]
+        if are_pictures([picture for row in several for picture in row]):
+            places = [(row, place) for row, found in enumerate(several) for place in range(len(found))]
+            for row, place in places:
+                if several[row][place] is not None:
+                    shown = as_pil(several[row][place], f"sample {row}")
+                    arrays[f"picture/{name}/{row}/{place}"] = np.asarray(shown)
+            rows = [len(row) if isinstance(row, list | tuple) else None if row is None else -1 for row in rows]
+            name = f"pictures/{name}"
         try:
-            arrays[f"json/{name}"] = np.frombuffer(json.dumps(list(column)).encode(), np.uint8)
+            arrays[f"json/{name}"] = np.frombuffer(json.dumps(rows).encode(), np.uint8)
         except (TypeError, ValueError) as error:
             raise ValueError(f'the column "{name}" cannot go to another process: {error}') from None
     np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for its own options

@@ -3,9 +3,10 @@
 A script by itself. The interpreter that runs it needs numpy, and neither torch nor this package; Python 3.8 is enough.
 
 One line in, one line out. The first line out, when the function is imported, is {"takes": names, "needs": names}.
-From then on a line in is the path of a request, an .npz file with each column as JSON bytes under "json/NAME" and, if
-the function takes them, the images [B, H, W, 3] uint8 under "images". The line out is {"scores": ...} or
-{"error": one line}. The end of the input ends the process.
+From then on a line in is the path of a request, an .npz file with each column as JSON bytes under "json/NAME". Of a
+column of pictures "json/pictures/NAME" holds how many a row has (-1 where it is a picture and no list, null where it is
+None), and "picture/NAME/ROW/PLACE" is one, [H, W, 3] uint8. The line out is {"scores": ...} or {"error": one line}. The
+end of the input ends the process.
 """
 
 from __future__ import annotations
@@ -99,11 +100,23 @@ def answer(function: Any, request: str) -> dict[str, Any]:
     import numpy as np
 
     with np.load(request, allow_pickle=False) as arrays:
-        columns = {
-            name.rpartition("/")[2]: list(arrays[name]) if name == "images" else json.loads(arrays[name].tobytes())
-            for name in arrays.files
-        }
+        columns = {}
+        for name in arrays.files:
+            if name.startswith("json/pictures/"):
+                column = name[len("json/pictures/") :]
+                columns[column] = pictures(arrays, column, json.loads(arrays[name].tobytes()))
+            elif name.startswith("json/"):
+                columns[name[len("json/") :]] = json.loads(arrays[name].tobytes())
     return {"scores": plain(function(**columns))}
+
+
+def pictures(arrays: Any, column: str, counts: Any) -> Any:
+    """A column of pictures: per row an array, a list of arrays, or None."""
+    rows: Any = []
+    for row, count in enumerate(counts):
+        found = [arrays[f"picture/{column}/{row}/{place}"] for place in range(abs(count or 0))]
+        rows.append(None if count is None else found[0] if count == -1 else found)
+    return rows
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ compose(["jpeg:0.3", "clip:1"], normalise=True)  several, each normalised within
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -120,7 +121,10 @@ def check_names(specs: Sequence[str], own: Collection[str] = ()) -> None:
 def _weighted(spec: str, names: Collection[str]) -> tuple[str, float]:
     head, _, tail = spec.rpartition(":")
     if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", tail):
-        return head, float(tail)
+        weight = float(tail)
+        if not math.isfinite(weight):
+            raise UsageError(f"the weight of the reward {head} is {tail}, which is not finite")
+        return head, weight
     if head in names:
         raise UsageError(f'the weight of the reward {head} is "{tail}", which is no number')
     return spec, 1.0

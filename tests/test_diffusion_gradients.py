@@ -13,6 +13,7 @@ from torch import Tensor
 from autotelic.diffusion.gradients import OneStep, Renoised, RewardGradient, Truncation, check_differentiable
 from autotelic.diffusion.policy import DenoisingPolicy
 from autotelic.errors import UsageError
+from autotelic.rewards.gradient import GradientKept
 from autotelic.rewards.reward import Reward
 from autotelic.trainers.advantages import grpo
 from autotelic.trainers.learner import Optimisation, PolicyLearner, backpropagate
@@ -30,14 +31,14 @@ class Stripes:
 
     differentiable = True
 
-    def __call__(self, images: Tensor, prompts: list[str], **_: Any) -> Tensor:
-        pattern = torch.linspace(-1, 1, images[0].numel()).sin().reshape(images.shape[1:])
+    def __call__(self, outputs: Tensor, prompts: list[str], **_: Any) -> Tensor:
+        pattern = torch.linspace(-1, 1, outputs[0].numel()).sin().reshape(outputs.shape[1:])
         sign = torch.tensor([1.0 if "red" in prompt else -0.5 for prompt in prompts])
-        return sign * (images**2 * pattern).sum((1, 2, 3))
+        return sign * (outputs**2 * pattern).sum((1, 2, 3))
 
 
-def brightness(images: Any, **_: Any) -> Tensor:
-    return (images if isinstance(images, Tensor) else torch.stack(list(images))).mean((1, 2, 3))
+def brightness(outputs: Tensor, **_: Any) -> Tensor:
+    return outputs.mean((1, 2, 3))
 
 
 OBJECTIVE = RewardGradient(Stripes())
@@ -283,6 +284,36 @@ def test_the_loss_is_what_the_paper_says() -> None:
     assert of(RewardGradient(reward)) == (pytest.approx(-0.25), [-0.25, -0.25])
 
 
+@pytest.mark.parametrize("target", [None, 0.3])
+def test_a_reward_whose_gradient_was_kept_is_asked_once_and_the_gradient_is_the_same(target: float | None) -> None:
+    calls = []
+
+    class Counted(Stripes):
+        def __call__(self, outputs: Tensor, prompts: list[str], **_: Any) -> Tensor:
+            calls.append(len(outputs))
+            return super().__call__(outputs, prompts)
+
+    policy = shapes_policy(4)
+    kept = GradientKept(Reward(Counted()))
+    rollouts = policy.act(TASKS, 3)
+    score(rollouts, kept)
+    plain = [r.scores["total"] for r in rollouts]
+    score(rollouts, Stripes())
+    assert [r.scores["total"] for r in rollouts] == plain and calls == [6]
+    found = []
+    for reward in (kept, Stripes()):
+        policy.module.zero_grad()
+        batch = Truncation("fixed", 2)(policy.collate(rollouts))
+        metrics = backpropagate(policy, RewardGradient(reward, target), batch.select(torch.tensor([4, 1, 2])))
+        found.append((gradients(policy), metrics))
+    assert calls == [6], "the update asked for nothing"
+    assert_same(*(mine for mine, _ in found))
+    assert found[0][1] == pytest.approx(found[1][1])
+    shake(policy, 0.02, seed=2)
+    backpropagate(policy, RewardGradient(kept, target), Truncation("fixed", 2)(policy.collate(rollouts)))
+    assert calls == [6, 6], "other weights draw other pictures"
+
+
 def test_a_reward_without_gradient_is_refused() -> None:
     line = "reward brightness has no gradient: diffusion/prdp, ddpo, .* learn without one"
     for reward in (brightness, Reward(brightness)):
@@ -349,11 +380,11 @@ def test_pictures_grow_brighter(name: str) -> None:
     )
 
     def mean() -> float:
-        return float(brightness([r.output for r in policy.act(TASKS, 16, key=(99,))]).mean())
+        return float(torch.stack([r.output for r in policy.act(TASKS, 16, key=(99,))]).mean())
 
     before = mean()
     for i in range(rounds):
         rollouts = policy.act(TASKS, 8, key=(i,))
-        score(rollouts, brightness)
+        score(rollouts, Reward(brightness, differentiable=True))
         learner.update(rollouts)
     assert mean() - before > 0.04

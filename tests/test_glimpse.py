@@ -245,8 +245,8 @@ def test_texts_are_words_and_words_are_texts() -> None:
         ((TASKS[0].images[0],) * 2, "task x has 2 images: the small model takes one"),
         ((np.zeros((16, 16, 3), np.uint8),), r"task x: the small model takes 32 x 32 RGB pictures, not \(16, 16, 3\)"),
         ((np.zeros((32, 32), np.uint8),), r"task x: the small model takes 32 x 32 RGB pictures, not \(32, 32\)"),
-        ((np.full((32, 32, 3), 200.0),), "task x: image 1 has values of float64 outside uint8 and outside floats"),
-        (("nowhere.png",), "task x: image 1 cannot be decoded: .*nowhere.png"),
+        ((np.full((32, 32, 3), 200.0),), "task x: image 1 has values in 200..200, not in 0..1"),
+        (("nowhere.png",), "task x: image 1: there is no file nowhere.png"),
         ((7,), "task x: image 1 is no image but int"),
     ],
 )

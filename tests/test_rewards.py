@@ -51,13 +51,14 @@ def test_a_term_with_several_scores_counts_by_its_total() -> None:
     assert (Reward(untotalled) + Reward(length))(completions=["ab"])["total"] == [10.0]
 
 
-def test_a_tensor_per_segment_and_a_number_add_up() -> None:
+def test_scores_per_segment_and_a_number_add_up() -> None:
+    """A number belongs to the last segment, as in a batch."""
     steps = Reward(lambda **_: [torch.tensor([0.5, 0.25])], "steps")
-    (total,) = (2 * steps + 3 * steps)(completions=["a"])["total"]
-    assert isinstance(total, torch.Tensor) and total.tolist() == [2.5, 1.25]
-    lists = Reward(lambda **_: [[0.5, 0.25]], "lists")
-    with pytest.raises(ValueError, match="per-segment scores are combined as tensors of equal length, not as lists"):
-        (lists + lists)(completions=["a"])
+    lists, whole = Reward(lambda **_: [[1.0, 2.0]], "lists"), Reward(lambda **_: [3.0], "whole")
+    assert (2 * steps + 3 * lists + whole)(completions=["a"])["total"] == [[4.0, 9.5]]
+    longer = Reward(lambda **_: [[1.0, 2.0, 3.0]], "longer")
+    with pytest.raises(ValueError, match="the terms returned scores of different numbers of segments"):
+        (lists + longer)(completions=["a"])
 
 
 def test_a_sum_with_parameters_travels_to_another_process() -> None:

@@ -173,6 +173,29 @@ def test_clip_score_is_the_papers_formula(clip: str) -> None:
     assert torch.equal(CLIPScore(clip)(as_pil(images), prompts), score)
 
 
+@pytest.mark.parametrize("at_once", [1, 2 * 3 * 16 * 16 * 4, 3 * 3 * 16 * 16 * 4 + 1])
+def test_scores_in_pieces_are_those_of_all_at_once(clip: str, at_once: int) -> None:
+    """One, two and three pictures at a time, of eight; with a gradient there is one piece."""
+    sizes: list[int] = []
+
+    class Counted(CLIPScore):
+        def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+            sizes.append(len(images))
+            return super().score(images, prompts)
+
+    images, prompts = pictures().repeat(3, 1, 1, 1)[:8], (PROMPTS * 3)[:8]
+    whole = CLIPScore(clip)(images, prompts)
+    pieces = Counted(clip, at_once=at_once)
+    torch.testing.assert_close(pieces(images, prompts), whole, rtol=0, atol=1e-6)
+    most = max(1, at_once // (3 * 16 * 16 * 4))
+    assert sizes == [most] * (8 // most) + [8 % most] * (8 % most > 0)
+    sizes.clear()
+    scored = pieces(images.clone().requires_grad_(), prompts)
+    torch.testing.assert_close(scored.detach(), whole, rtol=0, atol=1e-6)
+    assert sizes == [8] and scored.requires_grad
+    assert pieces(images[:0], []).shape == (0,)
+
+
 def test_resized_pictures_score_as_the_models_own_processor_has_it(clip: str) -> None:
     images = pictures(height=40, width=56)
     cosine = by_the_model(clip, images, PROMPTS)["cosine"]

@@ -89,10 +89,13 @@ def test_scores_are_those_of_the_same_function_in_this_process(scorer: str, capf
     images = torch.rand(3, 3, 5, 4, generator=torch.Generator().manual_seed(0))
     prompts, bonus = ["a", "skip", "é 猫"], [1, 2, 0.25]
     outside = Reward(IsolatedReward(f"{scorer}:brightness"))
-    theirs = outside(images=images, prompts=prompts, bonus=bonus, tasks=[object()] * 3)
+    theirs = outside(images=images, prompts=prompts, bonus=bonus, tasks=[Task("a", "a")] * 3)
     here = [float(image.mean()) + extra for image, extra in zip(as_uint8(images), bonus, strict=True)]
     assert theirs["total"] == [here[0], None, here[2]]
     assert outside(images=list(images), prompts=prompts)["total"][0] == here[0] - 1
+    task = Task("a", "a")
+    made = outside(tasks=[task], prompts=["a"], outputs=[images[0]], images=[None])["total"]
+    assert made == [here[0] - 1], "who names images alone gets what was drawn"
     assert outside.name == "brightness" and not outside.differentiable
     out, err = capfd.readouterr()
     assert out == "" and "printed by a shell" in err and "printed on call 3 []" in err
@@ -158,13 +161,16 @@ def test_a_timeout_ends_the_process(scorer: str) -> None:
     assert reward(prompts=["fine"]) != [before]
 
 
-def test_scoring_names_the_sample_at_which_the_other_process_dies(behave: IsolatedReward) -> None:
+def test_a_sample_at_which_the_other_process_dies_scores_the_minimum(behave: IsolatedReward) -> None:
     rollouts = []
     for prompt in ("fine", "die"):
         mask = torch.ones(1, dtype=torch.bool)
         rollouts.append(Rollout(Task(prompt, prompt), "out", {}, None, mask, torch.zeros(1, dtype=torch.long)))
-    with pytest.raises(RewardError, match=r"^reward behave raised IsolatedError: .* exit code 3 \(at sample die\)$"):
-        score(rollouts, Reward(behave))
+    score(rollouts, Reward(behave))
+    assert rollouts[1].scores["total"] == rollouts[0].scores["total"]
+    assert "raised IsolatedError: the process of" in rollouts[1].info["fault"]
+    with pytest.raises(RewardError, match=r"^reward behave raised IsolatedError: .* exit code 3"):
+        score(rollouts[1:], Reward(behave))
 
 
 def test_a_missing_column_and_one_that_is_no_json_are_named(scorer: str, behave: IsolatedReward) -> None:

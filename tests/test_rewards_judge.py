@@ -20,6 +20,7 @@ from autotelic.rewards.models.judge import PairwiseJudge, YesNoJudge
 from autotelic.rewards.models.rubric import RubricJudge
 from autotelic.rewards.models.vlm import VLM, tokens_of
 from autotelic.rewards.reward import Reward
+from autotelic.types import Task
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
 WORDS = [*SPECIAL, "<|video_pad|>", "[UNK]", "yes", "Yes", "no", "NO", "user", "assistant", "is", "this", "a", "cat"]
@@ -77,7 +78,7 @@ def test_an_answer_is_asked_about_with_the_tasks_pictures() -> None:
 
 def test_texts_alone_are_asked_about_without_pictures() -> None:
     stub = Stub(lambda pictures, text: 1.0)
-    YesNoJudge(asker=stub)(["four"], ["2 + 2"], ["four"], outputs=["four"])  # as the loop calls it
+    YesNoJudge(asker=stub)([None], ["2 + 2"], ["four"], outputs=["four"])  # as the loop calls it
     assert stub.asked == [([], "Question: 2 + 2\nAnswer: four\nIs the answer right? Answer yes or no.")]
 
 
@@ -170,7 +171,7 @@ def test_two_attempts_are_told_apart_by_number() -> None:
 def test_it_is_a_reward_that_adds_up() -> None:
     judge = PairwiseJudge("light", asker=Stub(brighter))
     reward = Reward(YesNoJudge(asker=Stub(lambda pictures, text: 0.5)), "shows") + 2 * Reward(judge, "light")
-    named = reward(images=[grey(100)], prompts=["a"], references=[grey(50)], tasks=[None])
+    named = reward(images=[grey(100)], prompts=["a"], references=[grey(50)], tasks=[Task("a", "a")])
     assert named["total"] == pytest.approx([0.5 + 2 * (0.5 + 50 / 512)])
     assert not reward.differentiable
 
@@ -184,7 +185,7 @@ def test_bad_input_gets_one_line() -> None:
         ("needs the column references", lambda: judge([grey(1)], ["a"])),
         ("needs the column groups", lambda: PairwiseJudge("x", against="group", asker=stub)([grey(1)], ["a"])),
         ("sample 0 is a picture, its reference a text", lambda: judge([grey(1)], ["a"], references=["b"])),
-        ("sample 1 holds a int, not a picture", lambda: judge([grey(1), 3], ["a", "b"], references=[None] * 2)),
+        ("sample 1 is no image but int", lambda: judge([grey(1), 3], ["a", "b"], references=[None] * 2)),
         ("an episode without frames", lambda: judge([SimpleNamespace(frames=None)], ["a"], references=[None])),
         ("did you mean prompt", lambda: YesNoJudge("Is it {promt}?", asker=stub)),
         ('unknown opponent of a pairwise judge "refs"', lambda: PairwiseJudge("x", against="refs")),  # type: ignore[arg-type]

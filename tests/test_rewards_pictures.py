@@ -39,9 +39,9 @@ def test_jpeg_sizes_are_those_of_the_files() -> None:
         Image.fromarray(picture).save(file, format="JPEG", quality=75)
         bytes_of.append(len(file.getvalue()))
     assert bytes_of[1] > bytes_of[0] + 100
-    assert JPEGSize(75)(images=[flat, rough]) == [-size / 100 for size in bytes_of]
-    assert JPEGSize(75, "incompressible")(images=[flat, rough]) == [size / 100 for size in bytes_of]
-    assert JPEGSize(10)(images=[rough])[0] > JPEGSize(90)(images=[rough])[0]
+    assert JPEGSize(75)(outputs=[flat, rough]) == [-size / 100 for size in bytes_of]
+    assert JPEGSize(75, "incompressible")(outputs=[flat, rough]) == [size / 100 for size in bytes_of]
+    assert JPEGSize(10)(outputs=[rough])[0] > JPEGSize(90)(outputs=[rough])[0]
 
 
 def test_what_the_headers_of_a_jpeg_file_cost() -> None:
@@ -52,7 +52,7 @@ def test_jpeg_sizes_of_float_pictures_are_those_of_their_8_bit_roundings() -> No
     rounded = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     floating = torch.from_numpy(rounded).permute(2, 0, 1) / 255
     nudged = (floating + 0.001).clamp(0, 1)
-    assert JPEGSize()(images=[floating]) == JPEGSize()(images=nudged[None]) == JPEGSize()(images=[rounded])
+    assert JPEGSize()(outputs=[floating]) == JPEGSize()(outputs=nudged[None]) == JPEGSize()(outputs=[rounded])
 
 
 def test_a_wrong_quality_or_target_is_refused() -> None:
@@ -65,7 +65,7 @@ def test_a_wrong_quality_or_target_is_refused() -> None:
 def test_colourfulness_of_one_and_of_two_colours() -> None:
     """Red: rg = 255, yb = 127.5. Blue: rg = 0, yb = -255."""
     one, both, grey = Colourfulness()(
-        images=[
+        outputs=[
             two_colours((255, 0, 0), (255, 0, 0)),
             two_colours((255, 0, 0), (0, 0, 255)),
             two_colours((20, 20, 20), (200, 200, 200)),
@@ -83,37 +83,37 @@ def test_sharpness_of_stripes_a_chessboard_and_a_ramp() -> None:
     board = ((torch.arange(6)[:, None] + torch.arange(6)) % 2).expand(3, 6, 6)
     ramp = (torch.arange(6) / 6).expand(3, 6, 6)
     green = stripes * torch.tensor([0, 1, 0])[:, None, None]
-    sharp = Sharpness()(images=torch.stack([stripes, board, ramp, green]).float())
+    sharp = Sharpness()(outputs=torch.stack([stripes, board, ramp, green]).float())
     assert sharp.tolist() == pytest.approx([4, 16, 0, 4 * 0.587**2], abs=1e-6)
     with pytest.raises(ValueError, match=r"3 x 3 pixels or more, not \(2, 6\)"):
-        Sharpness()(images=stripes[None, :, :2].float())
+        Sharpness()(outputs=stripes[None, :, :2].float())
 
 
 @pytest.mark.parametrize("reward", [Colourfulness(), Sharpness()], ids=["colourfulness", "sharpness"])
 def test_gradients_are_those_of_finite_differences(reward: Any) -> None:
     assert reward.differentiable
-    assert torch.autograd.gradcheck(lambda images: reward(images=images), noise().requires_grad_())
+    assert torch.autograd.gradcheck(lambda images: reward(outputs=images), noise().requires_grad_())
 
 
 @pytest.mark.parametrize("reward", [Colourfulness(), Sharpness()], ids=["colourfulness", "sharpness"])
 def test_the_gradient_at_a_grey_picture_is_a_number(reward: Any) -> None:
     grey = torch.full((1, 3, 4, 4), 0.5, requires_grad=True)
-    reward(images=grey).sum().backward()
+    reward(outputs=grey).sum().backward()
     assert grey.grad is not None and grey.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("reward", [Colourfulness(), Sharpness()], ids=["colourfulness", "sharpness"])
 def test_half_precision_is_computed_in_single(reward: Any) -> None:
     half = noise().to(torch.bfloat16)
-    assert reward(images=half).dtype == torch.float32
-    assert torch.equal(reward(images=half), reward(images=half.float()))
+    assert reward(outputs=half).dtype == torch.float32
+    assert torch.equal(reward(outputs=half), reward(outputs=half.float()))
 
 
 @pytest.mark.parametrize("reward", [JPEGSize(50), Colourfulness(), Sharpness()])
 def test_they_travel_and_treat_every_form_of_a_picture_alike(reward: Any) -> None:
     array = np.random.default_rng(1).integers(0, 256, (9, 7, 3), np.uint8)
     forms = [array, Image.fromarray(array), torch.from_numpy(array).permute(2, 0, 1) / 255]
-    scores = [float(score) for score in pickle.loads(pickle.dumps(reward))(images=forms, prompts=["a", "b", "c"])]
+    scores = [float(score) for score in pickle.loads(pickle.dumps(reward))(outputs=forms, prompts=["a", "b", "c"])]
     assert len(set(scores)) == 1
     assert JPEGSize.differentiable is False
 
@@ -138,9 +138,9 @@ def test_the_words_asked_for_come_from_the_task_or_else_from_the_prompt(monkeypa
     monkeypatch.setattr(pictures, "read", lambda picture: "openup")
     images, prompts = [two_colours((0, 0, 0), (9, 9, 9))] * 3, ['"OPEN UP"', '"closed"', "no words"]
     reward = TextMatch()
-    assert reward(images=images, prompts=prompts) == [1.0, pytest.approx(0.0), None]
-    assert reward(images=images, prompts=prompts, text=[None, "Open", None]) == [1.0, 0.5, None]
-    assert reward(images=images) == [None, None, None]
+    assert reward(outputs=images, prompts=prompts) == [1.0, pytest.approx(0.0), None]
+    assert reward(outputs=images, prompts=prompts, text=[None, "Open", None]) == [1.0, 0.5, None]
+    assert reward(outputs=images) == [None, None, None]
 
 
 def test_without_the_package_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +175,7 @@ def test_words_are_read() -> None:
     pytest.importorskip("rapidocr_onnxruntime")
     words = TextMatch()
     large = [written("Hello", 64, 20), written("STOP", 64, 20), Image.new("RGB", (64, 64), "white")]
-    right, wrong, none = words(images=large, prompts=['"hello"'] * 3)
+    right, wrong, none = words(outputs=large, prompts=['"hello"'] * 3)
     assert (right, none) == (1.0, 0.0)
     assert wrong is not None and wrong < 0.5
-    assert words(images=[written("stop", 16, 8)], text=["stop"]) == [1.0]
+    assert words(outputs=[written("stop", 16, 8)], text=["stop"]) == [1.0]

@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 
 from autotelic.builtin import REWARDS
+from autotelic.calling import require_columns
 from autotelic.envs.toys import arithmetic, scenes
 from autotelic.errors import UsageError
 from autotelic.rewards.names import compose, make_reward
 from autotelic.rewards.reward import Reward
-from autotelic.rewards.text.answers import answer_of, normalise, require_columns
+from autotelic.rewards.text.answers import answer_of, normalise
 from autotelic.rewards.text.code_tests import CodeTests, program_of
 from autotelic.rewards.text.digits import Digits
 from autotelic.rewards.text.verifiers import (

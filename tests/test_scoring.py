@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from email.message import Message
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from urllib.error import HTTPError
 
+import numpy as np
 import pytest
 import torch
 
 from autotelic.errors import UsageError
 from autotelic.rewards.reward import Reward
 from autotelic.rewards.text.verifiers import Numeric
+from autotelic.trainers.faults import LONGEST, is_machines, unreadable
 from autotelic.trainers.scoring import RewardError, score
 from autotelic.types import Rollout, Task
 
@@ -33,10 +39,10 @@ def returns(*scores: Any) -> Any:
 @pytest.mark.parametrize(
     ("scores", "message"),
     [
-        ([1.0, math.nan, 0.0], "reward planted returned nan for sample task-1"),
         ([1.0, 0.0, math.inf], "reward planted returned inf for sample task-2"),
-        ([1.0, [0.5, math.nan], 0.0], "for sample task-1"),
-        ([torch.tensor(math.nan), 1.0, 1.0], "for sample task-0"),
+        ([1.0, [0.5, math.nan], 0.0], "returned nan for some segments, for sample task-1"),
+        ([torch.tensor(-math.inf), 1.0, 1.0], "returned -inf for sample task-0"),
+        ([1.0, [], 0.0], "returned no number, for sample task-1"),
         (["good", 1.0, 1.0], "reward planted returned good for sample task-0"),
         ([1.0, 2.0], "reward planted returned 2 scores for 3 samples"),
     ],
@@ -53,16 +59,152 @@ def test_a_reward_that_returns_no_sequence_is_refused() -> None:
         score(attempts("a"), Reward(lambda **_: 1.0, "constant"))
 
 
-def test_a_reward_that_raises_is_named_with_its_sample() -> None:
-    def inverse_length(completions: list[str], **_: Any) -> list[float]:
-        return [1 / len(text) for text in completions]
+def inverse_length(completions: list[str], **_: Any) -> list[float]:
+    return [1 / len(text) for text in completions]
 
-    with pytest.raises(RewardError, match=r"reward inverse_length raised ZeroDivisionError: .* \(at sample task-1\)"):
-        score(attempts("a", "", "c"), inverse_length)
-    with pytest.raises(RewardError, match=r"reward inverse_length raised .* \(at sample task-1\)"):
-        score(attempts("a", "", "c"), 0.5 * Reward(returns(1, 1, 1)) + Reward(inverse_length))
-    with pytest.raises(RewardError, match="different numbers of scores: two 2, three 3"):
+
+def test_a_reward_that_raises_for_all_is_named_with_the_line_in_its_file() -> None:
+    line = rf"raised ZeroDivisionError: division by zero \({Path(__file__).name}, line \d+\)$"
+    with pytest.raises(RewardError, match=f"^reward inverse_length {line}"):
+        score(attempts("", "", ""), inverse_length)
+    with pytest.raises(RewardError, match=f"^reward inverse_length {line}"):
+        score(attempts("", ""), 0.5 * Reward(returns(1, 1)) + Reward(inverse_length))
+    with pytest.raises(RewardError, match=r"^reward two returned 2 scores for 3 samples"):
         score(attempts("a", "b", "c"), Reward(returns(1, 1), "two") + Reward(returns(1, 1, 1), "three"))
+
+
+def test_who_broke_the_reward_scores_its_minimum_and_the_others_what_they_score_together() -> None:
+    """The others are asked once more, together, so that a reward that compares sees all of them."""
+    asked: list[int] = []
+
+    def above_mean(completions: list[str], **_: Any) -> list[float]:
+        asked.append(len(completions))
+        sizes = [10 / len(text) for text in completions]
+        return [size - sum(sizes) / len(sizes) for size in sizes]
+
+    rollouts = attempts("ab", "", "abcd", "")
+    metrics = score(rollouts, above_mean)
+    assert [r.scores["total"] for r in rollouts] == [1.25, -1.25, -1.25, -1.25]
+    assert metrics == {"reward": -0.625, "faults/policy": 0.5}
+    assert asked == [4, 1, 1, 1, 1, 1, 1, 2] and "fault" not in rollouts[0].info
+    assert str(rollouts[3].info["fault"]).startswith("reward above_mean raised ZeroDivisionError: division by zero")
+    rollouts[1].output = "a"
+    score(rollouts, above_mean)
+    assert "fault" not in rollouts[1].info, "a later scoring tells of itself"
+
+
+def test_the_minimum_is_the_declared_one_the_sum_of_declared_ones_or_the_lowest_of_the_round() -> None:
+    floored = Reward(inverse_length, minimum=-2.0)
+    assert (0.5 * floored + 3 * Reward(inverse_length, "other", minimum=1.0)).minimum == 2.0
+    assert (0.5 * floored + Reward(returns(1), "open")).minimum is None
+    assert (-1 * floored).minimum is None, "what is lowest there is the function's maximum"
+    rollouts = attempts("ab", "")
+    score(rollouts, floored)
+    assert [r.scores for r in rollouts] == [
+        {"inverse_length": 0.5, "total": 0.5},
+        {"inverse_length": 0.5, "total": -2.0},
+    ]
+
+
+def test_tensors_of_inference_mode_are_scored() -> None:
+    with torch.inference_mode():
+        made = torch.ones(3, 2, 2)
+    rollouts = attempts(made)
+    assert score(rollouts, lambda outputs: [float(output.sum()) for output in outputs]) == {"reward": 12.0}
+
+
+def test_a_collapse_is_told_from_a_mistake_by_an_output_that_was_scored_before() -> None:
+    broken = False
+
+    def mine(completions: list[str], **_: Any) -> list[float]:
+        if broken:
+            raise KeyError("mine")
+        return inverse_length(completions)
+
+    with pytest.raises(RewardError, match="ZeroDivisionError"):
+        score(attempts("", ""), mine)
+    score(attempts("ab", "abc"), mine)
+    rollouts = attempts("", "")
+    assert score(rollouts, mine) == {"reward": pytest.approx(1 / 3), "faults/policy": 1.0}, "the lowest that was seen"
+    broken = True
+    with pytest.raises(RewardError, match="KeyError: 'mine'"):
+        score(attempts("ab", ""), mine)
+
+
+def test_a_mistake_is_told_before_every_one_of_many_samples_was_tried() -> None:
+    calls = []
+
+    def wrong(completions: list[str], **_: Any) -> list[float]:
+        calls.append(len(completions))
+        raise KeyError("wrong")
+
+    with pytest.raises(RewardError, match="reward wrong raised KeyError"):
+        score(attempts(*"a" * 500), wrong)
+    assert len(calls) < 50
+
+
+def test_a_server_that_is_down_is_not_asked_for_every_sample() -> None:
+    calls = []
+
+    def remote(completions: list[str], **_: Any) -> list[float]:
+        calls.append(len(completions))
+        raise ConnectionRefusedError("refused")
+
+    rollouts = attempts(*"a" * 100)
+    assert score(rollouts, remote)["faults/infrastructure"] == 1.0
+    assert calls == [100, 100, 1, 1, 1, 1]
+
+
+def test_a_server_that_fails_on_one_sample_leaves_that_one_without_a_score() -> None:
+    def remote(completions: list[str], **_: Any) -> list[float]:
+        if "slow" in completions:
+            raise TimeoutError("no answer")
+        return [1.0] * len(completions)
+
+    rollouts = attempts("a", "slow", "b")
+    metrics = score(rollouts, remote)
+    assert [r.scores["total"] for r in rollouts] == [1.0, None, 1.0]
+    assert metrics == {"reward": 1.0, "faults/infrastructure": pytest.approx(1 / 3)}
+
+
+class Refused(Exception):
+    """As HTTP clients have it."""
+
+    def __init__(self, status_code: int) -> None:
+        super().__init__(f"HTTP {status_code}")
+        self.status_code = status_code
+
+
+@pytest.mark.parametrize(
+    ("error", "machines"),
+    [
+        (ConnectionResetError(), True),
+        (TimeoutError(), True),
+        (OSError(28, "No space left on device"), True),
+        (HTTPError("u", 503, "busy", Message(), None), True),
+        (HTTPError("u", 400, "too long", Message(), None), False),
+        (HTTPError("u", 429, "later", Message(), None), True),
+        (Refused(404), False),
+        (FileNotFoundError(2, "prompt.txt"), False),
+        (PermissionError(13, "no"), False),
+        (ValueError("no"), False),
+        (RuntimeError("CUDA out of memory"), False),
+    ],
+    ids=repr,
+)
+def test_errors_of_machines_are_connections_and_time(error: Exception, machines: bool) -> None:
+    assert is_machines(error) is machines
+
+
+def test_what_is_unreadable_is_told() -> None:
+    nan = torch.tensor([0.0, math.nan])
+    assert unreadable("plain") is unreadable(torch.ones(2)) is unreadable(None) is unreadable((1, 2)) is None
+    assert unreadable("ab\ud800") == "a text with a lone surrogate at character 2"
+    assert unreadable("a" * (LONGEST + 1)) == f"a text of {LONGEST + 1} characters, more than {LONGEST}"
+    assert unreadable(nan) == unreadable(nan.numpy()) == unreadable(nan.half()) == "values that are not finite"
+    assert unreadable(torch.tensor([1, 2])) is None
+    episode = SimpleNamespace(observations=np.zeros(3), actions=np.array([np.inf]))
+    assert unreadable(episode) == "an episode whose actions are not finite"
 
 
 def test_what_a_reward_refuses_of_a_person_is_told_as_that() -> None:
@@ -119,6 +261,10 @@ def test_weighted_sums_by_hand() -> None:
 def test_scores_per_segment_and_tensors_are_added() -> None:
     steps = Reward(returns(torch.tensor([0.25, 0.5]), torch.tensor([1.0, 0.0])), "steps")
     rollouts = attempts("a", "b")
+    with pytest.raises(RewardError, match="reward steps returned 2 numbers for the 1 segment of sample task-0"):
+        score(rollouts, 2 * steps)
+    for rollout in rollouts:
+        rollout.segments = torch.arange(2)
     assert score(rollouts, 2 * steps)["reward"] == pytest.approx((1.5 + 2.0) / 2)
     gradient = torch.tensor([1.0, 2.0], requires_grad=True)
     differentiable = Reward(lambda **_: gradient, "sharpness", differentiable=True)

@@ -346,13 +346,13 @@ def test_scores_of_the_nearest_render_by_hand() -> None:
     renders = torch.stack([torch.zeros(1, 3, 2, 2), torch.ones(1, 3, 2, 2)])
     pictures = torch.tensor([0.2, 0.2, 1.0])[:, None, None, None].expand(3, 3, 2, 2)
     prompts = ["black", "white", "white"]
-    scores = NearestRender(renders, ["black", "white"])(images=pictures, prompts=prompts, tasks=None)
+    scores = NearestRender(renders, ["black", "white"])(outputs=pictures, prompts=prompts, tasks=None)
     assert scores["correct"] == scores["total"] == [1.0, 0.0, 1.0]
     assert scores["distance"] == pytest.approx([0.04, 0.64, 0.0])
     fidelity = [-math.log(0.04 + ROUNDING), -math.log(0.64 + ROUNDING), math.log(12 * 255**2)]
     assert scores["fidelity"] == pytest.approx(fidelity, rel=1e-5)
     faithful = NearestRender(renders, ["black", "white"], total="fidelity")
-    assert faithful(images=pictures, prompts=prompts)["total"] == scores["fidelity"]
+    assert faithful(outputs=pictures, prompts=prompts)["total"] == scores["fidelity"]
 
 
 def test_the_judge_scores_rollouts(judge: NearestRender) -> None:

@@ -48,7 +48,7 @@ def test_every_turn_is_scored_as_a_completion() -> None:
     rollouts = [conversation(*texts) for texts in ATTEMPTS]
     metrics = score(rollouts, PerTurn(right))
     totals = [torch.as_tensor(r.scores["total"]).tolist() for r in rollouts]
-    assert totals == [[0, 1], [1, 1], [1, 0], [0, 0], [0]]
+    assert totals == [[0, 1], [1, 1], [1, 0], [0, 0], 0]
     assert metrics["reward"] == pytest.approx(4 / 5)
     with pytest.raises(ValueError, match="sample 0 is no conversation but str"):
         PerTurn(right)(["4"], references=["4"])

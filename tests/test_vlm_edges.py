@@ -15,11 +15,11 @@ from torch import Tensor
 
 from autotelic.cli import main
 from autotelic.errors import UsageError
+from autotelic.images import as_pil
 from autotelic.testing import vlms as tiny
 from autotelic.types import Rollout, Task
 from autotelic.vlm.conversation import Conversation, Script
 from autotelic.vlm.policy import TokenPolicy
-from autotelic.vlm.processing import as_pil
 from autotelic.vlm.questions import read_rows
 
 TASKS = [Task("short", "what is red ?"), Task("long", "how many circle in the picture ?")]

@@ -206,6 +206,7 @@ class Setting(shared.Setting):
         Raises:
             UsageError: an unknown name, or nothing at a place.
         """
+        from ..calling import require_columns
         from ..rewards.names import compose
         from ..rewards.reward import Reward
 
@@ -216,7 +217,9 @@ class Setting(shared.Setting):
         def renamed(name: str, make: Callable[[], Any]) -> Callable[[], Any]:
             return lambda: Reward(make(), f"{name} reward")  # scores called "progress" are the estimator's own
 
-        return compose(specs, own={name: renamed(name, make) for name, make in own.items()})
+        made = compose(specs, own={name: renamed(name, make) for name, make in own.items()})
+        require_columns(made, [self.task(name, 0) for name in self.names])
+        return made
 
     def held_out_judge(self) -> RewardFunction | None:
         return self.reward({}, (self.config.judge,)) if self.config.judge else None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..rewards.log_ratio import LogRatio, scorer
-from ..rewards.models.exhibits import Prompt, texts_of
+from ..rewards.models.exhibits import Prompt, text_of, texts_of
 from ..rewards.models.judge import RIGHT
 from ..rewards.models.vlm import share_of_yes, tokens_of
 from ..rewards.text.answers import vote_of
@@ -72,7 +72,7 @@ class PolicyAsker:
         small = isinstance(self.policy.renderer, GlimpseRenderer)
         questions = []
         for row, (task, text) in enumerate(zip(tasks, texts_of([t.prompt for t in tasks], len(tasks)), strict=True)):
-            said = self.policy.renderer.plain(str(completions[row]))
+            said = self.policy.renderer.plain(text_of(completions[row]))
             check = f"{text} check {' '.join(said.split()[:16])}"
             prompt = check if small else RIGHT.format(prompt=text, completion=said)
             questions.append(replace(task, id=f"{task.id}/check/{row}", prompt=prompt))
@@ -133,7 +133,7 @@ class AskingConsensus(Asking):
     ) -> list[float]:
         """One score per sample; the samples of a question have one group."""
         weights = self.asker.rightness(tasks, completions)
-        votes = [vote_of(str(said)) for said in completions]
+        votes = [vote_of(text_of(said)) for said in completions]
         sums: dict[str, dict[str | None, float]] = defaultdict(lambda: defaultdict(float))
         for group, vote, weight in zip(groups, votes, weights, strict=True):
             sums[group][vote] += weight if vote is not None else 0.0

@@ -69,6 +69,15 @@ class Transcript(str):
         transcript.turns = tuple(turns)
         return transcript
 
+    def messages(self) -> list[dict[str, str]]:
+        """What the policy said and what it was told, in turn, as TRL has completions of chats."""
+        found = []
+        for turn in self.turns:
+            found.append({"role": "assistant", "content": turn.text})
+            if turn.reply is not None and not turn.reply.done:
+                found.append({"role": "user", "content": turn.reply.text})
+        return found
+
     def __getnewargs__(self) -> tuple[tuple[Turn, ...]]:  # type: ignore[override]  # str's own gives its text
         return (self.turns,)
 

@@ -15,14 +15,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..calling import MADE, OF_TOKENS, call, completion_of, picked, settled
 from ..errors import unknown
-from ..families import families_of
+from ..families import families_of, name_of
+from ..returned import scores_of
 from ..trainers.objectives.base import Metrics, Term
 from ..types import Batch, Evaluation, RewardFunction, Score
 from .conversation import Transcript
 
-PER_ROLLOUT = ("rollouts", "log_probs")
-"""Columns that say nothing of a single turn."""
+PER_ROLLOUT = ("rollouts", "log_probs", OF_TOKENS, "log_extra", *MADE)
+"""Columns that say nothing of a single turn, or are made anew for it."""
 
 
 def own_turn(credits: Sequence[float]) -> Tensor:
@@ -42,13 +44,13 @@ class PerTurn:
         self.name = f"{getattr(reward, 'name', type(reward).__name__)} per turn"
         self.families = families_of(reward)
 
-    def __call__(self, completions: Sequence[Any], **columns: Any) -> list[Tensor]:
+    def __call__(self, outputs: Sequence[Any], **columns: Any) -> list[Tensor]:
         """Scores by turn.
 
         Raises:
-            ValueError: a completion is no conversation.
+            ValueError: an output is no conversation.
         """
-        scores = turn_scores(self.reward, completions, columns)
+        scores = turn_scores(self.reward, outputs, columns)
         return [torch.tensor([0.0 if score is None else score for score in row]) for row in scores]
 
 
@@ -80,15 +82,15 @@ class Correction:
         """What it is made of, so that a message names the term that raised."""
         return [(1.0, term) for _, term in getattr(self.reward, "terms", [(1.0, self.reward)])]
 
-    def __call__(self, completions: Sequence[Any], **columns: Any) -> Mapping[str, Sequence[Score]]:
+    def __call__(self, outputs: Sequence[Any], **columns: Any) -> Mapping[str, Sequence[Score]]:
         """Scores of each conversation of one or two turns.
 
         Raises:
-            ValueError: a completion is no conversation, or one of more turns.
+            ValueError: an output is no conversation, or one of more turns.
         """
-        rows = turn_scores(self.reward, completions, columns)
+        rows = turn_scores(self.reward, outputs, columns)
         named: dict[str, list[Score]] = {name: [] for name in ("total", "first", "second", "gain", "copied")}
-        for place, (row, completion) in enumerate(zip(rows, completions, strict=True)):
+        for place, (row, said) in enumerate(zip(rows, outputs, strict=True)):
             if len(row) > 2:
                 raise ValueError(f"sample {place} has {len(row)} turns: a correction is two")
             first, second = row[0], row[1] if len(row) == 2 else None
@@ -96,7 +98,7 @@ class Correction:
             named["first"].append(first)
             named["second"].append(second)
             named["gain"].append(None if first is None or second is None else second - first)
-            texts = [turn.text.strip() for turn in completion.turns]
+            texts = [turn.text.strip() for turn in said.turns]
             named["copied"].append(float(texts[0] == texts[1]) if len(row) == 2 else None)
         silent = [name for name, column in named.items() if all(score is None for score in column)]
         return {name: column for name, column in named.items() if name == "total" or name not in silent}
@@ -110,22 +112,23 @@ class Correction:
         return own_turn([paid, second + (self.alpha * (second - first) if self.stage == "second" else 0.0)])
 
 
-def turn_scores(
-    reward: RewardFunction, completions: Sequence[Any], columns: Mapping[str, Any]
-) -> list[list[float | None]]:
+def turn_scores(reward: RewardFunction, outputs: Sequence[Any], columns: Mapping[str, Any]) -> list[list[float | None]]:
     """Scores of every turn of every conversation, in one call of the reward."""
-    for place, completion in enumerate(completions):
-        if not isinstance(completion, Transcript):
-            raise ValueError(f"sample {place} is no conversation but {type(completion).__name__}")
-    texts = [turn.text for completion in completions for turn in completion.turns]
-    owner = [row for row, completion in enumerate(completions) for _ in completion.turns]
-    kept = {name: column for name, column in columns.items() if name not in (*PER_ROLLOUT, "outputs", "episodes")}
-    spread = {name: [column[row] for row in owner] for name, column in kept.items()}
-    result = reward(completions=texts, outputs=texts, episodes=texts, **spread)
-    flat = result.get("total", next(iter(result.values()))) if isinstance(result, Mapping) else result
+    for place, output in enumerate(outputs):
+        if not isinstance(output, Transcript):
+            raise ValueError(f"sample {place} is no conversation but {type(output).__name__}")
+    texts = [turn.text for output in outputs for turn in output.turns]
+    owner = [row for row, output in enumerate(outputs) for _ in output.turns]
+    kept = {name: column for name, column in columns.items() if name not in PER_ROLLOUT}
+    spread = picked(kept, owner)
+    tasks = spread.get("tasks")
+    said = texts if tasks is None else [completion_of(task, text) for task, text in zip(tasks, texts, strict=True)]
+    table = spread | {"completions": said, "outputs": texts, "episodes": texts}
+    (result,) = settled([lambda: call(reward, table)])
+    flat = scores_of(name_of(reward), result, table)["total"]
     if len(flat) != len(texts):
         raise ValueError(f"the reward gave {len(flat)} scores for {len(texts)} turns")
-    rows: list[list[float | None]] = [[] for _ in completions]
+    rows: list[list[float | None]] = [[] for _ in outputs]
     for row, score in zip(owner, flat, strict=True):
         rows[row].append(None if score is None else float(score))  # type: ignore[arg-type]  # checked by scoring
     return rows

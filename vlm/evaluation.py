@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from ..families import name_of
+from ..images import as_pil
 from ..trainers.scoring import score, total_of
 from ..types import Actor, Rollout, Task
-from .processing import PIXEL_LIMIT, as_pil
 
 if TYPE_CHECKING:
     from ..trainers.runs.run_folder import RunFolder
@@ -121,7 +121,7 @@ def write_answers(setting: Setting, folder: RunFolder, actor: Actor) -> None:
         row: dict[str, Any] = {"question": _text(task.prompt), "right": str(task.extra.get("trace", task.reference))}
         if task.images:
             row["picture"] = f"{number}.png"
-            picture = as_pil(task.images[0], task.id, PIXEL_LIMIT)
+            picture = as_pil(task.images[0], task.id)
             picture.resize((128, 128), Image.Resampling.NEAREST).save(place / row["picture"])
         for side, rollouts in said.items():
             row[side] = {"said": str(rollouts[number].output), "is right": total_of(rollouts[number]) == 1.0}

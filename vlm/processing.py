@@ -7,13 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
 from ..errors import UsageError
+from ..images import PIXEL_LIMIT, as_pil
 from ..types import Task
 from .backbone import Prompt
 from .checks import TaskCheck
@@ -21,8 +20,6 @@ from .reach import reach_of
 from .renderer import Renderer, between_turns
 from .untrusted import Plain, mapped, shortened, whole
 
-PIXEL_LIMIT = 50_000_000
-"""Most pixels of an image."""
 _VISUAL = re.compile(r"image|img|vision|video|audio|<row_\d+_col_\d+>", re.IGNORECASE)
 _VISUAL_ID = re.compile(r"(image|img|vision|video|audio|row_col|boi|eoi)\w*(_token|_token_id|_token_index|_ids|_tag)$")
 
@@ -321,51 +318,6 @@ class IdeficsRenderer(ProcessorRenderer):
         return {name: torch.cat([padded(part[name]) for part in parts], 1) for name in parts[0]}
 
 
-def as_pil(image: Any, name: str, pixel_limit: int) -> Image.Image:
-    """An RGB image from PIL, a path, or an array or tensor [H, W, 3] or [3, H, W], uint8 or float in 0..1.
-
-    Args:
-        name: what to call it in messages.
-
-    Raises:
-        UsageError: no image, one that cannot be decoded, or one with more pixels than ``pixel_limit``.
-    """
-    if isinstance(image, str | Path):
-        image = _opened(image, name)
-    if isinstance(image, Image.Image):
-        _check_size(image.width, image.height, name, pixel_limit)
-        try:
-            return image.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UsageError(f"{name} cannot be decoded: {error}") from error
-    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
-    if not isinstance(array, np.ndarray) or array.ndim != 3 or 3 not in (array.shape[0], array.shape[-1]):
-        shape = f" of shape {tuple(array.shape)}" if isinstance(array, np.ndarray) else ""
-        raise UsageError(f"{name} is no image but {type(image).__name__}{shape}")
-    array = array if array.shape[-1] == 3 else array.transpose(1, 2, 0)
-    _check_size(array.shape[1], array.shape[0], name, pixel_limit)
-    if array.dtype != np.uint8:
-        if not np.issubdtype(array.dtype, np.floating) or not (np.min(array) >= -1e-3 and np.max(array) <= 1 + 1e-3):
-            raise UsageError(f"{name} has values of {array.dtype} outside uint8 and outside floats in 0..1")
-        array = (array.astype(np.float64).clip(0, 1) * 255).round().astype(np.uint8)
-    return Image.fromarray(np.ascontiguousarray(array))
-
-
-def check_image_file(path: str | Path, name: str, pixel_limit: int = PIXEL_LIMIT) -> None:
-    """Raise UsageError for a file that is no image or has too many pixels; nothing is decoded."""
-    with _opened(path, name) as image:
-        _check_size(image.width, image.height, name, pixel_limit)
-
-
-def _opened(path: str | Path, name: str) -> Image.Image:
-    try:
-        return Image.open(path)
-    except Image.DecompressionBombError as error:
-        raise UsageError(f"{name} has too many pixels: make it smaller ({error})") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UsageError(f"{name} cannot be decoded: {error}") from error
-
-
 def image_places(prompt: Any, name: str) -> int:
     """How many blocks {"type": "image"} chat messages have; 0 for a text.
 
@@ -380,13 +332,6 @@ def image_places(prompt: Any, name: str) -> int:
             raise UsageError(f'{name}: a prompt is a text or a list of {{"role": ..., "content": ...}}')
         found += sum(block["type"] == "image" for block in _blocks(name, message["content"]))
     return found
-
-
-def _check_size(width: int, height: int, name: str, pixel_limit: int) -> None:
-    if width * height > pixel_limit:
-        raise UsageError(f"{name} has {width} x {height} pixels, more than pixel_limit={pixel_limit}: make it smaller")
-    if width * height == 0:
-        raise UsageError(f"{name} has no pixels ({width} x {height})")
 
 
 def _blocks(name: str, content: Any) -> list[dict[str, Any]]:

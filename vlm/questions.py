@@ -214,9 +214,9 @@ def _dimmed(image: Any, name: str) -> str:
 
     from PIL import ImageEnhance
 
-    from .processing import PIXEL_LIMIT, as_pil
+    from ..images import as_pil
 
-    picture = as_pil(image, name, PIXEL_LIMIT)
+    picture = as_pil(image, name)
     width, height = picture.size
     inside = picture.crop((width // 40, height // 40, width - width // 40, height - height // 40))
     content = BytesIO()

@@ -8,10 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ..calling import check_columns
 from ..errors import UsageError
+from ..images import as_pil, check_image_file
 from ..tables import Contents, Row, Table, canonical, is_file, read_table
 from ..types import Task
-from .processing import PIXEL_LIMIT, as_pil, check_image_file, image_places
+from .processing import image_places
 
 PLACE = "<image>"
 """In a text, where a picture of its row stands."""
@@ -39,6 +41,7 @@ def tasks_of(table: Table) -> list[Task]:
             raise UsageError(f'{row.where} has the "id" of {first[task.id]}: {task.id}')
         tasks[task.id] = task
         first[task.id] = row.where.removeprefix(f"{table.name} ")
+    check_columns(tasks.values())
     return list(tasks.values())
 
 
@@ -131,7 +134,7 @@ def decode(tasks: Iterable[Task]) -> None:
 
 
 def _look(path: str, name: str) -> None:
-    as_pil(path, name, PIXEL_LIMIT)
+    as_pil(path, name)
 
 
 def keys_of(tasks: Sequence[Task], contents: Contents) -> list[frozenset[str]]:

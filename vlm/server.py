@@ -36,11 +36,11 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
+from ..images import as_pil
 from ..trainers.actors import TrainingWrapper
 from ..types import Key, Rollout, Task
 from .decoding import check_temperature
 from .policy import TokenPolicy
-from .processing import as_pil
 from .untrusted import mapped, whole
 
 _PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
@@ -293,7 +293,7 @@ def messages_of(task: Task, plain: Callable[[str], str] = whole) -> list[dict[st
     Raises:
         UsageError: an image that cannot be read, or another number of image blocks than images.
     """
-    urls = [_data_url(as_pil(image, f"{task.id}: image {k + 1}", 50_000_000)) for k, image in enumerate(task.images)]
+    urls = [_data_url(as_pil(image, f"{task.id}: image {k + 1}")) for k, image in enumerate(task.images)]
     given = [{"role": "user", "content": task.prompt}] if isinstance(task.prompt, str) else task.prompt
     messages = [mapped(plain, message) for message in given]
     shown = [{"type": "image_url", "image_url": {"url": url}} for url in urls]

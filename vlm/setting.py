@@ -152,12 +152,12 @@ class Setting(shared.Setting):
 
     def reward(self, **own: Callable[[], Any]) -> Any:
         """The reward that the config names; refused where no question has the column that it needs."""
+        from ..calling import require_columns
         from ..rewards.names import compose
-        from ..rewards.text.answers import require_columns
         from .asking import own_rewards
 
         made = compose(self.config.rewards, own=own_rewards(self.policy, self.start, live=self.config.live) | own)
-        require_columns(made, self.sample_of_tasks())
+        require_columns(made, self.sample_of_tasks(), tokens=True)
         self.trained_by = made
         return made
 

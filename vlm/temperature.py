@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from ..trainers.actors import TrainingWrapper
 from ..trainers.contracts import Learner
-from ..trainers.scoring import columns
+from ..trainers.scoring import score, total_of
 from ..types import Key, Rollout, Task
 
 
@@ -51,9 +51,8 @@ class Temperature(Learner):
         """Share of questions with a right answer among the k of ``samples`` whose process reward is highest."""
         key = (self.seed, 10**6, self.updates)
         rollouts = self.policy.act(self.validation, samples, key=key, temperature=temperature)
-        table = columns(rollouts)
-        right = self.reward.right(**table)
-        sound = [0.0] * len(right) if self.reward.sound is None else self.reward.sound(**table)
+        right = _totals(rollouts, self.reward.right)
+        sound = [0.0] * len(right) if self.reward.sound is None else _totals(rollouts, self.reward.sound)
         hits = 0
         for first in range(0, len(rollouts), samples):
             rows = sorted(range(first, first + samples), key=lambda row: -sound[row])[:k]
@@ -65,6 +64,11 @@ class Temperature(Learner):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.value, self.updates = float(state["value"]), int(state["updates"])
+
+
+def _totals(rollouts: Sequence[Rollout], reward: Any) -> list[float]:
+    score(rollouts, reward)
+    return [total_of(rollout) or 0.0 for rollout in rollouts]
 
 
 class Tempered(TrainingWrapper):

@@ -18,8 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UsageError, unknown
+from ..images import as_pil
 from ..plugins import imported, is_place
-from ..rewards.image.images import as_float, as_uint8
+from ..rewards.image.images import as_float
 from ..rewards.text.answers import without_thoughts
 from ..sandbox import run_code
 from ..types import Task
@@ -240,7 +241,7 @@ class Crop:
     def __call__(self, images: Sequence[Any], box: Sequence[float], image: int = 0) -> Image.Image:
         if not isinstance(image, int) or not 0 <= image < len(images):
             raise ToolError(f"image {image} does not exist: there are {len(images)}, counted from 0")
-        whole = Image.fromarray(as_uint8([images[image]])[0])
+        whole = as_pil(images[image], f"image {image}")
         left, top, right, bottom = self._corners(box, whole)
         sides = sorted((right - left, bottom - top))
         if sides[1] > LONGEST * sides[0]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+from ..calling import call, picked, settled
 from ..errors import UsageError
 from ..families import GROUND_TRUTH, name_of, needs_of
+from ..returned import scores_of
 from ..rewards.reward import Reward
 from ..rewards.text.code_tests import CodeTests
 from ..rewards.text.verifiers import Exact, Verifier
@@ -46,9 +49,9 @@ class Verification:
                 i for i in range(count) if scores[i] is None and all(c[i] is not None and c[i] != [] for c in needed)
             ]
             if rows:
-                said = verifier(**{name: [column[i] for i in rows] for name, column in columns.items()})
-                total = said.get("total", next(iter(said.values()))) if isinstance(said, Mapping) else said
-                for row, score in zip(rows, total, strict=True):
+                table = picked(columns, rows)
+                (said,) = settled([partial(call, verifier, table)])
+                for row, score in zip(rows, scores_of(name_of(verifier), said, table)["total"], strict=True):
                     scores[row] = score
         return scores
 

@@ -70,7 +70,10 @@ def assemble(
     ceiling: float | None = None,
 ) -> Experiment:
     """An experiment that follows the reward's gradient, with the given way to cut the chain."""
+    from ...rewards.gradient import GradientKept
     from ..gradients import RewardGradient
 
-    learner = setting.learner(RewardGradient(setting.reward, target, ceiling), prepare=[cut])
-    return setting.experiment([setting.stage(learner)])
+    given: Any = setting.reward  # composed by the setting
+    reward = GradientKept(given)
+    learner = setting.learner(RewardGradient(reward, target, ceiling), prepare=[cut])
+    return setting.experiment([setting.stage(learner, reward)])

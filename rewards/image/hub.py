@@ -5,7 +5,7 @@
 Nothing is loaded before the first call. The models are frozen and their scores are differentiable functions of
 the images: resizing and normalisation are torch operations that give what each model's own processor gives, so
 that reward gradients (AlignProp, DRaFT, ReFL) pass through. Every score is called as
-``score(images, prompts)`` with images as in ``images.py`` and returns a float32 tensor [B] on the images' device.
+``score(outputs, prompts)`` with outputs as in ``images.py`` and returns a float32 tensor [B] on the images' device.
 
 How scores of different models compare is not known; weigh them by their spread on your own images.
 """
@@ -123,25 +123,35 @@ class _HubScore:
     name_or_path: str
     device: str = field(default="cpu", kw_only=True)
     dtype: torch.dtype = field(default=torch.float32, kw_only=True)
+    at_once: int = field(default=48 * 2**20, kw_only=True)
+    """Bytes of pictures, in float32, that are looked at at once where nobody wants a gradient."""
 
-    def __call__(self, images: Sequence[Any] | Tensor, prompts: Sequence[str], **columns: Any) -> Tensor:
-        """Scores [B], float32.
+    def __call__(self, outputs: Sequence[Any] | Tensor, prompts: Sequence[str], **columns: Any) -> Tensor:
+        """Scores [B], float32; without a gradient a few pictures are looked at at once (``at_once``).
 
         Args:
-            images: [B, 3, H, W] in 0..1, with or without gradient, or B images of one size.
+            outputs: [B, 3, H, W] in 0..1, with or without gradient, or B images of one size.
             prompts: B texts.
 
         Raises:
             ValueError: images out of range, another number of prompts, or a prompt that is no text.
             UsageError: the model cannot be loaded.
         """
-        pictures = as_float(images)
+        pictures = as_float(outputs)
         if len(prompts) != len(pictures):
             raise ValueError(f"{len(pictures)} images but {len(prompts)} prompts")
         for index, prompt in enumerate(prompts):
             if not isinstance(prompt, str):
                 raise ValueError(f"prompt {index} is a {type(prompt).__name__}, not a text")
-        return self.score(pictures.to(self.device), list(prompts)).float().to(pictures.device)
+        if pictures.requires_grad and torch.is_grad_enabled():
+            return self.score(pictures.to(self.device), list(prompts)).float().to(pictures.device)
+        size = max(1, self.at_once // max(1, pictures[:1].numel() * 4))
+        scores = [torch.zeros(0, device=pictures.device)]
+        with torch.no_grad():
+            for first in range(0, len(pictures), size):
+                some = pictures[first : first + size].to(self.device)
+                scores.append(self.score(some, list(prompts[first : first + size])).float().to(pictures.device))
+        return torch.cat(scores)
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         raise NotImplementedError
@@ -256,6 +266,8 @@ class CLIPScore(_TwoTowers):
         probability: with SigLIP, the probability sigmoid(scale · cos + bias) that the two belong together
             (arXiv 2303.15343), in 0..1, instead.
     """
+
+    minimum: ClassVar[float] = 0.0
 
     name_or_path: str = "openai/clip-vit-base-patch32"
     prefix: str = field(default="A photo depicts ", kw_only=True)

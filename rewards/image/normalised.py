@@ -51,7 +51,7 @@ class NormalisedSum(WeightedSum):
         if not std_floor > 0:
             raise UsageError(f"std_floor is {std_floor:g}, but a spread is compared with a positive floor")
         self.name = f"normalised {self.name}"
-        self.differentiable = False
+        self.differentiable, self.minimum = False, None
         self.std_floor = std_floor
 
     def combine(self, **columns: Any) -> Mapping[str, Sequence[Score]]:
@@ -61,9 +61,8 @@ class NormalisedSum(WeightedSum):
         members = rows_by_key(columns["groups"]).values()
         named: dict[str, Sequence[Score]] = {}
         totals: list[float | None] = [None] * len(columns["groups"])
-        for weight, term in self.terms:
-            scores = dict(term(**columns))
-            raw = scores.pop("total", next(iter(scores.values()), []))
+        for (weight, term), scores in zip(self.terms, self.scores_of_terms(columns), strict=True):
+            raw = scores.pop("total")
             named |= {term.name: raw} | scores
             if len(raw) != len(totals):
                 raise ValueError(f"reward {term.name} returned {len(raw)} scores for {len(totals)} samples")
@@ -99,10 +98,7 @@ def _number(name: str, score: Score) -> float | None:
         return None
     if isinstance(score, Sequence) or (isinstance(score, Tensor) and score.numel() != 1):
         raise ValueError(f"reward {name} gives a score per segment; only one score per sample is normalised")
-    number = float(score)
-    if not math.isfinite(number):
-        raise ValueError(f"reward {name} returned {number}, which has no place on a scale")
-    return number
+    return float(score)
 
 
 def _plus(total: float | None, part: float | None) -> float | None:

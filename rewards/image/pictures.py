@@ -1,6 +1,6 @@
 """Rewards of pictures that need no weights: size of the file, colour, sharpness, and written words.
 
-Each is called with the column ``images``, in any of the forms that :mod:`.images` reads. The differentiable ones
+Each is called with the column ``outputs``, in any of the forms that :mod:`.images` reads. The differentiable ones
 return a tensor [B] through which gradient flows to the pictures; the others return one number per picture. They are
 for trying methods out: each is easily driven up without the picture becoming better, by noise for example.
 """
@@ -47,10 +47,11 @@ class JPEGSize:
         if target not in ("compressible", "incompressible"):
             raise UsageError(f'JPEGSize rewards "compressible" or "incompressible", not "{target}"')
         self.quality = quality
+        self.minimum = 0.0 if target == "incompressible" else None
         self.sign = -1 if target == "compressible" else 1
 
-    def __call__(self, images: Any, **_: Any) -> list[float]:
-        return [self.sign * self.size(picture) / 100 for picture in as_uint8(images)]
+    def __call__(self, outputs: Any, **_: Any) -> list[float]:
+        return [self.sign * self.size(picture) / 100 for picture in as_uint8(outputs)]
 
     def size(self, picture: NDArray[np.uint8]) -> int:
         """Bytes of one picture [H, W, 3]."""
@@ -69,9 +70,10 @@ class Colourfulness:
 
     differentiable = True
     families = frozenset({"colourfulness"})
+    minimum = 0.0
 
-    def __call__(self, images: Any, **_: Any) -> Tensor:
-        red, green, blue = (255 * _precise(as_float(images))).flatten(2).unbind(1)
+    def __call__(self, outputs: Any, **_: Any) -> Tensor:
+        red, green, blue = (255 * _precise(as_float(outputs))).flatten(2).unbind(1)
         opponents = torch.stack([red - green, (red + green) / 2 - blue], dim=1)  # [B, 2, H*W]
         mean = opponents.mean(-1, keepdim=True)
         # A norm, unlike a square root of squares, has a gradient at zero.
@@ -91,9 +93,10 @@ class Sharpness:
 
     differentiable = True
     families = frozenset({"sharpness"})
+    minimum = 0.0
 
-    def __call__(self, images: Any, **_: Any) -> Tensor:
-        pictures = _precise(as_float(images))
+    def __call__(self, outputs: Any, **_: Any) -> Tensor:
+        pictures = _precise(as_float(outputs))
         if min(pictures.shape[-2:]) < 3:
             raise ValueError(f"sharpness needs pictures of 3 x 3 pixels or more, not {tuple(pictures.shape[-2:])}")
         grey = torch.einsum("bchw,c->bhw", pictures, pictures.new_tensor([0.299, 0.587, 0.114]))
@@ -120,6 +123,7 @@ class TextMatch:
 
     differentiable = False
     families = frozenset({"text reader"})
+    minimum = 0.0
 
     def __init__(self) -> None:
         if find_spec("rapidocr_onnxruntime") is None:
@@ -128,9 +132,9 @@ class TextMatch:
             )
 
     def __call__(
-        self, images: Any, prompts: Sequence[Any] | None = None, text: Sequence[str | None] | None = None, **_: Any
+        self, outputs: Any, prompts: Sequence[Any] | None = None, text: Sequence[str | None] | None = None, **_: Any
     ) -> list[float | None]:
-        pictures = as_uint8(images)
+        pictures = as_uint8(outputs)
         asked = list(text) if text is not None else [None] * len(pictures)
         said = list(prompts) if prompts is not None else [None] * len(pictures)
         wanted = [_letters(own or quoted(prompt)) for own, prompt in zip(asked, said, strict=True)]

@@ -9,6 +9,7 @@ ordered mapping from each scene's caption to its attributes' values as places 0,
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -156,13 +157,14 @@ class AttributeReward:
         self.classifier, self.labels, self.differentiable = classifier, labels, differentiable
         self._places = {caption: place for place, caption in enumerate(labels)}
         self._targets = torch.tensor(list(labels.values()))
+        self.minimum = FLOOR * self._targets.shape[1]
 
-    def __call__(self, images: Sequence[Any] | Tensor, prompts: Sequence[Any], **columns: Any) -> Tensor | list[float]:
-        targets = self._targets[_places(prompts, self._places, len(images))]
+    def __call__(self, outputs: Sequence[Any] | Tensor, prompts: Sequence[Any], **columns: Any) -> Tensor | list[float]:
+        targets = self._targets[_places(prompts, self._places, len(outputs))]
         if not self.differentiable:
             with torch.no_grad():
-                return [float(value) for value in self._score(_eight_bits(images) / 255, targets)]
-        return self._score(as_float(images).float(), targets)
+                return [float(value) for value in self._score(_eight_bits(outputs) / 255, targets)]
+        return self._score(as_float(outputs).float(), targets)
 
     def _score(self, images: Tensor, targets: Tensor) -> Tensor:
         side = self.classifier.size
@@ -204,6 +206,7 @@ class NearestRender:
         if total not in ("correct", "fidelity"):
             raise ValueError(f"total {total!r} is neither 'correct' nor 'fidelity'")
         self.total = total
+        self.minimum = 0.0 if total == "correct" else -math.log(1 + ROUNDING)
         self._places = {caption: place for place, caption in enumerate(captions)}
         self._shape = tuple(templates.shape[2:])
         # 8-bit values around zero: products of whole numbers, that float32 adds up (almost) without rounding
@@ -211,9 +214,9 @@ class NearestRender:
         self._norms = self._renders.square().sum(-1).flatten()
 
     def __call__(
-        self, images: Sequence[Any] | Tensor, prompts: Sequence[Any], **columns: Any
+        self, outputs: Sequence[Any] | Tensor, prompts: Sequence[Any], **columns: Any
     ) -> dict[str, list[float]]:
-        correct, distance = self.verdicts(images, prompts)
+        correct, distance = self.verdicts(outputs, prompts)
         fidelity = -(distance + ROUNDING).log()
         scores = {"correct": correct.float(), "fidelity": fidelity, "distance": distance}
         named = {name: [float(value) for value in values] for name, values in scores.items()}

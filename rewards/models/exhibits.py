@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ...errors import unknown
-from ..image.images import as_uint8
+from ...errors import OutputError, UsageError, unknown
+from ...images import as_pil
 
 Prompt = tuple["str | Image.Image", ...]
 """Words and pictures in the order in which the model shall see them."""
@@ -62,10 +61,16 @@ class Exhibitor:
             given = None if images is None else images[index]
             if made is None or is_text(made):
                 text = None if made is None else text_of(made)
-                out.append(Exhibit(self.pictures(index, None if is_text(given) else given), text))
+                out.append(Exhibit(self.pictures(index, given), text))
             else:
-                out.append(Exhibit(self.pictures(index, made)))
+                out.append(Exhibit(self._made(index, made)))
         return out
+
+    def _made(self, index: int, made: Any) -> tuple[Image.Image, ...]:
+        try:
+            return self.pictures(index, made)
+        except UsageError as error:
+            raise OutputError(str(error)) from error
 
     def pictures(self, index: int, shown: Any) -> tuple[Image.Image, ...]:
         """Whatever shows something, as pictures; of an episode, evenly spaced frames with the last among them."""
@@ -78,12 +83,7 @@ class Exhibitor:
             count = min(self.frames, length)
             shown = [shown.frames[math.ceil(length * (k + 1) / count) - 1] for k in range(count)]
         several = isinstance(shown, (list, tuple)) or getattr(shown, "ndim", 3) == 4
-        found = []
-        for picture in shown if several else [shown]:
-            if not isinstance(picture, (Image.Image, np.ndarray, Tensor)):
-                raise ValueError(f"sample {index} holds a {type(picture).__name__}, not a picture")
-            found.append(Image.fromarray(as_uint8([picture])[0]))
-        return tuple(found)
+        return tuple(as_pil(picture, f"sample {index}") for picture in (shown if several else [shown]))
 
 
 def is_text(value: Any) -> bool:

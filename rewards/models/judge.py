@@ -85,6 +85,7 @@ class YesNoJudge(_Judge):
     """
 
     fields = ("prompt", "completion")
+    minimum = 0.0
 
     def __init__(self, question: str | None = None, *, asker: Asker | str = QWEN, frames: int = 4) -> None:
         super().__init__(question, asker, frames)
@@ -99,7 +100,7 @@ class YesNoJudge(_Judge):
         """One score per sample.
 
         Args:
-            images: pictures that were made; or, with texts as completions, the pictures that they are about.
+            images: of each task, the pictures that it shows; without completions the pictures that were made.
             prompts: texts, or chats whose last message counts.
             completions: texts, pictures or episodes.
 
@@ -156,7 +157,7 @@ class PairwiseJudge(_Judge):
             raise ValueError(f"the cap is {cap:g}, not in 0..0.5")
         self.criterion = criterion
         self.against = against
-        self.cap = cap
+        self.cap = self.minimum = cap
 
     def __call__(
         self,

@@ -83,6 +83,7 @@ class RubricJudge(Exhibitor):
         self.meta, self.question = meta, question
         self.k, self.keep = k, max(1, k // 2) if keep is None else keep
         self.low, self.high = low, high
+        self.minimum = float(k * low)
 
     @property
     def families(self) -> frozenset[str]:

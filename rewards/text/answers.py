@@ -1,19 +1,13 @@
-"""Answers in texts: where they stand, when two are the same, and which columns a reward of them needs.
+"""Answers in texts: where they stand, and when two are the same.
 
 answer_of(r"... so \\boxed{42}")                 "42"
 """
 
 from __future__ import annotations
 
-import inspect
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
-from typing import Any
-
-from ...errors import UsageError
-from ...types import Task
-from ..reward import Reward
+from collections.abc import Callable
 
 Extract = Callable[[str], str | None]
 """A completion -> its answer, or None if it gives none."""
@@ -142,43 +136,3 @@ def vote_of(text: str) -> str | None:
     """The normalised answer of a text: two completions that answer the same give equal votes."""
     answer = answer_of(text)
     return None if answer is None else normalise(answer)
-
-
-def require_columns(reward: Reward, tasks: Iterable[Task]) -> None:
-    """Refuse a reward whose columns no task has, or which cannot read a task's reference, before anything runs.
-
-    A reward names what it needs in an attribute ``needs``; of a function, the parameters without default count. One
-    with a method ``check`` (reference, extra columns) raises ValueError there for a reference that it cannot read.
-
-    Raises:
-        UsageError: one line with the reward, the column, and what the tasks have; or with the task and its reference.
-    """
-    tasks = list(tasks)
-    always = {"tasks", "prompts", "outputs", "completions", "episodes", "images", "groups", "log_probs", "rollouts"}
-    extra = {name for task in tasks for name, value in task.extra.items() if value is not None}
-    present = always | extra | ({"references"} if any(task.reference is not None for task in tasks) else set())
-    for _, term in reward.terms:
-        for column in _needs(term.function):
-            if column not in present:
-                have = ", ".join(sorted(present - always)) or "neither references nor extra columns"
-                raise UsageError(
-                    f'reward {term.name} needs the column "{column}", and none of the {len(tasks)} tasks has it: '
-                    f"they have {have}"
-                )
-        check: Any = getattr(term.function, "check", None)
-        for task in [task for task in tasks if task.reference is not None] if check is not None else ():
-            try:
-                check(task.reference, task.extra)
-            except ValueError as error:
-                raise UsageError(f"reward {term.name}, task {task.id}: {error}") from error
-
-
-def _needs(function: Any) -> tuple[str, ...]:
-    if hasattr(function, "needs"):
-        return tuple(function.needs)
-    keywords = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # built-in functions may hide theirs
-        return ()
-    return tuple(p.name for p in parameters if p.kind in keywords and p.default is inspect.Parameter.empty)

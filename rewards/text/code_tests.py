@@ -60,6 +60,7 @@ class CodeTests:
         ValueError: a sample has a test that is neither a statement nor a pair.
     """
 
+    minimum = 0.0
     needs = reads = ("tests",)
     families = frozenset({GROUND_TRUTH})
 

@@ -34,6 +34,7 @@ class Verifier:
     """
 
     families = frozenset({GROUND_TRUTH})
+    minimum = 0.0
     needs: tuple[str, ...] = ("references",)
     reads: tuple[str, ...] = ()  # further columns, where they are there
 
@@ -548,6 +549,7 @@ class Format:
     """
 
     families = frozenset({"format"})
+    minimum = 0.0
 
     def __init__(self, pattern: str | None = None) -> None:
         inside = r"((?!</?(think|answer)>).)*"
@@ -576,7 +578,7 @@ class Truncated:
     families = frozenset({"length"})
 
     def __init__(self, penalty: float = -1.0) -> None:
-        self.penalty = penalty
+        self.penalty, self.minimum = penalty, min(0.0, penalty)
 
     def __call__(self, rollouts: Sequence[Any], **columns: Any) -> list[float | None]:
         """One score per sample."""

@@ -117,10 +117,22 @@ def of_reward(name: str, value: Any, options: CheckOptions) -> Iterator[Finding]
     scored = next((what for column, what in SCORED.items() if column in columns), "text")
     if scored == "episode":
         yield from _of_episodes(name, reward, options)
-    elif scored == "image":
+    elif scored == "image" and not ("outputs" in columns and _scores_texts(reward)):
         yield from _of_images(name, reward)
     else:
         yield from _of_texts(name, reward, "references" in columns, options)
+
+
+def _scores_texts(reward: Any) -> bool:
+    """Whether outputs, whose kind a name does not tell, may be texts."""
+    from .errors import RewardError
+    from .types import Task
+
+    try:
+        _scores(reward, [Task("text", "What is 3 + 4?", reference="7")], ["7"])
+    except RewardError:
+        return False
+    return True
 
 
 def _columns(function: Any) -> list[str]:

@@ -10,6 +10,14 @@ class UsageError(ValueError):
     """Bad input, told in one line that says what, where and what to do instead."""
 
 
+class OutputError(UsageError):
+    """An output that cannot be read. Where a policy made it, it is the policy's fault unless all are so."""
+
+
+class RewardError(UsageError):
+    """A reward raised for every sample or returned something that is no score; the line names reward and sample."""
+
+
 def unknown(kind: str, name: str, valid: Iterable[str]) -> UsageError:
     """The error for a name that does not exist; it offers up to three names that do.
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from .errors import UsageError
+
 GROUND_TRUTH = "ground truth"
 UNDECLARED = "undeclared"
 
@@ -47,6 +49,18 @@ def needs_of(function: Any) -> tuple[str, ...]:
     terms = getattr(function, "terms", None)
     functions = [function] if terms is None else [term.function for _, term in terms]
     return tuple(name for each in functions for name in getattr(each, "needs", ("references",)))
+
+
+def require_independent(judge: Any, reward: Any) -> None:
+    """Refuse a judge that shares a proxy family with the training reward.
+
+    Raises:
+        UsageError: they do; with the family.
+    """
+    if shared := sorted(proxies(families_of(judge) & families_of(reward))):
+        raise UsageError(
+            f"the judge and the training reward are both of the family {shared[0]!r}: name a judge of another family"
+        )
 
 
 def declared(families: Iterable[str]) -> bool:

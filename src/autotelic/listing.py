@@ -12,8 +12,8 @@ from .builtin import BUILT_IN, REWARDS
 from .errors import unknown
 from .plugins import KINDS, names, table, where
 
-SCORED = {"images": "image", "completions": "text", "episodes": "episode"}
-"""Column of a reward -> what it scores."""
+SCORED = {"completions": "text", "episodes": "episode", "images": "image", "outputs": "image"}
+"""Column of a reward -> what it scores; of several the first."""
 
 
 def kind_of(word: str) -> str:
@@ -75,4 +75,4 @@ def _scored(reward: Any) -> str:
         columns = inspect.signature(call).parameters
     except (TypeError, ValueError):
         return ""
-    return ", ".join(what for column, what in SCORED.items() if column in columns)
+    return ", ".join(dict.fromkeys(what for column, what in SCORED.items() if column in columns))

@@ -396,8 +396,26 @@ class Objective(Protocol):
     def __call__(self, now: Evaluation, batch: Batch) -> tuple[Tensor, dict[str, float]]: ...
 
 
-RewardFunction = Callable[..., Sequence[Score] | Mapping[str, Sequence[Score]]]
-"""Called with keyword columns; takes what it names and the rest as ``**kwargs``."""
+RewardFunction = Callable[..., Any]
+"""Called with keyword columns, of which it takes what it names (``autotelic.calling``); returns a score per rollout or
+a mapping of several (``autotelic.returned``)."""
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """How far a run is, by the names of transformers' ``TrainerState``, for rewards that ask for ``trainer_state``.
+
+    Attributes:
+        global_step, max_steps: iterations that are done, and of the whole run; 0 where nothing runs.
+        epoch: the share of them that is done.
+    """
+
+    global_step: int = 0
+    max_steps: int = 0
+
+    @property
+    def epoch(self) -> float:
+        return self.global_step / max(1, self.max_steps)
 
 
 @runtime_checkable

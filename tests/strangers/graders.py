@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from autotelic.calling import require_columns
 from autotelic.rewards.names import make_reward
-from autotelic.rewards.text.answers import answer_of, require_columns
+from autotelic.rewards.text.answers import answer_of
 from autotelic.types import Task
 
 from .cases import Gives, Refuses, case

@@ -13,9 +13,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ...envs.toys.scenes import CELLS, PIXELS, SIDE
 from ...errors import UsageError
+from ...images import as_pil
 from ...types import Task
 from ..backbone import Prompt, State
-from ..processing import PIXEL_LIMIT, as_pil
 from ..renderer import Renderer
 from .glimpse import END, IDS, IMAGE, PAD, WORDS, GlimpseModel, Memory, causal
 
@@ -79,7 +79,7 @@ class GlimpseBackbone:
 
 class GlimpseRenderer(Renderer):
     """Words of the small world, separated by spaces; one picture of 32 x 32 pixels per question: uint8 [32, 32, 3], or
-    whatever ``processing.as_pil`` opens."""
+    whatever ``images.as_pil`` opens."""
 
     sees = True
 
@@ -92,7 +92,7 @@ class GlimpseRenderer(Renderer):
             raise UsageError(f"task {task.id} has {len(task.images)} images: the small model takes one")
         picture = task.images[0]
         if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8:
-            picture = np.array(as_pil(picture, f"task {task.id}: image 1", PIXEL_LIMIT))
+            picture = np.array(as_pil(picture, f"task {task.id}: image 1"))
         if picture.shape != (side, side, 3):
             raise UsageError(f"task {task.id}: the small model takes {side} x {side} RGB pictures, not {picture.shape}")
         ids = [IDS[IMAGE]] * CELLS + self._said(str(task.prompt), task.id)
