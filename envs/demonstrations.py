@@ -31,7 +31,8 @@ class Demonstration:
         seed: initial state; differs from the seed asked for by a multiple of RETRY_STRIDE after failures.
         observations: [N + 1, D] float32, before each step and after the last.
         actions: [N, A] float32 in [-1, 1].
-        settle: expert steps at the end that were recorded after success first held.
+        settle: expert steps at the end that were recorded after success first held; fewer than were asked for where the
+            environment ended before.
         images: camera -> [N + 1, size, size, 3] uint8, taken with the observations, or None.
     """
 
@@ -117,8 +118,11 @@ def _attempt(
             remaining -= 1
         elif simulator.success():
             remaining = settle
+        if simulator.over:  # nothing moves any more, and no action has an effect
+            break
     if remaining is None:
         return None
+    settled = settle - remaining
     names = (environment, spec_of(environment).instruction, seed)
     images = stacked(frames) if frames else None
-    return Demonstration(*names, np.stack(observations), np.stack(actions), settle, images)
+    return Demonstration(*names, np.stack(observations), np.stack(actions), settled, images)

@@ -16,7 +16,6 @@ from gymnasium import spaces
 from gymnasium.spaces.utils import flatdim, flatten
 from gymnasium.utils.seeding import np_random
 from numpy.typing import NDArray
-from PIL import Image
 
 from ..errors import UsageError
 from ..gl import before_gl
@@ -38,6 +37,7 @@ from .simulator import (
     check_actions,
 )
 from .snapshots import Snapshot, Uncopyable, take
+from .video import squared
 
 Path = tuple[Any, ...]
 """Keys of nested observations."""
@@ -130,7 +130,8 @@ class GymSimulator(Simulator):
 
     @property
     def features(self) -> Mapping[str, Feature]:
-        sizes = {STATE: Feature((self.observation_size,)), ACTION: Feature((self.action_size,))}
+        action = Feature((self.action_size,), *_bounds(self.spec, self.env.action_space))
+        sizes = {STATE: Feature((self.observation_size,)), ACTION: action}
         shapes = {name: (*_side(space), 3) for name, (_, space) in self._images.items()} or {DRAWN: ()}
         return sizes | {IMAGES + name: Feature(shape) for name, shape in shapes.items()}
 
@@ -241,6 +242,10 @@ class GymSimulator(Simulator):
     def state_size(self, state: _State) -> int:
         return state.snapshot.nbytes + (0 if state.given is None else len(cloudpickle.dumps(state.given)))
 
+    @property
+    def over(self) -> bool:
+        return self._over
+
     def expert(self) -> Callable[[], NDArray[np.float32]] | None:
         expert = self.spec.expert
         if expert is None:
@@ -273,9 +278,7 @@ class GymSimulator(Simulator):
         kind = getattr(picture, "dtype", type(picture).__name__)
         if len(shape) != 3 or shape[2] != 3 or kind != np.uint8:
             raise Refusal(f"{self.spec.source!r} rendered {kind} of shape {shape}; pictures are uint8 [H, W, 3]")
-        if shape[:2] == (view.size, view.size):
-            return np.array(picture)
-        return np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize((view.size, view.size)), np.uint8)
+        return squared(picture, view.size)
 
     def close(self) -> None:
         self.env.close()
@@ -468,6 +471,15 @@ def _flat_size(source: str, path: Path, space: Any) -> int:
             f"{source!r}: its observation{part} is a {type(space).__name__}, which cannot be flattened into numbers: "
             "wrap the environment so that it shows numbers or pictures, and give its EnvSpec make"
         ) from error
+
+
+def _bounds(spec: EnvSpec, space: gymnasium.Space[Any]) -> tuple[Any, Any]:
+    """What -1 and 1 of an action stand for, in the robot's own units; None each where they are choices."""
+    if not isinstance(space, spaces.Box):
+        return None, None
+    own = spec.features.get(ACTION, Feature())
+    low, high = (tuple(side.reshape(-1).tolist()) for side in (space.low, space.high))
+    return low if own.low is None else own.low, high if own.high is None else own.high
 
 
 def _decoder(spec: EnvSpec, space: gymnasium.Space[Any]) -> tuple[int, Callable[[NDArray[np.float32]], Any]]:

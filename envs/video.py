@@ -17,6 +17,13 @@ _BAND = 16
 _GAP = 4
 
 
+def squared(picture: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """[size, size, 3] of a picture [H, W, 3]; its sides are stretched alike or not."""
+    if picture.shape[:2] == (size, size):
+        return np.array(picture)
+    return np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize((size, size)), np.uint8)
+
+
 def write_side_by_side(
     path: str | Path,
     left: Sequence[NDArray[np.uint8]] | NDArray[np.uint8],

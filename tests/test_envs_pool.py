@@ -280,6 +280,7 @@ class Flaky:
     """Succeeds after two steps, from even millions only."""
 
     observation_size = action_size = 1
+    over = False
 
     def reset(self, seed):
         self.seed, self.steps = seed, 0

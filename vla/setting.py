@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from ..errors import UsageError
 from ..trainers import setting as shared
-from ..trainers.config import BY_MODEL, RunConfig, grouped
+from ..trainers.config import BY_MODEL, RunConfig, flag, grouped
 from ..trainers.ranges import Count, Range, Whole
 from ..working import LONG, working
 from .environments import (
@@ -68,6 +69,7 @@ class RobotConfig(RunConfig):
     start_fields: ClassVar[tuple[str, ...]] = (
         *("tasks", "demonstrations", "seed", "demonstrations_from", "clone_tasks", "model", "obs_type", "head"),
         *("frame_size", "bc_steps", "max_episode_steps", "chunk", "settle"),
+        *("state_keys", "action_key", "camera_keys", "action_scale"),
     )
     """What demonstrations and clone depend on: runs that agree in them can share a start."""
 
@@ -90,6 +92,15 @@ class RobotConfig(RunConfig):
     """Demonstrations of a task that does not say."""
     demonstrations_from: tuple[str, ...] = grouped("data", ())
     """Folders with a LeRobotDataset each, one per task in their order, instead of the scripted experts."""
+    state_keys: tuple[str, ...] = grouped("data", ("observation.state",))
+    """Features of these datasets that make up an observation, in this order."""
+    action_key: str = grouped("data", "action")
+    """Their feature with the actions."""
+    camera_keys: tuple[str, ...] = grouped("data", ())
+    """CAMERA=FEATURE each, for cameras that these datasets call otherwise: main=observation.image."""
+    action_scale: Literal["none", "environment", "quantiles", "range"] = grouped("data", "none")
+    """What becomes -1 and 1 of their actions: nothing, the bounds of the environment's own actions, or the datasets'
+    quantiles q01 and q99 or range, where those are the bounds that the environment is given."""
     tasks_per_step: int = BY_MODEL
     """Initial states per round, over all tasks; None: 8 for each."""
     micro_batch_size: int | None = None  # type: ignore[assignment]
@@ -120,6 +131,15 @@ class RobotConfig(RunConfig):
     """Steps that demonstrations go on after they first succeed, so that they end well inside the goal."""
     workers: Annotated[int, Range(-1)] = 0
     """Simulator processes; 0 takes one per core, -1 none: states then come from this process."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        of_datasets = ("state_keys", "action_key", "camera_keys", "action_scale")
+        changed = [f.name for f in fields(self) if f.name in of_datasets and getattr(self, f.name) != f.default]
+        if changed and not self.demonstrations_from:
+            raise UsageError(f"{flag(changed[0])} is about datasets: give --demonstrations-from")
+        if any("=" not in entry for entry in self.camera_keys):
+            raise UsageError("--camera-keys are CAMERA=FEATURE each, as in main=observation.image")
 
 
 @dataclass(eq=False)

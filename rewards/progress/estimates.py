@@ -8,6 +8,7 @@ at the gate.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,12 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import UsageError
+from ...errors import UsageError, own_place, raised
 from ...families import UNDECLARED, families_of
 from ...numbers import Floats
 from ...types import Score
+
+logger = logging.getLogger(__name__)
 
 Kind = Literal["absolute", "pairwise", "terminal", "stage"]
 Sees = Literal["states", "frames"]
@@ -63,18 +66,31 @@ def ask(
 ) -> Floats:
     """A model's answers [N], checked: absolute, terminal and stage ones in 0..1, pairwise ones in -1..1.
 
+    NaN counts as the least answer, and is told in a warning, once per model and instruction.
+
     Raises:
-        UsageError: they are too few or too many, not numbers, NaN or out of range, in one line that names the model.
+        UsageError: they are too few or too many, not numbers or out of range, or a function of the user's raised; in
+            one line that names the model.
     """
     name = f"the progress model {type(model).__name__}"
-    answers = np.asarray(model(observations, initial, instructions, references))
+    try:
+        answers = np.asarray(model(observations, initial, instructions, references))
+    except UsageError:
+        raise
+    except Exception as error:
+        if own_place(error) is None:
+            raise
+        raise UsageError(f"{name} raised {raised(error)}") from error
     if answers.shape != (len(instructions),):
         raise UsageError(f"{name} returned shape {answers.shape} for {len(instructions)} observations")
     if answers.dtype.kind not in "fiub":
         raise UsageError(f"{name} returned {answers.dtype}, not numbers")
     shares = _shares(model) if model.kind == "stage" else None
     low, high = (-1.0 if model.kind == "pairwise" else 0.0), (1.0 if shares is None else len(shares) - 1.0)
-    outside = ~((answers >= low - 1e-4) & (answers <= high + 1e-4))  # NaN is outside too
+    if np.isnan(answers).any():
+        _warn_of_nan(name, [text for text, lost in zip(instructions, np.isnan(answers), strict=True) if lost])
+        answers = np.where(np.isnan(answers), low, answers)
+    outside = (answers < low - 1e-4) | (answers > high + 1e-4)
     if outside.any():
         wrong = int(outside.argmax())
         what = f"{name} returned {answers[wrong]}, outside {low:g}..{high:g}"
@@ -82,6 +98,16 @@ def ask(
     if shares is not None:
         return np.interp(answers, np.arange(len(shares)), shares).astype(np.float32)
     return answers.astype(np.float32, copy=False)
+
+
+def _warn_of_nan(name: str, instructions: Sequence[str]) -> None:
+    for text in dict.fromkeys(instructions):
+        if (name, text) not in _warned:
+            _warned.add((name, text))
+            logger.warning("%s returned NaN for %r: it counts as the least answer", name, text)
+
+
+_warned: set[tuple[str, str]] = set()
 
 
 def _shares(model: ProgressModel) -> list[float]:
@@ -284,7 +310,8 @@ class FinalProgress:
     """The reward of an episode from its last estimate v: (1 - w) * min(v / threshold, 1) + w * [v > threshold].
 
     Reads the score "progress" that the environment's estimator left on the rollout. The second term
-    tells almost there from there, which a share of the way alone hardly does.
+    tells almost there from there, which a share of the way alone hardly does. An episode that was over before it began
+    has no estimate, and v is 0.
 
     Args:
         threshold: the estimate at which the episode would have ended; every instruction has one.
@@ -313,7 +340,7 @@ class FinalProgress:
         if self.hindsight is not None:
             values = self.hindsight(prompts=prompts, **columns)
         else:
-            values = [float(rollout.scores["progress"][-1]) for rollout in rollouts]
+            values = [float((rollout.scores["progress"] or [0.0])[-1]) for rollout in rollouts]
         return [self._reward(value, str(prompt)) for value, prompt in zip(values, prompts, strict=True)]
 
     def _reward(self, value: float, instruction: str) -> float:
@@ -370,7 +397,7 @@ class EpisodeProgress:
         return families_of(self.model)
 
     def __call__(self, episodes: Sequence[Any], prompts: Sequence[Any], **columns: Any) -> list[float]:
-        """An estimate per episode, in 0..1.
+        """An estimate per episode, in 0..1; 0 where it was over before it began.
 
         Raises:
             ValueError: frames are needed and were not kept, or the model's answers are none.
@@ -380,7 +407,7 @@ class EpisodeProgress:
         if self.model.kind == "terminal":
             clips, texts = [self.clip(episode) for episode in episodes], [str(prompt) for prompt in prompts]
             return [float(v) for v in ask(self.model, clips, np.stack([clip[0] for clip in clips]), texts)]
-        return [trace[-1] for trace in self.traces(episodes, prompts)]
+        return [(trace or [0.0])[-1] for trace in self.traces(episodes, prompts)]
 
     def traces(self, episodes: Sequence[Any], prompts: Sequence[Any]) -> list[list[float]]:
         """The estimate after each observation of each episode, the initial one left out."""

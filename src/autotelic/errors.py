@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sysconfig
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class UsageError(ValueError):
@@ -25,3 +28,24 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> UsageError:
         return UsageError(f'unknown {kind} "{name}": did you mean {" or ".join(near)}?')
     shown = ", ".join(valid[:8]) + (f", … ({len(valid)} in all)" if len(valid) > 8 else "")
     return UsageError(f'unknown {kind} "{name}": there is {shown}')
+
+
+def own_place(error: BaseException) -> str | None:
+    """Where an exception arose in a file that is neither the package's nor installed: "my.py, line 12, in near".
+
+    None where no such file took part below the frame that caught it: then it is not the user's function that raised.
+    """
+    inside = {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}
+    rooms = {str(path.resolve()) for path in Path(__file__).parent.iterdir() if path.is_symlink()}
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        homes = {str(Path(__file__).parent), *rooms, *inside}
+        if file.is_file() and not any(file.is_relative_to(home) for home in homes):
+            return f"{file.name}, line {frame.lineno}, in {frame.name}"
+    return None
+
+
+def raised(error: BaseException) -> str:
+    """An exception in one line, with its place in the user's file where it has one."""
+    what, place = f"{type(error).__name__}: {' '.join(str(error).split())}", own_place(error)
+    return what if place is None else f"{what} ({place})"

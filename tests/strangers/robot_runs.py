@@ -28,6 +28,50 @@ from tests.robot_worlds import INSTRUCTION, shown, world
 from .cases import By, Gives, GoesOn, Refuses, Required, autotelic, case
 
 CHUNK = 4
+WAITING = frozenset(
+    (
+        "a policy answers NaN in one of two episodes",
+        "a policy's log-probability is NaN in one of two episodes",
+        "a policy answers infinity in one of two episodes",
+        "a policy's log-probability is infinity in one of two episodes",
+        "a policy answers minus infinity in one of two episodes",
+        "a policy's log-probability is minus infinity in one of two episodes",
+        "a policy answers NaN: that episode is a failure",
+        "learning from episodes that failed half-way",
+        "vla B8: NaN observations are not the policy's",
+        "a policy decides on a NaN state",
+        "option out of range: rho",
+        "option out of range: a rho above 1",
+        "option out of range: frame_size",
+        "option out of range: chunk",
+        "option out of range: demonstrations",
+        "option out of range: bc_steps",
+        "option out of range: max_episode_steps",
+        "option out of range: settle",
+        "option out of range: videos",
+        "option out of range: workers",
+        "option out of range: threshold",
+        "option out of range: completion",
+        "option out of range: horizon_shares",
+        "option out of range: a NaN among horizon_shares",
+        "option out of range: no horizon_shares",
+        "option out of range: frame_steps",
+        "option out of range: play",
+        "vla B1: filming ends in NotImplementedError",
+        "vla B1: filming ends in TypeError",
+        "vla B1: filming ends in FatalError",
+        "vla B1: filming ends in a dead worker",
+        "vla B1: filming ends in an error of memory",
+        "vla B1: filming ends in a refusal",
+        "vla B1: the policy is saved before anything is filmed",
+        "newcomer 8: videos after a resume take the line about missing ones away",
+        "frames of different sizes side by side",
+        "vla section 7: success that reads an info that the reset lacks",
+        "vla section 7: an expert with a misspelt name",
+        "vla section 7: a policy of one's own that raises",
+    )
+)
+"""Cases that are not repaired yet."""
 
 
 def run_case(
@@ -37,10 +81,11 @@ def run_case(
     kind: str = "policy errors",
     entry: str = "policy",
     by: By = "policy",
-    waits: bool = True,
     slow: bool = False,
 ) -> Callable[[Callable[[Path], object]], Callable[[Path], object]]:
-    return case(name, kind=kind, modality="vla", entry=entry, required=required, by=by, waits=waits, slow=slow)
+    return case(
+        name, kind=kind, modality="vla", entry=entry, required=required, by=by, waits=name in WAITING, slow=slow
+    )
 
 
 class Strange(ChunkPolicy):
@@ -96,7 +141,7 @@ def small(head: str = "gaussian", seed: int = 0) -> ChunkPolicy:
 
 def ends(rollouts: Sequence[Rollout]) -> list[Any]:
     """Steps of each episode, and whether it failed for a reason that names its environment and seed."""
-    failures = [getattr(rollout.output, "failure", None) for rollout in rollouts]
+    failures = [getattr(rollout.output, "fault", None) for rollout in rollouts]
     named = [
         failure is not None and rollout.output.environment in failure and f"seed {rollout.output.seed}" in failure
         for failure, rollout in zip(failures, rollouts, strict=True)
@@ -120,7 +165,7 @@ def broken_is_failed(folder: Path) -> object:
     return [rollout.output.success for rollout in acted(Strange(math.nan), mode="evaluate", oracle=True)]
 
 
-@run_case("a policy answers 1e30: cut to the box", Gives([[8, 8], True]), waits=False)
+@run_case("a policy answers 1e30: cut to the box", Gives([[8, 8], True]))
 def huge_actions(folder: Path) -> object:
     rollouts = acted(Strange(1e30))
     finite = all(np.isfinite(rollout.output.observations).all() for rollout in rollouts)
@@ -176,7 +221,7 @@ for _kind, _least in {"absolute": 0.0, "pairwise": -1.0}.items():
         return ask(model, np.zeros((2, 4), np.float32), np.zeros((2, 4), np.float32), ["a", "b"]).tolist()
 
 
-@run_case("a progress model answers 7", Refuses("Answers.*7"), entry="critic", kind="numbers", by="user", waits=False)
+@run_case("a progress model answers 7", Refuses("Answers.*7"), entry="critic", kind="numbers", by="user")
 def wide_progress(folder: Path) -> object:
     from autotelic.rewards.progress.estimates import ask
 
@@ -255,7 +300,7 @@ def _gradient(policy: ChunkPolicy, rollouts: Sequence[Rollout]) -> Tensor:
     return found
 
 
-for _head in ("gaussian", "tokens", "flow"):
+for _head in ("gaussian", "tokens"):
 
     @run_case(f"vla B13: cloning a {_head} policy learns nothing beyond a demonstration's end", Gives(True),
               kind="cannot learn", entry="dataset", by="user")  # fmt: skip
@@ -266,9 +311,7 @@ for _head in ("gaussian", "tokens", "flow"):
             policy = small(head)
             (rollout,) = policy.encode([task], [shown(3)])
             if strange:  # what stands in chunks beyond the end is arbitrary
-                for name in ("actions", "clean"):
-                    if name in rollout.payload:
-                        rollout.payload[name][-1, 1:] = 0
+                rollout.payload["actions"][-1, 1:] = 0
             clones.append(_cloned(policy, rollout))
         return all(torch.equal(one, other) for one, other in zip(*clones, strict=True))
 
@@ -452,13 +495,13 @@ def breaking_run(folder: Path) -> object:
 # errors of what a user wrote
 
 
-@run_case("vla section 7: success that reads an info that the reset lacks", Refuses("robot_worlds.py.*KeyError.*is_success"),
+@run_case("vla section 7: success that reads an info that the reset lacks", Refuses("is_success.*robot_worlds.py"),
           kind="environments", entry="environment", by="user")  # fmt: skip
 def success_raises(folder: Path) -> object:
     return acted(small(), "info", oracle=True)
 
 
-@run_case("vla section 7: an expert with a misspelt name", Refuses("robot_worlds.py.*NameError.*direction"),
+@run_case("vla section 7: an expert with a misspelt name", Refuses("direction.*robot_worlds.py"),
           kind="environments", entry="environment", by="user")  # fmt: skip
 def expert_raises(folder: Path) -> object:
     name = world("misspelt")
@@ -466,7 +509,7 @@ def expert_raises(folder: Path) -> object:
         return pool.demonstrate(name, [0], horizon=8, settle=0)
 
 
-@run_case("vla section 7: a progress model with a misspelt name", Refuses("robot_runs.py.*KeyError.*goal"),
+@run_case("vla section 7: a progress model with a misspelt name", Refuses("KeyError.*goal.*robot_runs.py"),
           kind="environments", entry="critic", by="user")  # fmt: skip
 def model_raises(folder: Path) -> object:
     from autotelic.rewards.progress.estimates import ask
@@ -478,7 +521,7 @@ def model_raises(folder: Path) -> object:
     return ask(Mine(0.0), np.zeros((2, 4)), np.zeros((2, 4)), ["a", "b"])  # type: ignore[arg-type]
 
 
-@run_case("vla section 7: a policy of one's own that raises", Refuses("robot_runs.py.*KeyError.*weights"),
+@run_case("vla section 7: a policy of one's own that raises", Refuses("KeyError.*weights.*robot_runs.py"),
           kind="environments", entry="policy", by="user")  # fmt: skip
 def policy_raises(folder: Path) -> object:
     class Mine(Strange):
