@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import UsageError
+from ..errors import UsageError, of_ones_own
 from ..trainers.lora import has_lora, save_lora
 from ..trainers.policy import References, TorchPolicy, collate, stack
 from ..trainers.randomness import seed_of
@@ -81,7 +81,7 @@ class Choice:
     """A chunk for each of N episodes.
 
     Attributes:
-        actions: [N, C, A] in [-1, 1].
+        actions: [N, C, A] in [-1, 1]; NaN where the policy has none.
         stored: what ``score`` needs to find them again, tensors [N, ...].
         log_probs: [N, K]; None where the policy has none.
     """
@@ -208,11 +208,18 @@ class ChunkPolicy(TorchPolicy):
     def choose(self, seen: Seen, randomness: Sequence[Any] | None, temperature: float = 1.0) -> Choice:
         """``decide``, checked, its tensors on the CPU.
 
+        A row whose actions or log-probabilities are not finite has NaN for actions, and zeros for the rest: whoever
+        executes actions ends its episode.
+
         Raises:
             ValueError: something of the wrong shape or type, in one line that names the policy.
+            UsageError: an observation that is not finite, or a policy of the user's own raised.
         """
+        if not bool(seen.states.isfinite().all()):
+            row = int((~seen.states.isfinite()).any(1).nonzero()[0])
+            raise UsageError(f"{self.name} was given an observation of NaN or infinity, for {seen.instructions[row]!r}")
         seen = seen.to(self.device)
-        with self.mixed():
+        with self.mixed(), of_ones_own(f"the policy {self.name}"):
             actions, stored, log_probs = self.decide(seen, randomness, temperature)
             self._check(len(seen), actions, stored)
             if randomness is None:
@@ -220,12 +227,16 @@ class ChunkPolicy(TorchPolicy):
             elif log_probs is None and self.capabilities & {"exact", "composite"}:
                 told = {"temperature": torch.full((len(seen),), temperature, device=self.device)}
                 log_probs = self.score(seen, {**stored, **told}).log_probs
+        actions, kept = actions.float().cpu(), {name: tensor.cpu() for name, tensor in stored.items()}
+        whole = actions.isfinite().flatten(1).all(1)
         if log_probs is not None:
             self._check_size("log_probs", log_probs, (len(seen), self.per_chunk))
             log_probs = log_probs.float().cpu()
-        if not bool(actions.isfinite().all()) or (log_probs is not None and not bool(log_probs.isfinite().all())):
-            raise ValueError(f"{self.name}: actions or log_probs hold NaN or infinity")
-        return Choice(actions.float().cpu(), {name: tensor.cpu() for name, tensor in stored.items()}, log_probs)
+            whole &= log_probs.isfinite().all(1)
+        if not bool(whole.all()):
+            actions, kept = _filled(actions, ~whole, torch.nan), {n: _filled(t, ~whole, 0) for n, t in kept.items()}
+            log_probs = None if log_probs is None else _filled(log_probs, ~whole, 0)
+        return Choice(actions, kept, log_probs)
 
     def rollout(
         self,
@@ -295,7 +306,8 @@ class ChunkPolicy(TorchPolicy):
             raise ValueError(f"{self.name} sees frames, and the demonstration of {task.id} has none")
         frames = {camera: np.asarray(film[:steps], np.uint8) for camera, film in images.items()}
         seen = Seen([str(task.prompt)] * steps, torch.as_tensor(observations), self.looked_at(frames))
-        stored = self.imitate(seen.to(self.device), actions[index].to(self.device))
+        with of_ones_own(f"the policy {self.name}"):
+            stored = self.imitate(seen.to(self.device), actions[index].to(self.device))
         self._check_stored(steps, stored)
         kept = {name: tensor.cpu() for name, tensor in stored.items()}
         return self.rollout(task, demonstration, seen, kept, None, seed=seed_of("encode", task.id), executed=shown)
@@ -359,7 +371,8 @@ class ChunkPolicy(TorchPolicy):
         if not bool(valid.any()):  # episodes that were over before they began, and nothing else
             nothing = torch.zeros(batch.mask.shape, device=batch.mask.device)
             return Evaluation(nothing, nothing if "entropy" in needs else None, kl=dict.fromkeys(others, nothing))
-        now = self.compare(*self.rows(payload, valid), {name: references[name] for name in others})
+        with of_ones_own(f"the policy {self.name}"):
+            now = self.compare(*self.rows(payload, valid), {name: references[name] for name in others})
         self._check_size("score's log_probs", now.log_probs, (int(valid.sum()), batch.mask.shape[1] // chunks))
         now = now.map(lambda _, part: _scattered(part, valid).reshape(size, -1) * batch.mask)
         return replace(now, entropy=now.entropy if "entropy" in needs else None)
@@ -410,6 +423,13 @@ class ChunkPolicy(TorchPolicy):
         if tuple(tensor.shape) != shape or not tensor.is_floating_point():
             kind = str(tensor.dtype).removeprefix("torch.")
             raise ValueError(f"{self.name}: {what} are {kind} {list(tensor.shape)}; expected float {list(shape)}")
+
+
+def _filled(tensor: Tensor, rows: Tensor, value: float) -> Tensor:
+    """A copy with some rows [N] bool of one value."""
+    copied = tensor.clone()
+    copied[rows] = value
+    return copied
 
 
 def _scattered(values: Tensor, valid: Tensor) -> Tensor:

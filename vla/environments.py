@@ -314,6 +314,8 @@ def try_out(policy: ChunkPolicy, environment: str, pool: Pool) -> None:
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"{policy.name} cannot decide on observations of size {states.shape[1]}: {reason}") from error
+    if not bool(actions.isfinite().all()):
+        raise UsageError(f"{policy.name} answers NaN or infinity on an observation of zeros: look at its weights")
     if actions.shape[-1] != action_size:
         raise UsageError(f"{policy.name} makes actions of size {actions.shape[-1]}; {environment} has {action_size}")
 

@@ -122,7 +122,7 @@ class RobotConfig(RunConfig):
     eval_episodes: int = 40
     """Held-out initial states per task."""
     videos: Whole = grouped("logging", 1)
-    """Initial states per task whose episodes before and after are filmed; needs OSMesa or EGL."""
+    """Initial states per task whose episodes before and after are filmed; needs EGL or OSMesa."""
     clone_tasks: tuple[str, ...] = ()
     """Tasks whose demonstrations the policy imitates instead of those of its own tasks."""
     bc_steps: Whole = 0
@@ -301,11 +301,20 @@ class Setting(shared.Setting):
         self.policy.save_pretrained(str(path))
 
     def finish(self, folder: RunFolder) -> None:
+        """Model card and report, and then the films, which are the last thing that can go wrong."""
         from ..envs.simulator import spec_of
+        from ..envs.splits import seeds
+        from ..trainers.runs.report import write_report
+        from .filming import film
 
-        self.film(folder, self.start)
         environments = dict.fromkeys(spec_of(name).citation for name in self.names)
         folder.write_card(citation=(CITATION, *filter(None, environments)))
+        if not self.config.videos:
+            return
+        write_report(folder)
+        states = seeds("eval", self.config.videos, self.config.eval_offset)
+        tasks = [self.task(name, seed) for name in self.names for seed in states]
+        film(folder, self.actor(), tasks, self.start, filmed(self.policy))
 
     def stage(self, learner: Any, reward: RewardFunction, **changes: Any) -> Stage:
         """Initial states -> episodes -> reward -> the given learner -> gate; ``changes`` as in every modality."""
@@ -314,7 +323,7 @@ class Setting(shared.Setting):
         return super().stage(learner, reward, **changes)
 
     def experiment(self, stages: Sequence[Stage], reward: RewardFunction | None = None, **changes: Any) -> Experiment:
-        """Stages with this setting's evaluation, videos and model card around them.
+        """Stages with this setting's evaluation, model card and videos around them.
 
         Args:
             reward: what the evaluation tells beside success; None is the last stage's.
@@ -324,31 +333,12 @@ class Setting(shared.Setting):
         _ = self.start  # before anything is learned
         return super().experiment(stages, **{"cpu_clock": self.cpu_seconds, "close": self.pool.close} | changes)
 
-    def film(self, folder: RunFolder, before: ChunkPolicy) -> None:
-        """Side-by-side videos of the same held-out states before and after, or a line saying why not."""
-        from ..envs.simulator import Refusal, View
-        from ..envs.splits import seeds
-        from ..envs.video import write_side_by_side
 
-        if not self.config.videos:
-            return
-        states = seeds("eval", self.config.videos, self.config.eval_offset)
-        tasks = [self.task(name, seed) for name in self.names for seed in states]
-        target = folder.samples / "videos"
-        target.mkdir(parents=True, exist_ok=True)
-        actor = self.actor()
-        render = before.view or View(160, "plain")
-        try:
-            now = actor.act(tasks, 1, mode="evaluate", greedy=True, render=render)
-            actor.policy = before
-            then = actor.act(tasks, 1, mode="evaluate", greedy=True, render=render)
-        except Refusal as error:
-            (target / "missing.txt").write_text(f"{error}\n")
-            return
-        for task, old, new in zip(tasks, then, now, strict=True):
-            name = f"{task.category}-{task.seed}".replace("/", "-")
-            frames = (old.output.frames, new.output.frames)  # of the first camera
-            write_side_by_side(target / f"{name}.webp", *frames, ("before", "after"))
+def filmed(policy: ChunkPolicy) -> View:
+    """How films of a policy are taken: as it sees, where it does."""
+    from ..envs.simulator import View
+
+    return policy.view or View(160, "plain")
 
 
 def start(config: RobotConfig, folder: RunFolder) -> Setting:
@@ -360,6 +350,7 @@ def start(config: RobotConfig, folder: RunFolder) -> Setting:
 
     from ..trainers import distributed
     from ..trainers.runs import checkpoint
+    from .filming import try_picture
 
     wanted, taught = counts(config.tasks, config), counts(config.clone_tasks, config)
     config = shared.settled(config, is_small(config), folder, tasks_per_step=8 * len(wanted))
@@ -372,6 +363,8 @@ def start(config: RobotConfig, folder: RunFolder) -> Setting:
     try_out(policy, next(iter(wanted)), pool)
     place = folder.path / "start"
     if distributed.is_main() and not place.exists():
+        if config.videos:
+            try_picture(pool, list(wanted), filmed(policy))
         _make_start(place, config, pool, policy)
     distributed.barrier()
     state = checkpoint.load(place)

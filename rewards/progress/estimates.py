@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import UsageError, own_place, raised
+from ...errors import UsageError, of_ones_own
 from ...families import UNDECLARED, families_of
 from ...numbers import Floats
 from ...types import Score
@@ -73,14 +73,8 @@ def ask(
             one line that names the model.
     """
     name = f"the progress model {type(model).__name__}"
-    try:
+    with of_ones_own(name):
         answers = np.asarray(model(observations, initial, instructions, references))
-    except UsageError:
-        raise
-    except Exception as error:
-        if own_place(error) is None:
-            raise
-        raise UsageError(f"{name} raised {raised(error)}") from error
     if answers.shape != (len(instructions),):
         raise UsageError(f"{name} returned shape {answers.shape} for {len(instructions)} observations")
     if answers.dtype.kind not in "fiub":
@@ -311,7 +305,7 @@ class FinalProgress:
 
     Reads the score "progress" that the environment's estimator left on the rollout. The second term
     tells almost there from there, which a share of the way alone hardly does. An episode that was over before it began
-    has no estimate, and v is 0.
+    has no estimate, and one that a fault ended (a policy that answered NaN) counts as having none: v is 0.
 
     Args:
         threshold: the estimate at which the episode would have ended; every instruction has one.
@@ -340,12 +334,17 @@ class FinalProgress:
         if self.hindsight is not None:
             values = self.hindsight(prompts=prompts, **columns)
         else:
-            values = [float((rollout.scores["progress"] or [0.0])[-1]) for rollout in rollouts]
+            values = [_last(rollout.scores["progress"], getattr(rollout, "output", None)) for rollout in rollouts]
         return [self._reward(value, str(prompt)) for value, prompt in zip(values, prompts, strict=True)]
 
     def _reward(self, value: float, instruction: str) -> float:
         enough = self.threshold[instruction] if isinstance(self.threshold, Mapping) else self.threshold
         return (1 - self.completion) * min(value / enough, 1.0) + self.completion * (value > enough)
+
+
+def _last(values: Sequence[float], episode: Any) -> float:
+    """An episode's last estimate; 0 where it was over before it began, and where a fault ended it."""
+    return float(values[-1]) if values and getattr(episode, "fault", None) is None else 0.0
 
 
 class MeanProgress:
@@ -397,7 +396,7 @@ class EpisodeProgress:
         return families_of(self.model)
 
     def __call__(self, episodes: Sequence[Any], prompts: Sequence[Any], **columns: Any) -> list[float]:
-        """An estimate per episode, in 0..1; 0 where it was over before it began.
+        """An estimate per episode, in 0..1; 0 where it was over before it began, and where a fault ended it.
 
         Raises:
             ValueError: frames are needed and were not kept, or the model's answers are none.
@@ -406,8 +405,9 @@ class EpisodeProgress:
             return []
         if self.model.kind == "terminal":
             clips, texts = [self.clip(episode) for episode in episodes], [str(prompt) for prompt in prompts]
-            return [float(v) for v in ask(self.model, clips, np.stack([clip[0] for clip in clips]), texts)]
-        return [(trace or [0.0])[-1] for trace in self.traces(episodes, prompts)]
+            answers = ask(self.model, clips, np.stack([clip[0] for clip in clips]), texts).tolist()
+            return [_last([answer], episode) for answer, episode in zip(answers, episodes, strict=True)]
+        return [_last(trace, each) for trace, each in zip(self.traces(episodes, prompts), episodes, strict=True)]
 
     def traces(self, episodes: Sequence[Any], prompts: Sequence[Any]) -> list[list[float]]:
         """The estimate after each observation of each episode, the initial one left out."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sysconfig
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -49,3 +50,23 @@ def raised(error: BaseException) -> str:
     """An exception in one line, with its place in the user's file where it has one."""
     what, place = f"{type(error).__name__}: {' '.join(str(error).split())}", own_place(error)
     return what if place is None else f"{what} ({place})"
+
+
+@contextmanager
+def of_ones_own(what: str) -> Iterator[None]:
+    """Around a call of what may be a user's function: what it raises in a file of theirs is told in one line.
+
+    Args:
+        what: "success of my/reach", the subject of the line.
+
+    Raises:
+        UsageError: instead of such an exception; others pass as they are.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        if own_place(error) is None:
+            raise
+        raise UsageError(f"{what} raised {raised(error)}") from error
