@@ -14,6 +14,7 @@ Needs pyarrow, and PyAV for videos: ``pip install 'autotelic[lerobot-data]'``.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -89,6 +90,7 @@ def read_demonstrations(
     absent = [index for index in wanted if index not in layout.rows]
     if absent:
         raise UsageError(f"{layout.folder} has {len(layout.rows)} episodes, and no episode {absent[0]}")
+    _check_room(layout, wanted[:count], list(films.values()), size)
     reader = _Reader(layout, names, action, films, scale, environment, size)
     found = list(islice(reader.all(wanted, failures), count))
     if reader.short and len(reader.short) == len(wanted):
@@ -210,6 +212,22 @@ def _recorded(
 
 
 # reading
+
+ROOM = 8_000_000_000
+"""Bytes of pictures that are read at once."""
+
+
+def _check_room(layout: Layout, episodes: Sequence[int], films: Sequence[str], size: int | None) -> None:
+    """Refuse pictures that would fill the memory, before the first is decoded."""
+    rows = sum(int(layout.entry(index, "length")) for index in episodes) if films else 0
+    sides = [layout.shape(name, pictures=True) for name in films]
+    total = rows * sum(3 * size * size if size else math.prod(shape) for shape in sides)
+    if total > ROOM:
+        raise UsageError(
+            f"{layout.folder}: {rows} rows of pictures would take {total / 1e9:.0f} GB; read fewer episodes, or give a "
+            "size"
+        )
+
 
 TOLD = ("next.success", "next.reward", "next.progress")
 

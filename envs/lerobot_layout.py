@@ -88,13 +88,13 @@ class Layout:
             raise UsageError(f"{self.folder}/meta/info.json: feature {name!r} has no {lacking[0]}")
         return self.features[name]
 
-    def shape(self, name: str) -> tuple[int, ...]:
+    def shape(self, name: str, *, pictures: bool = False) -> tuple[int, ...]:
         """The shape of a feature's rows.
 
         Raises:
             UsageError: there is no such feature, or its shape is not made of numbers.
         """
-        shape = self.feature(name)["shape"]
+        shape = self.feature(name, pictures=pictures)["shape"]
         try:
             return tuple(int(side) for side in (shape if isinstance(shape, list | tuple) else [shape]))
         except (TypeError, ValueError):

@@ -453,3 +453,41 @@ def constant_demonstrations(folder: Path) -> object:
     critic = ProgressCritic("absolute", StateFeatures(), CriticTraining(members=1, steps=2))
     critic.fit([still])
     return ask(critic, np.ones((2, 3), np.float32), np.ones((2, 3), np.float32), ["go", "go"]).tolist()
+
+
+# the audit
+
+
+def audited(folder: Path, environment: str) -> object:
+    """What an audit by the hand's travel finds on two episodes, of which the one that succeeded went farther."""
+    from autotelic.auditing import Chosen, audit_model
+    from autotelic.envs.lerobot_dataset import Recording, write_episodes
+
+    name, episodes = world(environment), []
+    for seed in range(8):
+        path = np.zeros((5, 4), np.float32)
+        path[:, 1] = np.arange(5) * (0.3 if seed % 2 else 0.01)
+        path[:, 2] = np.arange(5) * (0.01 if seed % 2 else 0.5)  # not the hand's
+        won = bool(seed % 2)
+        episodes.append(Recording(name, "go", seed, path, np.zeros((4, 2), np.float32), 0, None, won))
+    write_episodes(folder / "episodes", episodes, fps=20)
+    (found,) = audit_model("travel", folder / "episodes", lambda run: None, Chosen())  # type: ignore[arg-type,return-value]
+    return found.auc
+
+
+@data_case("vla B14: the audit's travel is that of the environment's own hand", Gives(1.0), entry="audit")
+def own_hand(folder: Path) -> object:
+    return audited(folder, "placed")
+
+
+@data_case("vla B14: the audit's travel where no hand is known", Refuses("layout"), entry="audit")
+def no_hand(folder: Path) -> object:
+    return audited(folder, "plain")
+
+
+@data_case("newcomer: an audit of a run whose policy cannot act again", Refuses("no evaluation of .* holds scores.*robots"), entry="audit")
+def nothing_to_audit(folder: Path) -> object:
+    from autotelic.auditing import audit_run
+    from autotelic.trainers.runs.run_folder import RunFolder
+
+    return audit_run(RunFolder.create(folder / "grpo", recipe="vlm/grpo", config={}, command=""))
