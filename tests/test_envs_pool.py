@@ -179,7 +179,7 @@ def test_an_answer_that_is_not_finite_ends_its_episode_alone(here):
     np.testing.assert_array_equal(whole.observations, alone.observations)
     assert whole.fault is None and [1 in rows for rows in calls[1:3]] == [True, False]
     request = REQUESTS[1]
-    assert ended.fault == f"{request.environment}, seed {request.seed}, step 5: act answered NaN or infinity"
+    assert ended.fault == f"{request.environment}, seed {request.seed}, after step 5: act answered NaN or infinity"
     assert (ended.steps, len(ended.observations), len(ended.actions), ended.success) == (5, 2, 1, False)
 
 
