@@ -1,6 +1,7 @@
 """LeRobotDataset in and out: demonstrations and rollouts as the files that LeRobot reads and writes.
 
-Written is layout v3.0, read are v3.0 and v2.x. One row is one environment step: what was seen before it
+Written is layout v3.0, read are v3.0 and v2.x; other layouts and names on the hub are read by lerobot itself, where it
+is installed. One row is one environment step: what was seen before it
 ("observation.state", "observation.images.*"), the action, and what came of it ("next.success", "next.reward", ...).
 The layout was checked against the code of lerobot 0.4.4, which also read what is written here.
 
@@ -31,17 +32,39 @@ from .lerobot_layout import (
     Floats,
     Frames,
     Layout,
+    UnknownLayout,
     feature_of,
     read_table,
 )
 from .lerobot_layout import Recording as Recording
 from .lerobot_layout import layout_of_dataset as layout_of_dataset
+from .lerobot_own import OwnRows, is_on_the_hub
 from .lerobot_rows import Rows, film, picture, pictures, vectors
 from .lerobot_writing import write_folder
 from .pool import Episode
 from .simulator import Simulator, make_simulator
 
 logger = logging.getLogger(__name__)
+
+
+def dataset_at(folder: str | Path) -> tuple[Layout, Rows | OwnRows]:
+    """A dataset and the reader of its rows: LeRobot's own for names on the hub and for layouts not known here.
+
+    Raises:
+        UsageError: it is none, it is incomplete, or lerobot is not installed where only that can read it.
+    """
+    if is_on_the_hub(str(folder)):
+        rows = OwnRows(str(folder))
+        return rows.layout(), rows
+    try:
+        layout = layout_of_dataset(folder)
+    except UnknownLayout as error:
+        rows = OwnRows(str(folder))
+        try:
+            return rows.layout(), rows
+        except UsageError as theirs:
+            raise UsageError(f"{error} ({theirs})") from None
+    return layout, Rows(layout)
 
 
 def read_demonstrations(
@@ -79,7 +102,7 @@ def read_demonstrations(
         UsageError: a feature, file or package that is missing, sizes that disagree, numbers that are not finite (with
             episode and row), actions outside [-1, 1], or no episode of more than one row.
     """
-    layout = layout_of_dataset(folder)
+    layout, rows = dataset_at(folder)
     names = [state] if isinstance(state, str) else list(state)
     for name in (*names, action):
         layout.shape(name)
@@ -91,7 +114,7 @@ def read_demonstrations(
     if absent:
         raise UsageError(f"{layout.folder} has {len(layout.rows)} episodes, and no episode {absent[0]}")
     _check_room(layout, wanted[:count], list(films.values()), size)
-    reader = _Reader(layout, names, action, films, scale, environment, size)
+    reader = _Reader(layout, rows, names, action, films, scale, environment, size)
     found = list(islice(reader.all(wanted, failures), count))
     if reader.short and len(reader.short) == len(wanted):
         raise UsageError(f"{layout.folder}: every episode has one row, which shows no action with its consequence")
@@ -110,8 +133,8 @@ def action_scale(
     Raises:
         UsageError: as ``read_demonstrations``.
     """
-    layout = layout_of_dataset(folder)
-    rows, where = Rows(layout), f"{layout.folder}, episode"
+    layout, rows = dataset_at(folder)
+    where = f"{layout.folder}, episode"
     layout.shape(action)
     values = [vectors(rows.of(i, [action]), action, layout, f"{where} {i}") for i in sorted(layout.rows)]
     if not sum(map(len, values)):
@@ -238,6 +261,7 @@ class _Reader:
     def __init__(
         self,
         layout: Layout,
+        rows: Rows | OwnRows,
         states: Sequence[str],
         action: str,
         films: Mapping[str, str],
@@ -247,7 +271,7 @@ class _Reader:
     ) -> None:
         self.layout, self.states, self.action, self.films = layout, list(states), action, films
         self.scale, self.environment, self.size = scale, environment, size
-        self.rows = Rows(layout)
+        self.rows = rows
         self.told = [name for name in TOLD if name in layout.features]
         self.more = _sidecar(layout.folder)
         self.short: list[int] = []
@@ -302,7 +326,9 @@ class _Reader:
         layout, where, found = self.layout, f"{self.layout.folder}, episode {index}", {}
         more = self.more.get(index, {})
         for camera, feature in self.films.items():
-            if layout.features[feature]["dtype"] == "image":
+            if isinstance(self.rows, OwnRows):
+                found[camera] = self.rows.film(index, feature, self.size)
+            elif layout.features[feature]["dtype"] == "image":
                 found[camera] = pictures(self.rows.of(index, [feature])[feature], layout, where, self.size)
             else:
                 times = self.rows.of(index, ["timestamp"])["timestamp"].to_pylist()

@@ -150,11 +150,15 @@ class Layout:
         return path
 
 
+class UnknownLayout(UsageError):
+    """A LeRobotDataset of a layout that is not known here."""
+
+
 def layout_of_dataset(folder: str | Path) -> Layout:
     """Read what a LeRobotDataset's folder says of itself.
 
     Raises:
-        UsageError: not a LeRobotDataset, a layout before v2.0, or files that are missing.
+        UsageError: not a LeRobotDataset, or files that are missing; UnknownLayout: a layout but v2 and v3.
     """
     folder = Path(folder)
     try:
@@ -179,7 +183,9 @@ def layout_of_dataset(folder: str | Path) -> Layout:
         instructions = {task["task_index"]: str(task["task"]) for task in tasks}
         rows = {episode["episode_index"]: episode for episode in episodes}
     else:
-        raise UsageError(f"{folder} has layout {version}: v2.x and v3.x are read; convert it with lerobot's own script")
+        raise UnknownLayout(
+            f"{folder} has layout {version}: v2.x and v3.x are read; convert it with lerobot's own script"
+        )
     return Layout(
         folder,
         version,

@@ -164,14 +164,14 @@ def recorded(config: RobotConfig, wanted: Mapping[str, int], pool: Pool) -> dict
 
 def _cameras_in(folder: str, cameras: Sequence[str], config: RobotConfig) -> dict[str, str]:
     """Camera -> its name in a dataset: as told, the same, or the only one where there is one on either side."""
-    from ..envs.lerobot_dataset import layout_of_dataset
+    from ..envs.lerobot_dataset import dataset_at
     from ..envs.simulator import IMAGES
 
     told = dict(entry.split("=", 1) for entry in config.camera_keys)
     strange = [camera for camera in told if camera not in cameras]
     if strange:
         raise unknown("camera", strange[0], cameras)
-    theirs = [name.removeprefix(IMAGES) for name in layout_of_dataset(folder).cameras]
+    theirs = [name.removeprefix(IMAGES) for name in dataset_at(folder)[0].cameras]
     if len(cameras) == len(theirs) == 1:
         return {cameras[0]: theirs[0]} | told
     return {camera: camera for camera in cameras} | told

@@ -231,11 +231,11 @@ def _of_run(path: Path, stage: Any, chosen: Chosen, frames: bool) -> Source:
 
 
 def _of_folder(path: Path, frames: bool) -> Source:
-    from .envs.lerobot_dataset import layout_of_dataset, read_demonstrations
+    from .envs.lerobot_dataset import dataset_at, read_demonstrations
 
     if not path.is_dir():
         raise UsageError(f"there is no folder {path}: give a run or a folder of recorded episodes")
-    pictures = layout_of_dataset(path).cameras
+    pictures = dataset_at(path)[0].cameras
     if frames and not pictures:
         raise UsageError(f"the model sees frames, and {path} holds none")
     return Source(read_demonstrations(path, cameras=pictures[:1] if frames else (), failures=True))
