@@ -77,7 +77,5 @@ def _film(target: Path, actor: RobotActor, tasks: Sequence[Task], before: ChunkP
 
 def _line(error: Exception) -> str:
     """An error as one line: of a text of many lines the first, and the last, where tracebacks say what it was."""
-    if isinstance(error, UsageError):
-        return " ".join(str(error).split())
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return raised(error) if len(lines) < 2 else f"{type(error).__name__}: {lines[0]} {lines[-1]}"

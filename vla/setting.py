@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from ..errors import UsageError
 from ..trainers import setting as shared
-from ..trainers.config import BY_MODEL, RunConfig, flag, grouped
+from ..trainers.config import BY_MODEL, RunConfig, grouped
 from ..trainers.ranges import Count, Range, Whole
 from ..working import LONG, working
 from .environments import (
@@ -134,10 +134,15 @@ class RobotConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        of_datasets = ("state_keys", "action_key", "camera_keys", "action_scale")
-        changed = [f.name for f in fields(self) if f.name in of_datasets and getattr(self, f.name) != f.default]
-        if changed and not self.demonstrations_from:
-            raise UsageError(f"{flag(changed[0])} is about datasets: give --demonstrations-from")
+        given = {
+            "--state-keys": self.state_keys != ("observation.state",),
+            "--action-key": self.action_key != "action",
+            "--camera-keys": bool(self.camera_keys),
+            "--action-scale": self.action_scale != "none",
+        }
+        if any(given.values()) and not self.demonstrations_from:
+            told = next(name for name, is_given in given.items() if is_given)
+            raise UsageError(f"{told} is about datasets: give --demonstrations-from")
         if any("=" not in entry for entry in self.camera_keys):
             raise UsageError("--camera-keys are CAMERA=FEATURE each, as in main=observation.image")
 

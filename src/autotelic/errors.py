@@ -47,7 +47,9 @@ def own_place(error: BaseException) -> str | None:
 
 
 def raised(error: BaseException) -> str:
-    """An exception in one line, with its place in the user's file where it has one."""
+    """An exception in one line, with its place in a file of the user's if it has one; a UsageError is its own line."""
+    if isinstance(error, UsageError):
+        return " ".join(str(error).split())
     what, place = f"{type(error).__name__}: {' '.join(str(error).split())}", own_place(error)
     return what if place is None else f"{what} ({place})"
 
