@@ -96,9 +96,12 @@ class Layout:
         """
         shape = self.feature(name, pictures=pictures)["shape"]
         try:
-            return tuple(int(side) for side in (shape if isinstance(shape, list | tuple) else [shape]))
-        except (TypeError, ValueError):
-            raise UsageError(f"{self.folder}/meta/info.json: feature {name!r} has the shape {shape!r}") from None
+            sides = tuple(int(side) for side in (shape if isinstance(shape, list | tuple) else [shape]))
+        except (TypeError, ValueError, OverflowError):
+            sides = (-1,)
+        if min(sides, default=1) < 1:
+            raise UsageError(f"{self.folder}/meta/info.json: feature {name!r} has the shape {shape!r}")
+        return sides
 
     def data_of(self, episode: int) -> Path:
         """The file that holds an episode's rows.
@@ -227,10 +230,11 @@ def opened(path: Path) -> Any:
     """
     if not path.exists():
         raise UsageError(f"{path} is missing: the dataset is incomplete, fetch it again")
+    reader = parquet()
     try:
-        return parquet().ParquetFile(path)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+        return reader.ParquetFile(path)
+    except Exception as error:
+        raise unreadable(path, error) from None
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> Any:
@@ -238,8 +242,13 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> Any:
     file = opened(path)
     try:
         return file.read(columns=None if columns is None else list(columns))
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+    except Exception as error:
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: Path, error: Exception) -> UsageError:
+    """What damaged files make a library raise, of whatever kind, in one line."""
+    return UsageError(f"{path} cannot be read: {''.join(str(error).splitlines()[:1])}")
 
 
 def _lines(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
@@ -283,5 +292,9 @@ def _episodes_v3(folder: Path) -> dict[int, dict[str, Any]]:
         lacking = [name for name in ("episode_index", "length") if name not in kept]
         if lacking:
             raise UsageError(f"{path} has no column {lacking[0]}")
-        rows.update({row["episode_index"]: row for row in read_table(path, kept).to_pylist()})
+        for number, row in enumerate(read_table(path, kept).to_pylist()):
+            wrong = [name for name in ("episode_index", "length") if not isinstance(row[name], int) or row[name] < 0]
+            if wrong:
+                raise UsageError(f"{path}, row {number}: {wrong[0]} is {row[wrong[0]]!r}")
+            rows[row["episode_index"]] = row
     return rows

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UsageError
-from .lerobot_layout import Floats, Frames, Layout, opened
+from .lerobot_layout import Floats, Frames, Layout, opened, unreadable
 from .video import squared
 
 LARGEST = 1e9
@@ -67,8 +67,8 @@ class Rows:
         if self._group[0] != key:
             try:
                 self._group = key, file.read_row_group(number, columns=list(columns))
-            except (OSError, ValueError) as error:
-                raise UsageError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+            except Exception as error:
+                raise unreadable(path, error) from None
         return self._group[1]
 
 
@@ -165,6 +165,6 @@ def film(layout: Layout, episode: int, camera: str, times: Sequence[float], size
                     frames.append(found if size is None else squared(found, size))
                 if len(frames) == len(wanted):
                     return np.stack(frames)
-    except (av.FFmpegError, IndexError, ValueError) as error:
-        raise UsageError(f"{path} cannot be decoded ({type(error).__name__}): fetch the dataset again") from None
+    except Exception as error:
+        raise unreadable(path, error) from None
     raise UsageError(f"{path}: episode {episode} has {len(wanted)} rows, and pictures for the first {len(frames)} only")

@@ -51,6 +51,10 @@ class Wide(PointMass):
         return np.concatenate([super().seen(), np.zeros(3, np.float32)])
 
 
+def never(outcome: Outcome) -> bool:
+    return False
+
+
 def anywhere(outcome: Outcome) -> bool:
     return distance(outcome.observation) < 2
 
@@ -68,7 +72,8 @@ def misspelt(env: Any, observation: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 for _name, _class in {"Ends": Ends, "Breaks": Breaks, "Wide": Wide, "Plain": PointMass}.items():
-    gymnasium.register(f"strange/{_name}-v0", f"{_class.__module__}:{_class.__name__}")
+    if f"strange/{_name}-v0" not in gymnasium.registry:
+        gymnasium.register(f"strange/{_name}-v0", f"{_class.__module__}:{_class.__name__}")
 
 PLACES = {"hand": slice(0, 2), "goal": slice(2, 4)}
 WORLDS: dict[str, Callable[[], EnvSpec]] = {
@@ -78,7 +83,7 @@ WORLDS: dict[str, Callable[[], EnvSpec]] = {
     ),
     "ends": lambda: EnvSpec("tests.robot_worlds:strange/Ends-v0", INSTRUCTION, 8, arrived, expert=straight),
     "breaks": lambda: EnvSpec("tests.robot_worlds:strange/Breaks-v0", INSTRUCTION, 8, arrived, expert=straight),
-    "wide": lambda: EnvSpec("tests.robot_worlds:strange/Wide-v0", "go there", 8, arrived, expert=straight),
+    "wide": lambda: EnvSpec("tests.robot_worlds:strange/Wide-v0", "go there", 8, never, expert=straight),
     "easy": lambda: EnvSpec("tests.robot_worlds:strange/Plain-v0", INSTRUCTION, 8, anywhere, expert=straight),
     "half": lambda: EnvSpec("tests.robot_worlds:strange/Plain-v0", INSTRUCTION, 8, half_of_them, expert=straight),
     "info": lambda: EnvSpec("tests.robot_worlds:strange/Plain-v0", INSTRUCTION, 8, told_by_info, expert=straight),
