@@ -193,6 +193,8 @@ def test_a_scale_from_actions_by_hand() -> None:
     np.testing.assert_allclose(scale.high, [3, 7, 1, 4])
     np.testing.assert_allclose(scale.normalised([1.0, 7.5, 1.0, 1.0]), [0, 0, 1, 0])
     np.testing.assert_allclose(scale.original([0.0, -1.0, 1.0, -1.0]), [1, 7, 1, -2])
+    usual = ActionScale.of(np.linspace(0, 1, 101)[:, None])
+    np.testing.assert_allclose([usual.low[0], usual.high[0]], [0.01, 0.99], atol=1e-6)
     with pytest.raises(UsageError, match=r"actions of shape \[1\]: the scale has 4 numbers"):
         scale.normalised([0.3])
 
