@@ -31,23 +31,8 @@ CHUNK = 4
 WAITING = frozenset(
     (
         "vla B8: NaN observations are not the policy's",
-        "option out of range: rho",
-        "option out of range: a rho above 1",
-        "option out of range: frame_size",
-        "option out of range: chunk",
-        "option out of range: demonstrations",
-        "option out of range: bc_steps",
-        "option out of range: max_episode_steps",
-        "option out of range: settle",
-        "option out of range: videos",
-        "option out of range: workers",
-        "option out of range: threshold",
-        "option out of range: completion",
         "option out of range: horizon_shares",
-        "option out of range: a NaN among horizon_shares",
         "option out of range: no horizon_shares",
-        "option out of range: frame_steps",
-        "option out of range: play",
         "vla section 7: success that reads an info that the reset lacks",
         "vla section 7: an expert with a misspelt name",
     )

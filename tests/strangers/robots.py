@@ -485,7 +485,11 @@ def no_hand(folder: Path) -> object:
     return audited(folder, "plain")
 
 
-@data_case("newcomer: an audit of a run whose policy cannot act again", Refuses("no evaluation of .* holds scores.*robots"), entry="audit")
+@data_case(
+    "newcomer: an audit of a run whose policy cannot act again",
+    Refuses("no evaluation of .* holds scores.*robots"),
+    entry="audit",
+)
 def nothing_to_audit(folder: Path) -> object:
     from autotelic.auditing import audit_run
     from autotelic.trainers.runs.run_folder import RunFolder
