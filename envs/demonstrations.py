@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UsageError
-from ..plugins import reason
+from ..errors import UsageError, raised
 from .simulator import Refusal, Simulator, View, observed, spec_of
 
 RETRY_STRIDE = 1_000_000
@@ -87,7 +86,7 @@ def demonstrate(
         except UsageError as error:
             demonstration, broke = None, f"; the last time: {error}"
         except Exception as error:
-            demonstration, broke = None, f"; the last time: {reason(error)}"
+            demonstration, broke = None, f"; the last time: {raised(error)}"
         if demonstration is not None:
             return demonstration, failed
         failed.append(tried)

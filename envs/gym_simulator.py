@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,9 +18,8 @@ from gymnasium.spaces.utils import flatdim, flatten
 from gymnasium.utils.seeding import np_random
 from numpy.typing import NDArray
 
-from ..errors import UsageError
+from ..errors import UsageError, raised
 from ..gl import before_gl
-from ..plugins import reason
 from . import global_generators
 from .simulator import (
     ACTION,
@@ -144,7 +144,7 @@ class GymSimulator(Simulator):
             if not isinstance(answer, tuple) or len(answer) != 2:
                 raise UsageError(f"reset returned {_described(answer)}; Gymnasium's returns (observation, info)")
         except Exception as error:
-            raise EnvironmentFault(f"at its reset (step 0): {reason(error)}") from error
+            raise EnvironmentFault(f"at its reset (step 0): {raised(error)}") from error
         self._observation, self._info = answer
         self.total_reward, self._steps = 0.0, 0
         self._terminated = self._over = False
@@ -206,7 +206,7 @@ class GymSimulator(Simulator):
                 self._observation, reward, self._terminated, truncated, self._info = _checked(answer)
                 self.total_reward += reward
             except Exception as error:
-                raise EnvironmentFault(f"at step {self._steps + 1}: {reason(error)}") from error
+                raise EnvironmentFault(f"at step {self._steps + 1}: {raised(error)}") from error
             self._steps += 1
             self._over = bool(self._terminated or truncated)
 
@@ -218,7 +218,7 @@ class GymSimulator(Simulator):
         except Exception as error:
             if self._steps == 0 and isinstance(error, KeyError):
                 return False
-            raise EnvironmentFault(f"success at step {self._steps}: {reason(error)}") from error
+            raise EnvironmentFault(f"success at step {self._steps}: {raised(error)}") from error
 
     def remarks(self) -> list[str]:
         """A success that misses an info at the reset, observations outside their space, draws from the spaces."""
@@ -311,6 +311,10 @@ class GymSimulator(Simulator):
         try:
             if not self._drawing:
                 before_gl()
+                if "mujoco" in sys.modules:  # its own viewers ask MUJOCO_GL, and take what does not work without it
+                    from .rendering import settle_backend
+
+                    settle_backend()
                 self._begin_to_draw()
                 self._drawing = True
             return self._drawn()

@@ -117,8 +117,10 @@ def test_a_demonstration_shorter_than_a_chunk_is_learned() -> None:
 @pytest.mark.parametrize("head", ["gaussian", "tokens", "flow"])
 def test_an_episode_of_nothing_has_one_chunk_that_counts_nowhere(head: str) -> None:
     made = policy(head)
-    (empty, _) = acted(made, "easy", 8, oracle=True)
-    assert len(empty.output.actions) == 0 and empty.output.success
+    name = world("plain")
+    with Pool([name], chunk=4, workers=0) as pool:
+        (empty,) = RobotActor(made, pool, horizon=0).act([make_task(name, 0)], 1, greedy=True)
+    assert len(empty.output.actions) == 0 and empty.output.steps == 0
     assert len(empty.payload["states"]) == 1 and not empty.mask.any() and not empty.payload["executed"].any()
     (full, _) = acted(made, "plain", 8)
     together, alone = made.collate([full, empty]), made.collate([full])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator
@@ -32,26 +33,40 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> UsageError:
 
 
 def own_place(error: BaseException) -> str | None:
-    """Where an exception arose in a file that is neither the package's nor installed: "my.py, line 12, in near".
+    """Where an exception arose in a file that is neither the package's nor installed: "my.py, line 12".
 
     None where no such file took part below the frame that caught it: then it is not the user's function that raised.
     """
     inside = {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}
     rooms = {str(path.resolve()) for path in Path(__file__).parent.iterdir() if path.is_symlink()}
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        file = Path(frame.filename)
-        homes = {str(Path(__file__).parent), *rooms, *inside}
-        if file.is_file() and not any(file.is_relative_to(home) for home in homes):
-            return f"{file.name}, line {frame.lineno}, in {frame.name}"
-    return None
+    homes = {str(Path(__file__).parent), *rooms, *inside}
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_file()]
+    own = [frame for frame in frames if not any(Path(frame.filename).is_relative_to(home) for home in homes)]
+    return _place(own[-1]) if own else None
 
 
-def raised(error: BaseException) -> str:
-    """An exception in one line, with its place in a file of the user's if it has one; a UsageError is its own line."""
+def raised(error: BaseException, path: Path | None = None) -> str:
+    """An exception in one line, and where it was raised: in ``path``, else a file of the user's, else anywhere.
+
+    A UsageError is its own line.
+    """
     if isinstance(error, UsageError):
         return " ".join(str(error).split())
-    what, place = f"{type(error).__name__}: {' '.join(str(error).split())}", own_place(error)
+    what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _imports(frame.filename)]
+    there = [frame for frame in frames if path is not None and Path(frame.filename) == path]
+    place = _place(there[-1]) if there else own_place(error) or (_place(frames[-1]) if frames else None)
     return what if place is None else f"{what} ({place})"
+
+
+def _place(frame: traceback.FrameSummary) -> str:
+    return f"{Path(frame.filename).name}, line {frame.lineno}"
+
+
+def _imports(filename: str) -> bool:
+    """Whether a file is part of how modules are imported."""
+    library = str(Path(importlib.__file__).parent)
+    return filename.startswith(("<", library)) or Path(filename) == Path(__file__).with_name("plugins.py")
 
 
 @contextmanager

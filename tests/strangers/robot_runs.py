@@ -28,16 +28,6 @@ from tests.robot_worlds import INSTRUCTION, shown, world
 from .cases import By, Gives, GoesOn, Refuses, Required, autotelic, case
 
 CHUNK = 4
-WAITING = frozenset(
-    (
-        "vla B8: NaN observations are not the policy's",
-        "option out of range: horizon_shares",
-        "option out of range: no horizon_shares",
-        "vla section 7: success that reads an info that the reset lacks",
-        "vla section 7: an expert with a misspelt name",
-    )
-)
-"""Cases that are not repaired yet."""
 
 
 def run_case(
@@ -49,9 +39,7 @@ def run_case(
     by: By = "policy",
     slow: bool = False,
 ) -> Callable[[Callable[[Path], object]], Callable[[Path], object]]:
-    return case(
-        name, kind=kind, modality="vla", entry=entry, required=required, by=by, waits=name in WAITING, slow=slow
-    )
+    return case(name, kind=kind, modality="vla", entry=entry, required=required, by=by, slow=slow)
 
 
 class Strange(ChunkPolicy):
@@ -319,7 +307,7 @@ OPTIONS: dict[str, tuple[str, Any]] = {
     "max_episode_steps": ("max_episode_steps", -3),
     "settle": ("settle", -1),
     "videos": ("videos", -1),
-    "workers": ("workers", -1),
+    "workers": ("workers", -2),
     "threshold": ("threshold", math.nan),
     "completion": ("completion", 2.0),
     "horizon_shares": ("horizon_shares", (0.0,)),
