@@ -152,7 +152,7 @@ ESTIMATORS: dict[str, tuple[Callable[[Shown], Any], Accumulator]] = {
     "frames: both, the second with play": (BOTH, BEST),
     "frames: both, last": (BOTH, LAST),  # the default
     "control: time": (lambda shown: Clock(), LAST),
-    "control: travel": (lambda shown: Travel(), LAST),
+    "control: travel": (lambda shown: Travel(slice(0, 3)), LAST),
     "control: constant": (lambda shown: Constant(), LAST),
 }
 ORACLE = "oracle: dense reward"

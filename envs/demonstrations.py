@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UsageError
-from ..plugins import reason
+from ..errors import UsageError, raised
 from .simulator import Refusal, Simulator, View, observed, spec_of
 
 RETRY_STRIDE = 1_000_000
@@ -31,7 +30,8 @@ class Demonstration:
         seed: initial state; differs from the seed asked for by a multiple of RETRY_STRIDE after failures.
         observations: [N + 1, D] float32, before each step and after the last.
         actions: [N, A] float32 in [-1, 1].
-        settle: expert steps at the end that were recorded after success first held.
+        settle: expert steps at the end that were recorded after success first held; fewer than were asked for where the
+            environment ended before.
         images: camera -> [N + 1, size, size, 3] uint8, taken with the observations, or None.
     """
 
@@ -86,7 +86,7 @@ def demonstrate(
         except UsageError as error:
             demonstration, broke = None, f"; the last time: {error}"
         except Exception as error:
-            demonstration, broke = None, f"; the last time: {reason(error)}"
+            demonstration, broke = None, f"; the last time: {raised(error)}"
         if demonstration is not None:
             return demonstration, failed
         failed.append(tried)
@@ -117,8 +117,11 @@ def _attempt(
             remaining -= 1
         elif simulator.success():
             remaining = settle
+        if simulator.over:  # nothing moves any more, and no action has an effect
+            break
     if remaining is None:
         return None
+    settled = settle - remaining
     names = (environment, spec_of(environment).instruction, seed)
     images = stacked(frames) if frames else None
-    return Demonstration(*names, np.stack(observations), np.stack(actions), settle, images)
+    return Demonstration(*names, np.stack(observations), np.stack(actions), settled, images)

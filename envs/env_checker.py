@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UsageError
-from ..plugins import reason
+from ..errors import UsageError, raised
 from . import global_generators
 from .simulator import EnvSpec, Refusal, RenderingUnavailable, Simulator, View, make_simulator, observed, spec_of
 from .splits import seeds
@@ -216,7 +215,7 @@ class _Trial:
         except UsageError as error:
             seen.fault = str(error)
         except Exception as error:
-            seen.fault = reason(error)
+            seen.fault = raised(error)
         return seen
 
     def reset(self, simulator: Simulator, seed: int) -> None:
@@ -377,7 +376,7 @@ def _naming(environment: str) -> Iterator[None]:
     except UsageError:
         raise
     except Exception as error:
-        raise Refusal(f"{environment} cannot be built: {reason(error)}") from error
+        raise Refusal(f"{environment} cannot be built: {raised(error)}") from error
 
 
 def built(environment: str) -> Simulator:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,11 +17,9 @@ from gymnasium import spaces
 from gymnasium.spaces.utils import flatdim, flatten
 from gymnasium.utils.seeding import np_random
 from numpy.typing import NDArray
-from PIL import Image
 
-from ..errors import UsageError
+from ..errors import UsageError, raised
 from ..gl import before_gl
-from ..plugins import reason
 from . import global_generators
 from .simulator import (
     ACTION,
@@ -38,6 +37,7 @@ from .simulator import (
     check_actions,
 )
 from .snapshots import Snapshot, Uncopyable, take
+from .video import squared
 
 Path = tuple[Any, ...]
 """Keys of nested observations."""
@@ -130,7 +130,8 @@ class GymSimulator(Simulator):
 
     @property
     def features(self) -> Mapping[str, Feature]:
-        sizes = {STATE: Feature((self.observation_size,)), ACTION: Feature((self.action_size,))}
+        action = Feature((self.action_size,), *_bounds(self.spec, self.env.action_space))
+        sizes = {STATE: Feature((self.observation_size,)), ACTION: action}
         shapes = {name: (*_side(space), 3) for name, (_, space) in self._images.items()} or {DRAWN: ()}
         return sizes | {IMAGES + name: Feature(shape) for name, shape in shapes.items()}
 
@@ -143,7 +144,7 @@ class GymSimulator(Simulator):
             if not isinstance(answer, tuple) or len(answer) != 2:
                 raise UsageError(f"reset returned {_described(answer)}; Gymnasium's returns (observation, info)")
         except Exception as error:
-            raise EnvironmentFault(f"at its reset (step 0): {reason(error)}") from error
+            raise EnvironmentFault(f"at its reset (step 0): {raised(error)}") from error
         self._observation, self._info = answer
         self.total_reward, self._steps = 0.0, 0
         self._terminated = self._over = False
@@ -205,7 +206,7 @@ class GymSimulator(Simulator):
                 self._observation, reward, self._terminated, truncated, self._info = _checked(answer)
                 self.total_reward += reward
             except Exception as error:
-                raise EnvironmentFault(f"at step {self._steps + 1}: {reason(error)}") from error
+                raise EnvironmentFault(f"at step {self._steps + 1}: {raised(error)}") from error
             self._steps += 1
             self._over = bool(self._terminated or truncated)
 
@@ -217,7 +218,7 @@ class GymSimulator(Simulator):
         except Exception as error:
             if self._steps == 0 and isinstance(error, KeyError):
                 return False
-            raise EnvironmentFault(f"success at step {self._steps}: {reason(error)}") from error
+            raise EnvironmentFault(f"success at step {self._steps}: {raised(error)}") from error
 
     def remarks(self) -> list[str]:
         """A success that misses an info at the reset, observations outside their space, draws from the spaces."""
@@ -240,6 +241,10 @@ class GymSimulator(Simulator):
 
     def state_size(self, state: _State) -> int:
         return state.snapshot.nbytes + (0 if state.given is None else len(cloudpickle.dumps(state.given)))
+
+    @property
+    def over(self) -> bool:
+        return self._over
 
     def expert(self) -> Callable[[], NDArray[np.float32]] | None:
         expert = self.spec.expert
@@ -273,9 +278,7 @@ class GymSimulator(Simulator):
         kind = getattr(picture, "dtype", type(picture).__name__)
         if len(shape) != 3 or shape[2] != 3 or kind != np.uint8:
             raise Refusal(f"{self.spec.source!r} rendered {kind} of shape {shape}; pictures are uint8 [H, W, 3]")
-        if shape[:2] == (view.size, view.size):
-            return np.array(picture)
-        return np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize((view.size, view.size)), np.uint8)
+        return squared(picture, view.size)
 
     def close(self) -> None:
         self.env.close()
@@ -308,6 +311,10 @@ class GymSimulator(Simulator):
         try:
             if not self._drawing:
                 before_gl()
+                if "mujoco" in sys.modules:  # its own viewers ask MUJOCO_GL, and take what does not work without it
+                    from .rendering import settle_backend
+
+                    settle_backend()
                 self._begin_to_draw()
                 self._drawing = True
             return self._drawn()
@@ -468,6 +475,15 @@ def _flat_size(source: str, path: Path, space: Any) -> int:
             f"{source!r}: its observation{part} is a {type(space).__name__}, which cannot be flattened into numbers: "
             "wrap the environment so that it shows numbers or pictures, and give its EnvSpec make"
         ) from error
+
+
+def _bounds(spec: EnvSpec, space: gymnasium.Space[Any]) -> tuple[Any, Any]:
+    """What -1 and 1 of an action stand for, in the robot's own units; None each where they are choices."""
+    if not isinstance(space, spaces.Box):
+        return None, None
+    own = spec.features.get(ACTION, Feature())
+    low, high = (tuple(side.reshape(-1).tolist()) for side in (space.low, space.high))
+    return low if own.low is None else own.low, high if own.high is None else own.high
 
 
 def _decoder(spec: EnvSpec, space: gymnasium.Space[Any]) -> tuple[int, Callable[[NDArray[np.float32]], Any]]:

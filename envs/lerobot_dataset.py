@@ -1,6 +1,7 @@
 """LeRobotDataset in and out: demonstrations and rollouts as the files that LeRobot reads and writes.
 
-Written is layout v3.0, read are v3.0 and v2.x. One row is one environment step: what was seen before it
+Written is layout v3.0, read are v3.0 and v2.x; other layouts and names on the hub are read by lerobot itself, where it
+is installed. One row is one environment step: what was seen before it
 ("observation.state", "observation.images.*"), the action, and what came of it ("next.success", "next.reward", ...).
 The layout was checked against the code of lerobot 0.4.4, which also read what is written here.
 
@@ -13,13 +14,15 @@ Needs pyarrow, and PyAV for videos: ``pip install 'autotelic[lerobot-data]'``.
 
 from __future__ import annotations
 
-import io
+import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ..errors import UsageError
 from .action_scale import ActionScale
@@ -29,15 +32,39 @@ from .lerobot_layout import (
     Floats,
     Frames,
     Layout,
+    UnknownLayout,
     feature_of,
-    parquet,
     read_table,
 )
 from .lerobot_layout import Recording as Recording
 from .lerobot_layout import layout_of_dataset as layout_of_dataset
+from .lerobot_own import OwnRows, is_on_the_hub
+from .lerobot_rows import Rows, film, picture, pictures, vectors
 from .lerobot_writing import write_folder
 from .pool import Episode
 from .simulator import Simulator, make_simulator
+
+logger = logging.getLogger(__name__)
+
+
+def dataset_at(folder: str | Path) -> tuple[Layout, Rows | OwnRows]:
+    """A dataset and the reader of its rows: LeRobot's own for names on the hub and for layouts not known here.
+
+    Raises:
+        UsageError: it is none, it is incomplete, or lerobot is not installed where only that can read it.
+    """
+    if is_on_the_hub(str(folder)):
+        rows = OwnRows(str(folder))
+        return rows.layout(), rows
+    try:
+        layout = layout_of_dataset(folder)
+    except UnknownLayout as error:
+        rows = OwnRows(str(folder))
+        try:
+            return rows.layout(), rows
+        except UsageError as theirs:
+            raise UsageError(f"{error} ({theirs})") from None
+    return layout, Rows(layout)
 
 
 def read_demonstrations(
@@ -50,6 +77,8 @@ def read_demonstrations(
     cameras: Sequence[str] = (),
     scale: ActionScale | None = None,
     failures: bool = False,
+    count: int | None = None,
+    size: int | None = None,
 ) -> list[Recording]:
     """The episodes of a LeRobotDataset as demonstrations.
 
@@ -61,56 +90,56 @@ def read_demonstrations(
             name is written out.
         scale: from the robot's units to [-1, 1], see :func:`action_scale`.
         failures: keep episodes that are known to have failed.
+        count: the first so many that are kept; no row and no picture behind them is read.
+        size: pixels that each side of a picture is resized to; None leaves pictures as they are.
 
     Returns:
         One recording per episode: N actions and N + 1 observations. The instruction is that of the first row; an
-        episode that does not name a seed gets its own index.
+        episode that does not name a seed gets its own index. An episode of one row shows no action with its
+        consequence, and is left out with a warning.
 
     Raises:
-        UsageError: a feature, file or package that is missing, sizes that disagree, or actions outside [-1, 1].
+        UsageError: a feature, file or package that is missing, sizes that disagree, numbers that are not finite (with
+            episode and row), actions outside [-1, 1], or no episode of more than one row.
     """
-    layout = layout_of_dataset(folder)
+    layout, rows = dataset_at(folder)
     names = [state] if isinstance(state, str) else list(state)
     for name in (*names, action):
-        layout.feature(name)
-    films = {camera: feature_of(camera) for camera in cameras}
+        layout.shape(name)
+    films = {camera: camera if camera in layout.features else feature_of(camera) for camera in cameras}
     for feature in films.values():
         layout.feature(feature, pictures=True)
     wanted = sorted(layout.rows) if episodes is None else list(episodes)
     absent = [index for index in wanted if index not in layout.rows]
     if absent:
         raise UsageError(f"{layout.folder} has {len(layout.rows)} episodes, and no episode {absent[0]}")
-    more = _sidecar(layout.folder)
-    told = [name for name in ("next.success", "next.reward", "next.progress") if name in layout.features]
-    stored = [feature for feature in films.values() if layout.features[feature]["dtype"] == "image"]
-    columns = [*names, action, *told, "task_index", "timestamp", *stored]
-    found = []
-    for index, table in _tables(layout, wanted, columns):
-        images = {
-            camera: _pictures(table[name], layout, index) if name in stored else _video(layout, index, name, table)
-            for camera, name in films.items()
-        }
-        recording = _recording(layout, index, table, names, action, scale, images, more.get(index, {}), environment)
-        if failures or recording.success is not False:
-            found.append(recording)
+    _check_room(layout, wanted[:count], list(films.values()), size)
+    reader = _Reader(layout, rows, names, action, films, scale, environment, size)
+    found = list(islice(reader.all(wanted, failures), count))
+    if reader.short and len(reader.short) == len(wanted):
+        raise UsageError(f"{layout.folder}: every episode has one row, which shows no action with its consequence")
     return found
 
 
 def action_scale(
     folder: str | Path, *, action: str = "action", tails: float = 0.01, scaled: Sequence[bool] | None = None
 ) -> ActionScale:
-    """The map of a dataset's own actions to [-1, 1].
+    """The map of a dataset's own actions to [-1, 1]; see :meth:`ActionScale.of`.
 
     Args:
         tails: share of the actions that may lie beyond each bound; 0.01 makes OpenVLA's bounds (q01, q99), 0 the range.
         scaled: [A]; dimensions that are not scaled must be in [-1, 1] already.
+
+    Raises:
+        UsageError: as ``read_demonstrations``.
     """
-    layout = layout_of_dataset(folder)
-    layout.feature(action)
-    tables = _tables(layout, sorted(layout.rows), [action])
-    values = np.concatenate([_vectors(table, action, layout) for _, table in tables])
-    low, high = np.quantile(values, [tails, 1 - tails], axis=0)
-    return ActionScale.between(low, high, scaled)
+    layout, rows = dataset_at(folder)
+    where = f"{layout.folder}, episode"
+    layout.shape(action)
+    values = [vectors(rows.of(i, [action]), action, layout, f"{where} {i}") for i in sorted(layout.rows)]
+    if not sum(map(len, values)):
+        raise UsageError(f"{layout.folder} holds no rows")
+    return ActionScale.of(np.concatenate(values), tails, scaled)
 
 
 def write_episodes(
@@ -207,89 +236,125 @@ def _recorded(
 
 # reading
 
+ROOM = 8_000_000_000
+"""Bytes of pictures that are read at once."""
+
+
+def _check_room(layout: Layout, episodes: Sequence[int], films: Sequence[str], size: int | None) -> None:
+    """Refuse pictures that would fill the memory, before the first is decoded."""
+    rows = sum(int(layout.entry(index, "length")) for index in episodes) if films else 0
+    sides = [layout.shape(name, pictures=True) for name in films]
+    total = rows * sum(3 * size * size if size else math.prod(shape) for shape in sides)
+    if total > ROOM:
+        raise UsageError(
+            f"{layout.folder}: {rows} rows of pictures would take {total / 1e9:.0f} GB; read fewer episodes, or give a "
+            "size"
+        )
+
+
+TOLD = ("next.success", "next.reward", "next.progress")
+
+
+class _Reader:
+    """What is read of each episode, and how."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        rows: Rows | OwnRows,
+        states: Sequence[str],
+        action: str,
+        films: Mapping[str, str],
+        scale: ActionScale | None,
+        environment: str,
+        size: int | None,
+    ) -> None:
+        self.layout, self.states, self.action, self.films = layout, list(states), action, films
+        self.scale, self.environment, self.size = scale, environment, size
+        self.rows = rows
+        self.told = [name for name in TOLD if name in layout.features]
+        self.more = _sidecar(layout.folder)
+        self.short: list[int] = []
+
+    def all(self, wanted: Sequence[int], failures: bool) -> Iterator[Recording]:
+        """Recordings one after another; each is read when it is asked for, its pictures if it is kept."""
+        for index in wanted:
+            found = self.one(index)
+            if found is None:
+                self.short.append(index)
+                logger.warning(
+                    "%s: episode %d has one row, which shows no action with its consequence: it is left out",
+                    self.layout.folder,
+                    index,
+                )
+            elif failures or found.success is not False:
+                yield replace(found, images=self.images(index)) if self.films else found
+
+    def one(self, index: int) -> Recording | None:
+        """An episode without pictures; None where it has no action with its consequence."""
+        layout, where = self.layout, f"{self.layout.folder}, episode {index}"
+        table = self.rows.of(index, [*self.states, self.action, *self.told, "task_index"])
+        more = self.more.get(index, {})
+        last = self._last(more)
+        if len(table) < (2 if last is None else 1):
+            return None
+        observations = np.concatenate([vectors(table, name, layout, where) for name in self.states], 1)
+        actions = _scaled(vectors(table, self.action, layout, where), self.scale, where)
+        rest = {name: vectors(table, name, layout, where, finite=name == "next.success")[:, 0] for name in self.told}
+        held = rest.get("next.success")
+        if last is None:
+            actions, rest = actions[:-1], {name: column[:-1] for name, column in rest.items()}
+        else:
+            observations = np.concatenate([observations, last])
+        success = None if held is None else bool(held.any())
+        settle = max(0, len(actions) - 1 - int(held.argmax())) if held is not None and success else 0
+        return Recording(
+            more.get("environment") or self.environment,
+            self._instruction(table["task_index"][0].as_py(), where),
+            int(more.get("seed", index)),
+            observations,
+            actions,
+            settle,
+            None,
+            success,
+            rest.get("next.reward"),
+            rest.get("next.progress"),
+        )
+
+    def images(self, index: int) -> dict[str, Frames]:
+        """Camera -> [N + 1, H, W, 3]."""
+        layout, where, found = self.layout, f"{self.layout.folder}, episode {index}", {}
+        more = self.more.get(index, {})
+        for camera, feature in self.films.items():
+            if isinstance(self.rows, OwnRows):
+                found[camera] = self.rows.film(index, feature, self.size)
+            elif layout.features[feature]["dtype"] == "image":
+                found[camera] = pictures(self.rows.of(index, [feature])[feature], layout, where, self.size)
+            else:
+                times = self.rows.of(index, ["timestamp"])["timestamp"].to_pylist()
+                found[camera] = film(layout, index, feature, times, self.size)
+            if self._last(more) is not None:
+                if more.get(feature) is None:
+                    raise UsageError(f"{where}: {SIDECAR} lacks the last picture of {feature}")
+                found[camera] = np.concatenate([found[camera], picture(more[feature], where, self.size)[None]])
+        return found
+
+    def _last(self, more: Mapping[str, Any]) -> Floats | None:
+        """[1, D] the observation after the last action, if what is ours holds it and the state is that alone."""
+        last = more.get("last_state")
+        kept = last is not None and self.states == ["observation.state"]
+        return np.asarray(last, np.float32)[None] if kept else None
+
+    def _instruction(self, task: Any, where: str) -> str:
+        if task not in self.layout.instructions:
+            known = len(self.layout.instructions)
+            raise UsageError(f"{where}: task_index {task} is none of the {known} tasks in meta")
+        return self.layout.instructions[task]
+
 
 def _sidecar(folder: Path) -> dict[int, dict[str, Any]]:
     path = folder / SIDECAR
     return {row["episode_index"]: row for row in read_table(path).to_pylist()} if path.exists() else {}
-
-
-def _tables(layout: Layout, wanted: Sequence[int], columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
-    """(episode, its rows) one after another; a file that holds many episodes is read once in a row."""
-    parquet()
-    import pyarrow.compute as compute
-
-    opened: tuple[Path, Any] | None = None
-    for index in wanted:
-        row = layout.rows[index]
-        told = {"episode_index": index, "episode_chunk": index // layout.files_per_chunk}
-        if layout.version.startswith("v3"):
-            told = {"chunk_index": row["data/chunk_index"], "file_index": row["data/file_index"]}
-        path = layout.folder / layout.data_path.format(**told)
-        if opened is None or opened[0] != path:
-            opened = path, read_table(path, ["episode_index", *columns])
-        table = opened[1]
-        table = table.filter(compute.equal(table["episode_index"], index))
-        if len(table) != row["length"]:
-            raise UsageError(f"{path}: episode {index} has {len(table)} rows, its entry in meta says {row['length']}")
-        yield index, table
-
-
-def _vectors(table: Any, name: str, layout: Layout) -> Floats:
-    """[N, D] of a numeric column; scalars are vectors of one."""
-    column = table[name].combine_chunks()
-    shape = list(layout.features[name]["shape"])
-    try:
-        values = np.array(column.to_pylist(), np.float32).reshape(len(table), -1)
-    except (ValueError, TypeError):
-        raise UsageError(f"{layout.folder}: feature {name!r} has rows of different sizes; expected {shape}") from None
-    if values.shape[1] != int(np.prod(shape)):
-        raise UsageError(f"{layout.folder}: feature {name!r} has {values.shape[1]} numbers a row; expected {shape}")
-    return values
-
-
-def _recording(
-    layout: Layout,
-    index: int,
-    table: Any,
-    states: Sequence[str],
-    action: str,
-    scale: ActionScale | None,
-    images: dict[str, Frames],
-    more: Mapping[str, Any],
-    environment: str,
-) -> Recording:
-    where = f"{layout.folder}, episode {index}"
-    observations = np.concatenate([_vectors(table, name, layout) for name in states], 1)
-    actions = _scaled(_vectors(table, action, layout), scale, where)
-    told = {
-        name: _vectors(table, name, layout)[:, 0] if name in table.column_names else None
-        for name in ("next.success", "next.reward", "next.progress")
-    }
-    held = told["next.success"]
-    success = None if held is None else bool(held.any())
-    last = more.get("last_state")
-    if last is not None and states == ["observation.state"]:
-        observations = np.concatenate([observations, np.asarray(last, np.float32)[None]])
-        for camera, film in images.items():
-            if more.get(feature_of(camera)) is None:
-                raise UsageError(f"{where}: {SIDECAR} lacks the last picture of {feature_of(camera)}")
-            images[camera] = np.concatenate([film, _picture(more[feature_of(camera)])[None]])
-    else:
-        actions = actions[:-1]
-        told = {name: None if column is None else column[: len(actions)] for name, column in told.items()}
-    settle = max(0, len(actions) - 1 - int(held.argmax())) if held is not None and success else 0
-    return Recording(
-        more.get("environment") or environment,
-        layout.instructions[int(table["task_index"][0].as_py())],
-        int(more.get("seed", index)),
-        observations,
-        actions,
-        settle,
-        images or None,
-        success,
-        told["next.reward"],
-        told["next.progress"],
-    )
 
 
 def _scaled(actions: Floats, scale: ActionScale | None, where: str) -> Floats:
@@ -300,52 +365,7 @@ def _scaled(actions: Floats, scale: ActionScale | None, where: str) -> Floats:
     low, high = float(actions.min()), float(actions.max())
     if low < -1 or high > 1:
         raise UsageError(
-            f"{where}: actions go from {low:.3g} to {high:.3g}, beyond [-1, 1]; give scale=action_scale(folder)"
+            f"{where}: actions go from {low:.3g} to {high:.3g}, beyond [-1, 1]: say what they are scaled from, by "
+            "--action-scale or scale=action_scale(folder)"
         )
     return actions
-
-
-def _picture(encoded: bytes) -> Frames:
-    with Image.open(io.BytesIO(encoded)) as picture:
-        return np.array(picture.convert("RGB"), np.uint8)
-
-
-def _pictures(column: Any, layout: Layout, index: int) -> Frames:
-    """Pictures within rows: structs of encoded bytes and a path, one of which may be missing."""
-    frames = []
-    for entry in column.to_pylist():
-        if entry["bytes"] is None and not (layout.folder / str(entry["path"])).exists():
-            raise UsageError(f"{layout.folder}, episode {index}: picture {entry['path']} is missing")
-        frames.append(_picture(entry["bytes"] or (layout.folder / str(entry["path"])).read_bytes()))
-    return np.stack(frames)
-
-
-def _video(layout: Layout, index: int, camera: str, table: Any) -> Frames:
-    """The pictures of an episode from its video, or from its part of a longer one."""
-    try:
-        import av
-    except ImportError:
-        raise UsageError(
-            f"{layout.folder}: camera {camera!r} is a video, which needs PyAV: pip install 'autotelic[lerobot-data]'"
-        ) from None
-    row, start = layout.rows[index], 0.0
-    told: dict[str, Any] = {"episode_index": index, "episode_chunk": index // layout.files_per_chunk}
-    if layout.version.startswith("v3"):
-        start = float(row[f"videos/{camera}/from_timestamp"])
-        told = {name: row[f"videos/{camera}/{name}"] for name in ("chunk_index", "file_index")}
-    path = layout.folder / str(layout.video_path).format(video_key=camera, **told)
-    if not path.exists():
-        raise UsageError(f"{path} is missing: the dataset is incomplete, fetch it again")
-    times = start + np.asarray(table["timestamp"], np.float64)
-    frames: list[Frames] = []
-    half = 0.5 / layout.fps
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        container.seek(int(max(0.0, times[0] - half) * av.time_base))  # to a key frame before it
-        for frame in container.decode(stream):
-            # Pictures that are a row's, or that several rows share, are those nearest to its time.
-            while len(frames) < len(times) and abs(frame.time - times[len(frames)]) < half:
-                frames.append(np.asarray(frame.to_ndarray(format="rgb24"), np.uint8))
-            if len(frames) == len(times):
-                return np.stack(frames)
-    raise UsageError(f"{path}: episode {index} has {len(times)} rows, and pictures for the first {len(frames)} only")

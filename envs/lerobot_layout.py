@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,57 +71,146 @@ class Layout:
     @property
     def cameras(self) -> list[str]:
         """Names of the features that are pictures."""
-        return [name for name, feature in self.features.items() if feature["dtype"] in PICTURES]
+        return [name for name, feature in self.features.items() if feature.get("dtype") in PICTURES]
 
     def feature(self, name: str, *, pictures: bool = False) -> Mapping[str, Any]:
         """A feature by name.
 
         Raises:
-            UsageError: there is none, with the nearest names.
+            UsageError: there is none, with the nearest names, or it says neither type nor shape.
         """
         kind = "camera" if pictures else "feature"
-        valid = [n for n, f in self.features.items() if (f["dtype"] in PICTURES) == pictures]
+        valid = [n for n, f in self.features.items() if (f.get("dtype") in PICTURES) == pictures]
         if name not in valid:
             raise UsageError(f"{self.folder}: {unknown(kind, name, valid)}")
+        lacking = [key for key in ("dtype", "shape") if self.features[name].get(key) is None]
+        if lacking:
+            raise UsageError(f"{self.folder}/meta/info.json: feature {name!r} has no {lacking[0]}")
         return self.features[name]
+
+    def shape(self, name: str, *, pictures: bool = False) -> tuple[int, ...]:
+        """The shape of a feature's rows.
+
+        Raises:
+            UsageError: there is no such feature, or its shape is not made of numbers.
+        """
+        shape = self.feature(name, pictures=pictures)["shape"]
+        try:
+            sides = tuple(int(side) for side in (shape if isinstance(shape, list | tuple) else [shape]))
+        except (TypeError, ValueError, OverflowError):
+            sides = (-1,)
+        if min(sides, default=1) < 1:
+            raise UsageError(f"{self.folder}/meta/info.json: feature {name!r} has the shape {shape!r}")
+        return sides
+
+    def data_of(self, episode: int) -> Path:
+        """The file that holds an episode's rows.
+
+        Raises:
+            UsageError: its entry in meta does not say.
+        """
+        if not self.version.startswith("v3"):
+            return self._filled(self.data_path, self._numbers(episode))
+        names = ("chunk_index", "file_index")
+        return self._filled(self.data_path, {name: self.entry(episode, f"data/{name}") for name in names})
+
+    def video_of(self, episode: int, camera: str) -> tuple[Path, float]:
+        """The file that holds a camera's pictures of an episode, and its begin in seconds; see ``data_of``."""
+        if not self.version.startswith("v3"):
+            return self._filled(str(self.video_path), self._numbers(episode) | {"video_key": camera}), 0.0
+        told = {name: self.entry(episode, f"videos/{camera}/{name}") for name in ("chunk_index", "file_index")}
+        start = float(self.entry(episode, f"videos/{camera}/from_timestamp"))
+        return self._filled(str(self.video_path), told | {"video_key": camera}), start
+
+    def entry(self, episode: int, name: str) -> Any:
+        """What meta says of an episode.
+
+        Raises:
+            UsageError: it does not say that.
+        """
+        found = self.rows[episode].get(name)
+        if found is None:
+            raise UsageError(f"{self.folder}: the entry of episode {episode} in meta has no {name!r}")
+        return found
+
+    def inside(self, path: str) -> Path | None:
+        """A path within the folder; None where it leads out of it."""
+        place = self.folder / path
+        return place if place.resolve().is_relative_to(self.folder.resolve()) else None
+
+    def _numbers(self, episode: int) -> dict[str, Any]:
+        return {"episode_index": episode, "episode_chunk": episode // self.files_per_chunk}
+
+    def _filled(self, pattern: str, names: Mapping[str, Any]) -> Path:
+        which = "data_path" if pattern == self.data_path else "video_path"
+        try:
+            path = self.inside(pattern.format(**names))
+        except (KeyError, ValueError, IndexError) as error:
+            asked = f"{type(error).__name__}: {error}"
+            raise UsageError(f"{self.folder}/meta/info.json: {which} {pattern!r} cannot be filled ({asked})") from None
+        if path is None:
+            raise UsageError(f"{self.folder}/meta/info.json: {which} {pattern!r} leads out of the folder")
+        return path
+
+
+class UnknownLayout(UsageError):
+    """A LeRobotDataset of a layout that is not known here."""
 
 
 def layout_of_dataset(folder: str | Path) -> Layout:
     """Read what a LeRobotDataset's folder says of itself.
 
     Raises:
-        UsageError: not a LeRobotDataset, a layout before v2.0, or files that are missing.
+        UsageError: not a LeRobotDataset, or files that are missing; UnknownLayout: a layout but v2 and v3.
     """
     folder = Path(folder)
     try:
         info = json.loads((folder / "meta/info.json").read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{folder} is not a LeRobotDataset: it has no meta/info.json") from None
     except ValueError as error:
         raise UsageError(f"{folder}/meta/info.json is not JSON: {error}") from None
-    missing = [key for key in ("codebase_version", "fps", "features", "data_path") if key not in info]
+    needed = ("codebase_version", "fps", "features", "data_path")
+    missing = [key for key in needed if not isinstance(info, dict) or key not in info]
     if missing:
         raise UsageError(f"{folder}/meta/info.json lacks {', '.join(missing)}")
+    features = info["features"]
+    if not isinstance(features, dict) or not all(isinstance(feature, dict) for feature in features.values()):
+        raise UsageError(f"{folder}/meta/info.json: its features are no objects by name")
     version = str(info["codebase_version"])
     if version.startswith("v3."):
         instructions, rows = _tasks_v3(folder), _episodes_v3(folder)
     elif version.startswith("v2."):
-        tasks, episodes = _lines(folder / "meta/tasks.jsonl"), _lines(folder / "meta/episodes.jsonl")
-        instructions = {int(task["task_index"]): str(task["task"]) for task in tasks}
-        rows = {int(episode["episode_index"]): episode for episode in episodes}
+        tasks = _lines(folder / "meta/tasks.jsonl", ("task_index", "task"))
+        episodes = _lines(folder / "meta/episodes.jsonl", ("episode_index", "length"))
+        instructions = {task["task_index"]: str(task["task"]) for task in tasks}
+        rows = {episode["episode_index"]: episode for episode in episodes}
     else:
-        raise UsageError(f"{folder} has layout {version}: v2.x and v3.x are read; convert it with lerobot's own script")
+        raise UnknownLayout(
+            f"{folder} has layout {version}: v2.x and v3.x are read; convert it with lerobot's own script"
+        )
     return Layout(
         folder,
         version,
-        float(info["fps"]),
-        info["features"],
+        _number(info["fps"], f"{folder}/meta/info.json: fps"),
+        features,
         instructions,
         rows,
-        info["data_path"],
+        str(info["data_path"]),
         info.get("video_path"),
-        int(info.get("chunks_size", 1000)),
+        int(_number(info.get("chunks_size") or 1000, f"{folder}/meta/info.json: chunks_size")),
     )
+
+
+def _number(value: Any, what: str) -> float:
+    """A number above 0, as JSON or in a string."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise UsageError(f"{what} is {value!r}; expected a number above 0")
+    return number
 
 
 def parquet() -> Any:
@@ -131,19 +222,55 @@ def parquet() -> Any:
     return pyarrow.parquet
 
 
-def read_table(path: Path, columns: Sequence[str] | None = None) -> Any:
+def opened(path: Path) -> Any:
+    """A parquet file.
+
+    Raises:
+        UsageError: it is missing, or is none.
+    """
     if not path.exists():
         raise UsageError(f"{path} is missing: the dataset is incomplete, fetch it again")
+    reader = parquet()
     try:
-        return parquet().read_table(path, columns=None if columns is None else list(columns))
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+        return reader.ParquetFile(path)
+    except Exception as error:
+        raise unreadable(path, error) from None
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def read_table(path: Path, columns: Sequence[str] | None = None) -> Any:
+    """A parquet file's table; raises as ``opened``."""
+    file = opened(path)
+    try:
+        return file.read(columns=None if columns is None else list(columns))
+    except Exception as error:
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: Path, error: Exception) -> UsageError:
+    """What damaged files make a library raise, of whatever kind, in one line."""
+    return UsageError(f"{path} cannot be read: {''.join(str(error).splitlines()[:1])}")
+
+
+def _lines(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines, each with what is needed: all but "task" are whole numbers."""
     if not path.exists():
         raise UsageError(f"{path} is missing: the dataset is incomplete, fetch it again")
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    found = []
+    # Only a line feed ends a line: str.splitlines would cut sentences at U+2028 and its like.
+    for number, line in enumerate(path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UsageError(f"{path}, line {number} is not JSON ({error}): fetch the dataset again") from None
+        if not isinstance(row, dict) or any(name not in row for name in needed):
+            raise UsageError(f"{path}, line {number} is no object with {' and '.join(needed)}")
+        try:
+            found.append(row | {name: int(row[name]) for name in needed if name != "task"})
+        except (TypeError, ValueError):
+            raise UsageError(f"{path}, line {number}: {needed[0]} is no whole number") from None
+    return found
 
 
 def _tasks_v3(folder: Path) -> dict[int, str]:
@@ -161,6 +288,13 @@ def _episodes_v3(folder: Path) -> dict[int, dict[str, Any]]:
         raise UsageError(f"{folder}/meta/episodes holds no parquet file: the dataset is incomplete, fetch it again")
     rows: dict[int, dict[str, Any]] = {}
     for path in paths:
-        kept = [name for name in parquet().read_schema(path).names if not name.startswith("stats/")]
-        rows.update({row["episode_index"]: row for row in read_table(path, kept).to_pylist()})
+        kept = [name for name in opened(path).schema_arrow.names if not name.startswith("stats/")]
+        lacking = [name for name in ("episode_index", "length") if name not in kept]
+        if lacking:
+            raise UsageError(f"{path} has no column {lacking[0]}")
+        for number, row in enumerate(read_table(path, kept).to_pylist()):
+            wrong = [name for name in ("episode_index", "length") if not isinstance(row[name], int) or row[name] < 0]
+            if wrong:
+                raise UsageError(f"{path}, row {number}: {wrong[0]} is {row[wrong[0]]!r}")
+            rows[row["episode_index"]] = row
     return rows

@@ -451,17 +451,16 @@ class _Run:
             self.lanes[row].stopped = True
 
     def choose(self, rows: NDArray[np.int64], actions: NDArray[Any]) -> None:
-        """Keep what ``act`` answered for the next tick."""
+        """Keep what ``act`` answered for the next tick; NaN and infinity end an episode as failed."""
         actions = np.asarray(actions, np.float32)
         expected = (len(rows), *self.chunk)
         if actions.shape != expected:
             raise ValueError(f"act returned shape {actions.shape}; expected [n, C, A] = {expected}")
         broken = ~np.isfinite(actions).all((1, 2))
-        if broken.any():
-            row = rows[broken][0]
-            raise ValueError(f"act returned NaN or infinity for request {row}: {self.lanes[row].request}")
-        for row, chosen in zip(rows, actions, strict=True):
+        for row, chosen, lost in zip(rows, actions, broken, strict=True):
             self.lanes[row].chosen = chosen.copy()
+            if lost:
+                self._fail(row, "act answered NaN or infinity")
 
     def episodes(self) -> list[Episode]:
         """The finished episodes, in the order of the requests."""

@@ -23,6 +23,9 @@ from .physics import mujoco
 from .simulator import SHOULDER, Refusal, View
 from .simulator import RenderingUnavailable as RenderingUnavailable
 
+HEADLESS = ("egl", "osmesa")
+"""Without a display and without MUJOCO_GL these are tried in turn."""
+PACKAGES = {"egl": "libegl1", "osmesa": "libosmesa6"}
 CELL = 0.02
 """Side in metres of the cubes in which the vertices of a mesh are merged at quality "fast": less than a pixel at 64."""
 
@@ -92,22 +95,50 @@ class Renderer:
         self.gl.free()
 
 
+def settle_backend() -> None:
+    """Have MUJOCO_GL name a library that works here, where nobody has said which: other viewers read it too.
+
+    Raises:
+        RenderingUnavailable: none does.
+    """
+    if not os.environ.get("MUJOCO_GL"):
+        _context(8).free()
+
+
 def _context(size: int) -> Any:
-    """A GL context of the backend that MUJOCO_GL names; without it OSMesa on headless Linux, else GLFW."""
-    backend = _backend()
-    try:
-        return importlib.import_module(f"mujoco.{backend}").GLContext(size, size)
-    except Exception as error:  # each binding has its own kinds
-        package = {"osmesa": "libosmesa6", "egl": "libegl1"}.get(backend, "libgl1")
-        raise RenderingUnavailable(
-            f"cannot render with MUJOCO_GL={backend} ({_first_line(error)}): install the Debian package {package}, "
-            "or set MUJOCO_GL to osmesa or egl"
-        ) from error
+    """A GL context of the backend that MUJOCO_GL names; or of the first that works, which it names from then on."""
+    failures = []
+    for backend in _backends():
+        before = os.environ.get("PYOPENGL_PLATFORM")
+        try:
+            context = importlib.import_module(f"mujoco.{backend}").GLContext(size, size)
+        except Exception as error:  # each binding has its own kinds
+            failures.append((backend, error))
+            _forget(backend, before)
+        else:
+            os.environ["MUJOCO_GL"] = backend
+            return context
+    told = ", nor ".join(f"MUJOCO_GL={backend} ({_first_line(error)})" for backend, error in failures)
+    packages = " or ".join(PACKAGES.get(backend, "libgl1") for backend, _ in failures)
+    raise RenderingUnavailable(
+        f"cannot render with {told}: install the Debian package {packages}, or set MUJOCO_GL to egl or osmesa"
+    ) from failures[-1][1]
 
 
-def _backend() -> str:
-    headless = sys.platform == "linux" and not os.environ.get("DISPLAY")
-    return os.environ.get("MUJOCO_GL", "").lower() or ("osmesa" if headless else "glfw")
+def _backends() -> tuple[str, ...]:
+    """Those that MUJOCO_GL leaves open."""
+    if wanted := os.environ.get("MUJOCO_GL", "").lower():
+        return (wanted,)
+    return HEADLESS if sys.platform == "linux" and not os.environ.get("DISPLAY") else ("glfw",)
+
+
+def _forget(backend: str, platform: str | None) -> None:
+    """Let another binding be loaded: PyOpenGL settles on a platform when it is first imported."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "OpenGL" or name == f"mujoco.{backend}"]:
+        del sys.modules[name]
+    os.environ.pop("PYOPENGL_PLATFORM", None)
+    if platform is not None:
+        os.environ["PYOPENGL_PLATFORM"] = platform
 
 
 @contextmanager
@@ -116,7 +147,7 @@ def _one_line(doing: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise RenderingUnavailable(
-            f"{doing} with MUJOCO_GL={_backend()} failed ({_first_line(error)}); set MUJOCO_GL to osmesa or egl, "
+            f"{doing} with MUJOCO_GL={_backends()[0]} failed ({_first_line(error)}); set MUJOCO_GL to egl or osmesa, "
             "or see `autotelic doctor`"
         ) from error
 

@@ -150,6 +150,11 @@ class Simulator(ABC):
     def success(self) -> bool:
         """Whether the current state solves the task. Oracle knowledge: the caller asks ``require_oracle`` first."""
 
+    @property
+    def over(self) -> bool:
+        """Whether the episode has ended and nothing that is done changes it any more."""
+        return False
+
     def frame(self, view: View, camera: str = "") -> NDArray[np.uint8]:
         """[size, size, 3] the current state as an RGB picture, right side up.
 

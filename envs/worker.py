@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UsageError
-from ..plugins import reason
+from ..errors import UsageError, raised
 from . import global_generators
 from .demonstrations import Demonstration, demonstrate
 from .env_checker import Checked, Mode, built, check_env
@@ -261,7 +260,7 @@ class Worker:
         except UsageError as error:
             seen[row] = f"{live.environment}, seed {live.seed}, after step {live.steps}: {error}"
         except Exception as error:
-            seen[row] = f"{live.environment}, seed {live.seed}, after step {live.steps}: {reason(error)}"
+            seen[row] = f"{live.environment}, seed {live.seed}, after step {live.steps}: {raised(error)}"
         if isinstance(seen.get(row), str) and live.own is not None:
             with suppress(Exception):
                 live.own.close()
@@ -395,7 +394,7 @@ def serve(connection: Connection, payload: bytes, plugins: Sequence[str], at: An
         hear(ids)
         worker = Worker(specs, mark)
     except Exception as error:
-        connection.send((0, "start", reason(error), time.process_time()))
+        connection.send((0, "start", raised(error), time.process_time()))
         return
     while True:
         try:
@@ -408,7 +407,7 @@ def serve(connection: Connection, payload: bytes, plugins: Sequence[str], at: An
         except Refusal as refusal:
             answer, result = "refusal", refusal
         except Exception as error:
-            answer, result = "error", reason(error)
+            answer, result = "error", raised(error)
         mark(NOBODY, 0)
         connection.send((number, answer, result, time.process_time()))
         if answer == "error":

@@ -52,8 +52,8 @@ def test_controls_by_hand() -> None:
     texts = ["go there"] * 2
     assert ask(Clock(limit=4), clips, clips, texts) == pytest.approx([0.5, 0.25])
     assert Clock(limit=1).trace(clips[0], "") == pytest.approx([0, 1, 1])
-    assert ask(Travel(), clips, clips, texts) == pytest.approx([0.5 / 1.5, 0.5 / 1.5])
-    assert Travel().trace(clips[0], "") == pytest.approx([0, 0.25 / 1.25, 0.5 / 1.5])
+    assert ask(Travel(slice(0, 3)), clips, clips, texts) == pytest.approx([0.5 / 1.5, 0.5 / 1.5])
+    assert Travel(slice(0, 3)).trace(clips[0], "") == pytest.approx([0, 0.25 / 1.25, 0.5 / 1.5])
     assert ask(Constant(), clips[0], clips[0], ["go there"] * 3) == pytest.approx([0.5] * 3)
 
 

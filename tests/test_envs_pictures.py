@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from ctypes.util import find_library
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -70,6 +73,37 @@ def test_without_gl_the_package_to_install_is_named(monkeypatch):
             rendering._context(64)
 
 
+def test_the_next_library_is_tried_where_nobody_has_said_which(monkeypatch):
+    tried = []
+
+    class Works:
+        def __init__(self, *size):
+            assert os.environ.get("PYOPENGL_PLATFORM") is None, "what the first one left is gone"
+
+        def free(self):
+            tried.append("freed")
+
+    def found(name):
+        tried.append(name)
+        if name == "mujoco.egl":
+            monkeypatch.setenv("PYOPENGL_PLATFORM", "egl")
+            raise AttributeError("'NoneType' object has no attribute 'eglQueryString'")
+        return SimpleNamespace(GLContext=Works)
+
+    for name in ("DISPLAY", "PYOPENGL_PLATFORM"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MUJOCO_GL", "")
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(importlib, "import_module", found)
+    rendering.settle_backend()
+    assert tried == ["mujoco.egl", "mujoco.osmesa", "freed"] and os.environ["MUJOCO_GL"] == "osmesa"
+    rendering.settle_backend()
+    assert len(tried) == 3, "it is settled"
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    with pytest.raises(RenderingUnavailable, match=r"MUJOCO_GL=egl \(AttributeError.*libegl1"):
+        rendering._context(8)
+
+
 def test_a_refusal_of_a_worker_reaches_the_caller(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "nonsense")
     with Pool([DRAWER], workers=1) as pool:
@@ -84,9 +118,12 @@ def test_side_by_side(tmp_path):
     path = write_side_by_side(tmp_path / "video", left, right, ("before", "after"))
     assert path == tmp_path / "video.webp"
     with Image.open(path) as video:
-        assert video.n_frames == 3 and video.size == (68, 48)
+        assert video.n_frames == 3 and video.size == (260, 144)  # enlarged, so that labels can be read
         video.seek(2)
         last = np.asarray(video.convert("RGB"))
-    assert abs(int(last[30, 10, 0]) - 120) < 12 and abs(int(last[30, 60, 0]) - 250) < 12
+    assert abs(int(last[80, 40, 0]) - 120) < 12 and abs(int(last[80, 200, 0]) - 250) < 12
     with pytest.raises(ValueError, match="0 and 2 frames"):
         write_side_by_side(tmp_path / "video", [], right, ("before", "after"))
+    large = [np.full((160, 200, 3), 90, np.uint8)]
+    with Image.open(write_side_by_side(tmp_path / "uneven", left, large, ("before", "after"))) as video:
+        assert video.size == (160 + 4 + 200, 176)

@@ -159,11 +159,28 @@ def test_bad_requests_and_answers_are_refused_in_one_line(here):
         here.run([EpisodeRequest("metaworld/push-v3", 0, 5)], act)
     with pytest.raises(ValueError, match=r"act returned shape \(1, 4\).*\(1, 5, 4\)"):
         here.run(REQUESTS[:1], lambda rows, observations: np.zeros((1, 4)))
-    with pytest.raises(ValueError, match=r"NaN or infinity for request 1: .*drawer-open"):
-        here.run(REQUESTS[:2], lambda rows, observations: np.array([0, np.nan])[:, None, None] * np.ones((2, 5, 4)))
     with pytest.raises(ValueError, match="stop returned shape"):
         here.run(REQUESTS[:2], act, stop=lambda rows, observations: np.zeros(3, bool))
     assert here.run([], act) == []
+
+
+def test_an_answer_that_is_not_finite_ends_its_episode_alone(here):
+    calls = []
+
+    def answer(rows, observations):
+        calls.append(rows.tolist())
+        actions = act(rows, observations)
+        if len(calls) == 2:
+            actions[rows == 1, -1, 0] = np.inf
+        return actions
+
+    whole, ended = here.run(REQUESTS[:2], answer, oracle=True)
+    alone = here.run(REQUESTS[:1], act, oracle=True)[0]
+    np.testing.assert_array_equal(whole.observations, alone.observations)
+    assert whole.fault is None and [1 in rows for rows in calls[1:3]] == [True, False]
+    request = REQUESTS[1]
+    assert ended.fault == f"{request.environment}, seed {request.seed}, after step 5: act answered NaN or infinity"
+    assert (ended.steps, len(ended.observations), len(ended.actions), ended.success) == (5, 2, 1, False)
 
 
 def test_an_exception_in_act_leaves_the_pool_usable(two):
@@ -280,6 +297,7 @@ class Flaky:
     """Succeeds after two steps, from even millions only."""
 
     observation_size = action_size = 1
+    over = False
 
     def reset(self, seed):
         self.seed, self.steps = seed, 0

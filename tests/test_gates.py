@@ -241,6 +241,14 @@ def test_a_step_that_was_not_taken_is_told_at_once() -> None:
     assert watched([{"steps/skipped": 0.0}], AlarmLimits()) == []
 
 
+def test_a_leap_within_a_round_is_told_at_once() -> None:
+    (found,) = watched([CLEAN | {"objective/kl": 489_299.0}], AlarmLimits())
+    assert found.alarm == "leap" and "489,299" not in found.detail and "4.89e+05 nats per decision" in found.detail
+    (found,) = watched([{"speaker/objective/kl": 101.0}], AlarmLimits())
+    assert found.about == "speaker"
+    assert watched([{"objective/kl": 99.0, "objective/kl_reference": 900.0}], AlarmLimits()) == []
+
+
 def test_a_kind_of_faults_is_told_by_its_rate() -> None:
     rare = [CLEAN] * 4 + [CLEAN | {"faults/environment": 0.2}]
     assert watched(rare, AlarmLimits()) == [], "4 % of the window"

@@ -19,6 +19,7 @@ from autotelic.rewards.progress.estimates import (
     Kind,
     MeanProgress,
     ProgressEstimator,
+    ask,
     shown_threshold,
     shown_thresholds,
 )
@@ -198,7 +199,6 @@ def test_rows_are_kept_apart() -> None:
         ("absolute", [0.5, 1.5], "the progress model .+ returned 1.5, outside 0..1, for 'b'"),
         ("absolute", [-0.25, 0.5], "the progress model .+ returned -0.25, outside 0..1, for 'a'"),
         ("pairwise", [-1.5, 0.5], "the progress model .+ returned -1.5, outside -1..1, for 'a'"),
-        ("absolute", [0.5, np.nan], "the progress model .+ returned nan, outside 0..1, for 'b'"),
         ("pairwise", [-np.inf, 0.5], "the progress model .+ returned -inf, outside -1..1, for 'a'"),
         ("absolute", [0.5], r"the progress model .+ returned shape \(1,\) for 2 observations"),
         ("absolute", [[0.5], [0.5]], r"the progress model .+ returned shape \(2, 1\) for 2 observations"),
@@ -216,6 +216,21 @@ def test_an_answer_that_is_none_is_refused_in_one_line(
     estimator.update(np.array([0, 1]), np.zeros((2, 2), np.float32))
     with pytest.raises(ValueError, match=f"^{line}$"):
         estimator.update(np.array([0, 1]), np.ones((2, 2), np.float32))
+
+
+@pytest.mark.parametrize(("kind", "least"), [("absolute", 0.0), ("pairwise", -1.0)])
+def test_nan_is_the_least_answer_and_said_once(
+    kind: Literal["absolute", "pairwise"], least: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Sometimes(Reads):
+        def __call__(self, *_: Any, **__: Any) -> Floats:
+            return np.array([0.5, np.nan], np.float32)
+
+    zeros = np.zeros((2, 2), np.float32)
+    for _ in range(2):
+        told = f"b, {kind}"
+        assert ask(Sometimes(kind), zeros, zeros, ["a", told], zeros).tolist() == [0.5, least]
+    assert [f"Sometimes returned NaN for '{told}'" in line for line in caplog.messages] == [True]
 
 
 # rewards

@@ -204,9 +204,10 @@ def test_forward_scores_by_hand(kind: type[nn.Module]) -> None:
     made = policy(kind)
     shown = seen(made, 2)
     stored = dict(made.imitate(shown, torch.linspace(-1, 1, 16).view(2, 4, 2)))
-    assert stored["clean"][0, 0, 0] == -2 and stored["known"][0].tolist() == [True] * 4 + [False] * (made.planned - 4)
+    assert stored["clean"][0, 0, 0] == -2
     drawn = made.redraw(stored, torch.Generator().manual_seed(0))
     assert torch.equal(drawn["time"], made.redraw(stored, torch.Generator().manual_seed(0))["time"])
+    drawn["executed"] = torch.tensor([[True] * 4, [True, True, True, False]])  # the second demonstration ends before
     found = made.score(shown, drawn).log_probs
     assert found.shape == (2, 4)
     t, e, x = drawn["time"][1, 2], drawn["noise"][1, 2], stored["clean"][1]
@@ -222,7 +223,7 @@ def test_forward_scores_by_hand(kind: type[nn.Module]) -> None:
         pictures, _ = one.prepare_images(batch)
         velocity = one.model.velocity(pictures, one.prepare_state(batch), (t * e + (1 - t) * padded)[None], t[None])
         off = (e - padded - velocity[0])[:, :2]
-    torch.testing.assert_close(found[1, 2], -0.5 * (off[:4] ** 2).sum())
+    torch.testing.assert_close(found[1, 2], -0.5 * (off[:3] ** 2).sum())
 
 
 def test_diffusion_policy_learns_from_demonstrations() -> None:

@@ -164,12 +164,16 @@ class _Session:
         if self.watching and fresh.any():  # the initial observations
             first = None if frames is None else {camera: film[fresh] for camera, film in frames.items()}
             self.watch(rows[fresh], observations[fresh], first)
-        policy = self.actor.policy
         randomness = None if self.randomness is None else [self.randomness[row] for row in rows.tolist()]
-        choice = policy.choose(self._seen(rows, observations, frames), randomness, self.temperature)
-        for place, row in enumerate(rows.tolist()):
+        return self._decide(self._seen(rows, observations, frames), rows.tolist(), randomness)
+
+    def _decide(self, seen: Seen, rows: Sequence[int], randomness: Sequence[Any] | None) -> Floats:
+        """Ask the policy, and remember what it chose for each row."""
+        choice = self.actor.policy.choose(seen, randomness, self.temperature)
+        samples = self.randomness is not None and not self.actor.policy.capabilities & {"exact", "composite"}
+        for place, row in enumerate(rows):
             self.stored[row].append({name: tensor[place] for name, tensor in choice.stored.items()})
-            if choice.log_probs is not None:
+            if choice.log_probs is not None and not samples:
                 self.log_probs[row].append(choice.log_probs[place])
         result: Floats = choice.actions.numpy()
         return result
@@ -189,36 +193,25 @@ class _Session:
         return self.actor.estimator.update(rows, next(iter(frames.values())))
 
     def rollout(self, row: int, episode: Episode) -> Rollout:
-        task, chunks = self.asked[row], len(episode.actions)
-        if not self.stored[row]:
-            return self._of_nothing(row, episode)
-        chosen = self.stored[row][:chunks]
-        stored = {name: torch.stack([part[name] for part in chosen]) for name in chosen[0]}
+        """An episode as a rollout; one that was over before it began has one chunk, of which nothing was executed."""
+        task, policy = self.asked[row], self.actor.policy
+        chunks = max(1, len(episode.actions))
         frames = {camera: film[:chunks] for camera, film in (episode.images or {}).items()}
-        rows = np.full(chunks, row)
-        log_probs = torch.cat(self.log_probs[row][:chunks]) if self.log_probs[row] else None
-        rollout: Rollout = self.actor.policy.rollout(
+        seen = self._seen(np.full(chunks, row), episode.observations[:chunks], frames)
+        if not self.stored[row]:
+            self._decide(seen, [row], None)
+        stored = {name: torch.stack([part[name] for part in self.stored[row][:chunks]]) for name in self.stored[row][0]}
+        step = torch.arange(chunks * policy.chunk).view(chunks, policy.chunk)
+        rollout: Rollout = policy.rollout(
             task,
             episode,
-            self._seen(rows, episode.observations[:chunks], frames),
+            seen,
             stored,
-            log_probs,
+            torch.cat(self.log_probs[row][:chunks]) if self.log_probs[row] else None,
             temperature=self.temperature,
             seed=self.seeds[row],
+            executed=step < episode.steps,
         )
         if self.watching and self.actor.estimator is not None:
             rollout.scores["progress"] = self.actor.estimator.values(row)
         return rollout
-
-    def _of_nothing(self, row: int, episode: Episode) -> Rollout:
-        """The rollout of an episode that could not begin: a decision that counts nowhere."""
-        policy = self.actor.policy
-        frames = {camera: film[:1] for camera, film in (episode.images or {}).items()}
-        seen = self._seen(np.array([row]), episode.observations[:1], frames)
-        choice = policy.choose(seen, None if self.randomness is None else [self.randomness[row]], self.temperature)
-        log_probs = None if choice.log_probs is None else choice.log_probs[0]
-        how: dict[str, Any] = {"temperature": self.temperature, "seed": self.seeds[row]}
-        rollout: Rollout = policy.rollout(self.asked[row], episode, seen, choice.stored, log_probs, **how)
-        if self.watching and self.actor.estimator is not None:
-            rollout.scores["progress"] = [0.0]
-        return replace(rollout, mask=torch.zeros_like(rollout.mask))

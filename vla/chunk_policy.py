@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import UsageError
+from ..errors import UsageError, of_ones_own
 from ..trainers.lora import has_lora, save_lora
 from ..trainers.policy import References, TorchPolicy, collate, stack
 from ..trainers.randomness import seed_of
@@ -25,9 +25,9 @@ from ..types import Batch, Decisions, Evaluation, Rollout, Task
 if TYPE_CHECKING:
     from ..envs.simulator import View
 
-OWN = frozenset({"states", "temperature", "instructions", "seed"})
-"""Payload entries that come from the episode (observation, instruction, randomness) and not from ``decide``, besides
-frames."""
+OWN = frozenset({"states", "temperature", "instructions", "seed", "executed"})
+"""Payload entries that come from the episode (observation, instruction, randomness, what was executed) and not from
+``decide``, besides frames."""
 
 FRAMES = "frames."
 """Entries of a payload that hold frames; the camera's name follows."""
@@ -81,7 +81,7 @@ class Choice:
     """A chunk for each of N episodes.
 
     Attributes:
-        actions: [N, C, A] in [-1, 1].
+        actions: [N, C, A] in [-1, 1]; NaN where the policy has none.
         stored: what ``score`` needs to find them again, tensors [N, ...].
         log_probs: [N, K]; None where the policy has none.
     """
@@ -103,7 +103,12 @@ class ChunkPolicy(TorchPolicy):
         piece: rollouts evaluated at once.
 
     A rollout's payload: "states" [S, D], "frames.CAMERA" [S, H, W, 3] uint8 of each camera where they are seen,
-    whatever the policy stores [S, ...], "temperature" [1] and "seed" [1].
+    "executed" [S, C] bool, whatever the policy stores [S, ...], "temperature" [1] and "seed" [1].
+
+    Steps of a chunk that nobody executed (an episode ended before them), or that no demonstration shows, are not
+    learned from: a chunk without a step that was executed is masked, and so are the decisions of the other steps of a
+    chunk that was begun, where these are told apart (``stepwise``). ``score`` and ``imitation_loss`` find "executed" in
+    ``stored``.
 
     Attributes that a subclass may set:
         capabilities: what it can do, see ``types.Policy``. "forward" asks for ``redraw`` and ``forward_draws``, "kl"
@@ -112,8 +117,10 @@ class ChunkPolicy(TorchPolicy):
         demonstrations: the decisions that ``imitate`` makes: "forward" if nobody knows how an expert's actions would
             have been sampled.
         keeps_frames: frames stay in the payload; False where what is stored makes up for them.
+        stepwise: decision k of a chunk is about its step k * C // K, so that each step has decisions of its own.
     """
 
+    stepwise: bool = False
     forward_draws: int = 0
     demonstrations: Decisions = "sampled"
     keeps_frames: bool = True
@@ -180,8 +187,10 @@ class ChunkPolicy(TorchPolicy):
         raise NotImplementedError(f"{self.name} has no forward decisions")
 
     def imitation_loss(self, seen: Seen, stored: Mapping[str, Tensor]) -> Tensor:
-        """What cloning minimises on N chunks of demonstrations."""
-        return -self.score(seen, stored).log_probs.mean()
+        """What cloning minimises on N chunks of demonstrations: minus the mean log-probability of what they show."""
+        logs = self.score(seen, stored).log_probs
+        shown = self.decided(self.executed(seen, stored)).to(logs.device)
+        return -(torch.where(shown, logs, 0.0).sum() / shown.sum())
 
     def normalise(self, states: Tensor) -> None:
         """Set the input normalisation, if there is one, from states [N, D] that are to be imitated."""
@@ -199,11 +208,18 @@ class ChunkPolicy(TorchPolicy):
     def choose(self, seen: Seen, randomness: Sequence[Any] | None, temperature: float = 1.0) -> Choice:
         """``decide``, checked, its tensors on the CPU.
 
+        A row whose actions or log-probabilities are not finite has NaN for actions, and zeros for the rest: whoever
+        executes actions ends its episode.
+
         Raises:
             ValueError: something of the wrong shape or type, in one line that names the policy.
+            UsageError: an observation that is not finite, or a policy of the user's own raised.
         """
+        if not bool(seen.states.isfinite().all()):
+            row = int((~seen.states.isfinite()).any(1).nonzero()[0])
+            raise UsageError(f"{self.name} was given an observation of NaN or infinity, for {seen.instructions[row]!r}")
         seen = seen.to(self.device)
-        with self.mixed():
+        with self.mixed(), of_ones_own(f"the policy {self.name}"):
             actions, stored, log_probs = self.decide(seen, randomness, temperature)
             self._check(len(seen), actions, stored)
             if randomness is None:
@@ -211,12 +227,16 @@ class ChunkPolicy(TorchPolicy):
             elif log_probs is None and self.capabilities & {"exact", "composite"}:
                 told = {"temperature": torch.full((len(seen),), temperature, device=self.device)}
                 log_probs = self.score(seen, {**stored, **told}).log_probs
+        actions, kept = actions.float().cpu(), {name: tensor.cpu() for name, tensor in stored.items()}
+        whole = actions.isfinite().flatten(1).all(1)
         if log_probs is not None:
             self._check_size("log_probs", log_probs, (len(seen), self.per_chunk))
             log_probs = log_probs.float().cpu()
-        if not bool(actions.isfinite().all()) or (log_probs is not None and not bool(log_probs.isfinite().all())):
-            raise ValueError(f"{self.name}: actions or log_probs hold NaN or infinity")
-        return Choice(actions.float().cpu(), {name: tensor.cpu() for name, tensor in stored.items()}, log_probs)
+            whole &= log_probs.isfinite().all(1)
+        if not bool(whole.all()):
+            actions, kept = _filled(actions, ~whole, torch.nan), {n: _filled(t, ~whole, 0) for n, t in kept.items()}
+            log_probs = None if log_probs is None else _filled(log_probs, ~whole, 0)
+        return Choice(actions, kept, log_probs)
 
     def rollout(
         self,
@@ -228,23 +248,44 @@ class ChunkPolicy(TorchPolicy):
         *,
         temperature: float = 1.0,
         seed: int = 0,
+        executed: Tensor | None = None,
     ) -> Rollout:
-        """A rollout of S chunks, on which this was seen and stored; all their decisions count.
+        """A rollout of S chunks, on which this was seen and stored.
 
-        ``seed`` keys its forward decisions.
+        Args:
+            seed: keys its forward decisions.
+            executed: [S, C] bool, the steps that were; None is all of them.
         """
+        if executed is None:
+            executed = torch.ones(len(seen), self.chunk, dtype=torch.bool)
         payload = {"states": seen.states, **stored, "temperature": torch.tensor([temperature])}
-        payload["seed"] = torch.tensor([seed])
+        payload |= {"seed": torch.tensor([seed]), "executed": executed}
         if self.keeps_frames:
             payload |= {FRAMES + camera: film for camera, film in seen.frames.items()}
-        mask = torch.ones(len(seen) * self.per_chunk, dtype=torch.bool)
         segments = torch.arange(len(seen)).repeat_interleave(self.per_chunk)
-        return Rollout(task, output, payload, log_probs, mask, segments)
+        return Rollout(task, output, payload, log_probs, self.decided(executed).flatten(), segments)
+
+    def executed(self, seen: Seen, stored: Mapping[str, Tensor]) -> Tensor:
+        """[N, C] bool, the steps of N chunks that were executed or shown: all where ``stored`` does not say."""
+        if "executed" in stored:
+            return stored["executed"]
+        return torch.ones(len(seen), self.chunk, dtype=torch.bool, device=seen.states.device)
+
+    def decided(self, executed: Tensor) -> Tensor:
+        """[N, K] bool, decisions that had an effect, of the steps [N, C] that were executed."""
+        if self.stepwise:
+            return executed.repeat_interleave(self.per_chunk // self.chunk, 1)
+        return executed.any(1, keepdim=True).expand(-1, self.per_chunk)
 
     def encode(self, tasks: Sequence[Task], outputs: Sequence[Any]) -> list[Rollout]:
         """Demonstrations (``observations`` [N+1, D], ``actions`` [N, A], ``images`` where they are seen) as rollouts.
 
-        Every step starts a chunk, so chunks overlap; the last ones repeat the final action.
+        Every step starts a chunk, so chunks overlap; the last ones repeat the final action, in steps that do not count
+        as executed.
+
+        Raises:
+            UsageError: actions of another size.
+            ValueError: no frames where they are seen.
         """
         return [self._encode(task, demonstration) for task, demonstration in zip(tasks, outputs, strict=True)]
 
@@ -253,21 +294,23 @@ class ChunkPolicy(TorchPolicy):
         actions = torch.as_tensor(demonstration.actions, dtype=torch.float32)
         steps = len(actions)
         if actions.shape[1:] != (self.action_size,):
-            raise ValueError(
+            raise UsageError(
                 f"{self.name} makes actions of size {self.action_size}, the demonstration of {task.id} has "
                 f"shape {list(actions.shape)}"
             )
-        index = (torch.arange(steps)[:, None] + torch.arange(self.chunk)).clamp(max=steps - 1)
+        index = torch.arange(steps)[:, None] + torch.arange(self.chunk)
+        shown, index = index < steps, index.clamp(max=steps - 1)
         observations = self.felt(task, np.asarray(demonstration.observations[:steps], np.float32))
         images = demonstration.images if self.sees == "frames" else {}
         if self.sees == "frames" and not images:
             raise ValueError(f"{self.name} sees frames, and the demonstration of {task.id} has none")
         frames = {camera: np.asarray(film[:steps], np.uint8) for camera, film in images.items()}
         seen = Seen([str(task.prompt)] * steps, torch.as_tensor(observations), self.looked_at(frames))
-        stored = self.imitate(seen.to(self.device), actions[index].to(self.device))
+        with of_ones_own(f"the policy {self.name}"):
+            stored = self.imitate(seen.to(self.device), actions[index].to(self.device))
         self._check_stored(steps, stored)
         kept = {name: tensor.cpu() for name, tensor in stored.items()}
-        return self.rollout(task, demonstration, seen, kept, None, seed=seed_of("encode", task.id))
+        return self.rollout(task, demonstration, seen, kept, None, seed=seed_of("encode", task.id), executed=shown)
 
     def felt(self, task: Task, observations: np.ndarray[Any, np.dtype[np.float32]]) -> Any:
         """What this policy is given of observations [N, D] in a task's environment."""
@@ -316,9 +359,8 @@ class ChunkPolicy(TorchPolicy):
         stored = {name: tensor for name, tensor in payload.items() if not is_own(name)}
         drawn = self.redraw(stored, torch.Generator().manual_seed(int(payload["seed"])))
         kept = {name: tensor for name, tensor in payload.items() if is_own(name)}
-        chunks = len(payload["states"])
-        mask = torch.ones(chunks * self.forward_draws, dtype=torch.bool)
-        segments = torch.arange(chunks).repeat_interleave(self.forward_draws)
+        mask = payload["executed"].any(1).repeat_interleave(self.forward_draws)
+        segments = torch.arange(len(payload["states"])).repeat_interleave(self.forward_draws)
         return replace(rollout, payload={**kept, **drawn}, mask=mask, segments=segments, log_probs=None)
 
     def forward_decisions(self, batch: Batch, needs: frozenset[str], references: References) -> Evaluation:
@@ -326,7 +368,11 @@ class ChunkPolicy(TorchPolicy):
         size, chunks = payload["states"].shape[:2]
         valid = batch.mask.view(size, chunks, -1).any(-1)
         others = {n.partition(":")[2]: None for n in needs if n.startswith("kl:")}
-        now = self.compare(*self.rows(payload, valid), {name: references[name] for name in others})
+        if not bool(valid.any()):  # episodes that were over before they began, and nothing else
+            nothing = torch.zeros(batch.mask.shape, device=batch.mask.device)
+            return Evaluation(nothing, nothing if "entropy" in needs else None, kl=dict.fromkeys(others, nothing))
+        with of_ones_own(f"the policy {self.name}"):
+            now = self.compare(*self.rows(payload, valid), {name: references[name] for name in others})
         self._check_size("score's log_probs", now.log_probs, (int(valid.sum()), batch.mask.shape[1] // chunks))
         now = now.map(lambda _, part: _scattered(part, valid).reshape(size, -1) * batch.mask)
         return replace(now, entropy=now.entropy if "entropy" in needs else None)
@@ -339,6 +385,7 @@ class ChunkPolicy(TorchPolicy):
         frames = {camera: film[valid] for camera, film in frames_in(payload).items()}
         stored = {name: tensor[valid] for name, tensor in payload.items() if not is_own(name)}
         stored["temperature"] = payload["temperature"].expand(-1, chunks)[valid]
+        stored["executed"] = payload["executed"][valid]
         return Seen(told, payload["states"][valid], frames, places), stored
 
     # weights
@@ -376,6 +423,13 @@ class ChunkPolicy(TorchPolicy):
         if tuple(tensor.shape) != shape or not tensor.is_floating_point():
             kind = str(tensor.dtype).removeprefix("torch.")
             raise ValueError(f"{self.name}: {what} are {kind} {list(tensor.shape)}; expected float {list(shape)}")
+
+
+def _filled(tensor: Tensor, rows: Tensor, value: float) -> Tensor:
+    """A copy with some rows [N] bool of one value."""
+    copied = tensor.clone()
+    copied[rows] = value
+    return copied
 
 
 def _scattered(values: Tensor, valid: Tensor) -> Tensor:

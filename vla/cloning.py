@@ -40,6 +40,7 @@ def clone(policy: ChunkPolicy, rollouts: Sequence[Rollout], cloning: Cloning) ->
     names = rollouts[0].payload
     data = {name: torch.cat([r.payload[name] for r in rollouts]) for name in names if not is_own(name)}
     states = torch.cat([r.payload["states"] for r in rollouts])
+    executed = torch.cat([r.payload["executed"] for r in rollouts])
     frames = {c: torch.cat([frames_in(r.payload)[c] for r in rollouts]) for c in frames_in(names)}
     instructions = [str(r.task.prompt) for r in rollouts for _ in r.payload["states"]]
     weights = _weights(rollouts)
@@ -56,6 +57,7 @@ def clone(policy: ChunkPolicy, rollouts: Sequence[Rollout], cloning: Cloning) ->
             stored = dict(policy.redraw(stored, random))
         stored = {name: values.to(device) for name, values in stored.items()}
         stored["temperature"] = torch.ones(len(rows), device=device)
+        stored["executed"] = executed[rows].to(device)
         seen = Seen([instructions[row] for row in rows.tolist()], states[rows], pictures).to(device)
         return policy.imitation_loss(seen, stored)
 

@@ -9,19 +9,19 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UsageError
+import numpy as np
+
+from ..errors import UsageError, unknown
 from ..plugins import is_named, named
 
 if TYPE_CHECKING:
+    from ..envs.action_scale import ActionScale
     from ..envs.demonstrations import Demonstration
     from ..envs.pool import Pool
     from ..envs.simulator import View
     from ..types import Rollout, Task
     from .chunk_policy import ChunkPolicy
     from .setting import RobotConfig
-
-PLACES = ("object", "second", "goal")
-"""Parts of a layout that a small network sees relative to the hand."""
 
 
 def counts(tasks: Sequence[str], config: RobotConfig) -> dict[str, int]:
@@ -66,7 +66,7 @@ def make_pool(config: RobotConfig, environments: Sequence[str]) -> Pool:
     """Simulators of a run's environments, which are built, tried, and have what the policy is to be given.
 
     Raises:
-        UsageError: their chunks differ, one cannot be built, or one has nothing of what is to be seen.
+        UsageError: their chunks or sizes differ, one cannot be built, or one has nothing of what is to be seen.
     """
     from ..envs.pool import Pool
     from ..envs.simulator import IMAGES, STATE, Feature, listed
@@ -82,6 +82,12 @@ def make_pool(config: RobotConfig, environments: Sequence[str]) -> Pool:
                     f"{name} offers {listed(offered)} and no numbers ({listed({STATE: Feature((0,))})}): "
                     "a policy that sees states has nothing to see, let it see frames"
                 )
+        sizes = {pool.sizes(name): name for name in pool.environments}
+        if len(sizes) > 1:
+            had = ", ".join(f"{name} has {seen} and {done}" for (seen, done), name in sizes.items())
+            raise UsageError(
+                f"one policy needs tasks of one size of observation and of action, and {had}: run them apart"
+            )
     except Exception:
         pool.close()
         raise
@@ -106,7 +112,11 @@ def record(pool: Pool, name: str, count: int, config: RobotConfig) -> list[Demon
 
 
 def recorded(config: RobotConfig, wanted: Mapping[str, int], pool: Pool) -> dict[str, list[Demonstration]]:
-    """The first demonstrations of each task's dataset, if there are datasets."""
+    """The first demonstrations of each task's dataset, if there are datasets.
+
+    Raises:
+        UsageError: too few of them, or sizes that are not the environment's.
+    """
     from ..envs.demonstrations import Demonstration
     from ..envs.lerobot_dataset import read_demonstrations
     from ..envs.simulator import spec_of
@@ -116,10 +126,26 @@ def recorded(config: RobotConfig, wanted: Mapping[str, int], pool: Pool) -> dict
         raise UsageError(f"demonstrations-from names {have} folders for {need} tasks: give one each, in their order")
     demonstrations: dict[str, list[Demonstration]] = {}
     for (name, count), folder in zip(wanted.items(), config.demonstrations_from, strict=False):
-        cameras = _cameras_in(folder, pool.cameras(name)) if config.obs_type == "pixels" else {}
-        several = read_demonstrations(folder, environment=name, cameras=list(cameras.values()))[:count]
+        cameras = _cameras_in(folder, pool.cameras(name), config) if config.obs_type == "pixels" else {}
+        several = read_demonstrations(
+            folder,
+            environment=name,
+            state=config.state_keys,
+            action=config.action_key,
+            cameras=list(cameras.values()),
+            scale=_scale_of(folder, name, config, pool),
+            count=count,
+            size=config.frame_size,
+        )
         if len(several) < count:
             raise UsageError(f"{folder} holds {len(several)} successes; {count} demonstrations of {name} are asked for")
+        seen, done = several[0].observations.shape[1], several[0].actions.shape[1]
+        if (seen, done) != pool.sizes(name):
+            raise UsageError(
+                f"{folder} has observations of {seen} numbers and actions of {done}; "
+                f"{name} has {pool.sizes(name)[0]} and {pool.sizes(name)[1]}: choose features by --state-keys and "
+                "--action-key"
+            )
         instruction = spec_of(name).instruction
         demonstrations[name] = [
             Demonstration(
@@ -136,15 +162,37 @@ def recorded(config: RobotConfig, wanted: Mapping[str, int], pool: Pool) -> dict
     return demonstrations
 
 
-def _cameras_in(folder: str, cameras: Sequence[str]) -> dict[str, str]:
-    """Camera -> its name in a dataset: the same, unless there is one camera on either side."""
-    from ..envs.lerobot_dataset import layout_of_dataset
+def _cameras_in(folder: str, cameras: Sequence[str], config: RobotConfig) -> dict[str, str]:
+    """Camera -> its name in a dataset: as told, the same, or the only one where there is one on either side."""
+    from ..envs.lerobot_dataset import dataset_at
     from ..envs.simulator import IMAGES
 
-    theirs = [name.removeprefix(IMAGES) for name in layout_of_dataset(folder).cameras]
+    told = dict(entry.split("=", 1) for entry in config.camera_keys)
+    strange = [camera for camera in told if camera not in cameras]
+    if strange:
+        raise unknown("camera", strange[0], cameras)
+    theirs = [name.removeprefix(IMAGES) for name in dataset_at(folder)[0].cameras]
     if len(cameras) == len(theirs) == 1:
-        return {cameras[0]: theirs[0]}
-    return {camera: camera for camera in cameras}
+        return {cameras[0]: theirs[0]} | told
+    return {camera: camera for camera in cameras} | told
+
+
+def _scale_of(folder: str, environment: str, config: RobotConfig, pool: Pool) -> ActionScale | None:
+    """From the units of a dataset's actions to [-1, 1], as the config says."""
+    from ..envs.action_scale import ActionScale
+    from ..envs.lerobot_dataset import action_scale
+    from ..envs.simulator import ACTION
+
+    if config.action_scale in ("quantiles", "range"):
+        return action_scale(folder, action=config.action_key, tails=0.01 if config.action_scale == "quantiles" else 0)
+    if config.action_scale == "environment":
+        bounds = pool.features(environment)[ACTION]
+        if bounds.low is None or bounds.high is None:
+            raise UsageError(f"--action-scale environment: the actions of {environment} have no bounds")
+        size = pool.sizes(environment)[1]
+        low, high = (np.broadcast_to(np.asarray(side, np.float32), size) for side in (bounds.low, bounds.high))
+        return ActionScale.between(low, high)
+    return None
 
 
 def make_policy(config: RobotConfig, environment: str, pool: Pool) -> ChunkPolicy:
@@ -188,14 +236,18 @@ def make_policy(config: RobotConfig, environment: str, pool: Pool) -> ChunkPolic
 
 
 def hand_centred(layout: Mapping[str, slice]) -> dict[str, Any]:
-    """Where a network finds the hand and the places that it sees relative to it; nothing without a hand."""
-    if "hand" not in layout:
+    """Where a network finds the hand and the places that it sees relative to it; nothing without a hand and a place.
+
+    Raises:
+        UsageError: positions of different sizes.
+    """
+    from ..rewards.progress.features import POSITIONS, axes_of
+
+    axes = axes_of(layout)
+    positions = tuple(layout[name].start or 0 for name in POSITIONS if name in layout and name != "hand")
+    if "hand" not in layout or not positions:
         return {}
-    hand = layout["hand"]
-    axes = hand.stop - hand.start
-    places = [layout[name] for name in PLACES if name in layout]
-    positions = tuple(place.start for place in places if place.stop - place.start == axes)
-    return {"origin": hand.start, "positions": positions, "axes": axes} if positions else {}
+    return {"origin": layout["hand"].start or 0, "positions": positions, "axes": axes}
 
 
 def _foreign_policy(name: str, action_size: int, chunk: int) -> ChunkPolicy | None:
@@ -246,7 +298,6 @@ def _own_policy(target: str, sizes: tuple[int, int, int]) -> ChunkPolicy:
 
 def try_out(policy: ChunkPolicy, environment: str, pool: Pool) -> None:
     """Let a policy decide once, on zeros, before demonstrations are recorded for it."""
-    import numpy as np
     import torch
 
     from .chunk_policy import Seen
@@ -263,6 +314,8 @@ def try_out(policy: ChunkPolicy, environment: str, pool: Pool) -> None:
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"{policy.name} cannot decide on observations of size {states.shape[1]}: {reason}") from error
+    if not bool(actions.isfinite().all()):
+        raise UsageError(f"{policy.name} answers NaN or infinity on an observation of zeros: look at its weights")
     if actions.shape[-1] != action_size:
         raise UsageError(f"{policy.name} makes actions of size {actions.shape[-1]}; {environment} has {action_size}")
 

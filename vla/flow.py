@@ -73,7 +73,8 @@ class FlowPolicy(NetworkPolicy):
 
     A decision is one denoising step of a chunk, a Gaussian over C * A scalars: K per chunk. It stores "path"
     [S, K + 1, C, A] from noise to actions. Demonstrations have "clean" [S, C, A] and forward decisions only: (t, e) is
-    drawn once for all policies compared, and the log-probability is -|e - a - v|^2 / 2.
+    drawn once for all policies compared, and the log-probability is -|e - a - v|^2 / 2, over the steps that were
+    executed. A chunk that was begun counts as a whole where its chain of denoising is learned from.
 
     Args:
         steps: K.
@@ -157,16 +158,18 @@ class FlowPolicy(NetworkPolicy):
         with torch.no_grad():
             theirs = {name: other._velocities(seen, stored, x, time) for name, other in others.items()}
         if forward:
-            kl = {name: _half_square(velocity - other) for name, other in theirs.items()}
-            return Evaluation(-_half_square(noise - clean - velocity), kl=kl)
+            kept = self.executed(seen, stored)[:, None, :, None]
+            kl = {name: _half_square(kept * (velocity - other)) for name, other in theirs.items()}
+            return Evaluation(-_half_square(kept * (noise - clean - velocity)), kl=kl)
         scale_x, scale_v, std = (table.to(x)[None, :, None, None] for table in (self.mean_x, self.mean_v, self.std))
         std = std * stored["temperature"][:, None, None, None]
         kl = {name: _half_square(scale_v * (velocity - other) / std) for name, other in theirs.items()}
         return Evaluation(_log_normal(stored["path"][:, 1:], scale_x * x + scale_v * velocity, std), kl=kl)
 
     def imitation_loss(self, seen: Seen, stored: Mapping[str, Tensor]) -> Tensor:
-        """Conditional flow matching, per scalar."""
-        return -2 * self.score(seen, stored).log_probs.mean() / self.dims
+        """Conditional flow matching, per scalar of the steps that are shown."""
+        found = self.score(seen, stored).log_probs
+        return -2 * found.mean(1).sum() / (self.executed(seen, stored).sum() * self.action_size)
 
     def _context(self, seen: Seen, looks: Tensor | None) -> Tensor:
         found: Tensor = self.module(seen.states, self.model.words_of(seen.instructions), looks)

@@ -38,8 +38,8 @@ STATE, WORLD, ACTION = "observation.state", "observation.environment_state", "ac
 class LeRobotPolicy(ChunkPolicy):
     """A ``PreTrainedPolicy`` of LeRobot behind the contract of robot policies here.
 
-    A payload stores "clean" [S, H, A], the planned steps in the policy's own normalised units, and "known" [S, H],
-    False where a demonstration's chunk ends before the plan does. The first C steps of a plan are executed.
+    A payload stores "clean" [S, H, A], the planned steps in the policy's own normalised units. The first C steps of a
+    plan are executed at most, and those that were are learned from.
 
     The first numbers of a state are LeRobot's "observation.state", the others "observation.environment_state".
     Actions are expected in [-1, 1] behind ``postprocess``, and cut to it.
@@ -151,21 +151,18 @@ class LeRobotPolicy(ChunkPolicy):
             plan = inner.conditional_sample(len(seen), self._context(batch), generator=own, noise=noise)
         first = 0 if self.kind != "diffusion" else self._config.n_obs_steps - 1
         executed = self.postprocess(plan[:, first : first + self.chunk])
-        known = torch.ones(plan.shape[:2], dtype=torch.bool)
-        return executed.float().clamp(-1, 1), {"clean": plan.float(), "known": known}, None
+        return executed.float().clamp(-1, 1), {"clean": plan.float()}, None
 
     def imitate(self, seen: Seen, actions: Tensor) -> Mapping[str, Tensor]:
         last = actions[:, -1:].expand(-1, self.planned - self.chunk, -1)
-        clean = self._batch(seen, torch.cat([actions, last], 1))[ACTION]
-        known = torch.arange(self.planned) < self.chunk
-        return {"clean": clean, "known": known.expand(len(actions), -1)}
+        return {"clean": self._batch(seen, torch.cat([actions, last], 1))[ACTION]}
 
     def redraw(self, stored: Mapping[str, Tensor], random: torch.Generator) -> dict[str, Tensor]:
         """Times in equal shares of 0..1, one in each, and noises."""
         count, draws = len(stored["clean"]), self.forward_draws
         shares = torch.rand(count, draws, generator=random) + torch.arange(draws)
         noise = torch.randn(count, draws, self.planned, self._width, generator=random)
-        return {"clean": stored["clean"], "known": stored["known"], "time": shares / draws, "noise": noise}
+        return {"clean": stored["clean"], "time": shares / draws, "noise": noise}
 
     def score(self, seen: Seen, stored: Mapping[str, Tensor]) -> Evaluation:
         """[N, draws] of forward decisions."""
@@ -174,13 +171,13 @@ class LeRobotPolicy(ChunkPolicy):
         clean, noise, draws = stored["clean"], stored["noise"], stored["noise"].shape[1]
         rows = torch.arange(len(seen)).repeat_interleave(draws)
         many = seen.select(rows)
-        clean, known = clean.repeat_interleave(draws, 0), stored["known"].repeat_interleave(draws, 0)
+        clean, known = clean.repeat_interleave(draws, 0), self._known(seen, stored).repeat_interleave(draws, 0)
         off = self._misses(self._batch(many), clean, noise.flatten(0, 1), stored["time"].flatten())
         return Evaluation(-0.5 * (off * known[..., None]).sum((1, 2)).view(len(seen), draws))
 
     def imitation_loss(self, seen: Seen, stored: Mapping[str, Tensor]) -> Tensor:
         """LeRobot's own loss for ACT; for the others the mean square of what ``score`` sums, on fresh (t, e)."""
-        clean, known = stored["clean"], stored["known"]
+        clean, known = stored["clean"], self._known(seen, stored)
         if self.kind == "act":
             batch = self._batch(seen) | {ACTION: clean, "action_is_pad": ~known}
             self.module.train()
@@ -191,10 +188,14 @@ class LeRobotPolicy(ChunkPolicy):
             return loss
         if "noise" not in stored:
             drawn = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
-            fresh = self.redraw({"clean": clean.cpu(), "known": known.cpu()}, drawn)
-            stored = {name: tensor.to(self.device) for name, tensor in fresh.items()}
+            fresh = self.redraw({"clean": clean.cpu()}, drawn)
+            stored = {**stored, **{name: part.to(self.device) for name, part in fresh.items()}}
         found = self.score(seen, stored).log_probs
         return -2 * found.mean(1).sum() / (known.sum() * self.action_size)
+
+    def _known(self, seen: Seen, stored: Mapping[str, Tensor]) -> Tensor:
+        """[N, H] bool, the planned steps that were executed or shown."""
+        return F.pad(self.executed(seen, stored), (0, self.planned - self.chunk))
 
     # LeRobot's side
 

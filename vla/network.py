@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
+from ..errors import UsageError
 from ..trainers.lora import has_lora
 from .chunk_policy import ChunkPolicy, Seen
 
@@ -99,10 +100,23 @@ class RobotNetwork(nn.Module, PyTorchModelHubMixin):
         return word_rows(instructions, self.buckets).to(self.mean.device)
 
     def normalise_by(self, observations: Tensor, floor: float = 0.02) -> None:
-        """Set the input normalisation from [N, D] observations; ``floor`` keeps constant inputs quiet."""
+        """Set the input normalisation from [N, D] observations; ``floor`` keeps constant inputs quiet, and one alone.
+
+        Raises:
+            UsageError: none, another D, or numbers that are not finite.
+        """
+        if observations.ndim != 2 or not len(observations) or observations.shape[1] != self.observation_size:
+            raise UsageError(
+                f"{len(observations)} observations of {observations.shape[-1]} numbers, and the policy sees "
+                f"{self.observation_size}"
+            )
+        if not bool(observations.isfinite().all()):
+            row = int((~observations.isfinite()).any(1).nonzero()[0])
+            raise UsageError(f"observation {row} of {len(observations)} to imitate holds NaN or infinity")
         seen = self.view(observations)
         self.mean.copy_(seen.mean(0))
-        self.std.copy_(seen.std(0).clamp(min=floor))
+        spread = seen.std(0) if len(seen) > 1 else torch.zeros_like(self.std)
+        self.std.copy_(spread.clamp(min=floor))
 
 
 class NetworkPolicy(ChunkPolicy):

@@ -37,7 +37,8 @@ SETTINGS = "action_policy.json"
 class OpenVLAPolicy(ChunkPolicy):
     """A vision-language model that says actions.
 
-    A payload stores "tokens" [S, C * A], the bin of each number. Bin 0 is the lowest value and the highest token id.
+    A payload stores "tokens" [S, C * A], the bin of each number, step after step. Bin 0 is the lowest value and the
+    highest token id.
 
     Args:
         model: takes input ids and pixels, gives logits, and has transformers' ``generate``.
@@ -53,6 +54,8 @@ class OpenVLAPolicy(ChunkPolicy):
         at_once: pictures read at once.
         gradient_checkpointing: recompute layers in the backward pass.
     """
+
+    stepwise = True
 
     def __init__(
         self,
@@ -289,8 +292,10 @@ class _Chooser:
 def statistics_of(listed: Mapping[str, Any], name: str | None = None) -> ActionScale:
     """The scale of one data set of a model's ``norm_stats``: q01 and q99 of each number, where its mask allows.
 
+    Without quantiles min and max are taken, as OpenVLA-OFT's bounds are. A number that never moved becomes 0.
+
     Raises:
-        UsageError: no such data set, or several and no name.
+        UsageError: no such data set, several and no name, or no bounds in it.
     """
     if name is None and len(listed) == 1:
         name = next(iter(listed))
@@ -299,8 +304,12 @@ def statistics_of(listed: Mapping[str, Any], name: str | None = None) -> ActionS
         raise UsageError(f"the model knows actions of {len(listed)} data sets: give statistics, one of {shown}")
     if name not in listed:
         raise unknown("statistics", name, listed)
-    found = listed[name]["action"]
-    return ActionScale.between(found["q01"], found["q99"], found.get("mask"))
+    found = listed[name].get("action") or {}
+    for low, high in (("q01", "q99"), ("min", "max")):
+        if low in found and high in found:
+            return ActionScale.between(found[low], found[high], found.get("mask"))
+    has = ", ".join(found) or "nothing"
+    raise UsageError(f"the statistics of {name} say {has} of its actions; needed are q01 and q99, or min and max")
 
 
 def _vocabulary(model: Any) -> int:

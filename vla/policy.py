@@ -102,6 +102,7 @@ class ActionPolicy(NetworkPolicy):
 
     network = ActionModel
     saved = ("rho", "likelihood", "smoothing")
+    stepwise = True
 
     def __init__(
         self,
@@ -200,10 +201,12 @@ class ActionPolicy(NetworkPolicy):
         """Squared error of the means (the spread is for exploring, not for copying), or smoothed cross-entropy."""
         out, wanted = self._out(seen, self.looks(seen, stored)), stored["actions"]
         if self.model.head == "gaussian":
-            return torch.nn.functional.mse_loss(out, wanted)
-        bins = torch.arange(self.model.bins, device=out.device)
-        near = (-0.5 * ((bins - wanted[..., None]) / self.smoothing) ** 2).softmax(-1)
-        loss: Tensor = -(near * out.log_softmax(-1)).sum(-1).mean()
+            off = (out - wanted) ** 2
+        else:
+            bins = torch.arange(self.model.bins, device=out.device)
+            near = (-0.5 * ((bins - wanted[..., None]) / self.smoothing) ** 2).softmax(-1)
+            off = -(near * out.log_softmax(-1)).sum(-1)
+        loss: Tensor = off[self.executed(seen, stored)].mean()
         return loss
 
     def score(self, seen: Seen, stored: Mapping[str, Tensor]) -> Evaluation:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from ..errors import UsageError
 from ..trainers import setting as shared
 from ..trainers.config import BY_MODEL, RunConfig, grouped
 from ..trainers.ranges import Count, Range, Whole
@@ -68,6 +69,7 @@ class RobotConfig(RunConfig):
     start_fields: ClassVar[tuple[str, ...]] = (
         *("tasks", "demonstrations", "seed", "demonstrations_from", "clone_tasks", "model", "obs_type", "head"),
         *("frame_size", "bc_steps", "max_episode_steps", "chunk", "settle"),
+        *("state_keys", "action_key", "camera_keys", "action_scale"),
     )
     """What demonstrations and clone depend on: runs that agree in them can share a start."""
 
@@ -90,6 +92,15 @@ class RobotConfig(RunConfig):
     """Demonstrations of a task that does not say."""
     demonstrations_from: tuple[str, ...] = grouped("data", ())
     """Folders with a LeRobotDataset each, one per task in their order, instead of the scripted experts."""
+    state_keys: tuple[str, ...] = grouped("data", ("observation.state",))
+    """Features of these datasets that make up an observation, in this order."""
+    action_key: str = grouped("data", "action")
+    """Their feature with the actions."""
+    camera_keys: tuple[str, ...] = grouped("data", ())
+    """CAMERA=FEATURE each, for cameras that these datasets call otherwise: main=observation.image."""
+    action_scale: Literal["none", "environment", "quantiles", "range"] = grouped("data", "none")
+    """What becomes -1 and 1 of their actions: nothing, the bounds of the environment's own actions, or the datasets'
+    quantiles q01 and q99 or range, where those are the bounds that the environment is given."""
     tasks_per_step: int = BY_MODEL
     """Initial states per round, over all tasks; None: 8 for each."""
     micro_batch_size: int | None = None  # type: ignore[assignment]
@@ -111,7 +122,7 @@ class RobotConfig(RunConfig):
     eval_episodes: int = 40
     """Held-out initial states per task."""
     videos: Whole = grouped("logging", 1)
-    """Initial states per task whose episodes before and after are filmed; needs OSMesa or EGL."""
+    """Initial states per task whose episodes before and after are filmed; needs EGL or OSMesa."""
     clone_tasks: tuple[str, ...] = ()
     """Tasks whose demonstrations the policy imitates instead of those of its own tasks."""
     bc_steps: Whole = 0
@@ -120,6 +131,20 @@ class RobotConfig(RunConfig):
     """Steps that demonstrations go on after they first succeed, so that they end well inside the goal."""
     workers: Annotated[int, Range(-1)] = 0
     """Simulator processes; 0 takes one per core, -1 none: states then come from this process."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = {
+            "--state-keys": self.state_keys != ("observation.state",),
+            "--action-key": self.action_key != "action",
+            "--camera-keys": bool(self.camera_keys),
+            "--action-scale": self.action_scale != "none",
+        }
+        if any(given.values()) and not self.demonstrations_from:
+            told = next(name for name, is_given in given.items() if is_given)
+            raise UsageError(f"{told} is about datasets: give --demonstrations-from")
+        if any("=" not in entry for entry in self.camera_keys):
+            raise UsageError("--camera-keys are CAMERA=FEATURE each, as in main=observation.image")
 
 
 @dataclass(eq=False)
@@ -284,11 +309,20 @@ class Setting(shared.Setting):
         self.policy.save_pretrained(str(path))
 
     def finish(self, folder: RunFolder) -> None:
+        """Model card and report, and then the films, which are the last thing that can go wrong."""
         from ..envs.simulator import spec_of
+        from ..envs.splits import seeds
+        from ..trainers.runs.report import write_report
+        from .filming import film
 
-        self.film(folder, self.start)
         environments = dict.fromkeys(spec_of(name).citation for name in self.names)
         folder.write_card(citation=(CITATION, *filter(None, environments)))
+        if not self.config.videos:
+            return
+        write_report(folder)
+        states = seeds("eval", self.config.videos, self.config.eval_offset)
+        tasks = [self.task(name, seed) for name in self.names for seed in states]
+        film(folder, self.actor(), tasks, self.start, filmed(self.policy))
 
     def stage(self, learner: Any, reward: RewardFunction, **changes: Any) -> Stage:
         """Initial states -> episodes -> reward -> the given learner -> gate; ``changes`` as in every modality."""
@@ -297,7 +331,7 @@ class Setting(shared.Setting):
         return super().stage(learner, reward, **changes)
 
     def experiment(self, stages: Sequence[Stage], reward: RewardFunction | None = None, **changes: Any) -> Experiment:
-        """Stages with this setting's evaluation, videos and model card around them.
+        """Stages with this setting's evaluation, model card and videos around them.
 
         Args:
             reward: what the evaluation tells beside success; None is the last stage's.
@@ -307,31 +341,12 @@ class Setting(shared.Setting):
         _ = self.start  # before anything is learned
         return super().experiment(stages, **{"cpu_clock": self.cpu_seconds, "close": self.pool.close} | changes)
 
-    def film(self, folder: RunFolder, before: ChunkPolicy) -> None:
-        """Side-by-side videos of the same held-out states before and after, or a line saying why not."""
-        from ..envs.simulator import Refusal, View
-        from ..envs.splits import seeds
-        from ..envs.video import write_side_by_side
 
-        if not self.config.videos:
-            return
-        states = seeds("eval", self.config.videos, self.config.eval_offset)
-        tasks = [self.task(name, seed) for name in self.names for seed in states]
-        target = folder.samples / "videos"
-        target.mkdir(parents=True, exist_ok=True)
-        actor = self.actor()
-        render = before.view or View(160, "plain")
-        try:
-            now = actor.act(tasks, 1, mode="evaluate", greedy=True, render=render)
-            actor.policy = before
-            then = actor.act(tasks, 1, mode="evaluate", greedy=True, render=render)
-        except Refusal as error:
-            (target / "missing.txt").write_text(f"{error}\n")
-            return
-        for task, old, new in zip(tasks, then, now, strict=True):
-            name = f"{task.category}-{task.seed}".replace("/", "-")
-            frames = (old.output.frames, new.output.frames)  # of the first camera
-            write_side_by_side(target / f"{name}.webp", *frames, ("before", "after"))
+def filmed(policy: ChunkPolicy) -> View:
+    """How films of a policy are taken: as it sees, where it does."""
+    from ..envs.simulator import View
+
+    return policy.view or View(160, "plain")
 
 
 def start(config: RobotConfig, folder: RunFolder) -> Setting:
@@ -343,6 +358,7 @@ def start(config: RobotConfig, folder: RunFolder) -> Setting:
 
     from ..trainers import distributed
     from ..trainers.runs import checkpoint
+    from .filming import try_picture
 
     wanted, taught = counts(config.tasks, config), counts(config.clone_tasks, config)
     config = shared.settled(config, is_small(config), folder, tasks_per_step=8 * len(wanted))
@@ -355,6 +371,8 @@ def start(config: RobotConfig, folder: RunFolder) -> Setting:
     try_out(policy, next(iter(wanted)), pool)
     place = folder.path / "start"
     if distributed.is_main() and not place.exists():
+        if config.videos:
+            try_picture(pool, list(wanted), filmed(policy))
         _make_start(place, config, pool, policy)
     distributed.barrier()
     state = checkpoint.load(place)

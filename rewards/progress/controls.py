@@ -6,11 +6,12 @@ something. An audit of an estimator says little without theirs beside it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
+from ...errors import UsageError
 from ...numbers import Floats
 
 
@@ -35,20 +36,32 @@ class Travel:
     """How far the hand has gone, x / (1 + x) with x in metres: farther is better.
 
     Args:
-        hand: where its position stands in an observation; MetaWorld's by default.
+        hand: where its position stands in an observation; see :meth:`in_layout`.
     """
 
     kind: Literal["terminal"] = "terminal"
     families = frozenset({"travel"})
 
-    def __init__(self, hand: slice = slice(0, 3)) -> None:
+    def __init__(self, hand: slice | None = None) -> None:
         self.hand = hand
+
+    def in_layout(self, layout: Mapping[str, slice], environment: str) -> Travel:
+        """The same for the observations of an environment.
+
+        Raises:
+            UsageError: the layout names no hand.
+        """
+        if "hand" not in layout:
+            raise UsageError(f"travel is a hand's, and the layout of {environment} names none: give its EnvSpec one")
+        return Travel(layout["hand"])
 
     def __call__(self, observations: Any, initial: Any, instructions: Sequence[str], references: Any = None) -> Floats:
         return np.array([self.trace(clip, "")[-1] for clip in observations], np.float32)
 
     def trace(self, clip: Any, instruction: str) -> Floats:
         """[T] for a clip [T, D]."""
+        if self.hand is None:
+            raise UsageError("travel is a hand's: say where it stands in an observation, Travel(slice(0, 3))")
         steps = np.linalg.norm(np.diff(np.asarray(clip)[:, self.hand], axis=0), axis=-1)
         metres = np.concatenate([[0.0], steps.cumsum()])
         return np.asarray(metres / (1 + metres), np.float32)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ...fitting import cosine, fit
 from ...numbers import Floats
-from .features import Features
+from .features import Features, check_shown
 
 Kind = Literal["absolute", "pairwise"]
 
@@ -89,9 +89,12 @@ class ProgressCritic:
     # training
 
     def fit(self, demonstrations: Sequence[Any]) -> float:
-        """Learn from demonstrations (``observations`` [N+1, D], ``instruction``, ``settle``); returns the last loss."""
-        if not demonstrations:
-            raise ValueError("a critic learns from one demonstration or more")
+        """Learn from demonstrations (``observations`` [N+1, D], ``instruction``, ``settle``); returns the last loss.
+
+        Raises:
+            UsageError: there are none, or their observations are not finite.
+        """
+        check_shown(demonstrations)
         self.features = self.features.fitted(demonstrations)
         self.instructions = {text: i for i, text in enumerate(dict.fromkeys(d.instruction for d in demonstrations))}
         paths = [self._path(d) for d in demonstrations]

@@ -7,6 +7,7 @@ training of the networks in ``critics.py``: a judge beside them, or the half of 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +18,13 @@ import torch
 from torch import Tensor
 
 from ...numbers import Floats
-from .features import Features
+from .features import Features, check_shown
+
+logger = logging.getLogger(__name__)
 
 AGREE = 0.2
+MOST = 256
+"""Conditions of an instruction at most: beyond that an observation is a picture, whose numbers say the same often."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,20 +69,30 @@ class EndConditions:
         self.vague: list[str] = []
 
     def fit(self, demonstrations: Sequence[Any]) -> None:
-        """Read the conditions of every instruction from its demonstrations (``observations``, ``settle``)."""
+        """Read the conditions of every instruction from its demonstrations (``observations``, ``settle``).
+
+        Raises:
+            UsageError: there are none, or their observations are not finite.
+        """
+        check_shown(demonstrations)
         self.features = self.features.fitted(demonstrations)
         for text in dict.fromkeys(d.instruction for d in demonstrations):
             mine = [d for d in demonstrations if d.instruction == text]
             candidates: list[tuple[float, Condition]] = []
-            clear: list[Condition] = []
+            clear: list[tuple[float, Condition]] = []
             for relations in self.features.end_relations():
                 found = self._of(relations, mine)
                 candidates += found
-                clear = clear or [c for vagueness, c in found if vagueness <= AGREE]
+                clear = [pair for pair in found if pair[0] <= AGREE]
+                if clear:
+                    break
             if not clear:
                 self.vague.append(text)
-                clear = [min(candidates, key=lambda pair: pair[0])[1]]
-            self.conditions[text] = clear
+                clear = [min(candidates, key=lambda pair: pair[0])]
+            if len(clear) > MOST:
+                logger.warning("%r: %d numbers agree at the end, the %d clearest count", text, len(clear), MOST)
+                clear = sorted(clear, key=lambda pair: pair[0])[:MOST]
+            self.conditions[text] = [condition for _, condition in clear]
 
     def _of(self, relations: Sequence[str], demonstrations: Sequence[Any]) -> list[tuple[float, Condition]]:
         """Candidate conditions and how vague each is: the spread of end values over the change."""

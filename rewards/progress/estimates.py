@@ -8,6 +8,7 @@ at the gate.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,12 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import UsageError
+from ...errors import UsageError, of_ones_own
 from ...families import UNDECLARED, families_of
 from ...numbers import Floats
 from ...types import Score
+
+logger = logging.getLogger(__name__)
 
 Kind = Literal["absolute", "pairwise", "terminal", "stage"]
 Sees = Literal["states", "frames"]
@@ -63,18 +66,25 @@ def ask(
 ) -> Floats:
     """A model's answers [N], checked: absolute, terminal and stage ones in 0..1, pairwise ones in -1..1.
 
+    NaN counts as the least answer, and is told in a warning, once per model and instruction.
+
     Raises:
-        UsageError: they are too few or too many, not numbers, NaN or out of range, in one line that names the model.
+        UsageError: they are too few or too many, not numbers or out of range, or a function of the user's raised; in
+            one line that names the model.
     """
     name = f"the progress model {type(model).__name__}"
-    answers = np.asarray(model(observations, initial, instructions, references))
+    with of_ones_own(name):
+        answers = np.asarray(model(observations, initial, instructions, references))
     if answers.shape != (len(instructions),):
         raise UsageError(f"{name} returned shape {answers.shape} for {len(instructions)} observations")
     if answers.dtype.kind not in "fiub":
         raise UsageError(f"{name} returned {answers.dtype}, not numbers")
     shares = _shares(model) if model.kind == "stage" else None
     low, high = (-1.0 if model.kind == "pairwise" else 0.0), (1.0 if shares is None else len(shares) - 1.0)
-    outside = ~((answers >= low - 1e-4) & (answers <= high + 1e-4))  # NaN is outside too
+    if np.isnan(answers).any():
+        _warn_of_nan(name, [text for text, lost in zip(instructions, np.isnan(answers), strict=True) if lost])
+        answers = np.where(np.isnan(answers), low, answers)
+    outside = (answers < low - 1e-4) | (answers > high + 1e-4)
     if outside.any():
         wrong = int(outside.argmax())
         what = f"{name} returned {answers[wrong]}, outside {low:g}..{high:g}"
@@ -82,6 +92,16 @@ def ask(
     if shares is not None:
         return np.interp(answers, np.arange(len(shares)), shares).astype(np.float32)
     return answers.astype(np.float32, copy=False)
+
+
+def _warn_of_nan(name: str, instructions: Sequence[str]) -> None:
+    for text in dict.fromkeys(instructions):
+        if (name, text) not in _warned:
+            _warned.add((name, text))
+            logger.warning("%s returned NaN for %r: it counts as the least answer", name, text)
+
+
+_warned: set[tuple[str, str]] = set()
 
 
 def _shares(model: ProgressModel) -> list[float]:
@@ -284,7 +304,8 @@ class FinalProgress:
     """The reward of an episode from its last estimate v: (1 - w) * min(v / threshold, 1) + w * [v > threshold].
 
     Reads the score "progress" that the environment's estimator left on the rollout. The second term
-    tells almost there from there, which a share of the way alone hardly does.
+    tells almost there from there, which a share of the way alone hardly does. An episode that was over before it began
+    has no estimate, and one that a fault ended (a policy that answered NaN) counts as having none: v is 0.
 
     Args:
         threshold: the estimate at which the episode would have ended; every instruction has one.
@@ -313,12 +334,17 @@ class FinalProgress:
         if self.hindsight is not None:
             values = self.hindsight(prompts=prompts, **columns)
         else:
-            values = [float(rollout.scores["progress"][-1]) for rollout in rollouts]
+            values = [_last(rollout.scores["progress"], getattr(rollout, "output", None)) for rollout in rollouts]
         return [self._reward(value, str(prompt)) for value, prompt in zip(values, prompts, strict=True)]
 
     def _reward(self, value: float, instruction: str) -> float:
         enough = self.threshold[instruction] if isinstance(self.threshold, Mapping) else self.threshold
         return (1 - self.completion) * min(value / enough, 1.0) + self.completion * (value > enough)
+
+
+def _last(values: Sequence[float], episode: Any) -> float:
+    """An episode's last estimate; 0 where it was over before it began, and where a fault ended it."""
+    return float(values[-1]) if values and getattr(episode, "fault", None) is None else 0.0
 
 
 class MeanProgress:
@@ -370,7 +396,7 @@ class EpisodeProgress:
         return families_of(self.model)
 
     def __call__(self, episodes: Sequence[Any], prompts: Sequence[Any], **columns: Any) -> list[float]:
-        """An estimate per episode, in 0..1.
+        """An estimate per episode, in 0..1; 0 where it was over before it began, and where a fault ended it.
 
         Raises:
             ValueError: frames are needed and were not kept, or the model's answers are none.
@@ -379,8 +405,9 @@ class EpisodeProgress:
             return []
         if self.model.kind == "terminal":
             clips, texts = [self.clip(episode) for episode in episodes], [str(prompt) for prompt in prompts]
-            return [float(v) for v in ask(self.model, clips, np.stack([clip[0] for clip in clips]), texts)]
-        return [trace[-1] for trace in self.traces(episodes, prompts)]
+            answers = ask(self.model, clips, np.stack([clip[0] for clip in clips]), texts).tolist()
+            return [_last([answer], episode) for answer, episode in zip(answers, episodes, strict=True)]
+        return [_last(trace, each) for trace, each in zip(self.traces(episodes, prompts), episodes, strict=True)]
 
     def traces(self, episodes: Sequence[Any], prompts: Sequence[Any]) -> list[list[float]]:
         """The estimate after each observation of each episode, the initial one left out."""

@@ -8,13 +8,21 @@ judge. Where nothing is known, they see the numbers and how they changed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ...errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+PAIRED = 64
+"""So many numbers of an observation at most are compared in pairs; there are 2,016 of these."""
 RELATIONS = (
     "hand-object",
     "hand-moved",
@@ -29,6 +37,9 @@ RELATIONS = (
 GOAL_FREE = tuple(name for name in RELATIONS if "goal" not in name)
 PARTS = ("hand", "gripper", "object", "object_rotation", "second", "second_rotation", "goal")
 """What a layout may name for relations and critics; it may name more for others."""
+
+POSITIONS = ("hand", "object", "second", "goal")
+"""Those of them that are places, and so have the same number of coordinates."""
 
 OF_THE_WORLD = ("object-moved", "object-turned", "second-moved", "object-goal")
 OF_THE_HAND = ("hand-goal", "hand-moved")
@@ -48,6 +59,37 @@ def relations_in(layout: Mapping[str, slice], *, goals: bool = True) -> tuple[st
     return found if {*OF_THE_WORLD, *OF_THE_HAND} & set(found) else ()
 
 
+def axes_of(layout: Mapping[str, slice]) -> int:
+    """Coordinates of a layout's positions; 0 where it names none.
+
+    Raises:
+        UsageError: they differ, and one could not be subtracted from the other.
+    """
+    sizes = {name: (layout[name].stop or 0) - (layout[name].start or 0) for name in POSITIONS if name in layout}
+    if len(set(sizes.values())) > 1:
+        told = ", ".join(f"{name} has {size}" for name, size in sizes.items())
+        raise UsageError(f"positions of a layout have the same number of coordinates, and {told}")
+    return next(iter(sizes.values()), 0)
+
+
+def check_shown(demonstrations: Sequence[Any]) -> None:
+    """Refuse demonstrations (``observations`` [N+1, D]) that nothing can be learned from.
+
+    Raises:
+        UsageError: there is none, their observations have different sizes, or one holds NaN or infinity.
+    """
+    if not demonstrations:
+        raise UsageError("a critic learns from one demonstration or more")
+    sizes = {tuple(np.shape(d.observations)[1:]) for d in demonstrations}
+    if len(sizes) > 1 or any(len(size) != 1 for size in sizes):
+        raise UsageError(f"demonstrations have observations [N + 1, D] of one size D, not {sorted(sizes)}")
+    for index, demonstration in enumerate(demonstrations):
+        broken = ~np.isfinite(np.asarray(demonstration.observations)).all(1)
+        if broken.any():
+            which = f"observation {int(broken.argmax())} of demonstration {index}"
+            raise UsageError(f"{which} ({demonstration.instruction!r}) holds NaN or infinity")
+
+
 class Features(Protocol):
     """What critics and end conditions ask of a way to look at states."""
 
@@ -64,8 +106,8 @@ class Features(Protocol):
         """One relation as vectors [N, d]."""
         ...
 
-    def end_relations(self) -> tuple[tuple[str, ...], ...]:
-        """Relations by which an end may be told; a later tuple counts only where no earlier one does."""
+    def end_relations(self) -> Iterator[tuple[str, ...]]:
+        """Relations by which an end may be told; a later tuple is asked for only where no earlier one tells it."""
         ...
 
     def fitted(self, demonstrations: Sequence[Any]) -> Self:
@@ -99,6 +141,7 @@ class RelationFeatures:
 
     Raises:
         ValueError: no such relation, or the layout lacks a part of one.
+        UsageError: positions of different sizes.
     """
 
     spread: ClassVar[tuple[float, ...]] = ()
@@ -116,6 +159,7 @@ class RelationFeatures:
         if lacking:
             (name, part), known = lacking[0], ", ".join(self.layout) or "none"
             raise ValueError(f"relation {name!r} needs {part!r}, and the layout names {known}")
+        axes_of(self.layout)
 
     def __call__(self, observations: Tensor, initial: Tensor) -> Tensor:
         parts = []
@@ -135,8 +179,9 @@ class RelationFeatures:
             return now[:, where[0]]
         return now[:, where[0]] - (now[:, where[1]] if len(where) > 1 else initial[:, where[0]])
 
-    def end_relations(self) -> tuple[tuple[str, ...], ...]:
-        return tuple(tuple(name for name in group if name in self.names) for group in (OF_THE_WORLD, OF_THE_HAND))
+    def end_relations(self) -> Iterator[tuple[str, ...]]:
+        for group in (OF_THE_WORLD, OF_THE_HAND):
+            yield tuple(name for name in group if name in self.names)
 
     def fitted(self, demonstrations: Sequence[Any]) -> Self:
         return self
@@ -152,13 +197,15 @@ class RelationFeatures:
 class StateFeatures:
     """Any observation: its numbers and their change since the start, in units of the demonstrations' spread.
 
-    Nothing needs to be known about what the numbers are. :meth:`fitted` sets ``centre`` and ``spread`` [D]; a
-    number that the demonstrations hold constant is measured by the mean spread. Values are cut at ``limit`` spreads.
+    Nothing needs to be known about what the numbers are. :meth:`fitted` sets ``centre`` and ``spread`` [D], and which
+    numbers are ``moving``; one that the demonstrations hold constant is measured by the mean spread. Values are cut at
+    ``limit`` spreads.
     """
 
     centre: tuple[float, ...] = ()
     spread: tuple[float, ...] = ()
     limit: float = 5.0
+    moving: tuple[int, ...] = field(default=(), compare=False)
 
     @property
     def layout(self) -> Mapping[str, slice]:
@@ -167,9 +214,11 @@ class StateFeatures:
     def fitted(self, demonstrations: Sequence[Any]) -> Self:
         seen = torch.cat([torch.as_tensor(d.observations, dtype=torch.float32) for d in demonstrations])
         spread = seen.std(0) if len(seen) > 1 else torch.zeros(seen.shape[-1])
-        typical = spread[spread > 1e-6].mean() if bool((spread > 1e-6).any()) else torch.ones(())
-        spread = torch.where(spread > 1e-6, spread, typical)
-        return replace(self, centre=tuple(seen.mean(0).tolist()), spread=tuple(spread.tolist()))
+        moves = spread > 1e-6
+        typical = spread[moves].mean() if bool(moves.any()) else torch.ones(())
+        moving = tuple(moves.nonzero()[:, 0].tolist())
+        spread = torch.where(moves, spread, typical)
+        return replace(self, centre=tuple(seen.mean(0).tolist()), spread=tuple(spread.tolist()), moving=moving)
 
     def scales(self) -> list[float]:
         return [*self.centre, *self.spread]
@@ -200,10 +249,16 @@ class StateFeatures:
             value = value - (initial[:, first] if kind == "moved" else now[:, int(where[1])])
         return value[:, None] / spread
 
-    def end_relations(self) -> tuple[tuple[str, ...], ...]:
-        size = range(len(self.spread))
-        alone = tuple(f"{kind}-{i}" for kind in ("state", "moved") for i in size)
-        return alone, tuple(f"apart-{i}-{j}" for i in size for j in size if i < j)
+    def end_relations(self) -> Iterator[tuple[str, ...]]:
+        yield tuple(f"{kind}-{i}" for kind in ("state", "moved") for i in range(len(self.spread)))
+        chosen = self.moving
+        if len(chosen) > PAIRED:
+            logger.warning(
+                "no single number of an observation tells the end, and %d of %d change: only pairs of the %d that "
+                "change most are tried", len(chosen), len(self.spread), PAIRED
+            )  # fmt: skip
+            chosen = tuple(sorted(sorted(chosen, key=lambda i: -self.spread[i])[:PAIRED]))
+        yield tuple(f"apart-{i}-{j}" for i in chosen for j in chosen if i < j)
 
     def _check(self, observations: Tensor) -> None:
         if not self.spread:

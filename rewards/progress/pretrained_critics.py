@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ...fitting import cosine, fit
 from ...numbers import Floats
-from .features import RELATIONS, RelationFeatures
+from .features import RELATIONS, RelationFeatures, check_shown
 
 DESCRIPTORS = 12
 
@@ -118,6 +118,7 @@ class PretrainedCritic:
         """The same critic for the tasks of these demonstrations (``observations``, ``instruction``, ``settle``)."""
         if not self.members:
             raise ValueError("pretrain the critic, or load one, before it adapts")
+        check_shown(demonstrations)
         adapted = PretrainedCritic(self.features.layout, self.training)
         adapted.members = self.members
         for text in dict.fromkeys(d.instruction for d in demonstrations):

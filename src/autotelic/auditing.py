@@ -83,7 +83,7 @@ def audit_model(name: str, where: Path, rebuild: Rebuild, chosen: Chosen) -> lis
     Raises:
         UsageError: either is unknown, or they do not fit.
     """
-    from .envs.simulator import title_of
+    from .envs.simulator import registered, spec_of, title_of
     from .rewards.audit import audit_progress, audit_reward
     from .rewards.progress.estimates import sees
 
@@ -97,6 +97,9 @@ def audit_model(name: str, where: Path, rebuild: Rebuild, chosen: Chosen) -> lis
         for task in dict.fromkeys(e.environment for e in source.episodes):
             some = [e for e in source.episodes if e.environment == task]
             on = title_of(task) or some[0].instruction
+            if hasattr(model, "in_layout"):
+                layout = spec_of(task).layout if task in registered() else {}
+                model = model.in_layout(layout, task or "these episodes")
             if hasattr(model, "kind"):
                 shown = [
                     d for d in source.demonstrations if d.environment == task and (d.frames is not None or not frames)
@@ -228,11 +231,11 @@ def _of_run(path: Path, stage: Any, chosen: Chosen, frames: bool) -> Source:
 
 
 def _of_folder(path: Path, frames: bool) -> Source:
-    from .envs.lerobot_dataset import layout_of_dataset, read_demonstrations
+    from .envs.lerobot_dataset import dataset_at, read_demonstrations
 
     if not path.is_dir():
         raise UsageError(f"there is no folder {path}: give a run or a folder of recorded episodes")
-    pictures = layout_of_dataset(path).cameras
+    pictures = dataset_at(path)[0].cameras
     if frames and not pictures:
         raise UsageError(f"the model sees frames, and {path} holds none")
     return Source(read_demonstrations(path, cameras=pictures[:1] if frames else (), failures=True))

@@ -21,7 +21,6 @@ import logging
 import os
 import re
 import sys
-import traceback
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -34,7 +33,7 @@ from types import ModuleType
 from typing import Any, TypeVar, overload
 
 from .builtin import BUILT_IN
-from .errors import UsageError, unknown
+from .errors import UsageError, raised, unknown
 
 T = TypeVar("T")
 
@@ -163,7 +162,7 @@ def module_at(place: str) -> ModuleType:
     except UsageError:
         raise
     except (Exception, SystemExit) as error:
-        raise UsageError(f"cannot import {place}: {reason(error, path)}") from error
+        raise UsageError(f"cannot import {place}: {raised(error, path)}") from error
     if new:
         _by_module[name] = _log[before:]
         if path is not None:
@@ -199,19 +198,6 @@ def copied(original: Path, copy: Path) -> None:
 def copy_of(file: Path) -> Path:
     """Where a plugin file is imported from: its copy, or itself where there is none."""
     return _copies.get(file, file)
-
-
-def reason(error: BaseException, path: Path | None = None) -> str:
-    """An exception in one line: type, message, and where it was raised, if it can be in the file ``path``."""
-    line = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _internal(frame.filename)]
-    frames = [frame for frame in frames if path is not None and Path(frame.filename) == path] or frames
-    return f"{line} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else line
-
-
-def _internal(filename: str) -> bool:
-    library = str(Path(inspect.getfile(import_module)).parent)
-    return filename.startswith(("<", library)) or Path(filename) == Path(__file__)
 
 
 def _module_name(path: Path) -> str:

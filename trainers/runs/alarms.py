@@ -33,6 +33,8 @@ class AlarmLimits:
         entropy_share: entropy as a share of the first iteration's; a density's entropy that begins below
             zero is not judged.
         reward_rise, judge_fall: the training reward rose and the judge fell by these at one gate look.
+        leap: divergence of the policy from itself within one round, in nats per decision ("objective/kl"); its estimate
+            has an exponential in it, so that a few decisions make it huge.
         faults: share of rollouts that are spoilt, by a kind of fault ("faults/KIND") or by numbers that are not finite.
     """
 
@@ -42,6 +44,7 @@ class AlarmLimits:
     entropy_share: float = 0.2
     reward_rise: float = 0.02
     judge_fall: float = 0.05
+    leap: float = 100.0
     faults: float = 0.05
 
 
@@ -84,6 +87,10 @@ class Watcher:
             alarms.append(Alarm("nobody learned", "", "the reward applied to no rollout of this round"))
         if metrics.get("steps/skipped"):
             alarms.append(Alarm("skipped step", "", "a step's gradient was not finite, and it was not taken"))
+        for name in (name for name in metrics if name.endswith("objective/kl") and metrics[name] > self.limits.leap):
+            player = name.removesuffix("objective/kl").rstrip("/")
+            far = f"one round moved the policy by {metrics[name]:.3g} nats per decision from itself: lower --lr"
+            alarms.append(Alarm("leap", player, far))
         if self.iterations < self.limits.window:
             return alarms
         alarms += self._faults()

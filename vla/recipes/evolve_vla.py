@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from ...errors import UsageError
 from ...trainers.ranges import Count, Number, Range, Share, Whole
 from ..setting import RobotConfig, learned, start
 
@@ -80,6 +81,11 @@ class Config(RobotConfig):
     gate: str = "non_inferiority"
     gate_every: int = 4
     quarantine: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.horizon_shares or min(self.horizon_shares) <= 0:
+            raise UsageError(f"--horizon-shares {self.horizon_shares} are shares above 0, one per stage")
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
@@ -188,7 +194,6 @@ def seen_relations(setting: Setting, goals: bool) -> Features:
 
 def estimator(config: Config, setting: Setting, folder: RunFolder, features: Features) -> ProgressModel:
     """The progress model that ``config.critic`` names, fitted to the demonstrations if it can be."""
-    from ...errors import UsageError
     from ...plugins import named
     from ...rewards.progress.critics import CriticTraining, ProgressCritic
     from ...rewards.progress.end_conditions import EndConditions
