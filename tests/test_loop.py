@@ -18,7 +18,7 @@ from torch import Tensor
 
 from autotelic.rewards.reward import Reward
 from autotelic.trainers.advantages import ReinforcePlusPlus, drop_zero_spread, grpo
-from autotelic.trainers.gates import BestSoFar, Gate
+from autotelic.trainers.gates import CHUNK, BestSoFar, Gate
 from autotelic.trainers.learner import Optimisation, PolicyLearner
 from autotelic.trainers.loop import Stage, train
 from autotelic.trainers.objectives import Entropy, KLPenalty, PPOClip, Reinforce, Term
@@ -261,8 +261,9 @@ def test_a_run_that_stops_early_resumes_to_the_same_end(tmp_path: Path) -> None:
     train(build(honest, iterations=60, gate_every=1, gate=early), whole)
     end = len(whole.metrics())
     waiting = folder_at(tmp_path / "waiting")
-    with pytest.raises(RewardError):  # every iteration asks it twice, the first once more for the base
-        train(build(failing(honest, 2 * end - 1), iterations=60, gate_every=1, gate=early), waiting)
+    looks = -(-80 // CHUNK)  # calls for a gate's probes: the base's once, then each iteration's beside its own
+    with pytest.raises(RewardError):
+        train(build(failing(honest, looks + (end - 1) * (looks + 1)), iterations=60, gate_every=1, gate=early), waiting)
     assert waiting.read("gate")[-1]["decision"] == "wait"
     stopped = folder_at(tmp_path / "stopped")
     experiment = build(honest, iterations=60, gate_every=1, gate=early)
