@@ -45,6 +45,10 @@ HALF, QUARTERS = Fraction(1, 2), Fraction(3, 4)
         ("2\u00be", [2 + QUARTERS]),
         ("10\u00b3", [1000]),
         ("10^{-2}", [Fraction(1, 100)]),
+        ("2*10^-2", [Fraction(1, 50)]),
+        ("2^-1", [HALF]),
+        ("7: 3 + 4", [7]),
+        ("7;7", [7]),
         (r"6.02 \times 10^{23}", [602 * 10**21]),
         ("50%", [50, HALF]),
         ("50 percent", [50, HALF]),
@@ -74,6 +78,7 @@ def test_a_text_gives_one_number(text: str, values: list[Fraction]) -> None:
 
 
 NONE = "5 or 7|1 2 3|5, 7|5-ft-7|7x|x + 7|7 - x|2x = 14|x = 5 or x = 7|x = 5, x = 7|7 = 8|3:00|12:30 pm|2024-01-07"
+NONE += "|7:07|7_8|x = 7, y = 8|5 = 5 or 3 + 4 = 7|3 + 4 = 7 is not so"
 NONE += "|1/7/2024|1.2.3|v1.2|x2|seven|7/0|12,34|1.234,50|not 7|7 is wrong|at least 7|> 7|\\pm 7|\\ge 7|7i|\\infty"
 NONE += "|\\sin 7|\\binom{7}{1}|between 5 and 7|5. 6. 7.|9^9^9^9|9^{9^{9^9}}|7k||+|="
 

@@ -79,7 +79,7 @@ _PLAINER = (
 )
 _TOKEN = re.compile(
     r"(?P<number>(?:\d+(?:,\d+)*(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+(?![\w.]))?)|"
-    r"(?P<command>\\log ?_ ?(?:\d|\{\d+\})|\\[a-zA-Z]+)"
+    r"(?P<command>\\log ?_ ?(?:\d|\{\d+\})|\\[a-zA-Z]+(?:_\d+)?)"
     r"|(?P<word>[^\W\d_]\w*(?:(?<=\d)\.\d+)*(?:['\u2019]\w+)*)|(?P<gap>\s+)|(?P<mark>.)",
     re.DOTALL,
 )
@@ -266,7 +266,7 @@ class _Scanner:
             if self.symbol:
                 self.scan.broken = self.scan.broken or "an unknown"
             self.pieces.append(token)
-        elif token in _BEYOND:
+        elif token.partition("_")[0] in _BEYOND:
             self.scan.broken = self.scan.broken or f"{token} and not one number"
         else:
             self._stop(",")
