@@ -99,7 +99,7 @@ class DiffusionConfig(RunConfig):
     """Most prompts that the gate looks at."""
     gate_pictures: Count = grouped("gate", 4)
     """Pictures per probe prompt."""
-    eval_prompts: int = grouped("evaluation", BY_MODEL)
+    eval_prompts: Count = grouped("evaluation", BY_MODEL)
     """Most prompts of each kind, seen and unseen, that an evaluation draws."""
     eval_episodes: int = 4
     """Pictures per prompt at an evaluation, at fixed noise."""
