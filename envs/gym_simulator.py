@@ -125,8 +125,6 @@ class GymSimulator(Simulator):
         while isinstance(self._chain[-1], gymnasium.Wrapper):
             self._chain.append(self._chain[-1].env)
         self._inner: Any = self._chain[-1] if self.spec.id else env
-        every = (space for each in self._chain for space in (each.action_space, each.observation_space))
-        self._spaces = list({id(space): space for space in every}.values())
 
     @property
     def features(self) -> Mapping[str, Feature]:
@@ -136,11 +134,10 @@ class GymSimulator(Simulator):
         return sizes | {IMAGES + name: Feature(shape) for name, shape in shapes.items()}
 
     def reset(self, seed: int) -> None:
-        for space in self._spaces:  # an environment that draws from them is decided by the seed too
-            with suppress(Exception):
-                space.seed(seed)
+        seeded = self._seed_spaces(seed, {})
         try:
             answer = self.env.reset(seed=seed)
+            self._seed_spaces(seed, seeded)  # some make their spaces anew
             if not isinstance(answer, tuple) or len(answer) != 2:
                 raise UsageError(f"reset returned {_described(answer)}; Gymnasium's returns (observation, info)")
         except Exception as error:
@@ -149,6 +146,15 @@ class GymSimulator(Simulator):
         self.total_reward, self._steps = 0.0, 0
         self._terminated = self._over = False
         self._seed, self._acted = seed, None
+
+    def _seed_spaces(self, seed: int, seeded: dict[int, Any]) -> dict[int, Any]:
+        """Let the seed decide what an environment draws from its spaces, but for those that were seeded already."""
+        found = {id(space): space for each in self._chain for space in (each.action_space, each.observation_space)}
+        for key, space in found.items():
+            if key not in seeded:
+                with suppress(Exception):
+                    space.seed(seed)
+        return found
 
     def save(self) -> _State:
         """Everything that decides what happens next.

@@ -20,6 +20,7 @@ import logging
 import random
 import re
 import sys
+import threading
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
@@ -53,9 +54,10 @@ _ATOMS = frozenset(
     {
         *(int, float, complex, bool, str, bytes, NoneType, type, range, slice, CodeType, ModuleType, np.dtype),
         *(MappingProxyType, weakref.ref, type(Ellipsis), type(NotImplemented), random.SystemRandom, np.ufunc),
+        *(type(threading.Lock()), type(threading.RLock())),
     }
 )
-"""Types whose objects never change, or are no state."""
+"""Types whose objects never change, or are no state, as locks, which nobody holds between two steps."""
 _ATOMIC_BASES = (type, Enum, np.generic, logging.Logger, logging.Handler, ModuleType, re.Pattern, BaseException)
 
 _DRAWS = re.compile(r"render(er|context|ing)?\b|viewer|glcontext|(^|\.)_?render(er|ing)?\.", re.IGNORECASE)

@@ -6,6 +6,7 @@ import logging
 import random
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -157,3 +158,20 @@ def test_pictures_change_nothing_where_global_generators_are_drawn_from() -> Non
             np.testing.assert_array_equal(a.observations, b.observations)
             np.testing.assert_array_equal(b.frames, c.frames)
             np.testing.assert_array_equal(a.observations, c.observations)
+
+
+def test_spaces_that_a_reset_makes_anew_are_seeded_too() -> None:
+    class Anew(toys.Samples):
+        """Makes its action space at every reset, and draws from it."""
+
+        def begin(self) -> None:
+            self.action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+
+    class Quiet(Anew):
+        """Does not draw from it."""
+
+        move = toys.Plain.move
+
+    drawing, quiet = (check_env(named(spec(make, success=never))) for make in (Anew, Quiet))
+    assert drawing.mode == quiet.mode == Mode() and not quiet.warnings
+    assert [line for line in drawing.warnings if "draws from its action_space" in line] == drawing.warnings

@@ -6,6 +6,7 @@ import array
 import functools
 import itertools
 import random
+import sys
 import threading
 from collections import Counter, OrderedDict, defaultdict, deque
 from datetime import datetime
@@ -199,7 +200,7 @@ def _described(nodes: list[Any]) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("value", "kind"), [((x for x in ()), "generator"), (threading.Lock(), "lock"), (memoryview(b"a"), "memoryview")]
+    ("value", "kind"), [((x for x in ()), "generator"), (sys._getframe(), "frame"), (memoryview(b"a"), "memoryview")]
 )
 def test_what_cannot_be_looked_into_or_copied_is_named_with_its_place(value: Any, kind: str) -> None:
     with pytest.raises(Uncopyable, match=rf"\.parts\.a\[1\]\.handle is a .*{kind}"):
@@ -211,7 +212,7 @@ def test_renderers_functions_modules_and_classes_are_no_state() -> None:
         pass
 
     renderer = SomeRenderer()
-    box = Box(renderer=renderer, viewer=Box(), module=np, function=take, kind=Box)
+    box = Box(renderer=renderer, viewer=Box(), module=np, function=take, kind=Box, lock=threading.RLock())
     snapshot = take([box])
     renderer.window = (x for x in ())  # type: ignore[attr-defined]
     snapshot.put_back()
