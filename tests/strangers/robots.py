@@ -18,7 +18,7 @@ NEEDS = ("pyarrow",)
 
 
 def data_case(
-    name: str, required: Required, *, waits: bool = False, entry: str = "dataset", kind: str = "robot data"
+    name: str, required: Required, *, entry: str = "dataset", kind: str = "robot data"
 ) -> Callable[[Callable[[Path], object]], Callable[[Path], object]]:
     return case(
         name,
@@ -28,7 +28,6 @@ def data_case(
         required=required,
         by="user",
         needs=NEEDS,
-        waits=waits,
     )
 
 
