@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.made-from-pyproject
 VERSIONS := $(if $(NEWEST),--upgrade --upgrade-strategy eager,--constraint constraints.txt)
 TORCH := $(shell grep -oE '"torch[^"]*"' pyproject.toml)
-PIP := $(BIN)/pip install -qq --disable-pip-version-check $(VERSIONS)
+PIP := $(BIN)/pip install --disable-pip-version-check $(VERSIONS)
 
 .PHONY: setup test demo constraints clean newest
 .NOTPARALLEL:
@@ -40,6 +40,7 @@ test: setup
 
 demo: setup
 	@$(BIN)/autotelic run vla/evolve_vla --output-dir runs/demo-$$(date +%Y%m%d-%H%M%S)
+	@echo "more: source $(BIN)/activate, then autotelic list"
 
 # Exact versions for everybody, resolved anew; then `make test`, and commit the file.
 constraints:

@@ -468,3 +468,13 @@ def test_large_pictures_go_into_the_page_smaller_and_stay_as_they_are(folder: Ru
     assert [kind for kind, _ in kinds] == ["webp", "png"]
     assert Image.open(io.BytesIO(base64.b64decode(kinds[0][1]))).size == (1040, 780)
     assert (place / "seen-before.png").read_bytes() == before
+
+
+def test_a_large_film_stays_a_film(folder: RunFolder) -> None:
+    place = folder.samples / "videos"
+    place.mkdir()
+    first, second = (Image.effect_noise((900, 900), spread) for spread in (60, 90))
+    first.save(place / "door.webp", save_all=True, append_images=[second], duration=80, lossless=True)
+    source = write_report(folder).read_text()
+    (film,) = re.findall(r'src="data:image/webp;base64,([^"]*)"', source)
+    assert base64.b64decode(film) == (place / "door.webp").read_bytes()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError, raised
+from ..trainers.runs.media import CAPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,6 +62,7 @@ def _film(target: Path, actor: RobotActor, tasks: Sequence[Task], before: ChunkP
     from ..envs.video import write_side_by_side
 
     sides: list[list[Episode]] = []
+    captions: dict[str, str] = {}
     learned = actor.policy
     for policy in (before, learned):
         actor.policy = policy
@@ -73,6 +76,8 @@ def _film(target: Path, actor: RobotActor, tasks: Sequence[Task], before: ChunkP
         name = f"{task.category}-{task.seed}".replace("/", "-")
         labels = f"before: {ends[0]}", f"after: {ends[1]}"
         write_side_by_side(target / f"{name}.webp", films[0], films[1], labels)
+        captions[name] = f"{task.category}: {task.prompt}; {', '.join(labels)}"
+    (target / CAPTIONS).write_text(json.dumps(captions, indent=1) + "\n")
 
 
 def _line(error: Exception) -> str:

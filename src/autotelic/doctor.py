@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from ctypes.util import find_library
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires, version
 from typing import TYPE_CHECKING, Any
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 PACKAGES = ("torch", "transformers", "diffusers", "accelerate", "peft", "timm", "gymnasium", "mujoco", "metaworld")
-GL_LIBRARIES = {"osmesa": ("OSMesa", "libosmesa6"), "egl": ("EGL", "libegl1")}
-"""Library and Debian package of each off-screen OpenGL backend of MuJoCo."""
+GL_LIBRARIES = {"egl": ("EGL", "libegl1"), "osmesa": ("OSMesa", "libosmesa6")}
+"""Library and Debian package of each off-screen OpenGL backend of MuJoCo, in the order in which runs try them."""
 
 _SECONDS = 1.0
 """How long a speed is measured."""
@@ -58,7 +58,7 @@ def findings() -> Iterator[Finding]:
     yield _in_process("adapters")
     yield _in_process("simulation")
     yield _sandbox()
-    yield from (_rendering(backend) for backend in GL_LIBRARIES if _linux())
+    yield from _renderings() if _linux() else ()
     yield from (_extra(name, packages) for name, packages in _extras().items())
 
 
@@ -128,7 +128,7 @@ def _extra(name: str, packages: list[str]) -> Finding:
     """Whether an extra's packages are there and can be imported."""
     missing = [package for package in packages if _version(package) is None]
     if missing:
-        return Finding(f"extra {name}", None, f"{missing[0]} is not installed: pip install 'autotelic[{name}]'")
+        return Finding(f"extra {name}", None, f"{missing[0]} is not installed: pip install -e '.[{name}]' in the clone")
     modules = {package: module for module, several in packages_distributions().items() for package in several}
     found = _in_process("import " + " ".join(modules.get(package, package) for package in packages))
     return Finding(f"extra {name}", found.good, found.text)
@@ -142,7 +142,17 @@ def _installed(package: str) -> Finding:
     try:
         return Finding(package, True, version(package))
     except PackageNotFoundError:
-        return Finding(package, False, "not installed: pip install autotelic")
+        return Finding(package, False, "not installed: pip install -e . in the clone")
+
+
+def _renderings() -> Iterator[Finding]:
+    """Each backend; the first that works is what runs take, unless MUJOCO_GL names another."""
+    asked, taken = os.environ.get("MUJOCO_GL", "").lower(), False
+    for backend in GL_LIBRARIES:
+        found = _rendering(backend)
+        takes = bool(found.good) and not taken and asked in ("", backend)
+        taken = taken or takes
+        yield replace(found, text=f"{found.text}; what runs take") if takes else found
 
 
 def _rendering(backend: str) -> Finding:

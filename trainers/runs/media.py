@@ -111,7 +111,7 @@ def _for_page(path: Path) -> tuple[bytes, str]:
         return content, path.suffix
     try:
         with Image.open(path) as picture:
-            if getattr(picture, "is_animated", False):
+            if _moves(picture):
                 return content, path.suffix
             picture.thumbnail((WIDEST, 16 * WIDEST))
             smaller = io.BytesIO()
@@ -119,6 +119,15 @@ def _for_page(path: Path) -> tuple[bytes, str]:
     except (UnidentifiedImageError, OSError):
         return content, path.suffix
     return min((content, path.suffix), (smaller.getvalue(), ".webp"), key=lambda each: len(each[0]))
+
+
+def _moves(picture: Image.Image) -> bool:
+    try:
+        picture.seek(1)
+    except EOFError:
+        picture.seek(0)
+        return False
+    return True
 
 
 def _element(path: Path, content: bytes, suffix: str, rows: int) -> Markup:
