@@ -125,8 +125,8 @@ def circles(graph: dict[str, set[str]]) -> set[frozenset[str]]:
 
 CIRCLES = {
     frozenset({"autotelic.envs.simulator", "autotelic.envs.gym_simulator", "autotelic.envs.rendering"}): (
-        "a spec without a maker of its own is run by Gymnasium's simulator, which is one of the simulators and asks for "
-        "a GL library as MuJoCo's cameras do"
+        "a spec without a maker of its own is run by Gymnasium's simulator, which is one of the simulators, and asks "
+        "for a GL library as MuJoCo's cameras do"
     ),
     frozenset({"autotelic.envs.metaworld", "autotelic.envs.metaworld_tasks"}): (
         "tasks are listed without physics, and physics knows the tasks' observation"
