@@ -281,3 +281,21 @@ def test_several_named_scores_come_from_one_reward() -> None:
     rollouts = attempts("a", "b")
     assert score(rollouts, judged) == {"reward/style": 0.5, "reward": 1.0}
     assert rollouts[0].scores == {"total": 1.0, "style": 0.5}
+
+
+def test_an_episode_that_could_not_go_on_is_the_environments_and_scores_the_minimum() -> None:
+    """A reward does not see it, and it is not counted as the policy's."""
+    from types import SimpleNamespace
+
+    seen: list[int] = []
+
+    def reward(episodes: Any, **columns: Any) -> list[float]:
+        seen.append(len(episodes))
+        return [0.3 + index for index, _ in enumerate(episodes)]
+
+    outputs = [SimpleNamespace(fault=fault) for fault in (None, "reach, seed 3, after step 7: it hung", None)]
+    rollouts = [Rollout.plain(Task(f"t{i}", "go"), output) for i, output in enumerate(outputs)]
+    metrics = score(rollouts, reward)
+    assert seen == [2] and [r.scores["total"] for r in rollouts] == [0.3, 0.3, 1.3]
+    assert metrics["faults/environment"] == pytest.approx(1 / 3) and "faults/policy" not in metrics
+    assert rollouts[1].info["fault"] == "reach, seed 3, after step 7: it hung"

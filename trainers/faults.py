@@ -40,6 +40,12 @@ def unreadable(output: Any) -> str | None:
     return f"an episode whose {' and '.join(parts)} are not finite" if parts else None
 
 
+def of_environment(output: Any) -> str | None:
+    """Why an episode could not go on (see ``envs.pool.Episode``); None where it could, and of any other output."""
+    fault: str | None = getattr(output, "fault", None)
+    return fault
+
+
 def _finite(values: Any) -> bool:
     if isinstance(values, Tensor):
         return not values.is_floating_point() or bool(torch.isfinite(values).all())

@@ -24,7 +24,7 @@ from ..errors import OutputError, RewardError, UsageError
 from ..families import name_of
 from ..returned import scores_of
 from ..types import RewardFunction, Rollout, Score, TrainerState
-from .faults import is_machines, place_of, unreadable
+from .faults import is_machines, of_environment, place_of, unreadable
 
 __all__ = ["RewardError", "columns", "score", "tell_state", "total_of"]
 
@@ -47,7 +47,8 @@ def score(rollouts: Sequence[Rollout], reward: RewardFunction) -> dict[str, floa
     """Fill ``rollout.scores``, ``total`` included, and return the means: "reward", and "reward/TERM" of its terms.
 
     Beside them what the reward logged, as "logged/NAME", and where there were faults their shares of the rollouts:
-    "faults/policy" (scored with the minimum; ``info["fault"]`` says why) and "faults/infrastructure" (None). The
+    "faults/policy" and "faults/environment", an episode that could not go on (both scored with the minimum;
+    ``info["fault"]`` says why), and "faults/infrastructure" (None). The
     minimum is the reward's ``minimum``, or where it declares none the lowest score of the round, or if nothing was
     scored the lowest that this process saw of it. None for all is a round without a reward. No rollouts, no scores.
 
@@ -58,7 +59,8 @@ def score(rollouts: Sequence[Rollout], reward: RewardFunction) -> dict[str, floa
     if not rollouts:
         return {}
     check_columns({id(rollout.task): rollout.task for rollout in rollouts}.values())
-    reasons = [unreadable(rollout.output) for rollout in rollouts]
+    broken = [of_environment(rollout.output) for rollout in rollouts]
+    reasons = [fault or unreadable(rollout.output) for fault, rollout in zip(broken, rollouts, strict=True)]
     sound = [row for row, reason in enumerate(reasons) if reason is None]
     found = _asked([rollouts[row] for row in sound], reward) if sound else _Answer()
     places = dict(zip(sound, range(len(sound)), strict=True))
@@ -75,7 +77,8 @@ def score(rollouts: Sequence[Rollout], reward: RewardFunction) -> dict[str, floa
     alone = set(named) <= {name_of(reward), "total"} and not hasattr(reward, "terms")
     terms = {f"reward/{key}": _mean(scores) for key, scores in named.items() if key != "total"}
     metrics = ({} if alone else terms) | {"reward": _mean(named["total"])}
-    shares = {"policy": sum(r is not None for r in reasons), "infrastructure": len(found.unscored)}
+    shares = {"environment": sum(fault is not None for fault in broken), "infrastructure": len(found.unscored)}
+    shares["policy"] = sum(reason is not None for reason in reasons) - shares["environment"]
     metrics |= {f"faults/{who}": count / len(rollouts) for who, count in shares.items() if count}
     return metrics | {f"logged/{name}": math.fsum(values) / len(values) for name, values in found.log.metrics.items()}
 
