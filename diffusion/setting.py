@@ -86,10 +86,10 @@ class DiffusionConfig(RunConfig):
     """Pictures per prompt at an evaluation, at fixed noise."""
     grid: int = grouped("logging", 6)
     """Prompts of each kind whose pictures are shown before and after."""
-    sampler: Literal["auto", "ddim", "ddpm", "euler_ancestral", "flow_ancestral", "flow_sde"] = "auto"
-    """Kind of Gaussian step; auto follows the pipeline's scheduler, and is flow_ancestral for flow matching."""
+    sampler: Literal["auto", "ddim", "ddpm", "euler_ancestral", "lcm", "tcd", "flow_ancestral", "flow_sde"] = "auto"
+    """Kind of Gaussian step; auto takes the one that suits the pipeline's scheduler."""
     eta: float = 1.0
-    """Share of the ancestral noise."""
+    """Share of the ancestral noise, or TCD's gamma."""
     noise_level: float = 0.7
     """a of the flow SDE (Flow-GRPO, arXiv 2505.05470; checked against the code)."""
     keep_graph: bool = True
@@ -321,11 +321,9 @@ def sampler(config: DiffusionConfig, adapter: Any) -> Any:
     """The chain that a config asks for."""
     from .sampler import sampler_for
 
-    flow = "FlowMatch" in type(adapter.scheduler).__name__
-    kind = "flow_ancestral" if config.sampler == "auto" and flow else config.sampler
     noise: Any = {"eta": config.eta, "noise_level": config.noise_level}
     return sampler_for(
-        adapter.scheduler, config.num_inference_steps, kind, **noise, set_timesteps=adapter.set_timesteps
+        adapter.scheduler, config.num_inference_steps, config.sampler, **noise, set_timesteps=adapter.set_timesteps
     )
 
 
