@@ -16,7 +16,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
-from ..pipelines import PipelineAdapter
+from ..pipelines.base import PipelineAdapter
 
 STEPS = 6
 """Denoising steps of a picture."""

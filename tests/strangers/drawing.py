@@ -386,7 +386,6 @@ for _what, _changes, _pattern in (
         entry="--model",
         required=Refuses(_pattern),
         by="user",
-        waits=True,
     )
     def channels(folder: Path, changes: dict[str, Any] = _changes) -> object:
         return built("ddpo", folder, saved(folder, tiny.stable_diffusion(**changes)))
@@ -414,7 +413,6 @@ def flux_without_t5(folder: Path) -> object:
     entry="--model",
     required=Refuses("text_encoder"),
     by="user",
-    waits=True,
 )
 def refiner(folder: Path) -> object:
     made = tiny.stable_diffusion_xl()
@@ -429,7 +427,6 @@ def refiner(folder: Path) -> object:
     entry="--model",
     required=GoesOn(),
     by="user",
-    waits=True,
 )
 def sd3_without_t5(folder: Path) -> object:
     return built("ddpo", folder, saved(folder, tiny.stable_diffusion_3(t5_encoder=False)))
@@ -455,7 +452,7 @@ def published_sd(folder: Path) -> object:
     return "PNDMScheduler" in said and "ddim" in said and (folder / "run/policy").is_dir()
 
 
-OWN_SIZE = {"height": 16, "width": 24}
+OWN_SIZE = {"height": 32, "width": 64}
 
 
 @torch.no_grad()
@@ -482,7 +479,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "SANA": ("sana", {}, {**GUIDED, "negative_prompt": "ugly", "use_resolution_binning": False}),
     "PixArt-Sigma": ("pixart_sigma", {}, {**GUIDED, "negative_prompt": "ugly", "use_resolution_binning": False}),
     "Qwen-Image": ("qwen_image", {}, {"true_cfg_scale": 3.0, "negative_prompt": ["ugly", "ugly"]}),
-    "Wan 2.1": ("wan", {"frames": 5}, {**GUIDED, "num_frames": 5}),
+    "Wan 2.1": ("wan", {"num_frames": 5}, {**GUIDED, "num_frames": 5}),
 }
 """Builder in ``autotelic.testing.pipelines``, options of the adapter, options of the pipeline's call."""
 
@@ -495,7 +492,6 @@ for _name, (_builder, _adapted, _called) in FAMILIES.items():
         entry="--model",
         required=Gives(True),
         by="user",
-        waits=True,
     )
     def family(
         folder: Path,
@@ -513,7 +509,6 @@ for _name, (_builder, _adapted, _called) in FAMILIES.items():
     entry="--model",
     required=GoesOn(),
     by="user",
-    waits=True,
 )
 def sana_as_published(folder: Path) -> object:
     made = tiny.sana()  # type: ignore[attr-defined]
@@ -692,7 +687,6 @@ def missing_lora(folder: Path) -> object:
     entry="LoRA",
     required=Gives(True),
     by="user",
-    waits=True,
 )
 def no_add_adapter(folder: Path) -> object:
     setting = started(folder, saved(folder, tiny.pixart_sigma()))
