@@ -60,8 +60,12 @@ class DiffusionConfig(RunConfig):
     lora_targets: tuple[str, ...] = grouped("model", ("all-linear",))
     """Ends of module names that get an adapter, such as to_q; all-linear takes every linear layer, attention those of
     the attention layers."""
+    lora_alpha: float = grouped("model", 0.0)
+    """The adapters' factor is alpha / rank; 0 takes the rank."""
+    lora_path: str = grouped("model", "")
+    """A LoRA to start from and go on training, whose rank, alpha and targets stay: a folder, a file or a hub name."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = grouped("model", "auto")
-    """Of the pipeline's weights; auto is fp32 on CPU and bf16 on GPU. Adapters are fp32."""
+    """Of the pipeline's weights and of computing; auto is fp32 on CPU and bf16 on GPU. What is trained is fp32."""
     data: str = grouped("data", "")
     """A file with one prompt per line, or one JSON object {"prompt": ...}; empty takes the small world's captions."""
     split: int = grouped("data", 0)
@@ -72,6 +76,14 @@ class DiffusionConfig(RunConfig):
     guidance_scale: float | None = grouped("sampling", None)
     """Scale of classifier-free guidance, in drawing and in learning; None is 1 (no guidance), and the usual scale of a
     guidance-distilled model, whose denoiser is told it."""
+    negative_prompt: str = grouped("sampling", "")
+    """What guidance leads away from."""
+    height: int | None = grouped("sampling", None)
+    """Of the pictures in pixels; None is the pipeline's own."""
+    width: int | None = grouped("sampling", None)
+    """Of the pictures in pixels; None is the pipeline's own."""
+    num_frames: int | None = grouped("sampling", None)
+    """Of a video; None is the pipeline's own."""
     micro_batch_size: int = BY_MODEL
     """Denoiser calls held in memory at once; gradients are those of the whole batch."""
     rewards: tuple[str, ...] = ("attributes",)
@@ -84,8 +96,10 @@ class DiffusionConfig(RunConfig):
     """Pictures per probe prompt."""
     eval_episodes: int = 4
     """Pictures per prompt at an evaluation, at fixed noise."""
+    eval_guidance_scale: float | None = grouped("evaluation", None)
+    """Guidance of evaluations, the gate and samples; None is that of training."""
     grid: int = grouped("logging", 6)
-    """Prompts of each kind whose pictures are shown before and after."""
+    """Prompts of each kind whose pictures are shown before and after; 0 shows none."""
     sampler: Literal["auto", "ddim", "ddpm", "euler_ancestral", "lcm", "tcd", "flow_ancestral", "flow_sde"] = "auto"
     """Kind of Gaussian step; auto takes the one that suits the pipeline's scheduler."""
     eta: float = 1.0
@@ -143,6 +157,21 @@ class Setting(shared.Setting):
 
         average = {} if self.average is None else {"average": self.average}
         return {"policy": learner, "watch": Watch(), **average}
+
+    def learner(self, *args: Any, **options: Any) -> Learner:
+        """As in every modality; what learns from the chain's steps needs random ones.
+
+        Raises:
+            UsageError: no step is random.
+        """
+        made: Any = super().learner(*args, **options)
+        if not ({"forward", "outputs"} & made.objective.needs or self.policy.sampler.decides.any()):
+            raise UsageError(
+                "no step of this chain is random, so there is nothing to learn from: --num-inference-steps 2 or more, "
+                "--eta or --noise-level above 0"
+            )
+        learner: Learner = made
+        return learner
 
     def anchors(self) -> AnchorSet | None:
         from ..trainers.learner import AnchorSet
@@ -247,12 +276,9 @@ def start(
     """
     import torch
 
-    from ..trainers.distributed import barrier, device, is_main
-    from ..trainers.lora import add_lora
+    from ..trainers.distributed import barrier, is_main
+    from .building import build_policy, plan, precision
     from .gradients import check_differentiable
-    from .lora import attention
-    from .pipelines import adapter_for, check_dtype, load
-    from .policy import DenoisingPolicy
     from .prompts import file_prompts, shapes_prompts
     from .small.pretraining import default_pipeline, quiet
     from .watch import MovingAverage
@@ -264,8 +290,7 @@ def start(
         raise UsageError(f"{least}, not {config.group_size}")
     if small:
         torch.set_num_threads(1)  # more gain nothing at this size
-    dtypes = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    check_dtype(dtypes[config.dtype], device())
+    precision(config)
     prompts = file_prompts(config.data, config.seed) if config.data else shapes_prompts(config.split)
     reward, judge, world = rewards(config, differentiable)
     if differentiable:
@@ -276,55 +301,12 @@ def start(
             default_pipeline()
         barrier()  # the others read what the main process made
     source = str(default_pipeline()) if small else config.model
-    adapter = adapter_for(load(source, dtype=dtypes[config.dtype], device=device()), guidance=config.guidance_scale)
-    if world is not None:
-        _check_size(adapter)
-    if config.lora_rank:
-        named: Any = {("all-linear",): "all-linear", ("attention",): attention(adapter.denoiser)}
-        targets = named.get(config.lora_targets, config.lora_targets)
-        add_lora(adapter.denoiser, config.lora_rank, targets, seed=config.seed)
-    else:
-        adapter.denoiser.requires_grad_(True)
-    guidance = (
-        (adapter.guidance if adapter.distilled else 1.0) if config.guidance_scale is None else config.guidance_scale
-    )
-    policy = DenoisingPolicy(
-        adapter,
-        sampler(config, adapter),
-        guidance=guidance,
-        at_once=config.micro_batch_size,
-        forward_draws=forward_draws,
-        autocast=torch.bfloat16 if device().type == "cuda" else None,
-    )
+    fits = _check_size if world is not None else lambda adapter: None
+    policy = build_policy(config, source, forward_draws=forward_draws, check=fits)
     if is_main():
-        print(f"memory: {_plan(config, policy, differentiable)}")
+        print(f"memory: {plan(config, policy, differentiable)}")
     average = MovingAverage(policy, config.ema) if config.ema else None
     return Setting(config, policy, policy.fork("start"), prompts, reward, judge, world, average)
-
-
-def _plan(config: DiffusionConfig, policy: DenoisingPolicy, differentiable: bool) -> Any:
-    from .memory import memory_plan
-
-    pictures = config.tasks_per_step * config.group_size
-    steps = policy.sampler.steps
-    return memory_plan(
-        policy.adapter,
-        batch=min(config.micro_batch_size, pictures if differentiable else pictures * steps),
-        steps=steps,
-        grad_steps=steps if differentiable else 1,
-        guided=policy.guidance != 1.0,
-        decoded=differentiable,
-    )
-
-
-def sampler(config: DiffusionConfig, adapter: Any) -> Any:
-    """The chain that a config asks for."""
-    from .sampler import sampler_for
-
-    noise: Any = {"eta": config.eta, "noise_level": config.noise_level}
-    return sampler_for(
-        adapter.scheduler, config.num_inference_steps, config.sampler, **noise, set_timesteps=adapter.set_timesteps
-    )
 
 
 def rewards(config: DiffusionConfig, differentiable: bool) -> tuple[Any, RewardFunction | None, Any]:

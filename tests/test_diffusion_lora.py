@@ -186,14 +186,15 @@ def test_a_plan_adds_up(settings: dict[str, Any], activations: int, monkeypatch:
     trainable = add_lora(adapter.denoiser, 2, attention(adapter.denoiser))
     monkeypatch.setattr(memory, "denoiser_activations", lambda adapter, dtype: (100, 10))
     monkeypatch.setattr(memory, "decoder_activations", lambda adapter, dtype: (7, 70))
-    how: dict[str, Any] = {"batch": 4, "steps": 6} | settings
+    how: dict[str, Any] = {"batch": 4, "steps": 6, "forks": 3} | settings
     plan = memory_plan(adapter, **how)
     count = sum(p.numel() for p in trainable)
     assert (plan.trainable, plan.gradients, plan.optimiser) == (count, 4 * count, 8 * count)
     assert plan.parameters == sum(p.numel() for p in adapter.denoiser.parameters())
     assert plan.activations == activations
     assert plan.latents == how["batch"] * 7 * (4 * 8 * 8) * 4
-    assert plan.total == plan.weights + 12 * count + activations + plan.latents
+    assert plan.copies == 3 * 4 * count
+    assert plan.total == plan.weights + 24 * count + activations + plan.latents
     parts = [adapter.pipeline.vae, adapter.pipeline.text_encoder, adapter.denoiser]
     positions = adapter.pipeline.text_encoder.embeddings.position_ids.numel() * 8
     assert plan.weights == positions + sum(4 * p.numel() for part in parts for p in part.parameters())
@@ -207,11 +208,11 @@ def test_guidance_costs_no_second_row_where_it_is_an_input() -> None:
 
 
 def test_a_plan_is_one_line_for_people() -> None:
-    assert str(Plan(2_000_000, 1_000, 3 * 2**30, 2**28, 2**29, 2**30, 0)) == (
-        "about 4.75 GiB: weights 3.00, gradients 0.25, optimiser 0.50, activations 1.00, latents 0.00; "
+    assert str(Plan(2_000_000, 1_000, 3 * 2**30, 2**28, 2**29, 2**27, 2**30, 0)) == (
+        "about 4.88 GiB: weights 3.00, gradients 0.25, optimiser 0.50, copies 0.12, activations 1.00, latents 0.00; "
         "1,000 of 2,000,000 parameters trained"
     )
-    assert str(Plan(20, 10, 2**20, 0, 0, 2**19, 2**20)).startswith("about 2.50 MiB: weights 1.00, gradients 0.00")
+    assert str(Plan(20, 10, 2**20, 0, 0, 0, 2**19, 2**20)).startswith("about 2.50 MiB: weights 1.00, gradients 0.00")
 
 
 @pytest.mark.parametrize("wrong", [{"batch": 0}, {"steps": 0}, {"grad_steps": 7}, {"grad_steps": 0}])

@@ -325,7 +325,6 @@ def started(folder: Path, model: Path | str | None = None, **changes: Any) -> An
     entry="--model",
     required=Refuses("no adapter for KandinskyV22Pipeline"),
     by="user",
-    waits=True,
 )
 def no_adapter(folder: Path) -> object:
     place = without_weights(saved(folder, tiny.stable_diffusion()))
@@ -339,7 +338,6 @@ def no_adapter(folder: Path) -> object:
     entry="--model",
     required=Refuses("EDMEulerScheduler"),
     by="user",
-    waits=True,
 )
 def no_scheduler(folder: Path) -> object:
     made = tiny.stable_diffusion()
@@ -354,7 +352,6 @@ def no_scheduler(folder: Path) -> object:
     entry="--lora-targets",
     required=Refuses('unknown LoRA target "to_x"'),
     by="user",
-    waits=True,
 )
 def no_target(folder: Path) -> object:
     place = without_weights(saved(folder, tiny.stable_diffusion()))
@@ -368,7 +365,6 @@ def no_target(folder: Path) -> object:
     entry="--height",
     required=Refuses("multiples of 8"),
     by="user",
-    waits=True,
 )
 def no_size(folder: Path) -> object:
     return built("ddpo", folder, without_weights(saved(folder, tiny.stable_diffusion())), height=18)
@@ -398,7 +394,6 @@ for _what, _changes, _pattern in (
     entry="--model",
     required=Refuses("text_encoder_2"),
     by="user",
-    waits=True,
 )
 def flux_without_t5(folder: Path) -> object:
     made = tiny.flux()
@@ -526,7 +521,6 @@ def sana_as_published(folder: Path) -> object:
     entry="--height",
     required=Gives([3, 24, 32]),
     by="user",
-    waits=True,
 )
 def size(folder: Path) -> object:
     (rollout,) = started(folder, height=24, width=32).policy.act(TASKS[:1], 1)
@@ -540,7 +534,6 @@ def size(folder: Path) -> object:
     entry="--negative-prompt",
     required=Gives([True, False]),
     by="user",
-    waits=True,
 )
 def negative_prompt(folder: Path) -> object:
     place = saved(folder, tiny.stable_diffusion())
@@ -561,7 +554,6 @@ def negative_prompt(folder: Path) -> object:
     entry="--eval-guidance-scale",
     required=Gives([False, True]),
     by="user",
-    waits=True,
 )
 def evaluation_guidance(folder: Path) -> object:
     place = saved(folder, tiny.stable_diffusion())
@@ -599,7 +591,6 @@ def with_lora(folder: Path, rank: int = 2) -> tuple[Any, Path]:
     entry="LoRA",
     required=Refuses("fuse_lora"),
     by="user",
-    waits=True,
 )
 def second_lora(folder: Path) -> object:
     from autotelic.trainers.lora import add_lora
@@ -617,7 +608,6 @@ def second_lora(folder: Path) -> object:
     entry="LoRA",
     required=Refuses("fuse_lora"),
     by="user",
-    waits=True,
 )
 def second_lora_everywhere(folder: Path) -> object:
     from autotelic.trainers.lora import add_lora
@@ -635,14 +625,13 @@ def second_lora_everywhere(folder: Path) -> object:
     entry="--lora-path",
     required=Gives([True, True]),
     by="user",
-    waits=True,
 )
 def continued_lora(folder: Path) -> object:
     place, lora = with_lora(folder)
     made: Any = diffusers.StableDiffusionPipeline.from_pretrained(place, safety_checker=None)
     made.set_progress_bar_config(disable=True)
     made.load_lora_weights(lora)
-    policy = started(folder, place, lora_path=str(lora), eta=0.0, sampler="ddim").policy
+    policy = started(folder, place, lora_path=str(lora), eta=0.0).policy
     (rollout,) = policy.act(TASKS[:1], 1)
     start = rollout.payload["path"][:1]
     theirs = made(TASKS[0].prompt, latents=start, num_inference_steps=3, guidance_scale=1.0, output_type="pt").images
@@ -660,7 +649,6 @@ def continued_lora(folder: Path) -> object:
     entry="--lora-path",
     required=Refuses("lora"),
     by="user",
-    waits=True,
 )
 def foreign_lora(folder: Path) -> object:
     _, lora = with_lora(folder)
@@ -674,7 +662,6 @@ def foreign_lora(folder: Path) -> object:
     entry="--lora-path",
     required=Refuses("nowhere"),
     by="user",
-    waits=True,
 )
 def missing_lora(folder: Path) -> object:
     return started(folder, lora_path=str(folder / "nowhere"))
@@ -701,7 +688,6 @@ def no_add_adapter(folder: Path) -> object:
     entry="--lora-targets",
     required=Refuses("lora.targets"),
     by="user",
-    waits=True,
 )
 def no_targets(folder: Path) -> object:
     return started(folder, lora_targets=())
@@ -714,7 +700,6 @@ def no_targets(folder: Path) -> object:
     entry="--lora-alpha",
     required=Gives(8.0),
     by="user",
-    waits=True,
 )
 def lora_alpha(folder: Path) -> object:
     from autotelic.trainers.lora import lora_config
@@ -786,7 +771,6 @@ for _where in ("denoiser", "decoder"):
         entry="act",
         required=Gives([True, False, True]),
         by="policy",
-        waits=True,
     )
     def poisoned_picture(folder: Path, where: str = _where) -> object:
         bad, good = poisoned(started(folder).policy, where).act(TASKS, 1)
@@ -819,7 +803,6 @@ for _recipe in ("ddpo", "prdp", "d3po", "nft", "raft", "alignprop", "draft", "re
         entry="learner",
         required=Gives([True, True, True]),
         by="policy",
-        waits=True,
     )
     def poisoned_update(folder: Path, recipe: str = _recipe) -> object:
         own = folder / "reds.py"
@@ -861,7 +844,6 @@ for _recipe, _changes, _flow in STILL:
         entry="sampler",
         required=Refuses("no step of this chain is random"),
         by="user",
-        waits=True,
     )
     def still(folder: Path, recipe: str = _recipe, changes: dict[str, Any] = _changes, flow: bool = _flow) -> object:
         made = tiny.stable_diffusion_3() if flow else tiny.stable_diffusion()
@@ -893,7 +875,6 @@ def dtypes(policy: Any) -> set[torch.dtype]:
     entry="--dtype",
     required=Gives([True, True, True]),
     by="user",
-    waits=True,
 )
 def full_weights(folder: Path) -> object:
     setting = started(folder, lora_rank=0, dtype="bf16", lr=1e-6)
@@ -925,7 +906,6 @@ for _dtype, _mixed in (("bf16", torch.bfloat16), ("fp32", None)):
         entry="--dtype",
         required=Gives(True),
         by="user",
-        waits=_dtype == "bf16",
     )
     def mixed(folder: Path, dtype: str = _dtype, wanted: Any = _mixed) -> object:
         return bool(started(folder, dtype=dtype).policy.autocast == wanted)
@@ -941,15 +921,14 @@ for _dtype, _mixed in (("bf16", torch.bfloat16), ("fp32", None)):
     entry="prompts",
     required=Gives([True, True]),
     by="user",
-    waits=True,
 )
 def embeddings(folder: Path) -> object:
     policy = started(folder).policy
-    one = policy._condition(["a red cat"])["encoder_hidden_states"]
+    one = policy.conditions(["a red cat"])["encoder_hidden_states"]
     policy.conditions.limit = 3 * one.numel() * one.element_size()
     for number in range(20):
-        policy._condition([f"thing {number}", f"other {number}"])
-    again = policy._condition(["a red cat"])["encoder_hidden_states"]
+        policy.conditions([f"thing {number}", f"other {number}"])
+    again = policy.conditions(["a red cat"])["encoder_hidden_states"]
     return [policy.conditions.held <= policy.conditions.limit, torch.equal(one, again)]
 
 
@@ -960,13 +939,12 @@ def embeddings(folder: Path) -> object:
     entry="memory line",
     required=Gives(True),
     by="user",
-    waits=True,
 )
 def memory_line(folder: Path) -> object:
-    from autotelic.diffusion.setting import _plan
+    from autotelic.diffusion.building import plan as plan_of
 
     setting = started(folder, lora_rank=0, gate="best", judge="colourfulness")
-    plan = _plan(setting.config, setting.policy, False)
+    plan = plan_of(setting.config, setting.policy, False)
     trained = sum(weight.numel() * weight.element_size() for weight in setting.policy.trained().values())
     return plan.copies >= 3 * trained and plan.total >= 3 * trained + plan.weights  # start, base, promoted
 
@@ -1064,7 +1042,7 @@ def save_from_state(folder: Path) -> object:
     fresh.unload_lora_weights()
     moved = any(not torch.equal(weight, untouched[name]) for name, weight in fresh.unet.state_dict().items())
     x, t = torch.randn(1, 4, 8, 8), torch.tensor([500])
-    told = first.policy._condition(["a red cat"])
+    told = first.policy.conditions(["a red cat"])
     with torch.no_grad():
         one = first.policy.adapter.predict(first.policy.module, x, t, told)
         two = fresh.unet(x, t, told["encoder_hidden_states"], return_dict=False)[0]
