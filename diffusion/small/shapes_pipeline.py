@@ -114,7 +114,7 @@ class ShapesAdapter(PipelineAdapter):
         return self._latent_channels(), self.height, self.width
 
     def set_timesteps(self, scheduler: Any, steps: int) -> None:
-        set_even_timesteps(scheduler, steps, self.device)
+        set_even_timesteps(scheduler, steps, torch.device("cpu"))
 
     def _default_size(self) -> tuple[int, int]:
         side = int(cast(Any, self.denoiser).config.sample_size)

@@ -81,6 +81,7 @@ def is_right(x: Tensor) -> bool:
 FLOW_SIGMAS = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
 KNOWN: list[tuple[str, dict[str, Any]]] = [
     ("PNDMScheduler", {"skip_prk_steps": True, "set_alpha_to_one": False}),
+    ("PNDMScheduler", {}),
     ("DDIMScheduler", {}),
     ("DDIMParallelScheduler", {}),
     ("DDPMScheduler", {}),
