@@ -247,7 +247,7 @@ class Setting(shared.Setting):
         return evaluate(self, actor)
 
     def finish(self, folder: RunFolder) -> None:
-        from .evaluation import write_grids
+        from .grids import write_grids
 
         write_grids(self, folder)
         folder.write_card()
