@@ -1073,7 +1073,6 @@ def pair_of(folder: Path, **changes: Any) -> tuple[Any, Any]:
     entry="pairs",
     required=Gives([True, True]),
     by="user",
-    waits=True,
 )
 def shared_noise(folder: Path) -> object:
     _, batch = pair_of(folder)
@@ -1088,7 +1087,6 @@ def shared_noise(folder: Path) -> object:
     entry="pairs",
     required=Gives(True),
     by="user",
-    waits=True,
 )
 def published_loss(folder: Path) -> object:
     """-log sigmoid(-beta / 2 ((e_w - e_l) - (ref_w - ref_l))), e a mean over the latent, on the mean over draws."""
