@@ -436,7 +436,6 @@ def sd3_without_t5(folder: Path) -> object:
     required=Gives(True),
     by="user",
     slow=True,
-    waits=True,
 )
 def published_sd(folder: Path) -> object:
     made = tiny.stable_diffusion()
