@@ -44,7 +44,7 @@ def evaluate(setting: Setting, actor: Actor) -> dict[str, Any]:
         row, values = _outcome(setting, rollouts)
         pictures = torch.unflatten(torch.stack([r.output for r in rollouts]), 0, (len(tasks), len(copies)))
         if len(copies) > 1:
-            values["diversity"] = per_prompt_diversity(pictures)
+            values["diversity"] = per_prompt_diversity(pictures.flatten(2, -3))  # frames count as channels
         if system is policy:
             values["kl"] = drift(setting, policy, rollouts[:: len(copies)])
         else:

@@ -53,15 +53,18 @@ def load_lora(adapter: PipelineAdapter, place: str | Path) -> list[nn.Parameter]
     file = {"weight_name": source.name} if source.is_file() else {}
     where = str(source.parent if file else source) if source.exists() else str(place)
     try:
+        found = pipeline.lora_state_dict(where, **file)
+        names = found[0] if isinstance(found, tuple) else found
+        if others := sorted({name.partition(".")[0] for name in names if name.startswith("text_encoder")}):
+            raise UsageError(f"the LoRA {place} adapts the {others[0]} as well, which is not trained: fuse it first")
         pipeline.load_lora_weights(where, adapter_name=NAME, **file)
+    except UsageError:
+        raise
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError, IndexError) as error:
         told = " ".join(str(error).split())[:200]
         raise UsageError(f"cannot load the LoRA {place} on this {type(pipeline).__name__}: {told}") from error
     if not has_lora(denoiser):
         raise UsageError(f"the LoRA {place} has nothing for the {type(denoiser).__name__} of this pipeline")
-    for name, part in pipeline.components.items():
-        if isinstance(part, nn.Module) and part is not denoiser and getattr(part, "peft_config", None):
-            raise UsageError(f"the LoRA {place} adapts the {name} as well, which is not trained: fuse it first")
     return adapters_alone(denoiser)
 
 

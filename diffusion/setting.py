@@ -219,6 +219,8 @@ class Setting(shared.Setting):
         from .prompts import Prompts
 
         adapter = self.policy.adapter
+        if adapter.video:
+            raise UsageError(f"{path} holds pairs of pictures, and this pipeline draws videos")
         pairs = read_pairs(path, (adapter.height, adapter.width))
         for task, _, _ in pairs if self.world is not None else ():
             if task.prompt not in shapes.LABELS:
@@ -281,6 +283,7 @@ def start(
     from .gradients import check_differentiable
     from .prompts import file_prompts, shapes_prompts
     from .small.pretraining import default_pipeline, quiet
+    from .videos import per_frame
     from .watch import MovingAverage
 
     small = not config.model
@@ -303,6 +306,8 @@ def start(
     source = str(default_pipeline()) if small else config.model
     fits = _check_size if world is not None else lambda adapter: None
     policy = build_policy(config, source, forward_draws=forward_draws, check=fits)
+    if policy.adapter.video:
+        reward, judge = per_frame(reward), judge and per_frame(judge)
     if is_main():
         print(f"memory: {plan(config, policy, differentiable)}")
     average = MovingAverage(policy, config.ema) if config.ema else None
