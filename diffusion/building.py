@@ -53,8 +53,8 @@ def build_policy(
     Raises:
         UsageError: anything of the pipeline, its scheduler or the adapters that cannot be had.
     """
-    options = {"guidance": config.guidance_scale, "negative_prompt": config.negative_prompt}
-    options |= {name: getattr(config, name) for name in ("height", "width")}
+    options: dict[str, Any] = {"guidance": config.guidance_scale, "negative_prompt": config.negative_prompt}
+    options |= {"height": config.height, "width": config.width}
     if config.num_frames is not None:
         options["num_frames"] = config.num_frames
     seen = preview(source, **options)

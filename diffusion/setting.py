@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, cast
 
 from ..errors import UsageError
 from ..trainers import setting as shared
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..rewards.image.shapes import AttributeReward, NearestRender
+    from ..rewards.reward import Reward
     from ..trainers.learner import AnchorSet
     from ..trainers.runs.run_folder import RunFolder
     from ..types import Learner, RewardFunction, Rollout, Task
@@ -307,7 +308,7 @@ def start(
     fits = _check_size if world is not None else lambda adapter: None
     policy = build_policy(config, source, forward_draws=forward_draws, check=fits)
     if policy.adapter.video:
-        reward, judge = per_frame(reward), judge and per_frame(judge)
+        reward, judge = (asked and per_frame(cast("Reward", asked)) for asked in (reward, judge))
     if is_main():
         print(f"memory: {plan(config, policy, differentiable)}")
     average = MovingAverage(policy, config.ema) if config.ema else None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..rewards.reward import Reward, WeightedSum
+from ..rewards.reward import Reward
 from ..trainers.scoring import columns
 from ..types import Score
 
@@ -19,8 +19,10 @@ FRAMES = 8
 
 def per_frame(reward: Reward) -> Reward:
     """A reward whose terms see frames as pictures; those with an attribute ``videos`` see [F, 3, H, W]."""
-    if isinstance(reward, WeightedSum):
-        return type(reward)([(weight, per_frame(term)) for weight, term in reward.terms])
+    if any(term is not reward for _, term in reward.terms):  # a sum
+        summed: Any = type(reward)
+        made: Reward = summed([(weight, per_frame(term)) for weight, term in reward.terms])
+        return made
     if getattr(reward.function, "videos", False):
         return reward
     wrapped = _PerFrame(reward)
@@ -51,7 +53,7 @@ class _PerFrame:
 def _means(scores: Any, counts: Sequence[int]) -> Any:
     """Of each video's frames; None where none of them has a score."""
     if isinstance(scores, Tensor):
-        return torch.stack([part.mean() for part in scores.split(list(counts))])
+        return torch.stack([part.mean() for part in torch.split(scores, list(counts))])
     found: list[Score] = []
     place = 0
     for count in counts:

@@ -32,7 +32,13 @@ REASONS: dict[str, tuple[str, ...]] = {
         *("envs/gym_simulator.py", "envs/metaworld.py", "envs/simulator.py"),
     ),
     "a person's function, class, array or module, which promises nothing": (
-        *("diffusion/gradients.py", "envs/worker.py", "rewards/text/answers.py", "rewards/audit.py"),
+        *(
+            "diffusion/gradients.py",
+            "diffusion/videos.py",
+            "envs/worker.py",
+            "rewards/text/answers.py",
+            "rewards/audit.py",
+        ),
         *(
             "rewards/progress/clip_progress.py",
             "rewards/models/exhibits.py",
