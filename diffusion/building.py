@@ -103,6 +103,25 @@ def _choose_trained(config: DiffusionConfig, adapter: PipelineAdapter) -> None:
             parameter.requires_grad_(True)
 
 
+def check_learns(policy: DenoisingPolicy) -> None:
+    """One call of the denoiser, to see that something of what is trained has a part in what it predicts.
+
+    Raises:
+        UsageError: none of it has, such as adapters on layers whose output is dropped.
+    """
+    trained, adapter = list(policy.parameters()), policy.adapter
+    x = torch.randn(1, *adapter.latent_shape, generator=torch.Generator().manual_seed(0)).to(policy.device)
+    told, time = policy.conditions([""]), policy.sampler.levels.timesteps[:1].to(policy.device)
+    with policy.mixed():
+        out = adapter.predict(policy.module, x, time, told)
+    reached = torch.autograd.grad(out.sum(), trained, allow_unused=True) if out.requires_grad else []
+    if not any(gradient is not None and bool(gradient.any()) for gradient in reached):
+        raise UsageError(
+            f"none of the {len(trained)} trained tensors of this {type(policy.module).__name__} has a part in what it "
+            "predicts: name other --lora-targets"
+        )
+
+
 def sampler(config: DiffusionConfig, adapter: PipelineAdapter) -> Sampler:
     """The chain that a config asks for."""
     noise: Any = {"eta": config.eta, "noise_level": config.noise_level}

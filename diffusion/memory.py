@@ -6,11 +6,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
 from .pipelines import PipelineAdapter
+
+
+TEXT = "word " * 64
+"""Of what length a prompt is taken to be, where its length matters."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ def memory_plan(
 
 def denoiser_activations(adapter: PipelineAdapter, dtype: torch.dtype | None = None) -> tuple[int, int]:
     """Bytes that one call of the denoiser saves for backward: (whatever the batch, per row)."""
-    condition = adapter.encode([""])
+    condition = adapter.encode([TEXT])
     timestep = torch.zeros(1, device=adapter.device)
 
     def call(rows: int) -> Tensor:
@@ -146,7 +151,14 @@ def _saved(
         weights = [*module.parameters(), *module.buffers()]
         weights += [fake.from_tensor(weight) for weight in weights]  # autograd saves some themselves, some as fakes
         mixed = torch.autocast(device.type, dtype, enabled=dtype is not None)
-        with torch.enable_grad(), mixed, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        # Tables that diffusers caches, such as Qwen-Image's rotations, would be fakes from then on.
+        uncached = patch.object(torch.compiler, "is_exporting", lambda: True)
+        with (
+            torch.enable_grad(),
+            mixed,
+            uncached,
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        ):
             out = call(rows)
         own = {_storage(w) for w in weights}
         found = {_storage(t): cast(Any, t).untyped_storage().nbytes() for t in kept}

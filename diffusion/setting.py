@@ -280,7 +280,7 @@ def start(
     import torch
 
     from ..trainers.distributed import barrier, is_main
-    from .building import build_policy, plan, precision
+    from .building import build_policy, check_learns, plan, precision
     from .gradients import check_differentiable
     from .prompts import file_prompts, shapes_prompts
     from .small.pretraining import default_pipeline, quiet
@@ -311,6 +311,7 @@ def start(
         reward, judge = (asked and per_frame(cast("Reward", asked)) for asked in (reward, judge))
     if is_main():
         print(f"memory: {plan(config, policy, differentiable)}")
+    check_learns(policy)
     average = MovingAverage(policy, config.ema) if config.ema else None
     return Setting(config, policy, policy.fork("start"), prompts, reward, judge, world, average)
 

@@ -24,11 +24,16 @@ FAMILIES: dict[str, Callable[..., Any]] = {
     "sdxl": tiny.stable_diffusion_xl,
     "sd3": tiny.stable_diffusion_3,
     "flux": tiny.flux,
+    "qwen": tiny.qwen_image,
+    "sana": tiny.sana,
+    "wan": tiny.wan,
 }
+LARGE: dict[str, Any] = {"height": 32, "width": 32}
+SIZES: dict[str, dict[str, Any]] = {"qwen": LARGE, "sana": LARGE, "wan": LARGE | {"num_frames": 5}}
 
 
 def prepared(family: str) -> PipelineAdapter:
-    return adapter_for(FAMILIES[family](), height=16, width=16)
+    return adapter_for(FAMILIES[family](), **SIZES.get(family, {"height": 16, "width": 16}))
 
 
 def answer(adapter: PipelineAdapter, grad: bool = False) -> Tensor:
@@ -60,7 +65,7 @@ def test_a_saved_lora_draws_the_same_in_a_fresh_pipeline(family: str, targets: A
     assert file.name == "pytorch_lora_weights.safetensors" and file.is_file()
     fresh = FAMILIES[family]()
     fresh.load_lora_weights(tmp_path)
-    again = answer(adapter_for(fresh, height=16, width=16))
+    again = answer(adapter_for(fresh, **SIZES.get(family, {"height": 16, "width": 16})))
     torch.testing.assert_close(again, after, rtol=0, atol=1e-6)
 
 
@@ -88,10 +93,13 @@ def test_the_adapters_alone_are_trained_and_all_of_them_are_reached(family: str)
     shake(trainable)
     answer(adapter, grad=True).square().sum().backward()
     silent = {name for name, p in named.items() if p.grad is None or p.grad.abs().sum() == 0}
-    unread = "transformer_blocks.1.attn.add_q_proj."  # the text stream ends in the last block of Stable Diffusion 3
-    assert silent == {name for name in named if family == "sd3" and name.startswith(unread)}
+    unread = {  # the text stream ends in the last block
+        "sd3": ("transformer_blocks.1.attn.add_q_proj.",),
+        "qwen": ("transformer_blocks.0.attn.add_q_proj.", "transformer_blocks.0.attn.to_add_out."),
+    }
+    assert silent == {name for name in named if name.startswith(unread.get(family, "none of them"))}
     joint = any("add_k_proj" in name for name in named)
-    assert joint == (family in ("sd3", "flux"))
+    assert joint == (family in ("sd3", "flux", "qwen"))
     assert {name.partition(".lora_")[0].split("attn")[-1].partition(".")[2] for name in named} <= set(ATTENTION)
 
 
@@ -130,7 +138,7 @@ def truly_saved(adapter: PipelineAdapter, rows: int, decoded: bool) -> int:
         kept.append(tensor)
         return tensor
 
-    condition = adapter.encode(["red"] * rows)
+    condition = adapter.encode([memory.TEXT] * rows)
     x = torch.randn(rows, *adapter.latent_shape, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         out = adapter.decode(x) if decoded else adapter.predict(adapter.denoiser, x, torch.zeros(rows), condition)

@@ -102,18 +102,26 @@ class FluxAdapter(PackedAdapter):
 
 
 class QwenImageAdapter(PackedAdapter):
-    """Qwen-Image. Guidance keeps the length of each token's prediction; texts are as long as they are, and masked."""
+    """Qwen-Image. Guidance keeps the norm of each token's prediction; texts are as long as they are, and masked."""
 
     usual_guidance = 4.0
 
     def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
         states, mask = self.pipeline.encode_prompt(prompts, self.device)
         if mask is None:
-            mask = torch.ones(states.shape[:2], dtype=torch.long, device=states.device)
+            mask = torch.zeros(len(states), 0, dtype=torch.long, device=states.device)  # nothing is padding
         return {"encoder_hidden_states": states, "encoder_hidden_states_mask": mask}
 
     def stacked(self, rows: Sequence[Condition]) -> dict[str, Tensor]:
-        return {name: pad_sequence([row[name] for row in rows], batch_first=True) for name in rows[0]}
+        texts, masks = ([row[name] for row in rows] for name in ("encoder_hidden_states", "encoder_hidden_states_mask"))
+        padded = len({len(text) for text in texts}) > 1 or any(len(mask) for mask in masks)
+        if padded:
+            whole = [torch.ones(len(text), dtype=torch.long, device=text.device) for text in texts]
+            masks = [mask if len(mask) else ones for mask, ones in zip(masks, whole, strict=True)]
+        return {
+            "encoder_hidden_states": pad_sequence(texts, batch_first=True),
+            "encoder_hidden_states_mask": pad_sequence(masks, batch_first=True),
+        }
 
     def _joined(self, first: Condition, second: Condition) -> dict[str, Tensor]:
         parts = [*zip(*first.values(), strict=True), *zip(*second.values(), strict=True)]
@@ -127,7 +135,7 @@ class QwenImageAdapter(PackedAdapter):
             "timestep": timestep.to(latents.dtype) / 1000,
             "guidance": torch.full((len(latents),), scale, device=latents.device) if self.distilled else None,
             "encoder_hidden_states": condition["encoder_hidden_states"].to(latents.dtype),
-            "encoder_hidden_states_mask": None if bool(mask.all()) else mask,
+            "encoder_hidden_states_mask": mask if mask.shape[1] else None,
             "img_shapes": [[(1, height // 2, width // 2)]] * len(latents),
         }
 

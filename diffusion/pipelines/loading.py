@@ -37,8 +37,7 @@ def adapter_for(pipeline: DiffusionPipeline, **options: Any) -> PipelineAdapter:
     """
     kind, parts = _kind(type(pipeline)), cast(Any, pipeline).components
     _check_parts(kind, type(pipeline).__name__, [name for name, part in parts.items() if part is not None])
-    made: PipelineAdapter = kind(pipeline, **options)
-    return made
+    return _adapted(kind, pipeline, options)
 
 
 def preview(name_or_path: str | Path, **options: Any) -> PipelineAdapter | None:
@@ -64,8 +63,7 @@ def preview(name_or_path: str | Path, **options: Any) -> PipelineAdapter | None:
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, NotImplementedError) as error:
         logger.debug("%s cannot be looked at before it is loaded: %s", name_or_path, error)
         return None
-    made: PipelineAdapter = kind(skeleton, **options)
-    return made
+    return _adapted(kind, skeleton, options)
 
 
 def check_dtype(dtype: torch.dtype | None, place: torch.device) -> None:
@@ -126,6 +124,13 @@ def _kind(pipeline_class: type) -> Any:
         f"no adapter for {pipeline_class.__name__}: there is one for {', '.join(known)}; for another, derive from "
         'autotelic.diffusion.pipelines.PipelineAdapter and call autotelic.plugins.register("pipeline", CLASS, adapter)'
     )
+
+
+def _adapted(kind: Any, pipeline: Any, options: Mapping[str, Any]) -> PipelineAdapter:
+    if "num_frames" in options and not kind.video:
+        raise UsageError(f"{type(pipeline).__name__} draws pictures, which have no frames: leave --num-frames out")
+    made: PipelineAdapter = kind(pipeline, **options)
+    return made
 
 
 def _check_parts(kind: Any, name: str, present: Collection[str]) -> None:

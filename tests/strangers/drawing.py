@@ -694,6 +694,31 @@ def no_targets(folder: Path) -> object:
 
 
 @case(
+    "diffusion brother: adapters on layers whose output is dropped, as of the last text stream",
+    kind="cannot learn",
+    modality="diffusion",
+    entry="--lora-targets",
+    required=Refuses("none of the 2 trained tensors"),
+    by="user",
+)
+def unread_layers(folder: Path) -> object:
+    targets = ("transformer_blocks.1.attn.add_q_proj",)
+    return started(folder, saved(folder, tiny.stable_diffusion_3()), lora_targets=targets)
+
+
+@case(
+    "diffusion brother: --num-frames of a pipeline that draws pictures",
+    kind="schedulers",
+    modality="diffusion",
+    entry="--num-frames",
+    required=Refuses("frames"),
+    by="user",
+)
+def frames_of_pictures(folder: Path) -> object:
+    return started(folder, num_frames=5)
+
+
+@case(
     "diffusion M6: --lora-alpha",
     kind="schedulers",
     modality="diffusion",
