@@ -12,6 +12,7 @@ from ..errors import UsageError
 from ..trainers.config import flag
 from ..trainers.distributed import device, is_main
 from ..trainers.lora import add_lora, layers_for
+from ..working import LONG, working
 from .lora import load_lora, targets_of
 from .memory import memory_plan
 from .pipelines import PipelineAdapter, adapter_for, check_dtype, load, preview
@@ -64,7 +65,9 @@ def build_policy(
         if config.lora_rank and not config.lora_path:
             layers_for(seen.denoiser, targets_of(seen.denoiser, config.lora_targets))
     dtype = precision(config)
-    adapter = adapter_for(load(source, dtype=dtype, device=device()), **options)
+    with working(f"loading {config.model or 'the small default pipeline'}", after=LONG):
+        pipeline = load(source, dtype=dtype, device=device())
+    adapter = adapter_for(pipeline, **options)
     check(adapter)
     _choose_trained(config, adapter)
     scale = config.guidance_scale

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..rewards.image.shapes import per_prompt_diversity
+from ..splitting import Part, deal
 from ..trainers.scoring import score, total_of
 from ..types import Actor, Rollout, Task
 
@@ -23,10 +26,11 @@ SHORTFALL = 0.5
 
 
 def evaluate(setting: Setting, actor: Actor) -> dict[str, Any]:
-    """Outcomes per kind of prompt, with ``figures``; the same noise at every call.
+    """Outcomes per kind of prompt, with ``figures``; the same prompts and the same noise at every call.
 
-    What the actor is without what is there for training alone draws; where that is more than a policy, the figure
-    "policy alone" is the judge's of the policy in it.
+    Of each kind ``eval_prompts`` are drawn, chosen by their content and from every category of theirs, a few at a time;
+    of a picture its scores stay. What the actor is without what is there for training alone draws; where that is more
+    than a policy, the figure "policy alone" is the judge's of the policy in it.
 
     "success" is the judge's: 0/1 in the small world (the nearest true render shows the prompt), else its score.
     Figures: reward; judge; distance, the mean squared error to the nearest true render of the prompt (small world);
@@ -37,27 +41,70 @@ def evaluate(setting: Setting, actor: Actor) -> dict[str, Any]:
     outcomes: dict[str, Any] = {}
     figures: dict[str, dict[str, float]] = {}
     notes = ["Figures at fixed noise; KL in nats per picture, from the start."]
-    for name, tasks in (("seen", setting.prompts.seen), ("unseen", setting.prompts.unseen)):
-        first = setting.config.eval_offset
-        copies = range(first, first + setting.config.eval_episodes)
-        rollouts = _draw(system, tasks, copies)
-        row, values = _outcome(setting, rollouts)
-        pictures = torch.unflatten(torch.stack([r.output for r in rollouts]), 0, (len(tasks), len(copies)))
-        if len(copies) > 1:
-            values["diversity"] = per_prompt_diversity(pictures.flatten(2, -3))  # frames count as channels
-        if system is policy:
-            values["kl"] = drift(setting, policy, rollouts[:: len(copies)])
-        else:
-            values["policy alone"] = _mean(_outcome(setting, _draw(policy, tasks, copies))[0]["success"])
-        values["reward_ode"] = _deterministic_reward(setting, system, tasks, first)
-        outcomes[name], figures[name] = row, values
-        spread = float(torch.tensor(row["score"]).std()) if len(rollouts) > 1 else math.inf
+    first = setting.config.eval_offset
+    copies = range(first, first + setting.config.eval_episodes)
+    at_once = max(1, setting.config.micro_batch_size // max(1, len(copies)))
+    for name, several in (("seen", setting.prompts.seen), ("unseen", setting.prompts.unseen)):
+        tasks, seen = some(several, setting.config.eval_prompts), _Sums()
+        if len(tasks) < len(several):
+            notes.append(f"Of {len(several)} {name} prompts {len(tasks)} are drawn.")
+        for start in range(0, len(tasks), at_once):
+            _look(setting, system, policy, tasks[start : start + at_once], copies, seen)
+        values = {figure: _mean(listed) for figure, listed in seen.figures.items()}
+        outcomes[name] = {"score": seen.reward, "seeds": seen.names, "success": seen.success}
+        figures[name] = values
+        spread = float(torch.tensor(seen.reward).std()) if len(seen.reward) > 1 else math.inf
         if values["reward_ode"] - values["reward"] > SHORTFALL * spread:
             notes.append(
                 f"On {name} prompts, sampled pictures score {values['reward']:.3g} and deterministic ones "
                 f"{values['reward_ode']:.3g}: the sampler's noise hides what the model can do: use less."
             )
-    return {"unit": "judge", "outcomes": outcomes, "figures": figures, "notes": notes}
+    return {"unit": unit_of(setting), "outcomes": outcomes, "figures": figures, "notes": notes}
+
+
+def unit_of(setting: Setting) -> str:
+    """What outcomes are: a judge's, or where nobody judges the training reward itself."""
+    return "training reward" if setting.world is None and setting.judge is None else "judge"
+
+
+def some(tasks: Sequence[Task], count: int) -> Sequence[Task]:
+    """``count`` of the tasks, in their order: always the same ones, from every category that their rows name."""
+    if len(tasks) <= count:
+        return tasks
+    categories = [str(task.extra.get("category") or "") for task in tasks]
+    chosen, _ = deal([{str(task.prompt)} for task in tasks], categories, [Part(1.0, total=count)])
+    return [tasks[row] for row in chosen]
+
+
+@dataclass
+class _Sums:
+    """What stays of pictures that were looked at."""
+
+    reward: list[float] = field(default_factory=list)
+    success: list[float] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    figures: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+
+def _look(
+    setting: Setting, system: Any, policy: Any, tasks: Sequence[Task], copies: Sequence[int], seen: _Sums
+) -> None:
+    """Draw and judge some prompts; a figure that is a mean over prompts counts once for each."""
+    rollouts = _draw(system, tasks, copies)
+    seen.names += [f"{r.task.id}/{len(seen.names) + i}" for i, r in enumerate(rollouts)]
+    _judge(setting, rollouts, seen)
+    pictures = torch.unflatten(torch.stack([r.output for r in rollouts]), 0, (len(tasks), len(copies)))
+    if len(copies) > 1:
+        seen.figures["diversity"] += [per_prompt_diversity(pictures.flatten(2, -3))] * len(tasks)
+    if system is policy:
+        seen.figures["kl"] += [drift(setting, policy, rollouts[:: len(copies)])] * len(tasks)
+    else:
+        alone = _Sums()
+        _judge(setting, _draw(policy, tasks, copies), alone)
+        seen.figures["policy alone"] += alone.success
+    plain = _draw(system, tasks, copies[:1], greedy=True)
+    score(plain, setting.reward)
+    seen.figures["reward_ode"] += map(_score, plain)
 
 
 def _draw(policy: Any, tasks: Sequence[Task], copies: Sequence[int], **sampling: Any) -> list[Rollout]:
@@ -66,22 +113,24 @@ def _draw(policy: Any, tasks: Sequence[Task], copies: Sequence[int], **sampling:
     return [part[i] for i in range(len(tasks)) for part in parts]
 
 
-def _outcome(setting: Setting, rollouts: list[Rollout]) -> tuple[dict[str, Any], dict[str, float]]:
+def _judge(setting: Setting, rollouts: list[Rollout], seen: _Sums) -> None:
+    """Reward and judge of some pictures."""
     score(rollouts, setting.reward)
     reward = [_score(r) for r in rollouts]
-    row: dict[str, Any] = {"score": reward, "seeds": [f"{r.task.id}/{i}" for i, r in enumerate(rollouts)]}
-    values = {"reward": _mean(reward)}
+    seen.reward += reward
+    seen.figures["reward"] += reward
     if setting.world is not None:
         named = setting.world([r.output for r in rollouts], [r.task.prompt for r in rollouts])
-        row["success"] = [int(v) for v in named["correct"]]
-        values |= {"judge": _mean(named["correct"]), "distance": _mean(named["distance"])}
+        seen.success += [int(v) for v in named["correct"]]
+        seen.figures["judge"] += map(float, named["correct"])
+        seen.figures["distance"] += map(float, named["distance"])
     elif setting.judge is not None:
         score(rollouts, setting.judge)
-        row["success"] = [_score(r) for r in rollouts]
-        values["judge"] = _mean(row["success"])
+        judged = [_score(r) for r in rollouts]
+        seen.success += judged
+        seen.figures["judge"] += judged
     else:
-        row["success"] = reward
-    return row, values
+        seen.success += reward
 
 
 def drift(setting: Setting, policy: Any, rollouts: Sequence[Rollout]) -> float:
@@ -91,12 +140,6 @@ def drift(setting: Setting, policy: Any, rollouts: Sequence[Rollout]) -> float:
     with torch.no_grad():
         now = policy.evaluate_actions(policy.collate(rollouts), {"kl:start"}, {"start": setting.start})
     return float(now.kl["start"].sum(-1).mean())
-
-
-def _deterministic_reward(setting: Setting, policy: Any, tasks: Sequence[Task], copy: int) -> float:
-    rollouts = _draw(policy, tasks, [copy], greedy=True)
-    score(rollouts, setting.reward)
-    return _mean([_score(r) for r in rollouts])
 
 
 def _score(rollout: Rollout) -> float:

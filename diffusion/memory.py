@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from .pipelines import PipelineAdapter
 
-
 TEXT = "word " * 64
 """Of what length a prompt is taken to be, where its length matters."""
 

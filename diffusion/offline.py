@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,9 +15,12 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..families import GROUND_TRUTH, of_family
+from ..tables import Table, read_table
 from ..trainers.actors import TrainingWrapper
 from ..trainers.randomness import seed_of
 from ..types import Key, Rollout, Task
+
+PAIR = ("prompt", "chosen", "rejected")
 
 if TYPE_CHECKING:
     from .policy import DenoisingPolicy
@@ -53,34 +55,31 @@ def preferred(rollouts: Sequence[Rollout], **columns: Any) -> list[float]:
 
 
 def read_pairs(path: str | Path, size: tuple[int, int]) -> list[tuple[Task, Tensor, Tensor]]:
-    """Lines {"prompt": text, "chosen": file, "rejected": file} as (task, chosen, rejected), pictures [3, H, W] in 0..1.
+    """Rows (``tables.read_table``) with prompt, chosen and rejected as (task, chosen, rejected), pictures [3, H, W] in
+    0..1.
 
     Files are found from the folder of the pairs file; pictures are scaled to ``size`` (height, width).
 
     Raises:
-        UsageError: naming the line and what is wrong with it.
+        UsageError: naming the row and what is wrong with it.
     """
-    source = Path(path).expanduser()
-    try:
-        lines = source.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the pairs file {path}: {error}") from error
+    return pairs_of(read_table(path), size)
+
+
+def pairs_of(table: Table, size: tuple[int, int]) -> list[tuple[Task, Tensor, Tensor]]:
+    """The pairs of a table, as :func:`read_pairs` gives them."""
     found = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-            prompt, *files = (row[name] for name in ("prompt", "chosen", "rejected"))
-            if not all(isinstance(text, str) for text in (prompt, *files)):
-                raise TypeError("no text")
-        except (ValueError, KeyError, TypeError) as error:
-            raise UsageError(f'{where}: wants {{"prompt": text, "chosen": file, "rejected": file}}') from error
-        chosen, rejected = (_picture(source.parent / file, size, where) for file in files)
-        found.append((Task(f"pair/{number}", prompt), chosen, rejected))
-    if not found:
-        raise UsageError(f"{path} holds no pair")
+    for row in table.rows:
+        lacking = [name for name in PAIR if not isinstance(row.values.get(name), str)]
+        if lacking:
+            raise UsageError(
+                f'{row.where} wants {{"prompt": text, "chosen": file, "rejected": file}}: "{lacking[0]}" is no text'
+            )
+        prompt, *files = (row.values[name] for name in PAIR)
+        if files[0] == files[1]:
+            raise UsageError(f"{row.where} prefers a picture to the same picture: {files[0]}")
+        chosen, rejected = (_picture(table.folder / file, size, row.where) for file in files)
+        found.append((Task(f"pair/{row.number}", prompt), chosen, rejected))
     return found
 
 

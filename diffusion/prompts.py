@@ -1,8 +1,8 @@
-"""Prompts as tasks: a file with one per line, or the captions of the small default world."""
+"""Prompts as tasks: those of a file, or the captions of the small default world."""
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,8 +11,13 @@ from typing import Any
 import torch
 
 from ..errors import UsageError
+from ..splitting import Part, deal
+from ..tables import READERS, Row, Table, canonical, is_file, lines_of, parse_object, read_table, text_of_file
+from ..trainers.curricula import shuffled
 from ..trainers.randomness import generator
 from ..types import Task
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,51 +48,89 @@ def shapes_prompts(split: int = 0, probes: int = 24) -> Prompts:
     )
 
 
-def file_prompts(path: str | Path, seed: int = 0, held_out: float = 0.25) -> Prompts:
+def file_prompts(
+    path: str | Path, *, unseen: int | None = None, probes: int | None = None, split: int = 0, held_out: float = 0.25
+) -> Prompts:
     """Prompts of a file, a share of them held out: two thirds of that to be reported, one third for the gate.
 
-    A line is a prompt, or a JSON object {"prompt": text, ...} whose other fields become columns for rewards.
+    Rows of one prompt are on one side; rows with a column ``category`` are held out from every category.
+
+    Args:
+        path: what :func:`read_prompts` takes.
+        unseen, probes: most prompts of each of these sides; the others are learned from. None is no limit.
+        split: another one holds out others.
+        held_out: the share.
 
     Raises:
-        UsageError: naming the line; or fewer than four prompts.
+        UsageError: naming the row; or fewer than four prompts.
     """
     tasks = read_prompts(path)
-    if len(tasks) < 4:
-        raise UsageError(f"{path} holds {len(tasks)} prompts: 4 or more can be split into seen, unseen and probes")
-    order = torch.randperm(len(tasks), generator=generator("prompts", seed)).tolist()
-    probes = max(1, round(len(tasks) * held_out / 3))
-    unseen = max(1, round(len(tasks) * held_out) - probes)
-    sides = order[probes + unseen :], order[probes : probes + unseen], order[:probes]
-    names = ("seen", "unseen", "probe")
-    parts = [tuple(replace(tasks[i], category=n) for i in sorted(side)) for n, side in zip(names, sides, strict=True)]
-    return Prompts(*parts)
+    words = [frozenset({str(task.prompt)}) for task in tasks]
+    different = len(set(words))
+    if different < 4:
+        raise UsageError(f"{path} holds {different} prompts: 4 or more can be split into seen, unseen and probes")
+    kinds = [str(task.extra.get("category") or "") for task in tasks]
+    gate = max(1, round(len(tasks) * held_out / 3))
+    parts = [
+        Part(gate / len(tasks), total=gate if probes is None else min(gate, probes)),
+        Part(max(1, round(len(tasks) * held_out) - gate) / (len(tasks) - gate), total=unseen),
+    ]
+    shown, reported, seen = deal(words, kinds, parts, split)
+    named = (("seen", seen), ("unseen", reported), ("probe", shown))
+    return Prompts(*(tuple(replace(tasks[row], category=name) for row in side) for name, side in named))
 
 
 def read_prompts(path: str | Path) -> list[Task]:
-    """Every line of a prompts file as a task; empty lines and repeated prompts are left out."""
-    try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the prompts file {path}: {error}") from error
+    """Every row of a file, or of a dataset of the hub, as a task; rows that say the same count once, which is told.
+
+    Tables (``tables.read_table``) have a column "prompt", and their other columns are columns for rewards. Any other
+    file is text in which every line is a prompt, but for lines that are JSON objects, which are rows of a table. What
+    only begins like one ({red|blue} cat, as wildcards do) is a prompt, unless a quotation mark follows the brace: that
+    is an object which was cut off.
+
+    Raises:
+        UsageError: naming file and row of what is no prompt.
+    """
+    table = prompts_table(path)
     found: dict[str, Task] = {}
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            prompt, extra = _parse(line.strip(), f"{path}, line {number}")
-            found.setdefault(prompt, Task(f"prompt/{number}", prompt, extra=extra))
+    for row in table.rows:
+        values = dict(row.values)
+        prompt = values.pop("prompt", None)
+        if not isinstance(prompt, str) or not prompt.strip():
+            said = (
+                f"not {str(prompt)[:40]!r}" if "prompt" in row.values else f"and has {', '.join(row.values) or 'none'}"
+            )
+            raise UsageError(f'{row.where} wants a text in the column "prompt", {said}')
+        task = Task(f"prompt/{row.number}", prompt.strip(), extra=values)
+        found.setdefault(canonical([task.prompt, values]), task)
+    if twice := len(table.rows) - len(found):
+        logger.warning("%s: %d of %d rows repeat others and count once", table.name, twice, len(table.rows))
     return list(found.values())
 
 
-def _parse(line: str, where: str) -> tuple[str, dict[str, Any]]:
+def prompts_table(path: str | Path) -> Table:
+    """The rows of a prompts file; those of a text have one column, "prompt", or what a JSON object in it has."""
+    source = Path(path).expanduser()
+    if source.suffix.lower() in READERS or not is_file(source):
+        return read_table(path)
+    rows: list[Row] = []
+    for number, line in lines_of(text_of_file(source)):
+        where = f"{source.name} line {number}"
+        rows.append(Row(where, len(rows) + 1, _row(line.strip(), where)))
+    if not rows:
+        raise UsageError(f"{source.name} holds no row")
+    return Table(str(path), source.name, source.parent, rows)
+
+
+def _row(line: str, where: str) -> dict[str, Any]:
     if not line.startswith("{"):
-        return line, {}
+        return {"prompt": line}
     try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UsageError(f"{where}: no JSON object ({error})") from error
-    prompt = row.pop("prompt", None)
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise UsageError(f'{where}: wants {{"prompt": "some text"}}')
-    return prompt.strip(), row
+        return parse_object(line, where)
+    except UsageError:
+        if line[1:].lstrip().startswith('"'):
+            raise
+        return {"prompt": line}
 
 
 def source_of(tasks: Sequence[Task], seed: int) -> Callable[[int], Task]:
@@ -95,11 +138,10 @@ def source_of(tasks: Sequence[Task], seed: int) -> Callable[[int], Task]:
 
     A prompt's later turns have ids of their own, so that they draw other random numbers and form other groups.
     """
+    supply = shuffled(tasks, seed)
 
     def draw(i: int) -> Task:
-        turn, place = divmod(i, len(tasks))
-        order = torch.randperm(len(tasks), generator=generator("order", seed, turn))
-        task = tasks[int(order[place])]
-        return replace(task, id=f"{task.id}/{turn}")
+        task = supply(i)
+        return replace(task, id=f"{task.id}/{i // len(tasks)}")
 
     return draw

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NoReturn, cast
 
 from ..errors import UsageError
+from ..families import name_of
 from ..trainers import setting as shared
 from ..trainers.config import BY_MODEL, RunConfig, grouped
+from ..trainers.ranges import Amount, Count, Range, Whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     from ..rewards.image.shapes import AttributeReward, NearestRender
     from ..rewards.reward import Reward
+    from ..tables import Table
     from ..trainers.learner import AnchorSet
     from ..trainers.runs.run_folder import RunFolder
     from ..types import Learner, RewardFunction, Rollout, Task
@@ -32,6 +35,11 @@ def adapters_lr(config: DiffusionConfig) -> float:
     return 1e-4 if config.lora_rank else 1e-5
 
 
+def drawn(config: DiffusionConfig) -> int:
+    """32 of one's own and 192 of the small world"""
+    return 32 if config.data else 192
+
+
 @dataclass(frozen=True)
 class DiffusionConfig(RunConfig):
     """Fields that every recipe for pictures has."""
@@ -43,8 +51,9 @@ class DiffusionConfig(RunConfig):
         "tasks_per_step": 16,
         "micro_batch_size": 1024,
         "num_inference_steps": 6,
+        "eval_prompts": 192,
     }
-    LOADED: ClassVar[Mapping[str, Any]] = {"lr": adapters_lr, "num_inference_steps": 50}
+    LOADED: ClassVar[Mapping[str, Any]] = {"lr": adapters_lr, "num_inference_steps": 50, "eval_prompts": drawn}
     TINY: ClassVar[Mapping[str, Any]] = {
         "tasks_per_step": 3,
         "group_size": 3,
@@ -53,37 +62,42 @@ class DiffusionConfig(RunConfig):
         "grid": 2,
     }
     FIXED: ClassVar[tuple[str, ...]] = ("temperature", "entropy_coef")
+    OWN: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "rewards": ("attributes", "nearest_render"),
+        "judge": ("attributes", "nearest_render"),
+    }
 
     model: str = ""
     """A pipeline folder or hub name; empty takes the small default, made in a CPU minute at first use."""
-    lora_rank: int = grouped("model", 8)
+    lora_rank: Whole = grouped("model", 8)
     """Rank of the adapters; 0 trains all weights of the denoiser."""
     lora_targets: tuple[str, ...] = grouped("model", ("all-linear",))
     """Ends of module names that get an adapter, such as to_q; all-linear takes every linear layer, attention those of
     the attention layers."""
-    lora_alpha: float = grouped("model", 0.0)
+    lora_alpha: Amount = grouped("model", 0.0)
     """The adapters' factor is alpha / rank; 0 takes the rank."""
     lora_path: str = grouped("model", "")
     """A LoRA to start from and go on training, whose rank, alpha and targets stay: a folder, a file or a hub name."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = grouped("model", "auto")
     """Of the pipeline's weights and of computing; auto is fp32 on CPU and bf16 on GPU. What is trained is fp32."""
     data: str = grouped("data", "")
-    """A file with one prompt per line, or one JSON object {"prompt": ...}; empty takes the small world's captions."""
-    split: int = grouped("data", 0)
-    """Which captions of the small world are unseen; settings are chosen on another than results are reported on."""
+    """A text file with a prompt per line; FILE.jsonl, .json, .csv, .tsv or .parquet, or OWNER/NAME@CONFIG:SPLIT of the
+    hub, with a column "prompt"; empty takes the small world's captions."""
+    split: Whole = grouped("data", 0)
+    """Which prompts are unseen; settings are chosen on another than results are reported on."""
     max_steps: int = 62
-    num_inference_steps: int = grouped("sampling", BY_MODEL)
+    num_inference_steps: Count = grouped("sampling", BY_MODEL)
     """Denoising steps."""
-    guidance_scale: float | None = grouped("sampling", None)
+    guidance_scale: Amount | None = grouped("sampling", None)
     """Scale of classifier-free guidance, in drawing and in learning; None is 1 (no guidance), and the usual scale of a
     guidance-distilled model, whose denoiser is told it."""
     negative_prompt: str = grouped("sampling", "")
     """What guidance leads away from."""
-    height: int | None = grouped("sampling", None)
+    height: Count | None = grouped("sampling", None)
     """Of the pictures in pixels; None is the pipeline's own."""
-    width: int | None = grouped("sampling", None)
+    width: Count | None = grouped("sampling", None)
     """Of the pictures in pixels; None is the pipeline's own."""
-    num_frames: int | None = grouped("sampling", None)
+    num_frames: Count | None = grouped("sampling", None)
     """Of a video; None is the pipeline's own."""
     micro_batch_size: int = BY_MODEL
     """Denoiser calls held in memory at once; gradients are those of the whole batch."""
@@ -93,26 +107,30 @@ class DiffusionConfig(RunConfig):
     """The held-out judge, a reward of another family; empty takes the nearest true render in the small world, else
     none: then nothing is gated."""
     gate: str = "non_inferiority"
-    gate_pictures: int = grouped("gate", 4)
+    gate_prompts: Count = grouped("gate", 24)
+    """Most prompts that the gate looks at."""
+    gate_pictures: Count = grouped("gate", 4)
     """Pictures per probe prompt."""
+    eval_prompts: int = grouped("evaluation", BY_MODEL)
+    """Most prompts of each kind, seen and unseen, that an evaluation draws."""
     eval_episodes: int = 4
     """Pictures per prompt at an evaluation, at fixed noise."""
-    eval_guidance_scale: float | None = grouped("evaluation", None)
+    eval_guidance_scale: Amount | None = grouped("evaluation", None)
     """Guidance of evaluations, the gate and samples; None is that of training."""
-    grid: int = grouped("logging", 6)
+    grid: Whole = grouped("logging", 6)
     """Prompts of each kind whose pictures are shown before and after; 0 shows none."""
     sampler: Literal["auto", "ddim", "ddpm", "euler_ancestral", "lcm", "tcd", "flow_ancestral", "flow_sde"] = "auto"
     """Kind of Gaussian step; auto takes the one that suits the pipeline's scheduler."""
-    eta: float = 1.0
+    eta: Amount = 1.0
     """Share of the ancestral noise, or TCD's gamma."""
-    noise_level: float = 0.7
+    noise_level: Amount = 0.7
     """a of the flow SDE (Flow-GRPO, arXiv 2505.05470; checked against the code)."""
     keep_graph: bool = True
     """Keep the graph of drawing for the first gradient step where it fits into micro_batch_size: faster, the same
     gradient."""
-    ema: float = 0.0
+    ema: Annotated[float, Range(0, 0.999999)] = 0.0
     """Decay of an average of the weights that is evaluated and saved instead of the last ones; 0 is none."""
-    sft_pictures: int = 256
+    sft_pictures: Count = 256
     """Pictures that are imitated where sft_coef is above 0: true renders in the small world, else the start's own."""
 
 
@@ -174,6 +192,22 @@ class Setting(shared.Setting):
         learner: Learner = made
         return learner
 
+    def described(self) -> dict[str, str]:
+        config, policy = self.config, self.policy
+        trained = f"adapters of rank {config.lora_rank}" if config.lora_rank else "all weights of the denoiser"
+        kinds = {"seen": self.prompts.seen, "unseen": self.prompts.unseen}
+        if self.world is not None:
+            outcome = "the nearest true render shows the prompt"
+        elif self.judge is not None:
+            outcome = f"the score of the judge {name_of(self.judge)}, which trains nothing"
+        else:
+            outcome = "the training reward itself, as no judge was named"
+        return {
+            "policy": f"{config.model or 'the small default pipeline'}, {trained}; {policy.sampler.steps} steps",
+            "prompts": ", ".join(f"{len(tasks)} {kind}" for kind, tasks in kinds.items()),
+            "outcome": f"{outcome}; pictures per prompt, at fixed noise: {config.eval_episodes}",
+        }
+
     def anchors(self) -> AnchorSet | None:
         from ..trainers.learner import AnchorSet
         from ..trainers.objectives import WeightedImitation
@@ -211,22 +245,22 @@ class Setting(shared.Setting):
             pictures = list(shapes.sample(scenes, random, self.policy.adapter.height))
         return self.policy.encode(tasks, pictures, key=(self.config.seed,))
 
-    def recorded_pairs(self, path: str) -> list[Rollout]:
+    def recorded_pairs(self, table: Table) -> list[Rollout]:
         """The pictures of a pairs file; its prompts are those of training from now on, and are no longer held out."""
         from dataclasses import replace
 
         from ..envs.toys import shapes
-        from .offline import read_pairs
+        from .offline import pairs_of
         from .prompts import Prompts
 
         adapter = self.policy.adapter
         if adapter.video:
-            raise UsageError(f"{path} holds pairs of pictures, and this pipeline draws videos")
-        pairs = read_pairs(path, (adapter.height, adapter.width))
+            raise UsageError(f"{table.name} holds pairs of pictures, and this pipeline draws videos")
+        pairs = pairs_of(table, (adapter.height, adapter.width))
         for task, _, _ in pairs if self.world is not None else ():
             if task.prompt not in shapes.LABELS:
                 raise UsageError(
-                    f'"{task.prompt}" in {path} is no caption of the small world: give prompts of the same kind '
+                    f'"{task.prompt}" in {table.name} is no caption of the small world: give prompts of the same kind '
                     "with --data FILE, and a reward of theirs"
                 )
         tasks = [task for task, _, _ in pairs for _ in range(2)]
@@ -239,7 +273,7 @@ class Setting(shared.Setting):
             for side in (self.prompts.unseen, self.prompts.probes)
         )
         if not (unseen and probes):
-            raise UsageError(f"{path} names every prompt that is held out: give others with --data FILE")
+            raise UsageError(f"{table.name} names every prompt that is held out: give others with --data FILE")
         self.prompts = Prompts(tuple(replace(task, category="seen") for task, _, _ in pairs), unseen, probes)
         return rollouts
 
@@ -279,10 +313,11 @@ def start(
     """
     import torch
 
+    from ..trainers.data import remember
     from ..trainers.distributed import barrier, is_main
     from .building import build_policy, check_learns, plan, precision
     from .gradients import check_differentiable
-    from .prompts import file_prompts, shapes_prompts
+    from .prompts import prompts_table, shapes_prompts
     from .small.pretraining import default_pipeline, quiet
     from .videos import per_frame
     from .watch import MovingAverage
@@ -295,7 +330,9 @@ def start(
     if small:
         torch.set_num_threads(1)  # more gain nothing at this size
     precision(config)
-    prompts = file_prompts(config.data, config.seed) if config.data else shapes_prompts(config.split)
+    prompts = read_own(config) if config.data else shapes_prompts(config.split, config.gate_prompts)
+    if config.data:
+        remember(folder, data=prompts_table(config.data))
     reward, judge, world = rewards(config, differentiable)
     if differentiable:
         check_differentiable(reward)
@@ -314,6 +351,37 @@ def start(
     check_learns(policy)
     average = MovingAverage(policy, config.ema) if config.ema else None
     return Setting(config, policy, policy.fork("start"), prompts, reward, judge, world, average)
+
+
+def read_own(config: DiffusionConfig) -> Prompts:
+    """The prompts of the config's own file."""
+    from ..trainers.distributed import is_main
+    from .prompts import file_prompts
+
+    limits = {"unseen": config.eval_prompts, "probes": config.gate_prompts}
+    made = file_prompts(config.data, split=config.split, **limits)
+    if is_main():
+        sides = f"{len(made.seen)} to learn from, {len(made.unseen)} unseen ones for reports, {len(made.probes)}"
+        print(f"prompts: {sides} for the gate")
+    if not config.model:
+        _check_words(made)
+    return made
+
+
+def _check_words(prompts: Prompts) -> None:
+    """Refuse prompts of which the small default pipeline knows no word."""
+    from ..trainers.distributed import is_main
+    from .small.pretraining import known_words
+
+    read = {task.prompt: known_words(str(task.prompt)) for task in (*prompts.seen, *prompts.unseen, *prompts.probes)}
+    says = (
+        "without --model the small default pipeline is trained, whose words are those of its own captions, such as "
+        '"a red square at the top left on a white background"'
+    )
+    if strange := [prompt for prompt, (known, _) in read.items() if not known]:
+        raise UsageError(f'no word of "{strange[0]}" is known: {says}: give --model for other prompts')
+    if is_main() and (partly := sum(bool(unknown) for _, unknown in read.values())):
+        print(f"{says}; it overlooks the other words of {partly} of {len(read)} prompts")
 
 
 def rewards(config: DiffusionConfig, differentiable: bool) -> tuple[Any, RewardFunction | None, Any]:

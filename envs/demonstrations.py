@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .simulator import Refusal, Simulator, View, spec_of
+from ..errors import UsageError
+from ..plugins import reason
+from .simulator import Refusal, Simulator, View, observed, spec_of
 
 RETRY_STRIDE = 1_000_000
 """What is added to a seed for each time that the expert failed on it; splits are a hundred times wider."""
@@ -71,18 +73,26 @@ def demonstrate(
         The demonstration, and the seeds on which the expert failed before.
 
     Raises:
-        Refusal: the environment has no expert, or it failed on ATTEMPTS initial states.
+        Refusal: the environment has no expert, or it failed (or the simulator did) on ATTEMPTS initial states.
     """
     failed: list[int] = []
+    broke = ""
     for attempt in range(ATTEMPTS):
         tried = seed + attempt * RETRY_STRIDE
-        demonstration = _attempt(simulator, environment, tried, horizon, settle, view)
+        try:
+            demonstration = _attempt(simulator, environment, tried, horizon, settle, view)
+        except Refusal:
+            raise
+        except UsageError as error:
+            demonstration, broke = None, f"; the last time: {error}"
+        except Exception as error:
+            demonstration, broke = None, f"; the last time: {reason(error)}"
         if demonstration is not None:
             return demonstration, failed
         failed.append(tried)
     raise Refusal(
         f"{environment}: the scripted expert failed on {ATTEMPTS} initial states from seed {seed} on "
-        f"within {horizon} steps; raise the horizon"
+        f"within {horizon} steps{broke or '; raise the horizon'}"
     )
 
 
@@ -93,14 +103,14 @@ def _attempt(
     act = simulator.expert()
     if act is None:
         raise Refusal(f"{environment} has no scripted expert: give its EnvSpec one, or demonstrations of yours")
-    observations = [simulator.observe()]
+    observations = [observed(simulator)]
     frames = [] if view is None else [simulator.frames(view)]
     actions: list[NDArray[np.float32]] = []
     remaining: int | None = None
     while remaining != 0 and (remaining is not None or len(actions) < horizon):
         actions.append(act())
         simulator.step(actions[-1][None])
-        observations.append(simulator.observe())
+        observations.append(observed(simulator))
         if view is not None:
             frames.append(simulator.frames(view))
         if remaining is not None:

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import cloudpickle  # type: ignore[import-untyped]
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.spaces.utils import flatdim, flatten
+from gymnasium.utils.seeding import np_random
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..errors import UsageError
+from ..gl import before_gl
+from ..plugins import reason
+from . import global_generators
 from .simulator import (
     ACTION,
     DRAWN,
     IMAGES,
     STATE,
+    EnvironmentFault,
     EnvSpec,
     Feature,
     Outcome,
@@ -26,48 +35,73 @@ from .simulator import (
     RenderingUnavailable,
     Simulator,
     View,
+    check_actions,
 )
+from .snapshots import Snapshot, Uncopyable, take
 
 Path = tuple[Any, ...]
 """Keys of nested observations."""
 
+Acted = tuple[Any, NDArray[np.float32]] | None
+"""Actions since the reset: (those before, the last chunk)."""
+
+WIDEST = 1e9
+"""Bounds of an action that are further apart are no bounds, but an environment's way to have none."""
+
 
 @dataclass(frozen=True, eq=False)
 class _State:
-    environment: Any
+    """A saved state.
+
+    Attributes:
+        owner: the environment that the snapshot was taken of; another one gets there by the same actions.
+        snapshot: of everything, or of the wrappers alone if the spec saves.
+        given: what the spec's ``save`` returned.
+    """
+
+    owner: Any
+    snapshot: Snapshot
+    given: Any
     observation: Any
     total_reward: float
     steps: int
     over: bool
     terminated: bool
     info: Mapping[str, Any]
+    seed: int
+    acted: Acted
 
 
 class GymSimulator(Simulator):
     """One Gymnasium environment behind the :class:`~.simulator.Simulator` protocol.
 
     Images in an observation (uint8 boxes of three channels) are its cameras, by their keys. The rest is flattened as by
-    ``gymnasium.spaces.flatten``. Actions are numbers in [-1, 1]: a Box is rescaled linearly to its bounds, a Discrete
-    space of n is chosen by the largest of n numbers. An environment that says that it is over stays frozen: further
-    steps change nothing.
+    ``gymnasium.spaces.flatten``. Actions are numbers in [-1, 1]: a Box is rescaled linearly to its bounds (a Box of
+    integers to bins of equal width), a Discrete space of n is chosen by the largest of n numbers. An environment that
+    says that it is over stays frozen: further steps change nothing.
+
+    An id keeps its wrappers, but for the time limit and the checks that ``gymnasium.make`` adds. A state is everything
+    that can be reached from the environment and its wrappers, as ``envs/snapshots.py`` says, or what the spec saves.
 
     Args:
         env: the environment, where the spec's ``make`` has built one.
 
     Raises:
-        Refusal: an action space of another kind, a Box without bounds, pictures that are none, or a layout that the
-            observation lacks.
+        Refusal: an action space of another kind, a Box without bounds, observations that cannot be flattened, pictures
+            that are none, or a layout that the observation lacks.
     """
 
     def __init__(self, spec: EnvSpec, env: Any = None) -> None:
         if spec.success is None:
             raise Refusal(f"{spec.source!r} is a Gymnasium environment: give its EnvSpec success, which judges it")
         self.spec, self._judge = spec, spec.success
-        self.env: Any = self._made(spec.kwargs) if env is None else env
+        self._before: Snapshot | None = None
+        self._drawing = False
+        self._hold(self._made(spec.kwargs) if env is None else env)
         leaves = list(_leaves(self.env.observation_space))
         self._images = {_camera(path): (path, space) for path, space in leaves if _is_image(spec.source, path, space)}
         self._numbers = [(path, space) for path, space in leaves if _camera(path) not in self._images]
-        self.observation_size = sum(flatdim(space) for _, space in self._numbers)
+        self.observation_size = sum(_flat_size(spec.source, path, space) for path, space in self._numbers)
         self.cameras = tuple(self._images) or (DRAWN,)
         self.action_size, self._decode = _decoder(spec, self.env.action_space)
         for name, part in {**spec.layout, "proprioception": spec.proprioception}.items():
@@ -77,11 +111,22 @@ class GymSimulator(Simulator):
                     f"which has {self.observation_size} numbers"
                 )
         self._observation: Any = None
-        self._total_reward, self._steps = 0.0, 0
+        self.total_reward, self._steps = 0.0, 0
         self._terminated = self._over = False
         self._info: Mapping[str, Any] = {}
-        self._painter: Any = None
-        self._windows: dict[str, Any] = {}
+        self._seed = 0
+        self._acted: Acted = None
+
+    def _hold(self, env: Any) -> None:
+        """Work with an environment from now on."""
+        self.env: Any = env
+        self._windows: dict[int, dict[str, Any]] = {}
+        self._chain = [env]
+        while isinstance(self._chain[-1], gymnasium.Wrapper):
+            self._chain.append(self._chain[-1].env)
+        self._inner: Any = self._chain[-1] if self.spec.id else env
+        every = (space for each in self._chain for space in (each.action_space, each.observation_space))
+        self._spaces = list({id(space): space for space in every}.values())
 
     @property
     def features(self) -> Mapping[str, Feature]:
@@ -90,51 +135,131 @@ class GymSimulator(Simulator):
         return sizes | {IMAGES + name: Feature(shape) for name, shape in shapes.items()}
 
     def reset(self, seed: int) -> None:
-        observation, self._info = self.env.reset(seed=seed)
-        self._observation = self._owned(observation)
-        self._total_reward, self._steps = 0.0, 0
+        for space in self._spaces:  # an environment that draws from them is decided by the seed too
+            with suppress(Exception):
+                space.seed(seed)
+        try:
+            answer = self.env.reset(seed=seed)
+            if not isinstance(answer, tuple) or len(answer) != 2:
+                raise UsageError(f"reset returned {_described(answer)}; Gymnasium's returns (observation, info)")
+        except Exception as error:
+            raise EnvironmentFault(f"at its reset (step 0): {reason(error)}") from error
+        self._observation, self._info = answer
+        self.total_reward, self._steps = 0.0, 0
         self._terminated = self._over = False
+        self._seed, self._acted = seed, None
 
     def save(self) -> _State:
-        state = self.spec.save(self.env) if self.spec.save else self._copy_attributes()
+        """Everything that decides what happens next.
+
+        Raises:
+            Refusal: there is something that cannot be copied, and the spec does not say how.
+        """
+        given = None if self.spec.save is None else self.spec.save(self._inner)
+        own = self.spec.save is None
+        roots, apart = (self._chain, []) if own else (self._chain[: self._chain.index(self._inner)], [self._inner])
+        try:
+            self._before = take(roots, self._before, apart)
+        except Uncopyable as error:
+            raise Refusal(
+                f"the state of {self.spec.source!r} cannot be copied: {error}; give its EnvSpec save and restore"
+            ) from error
         return _State(
-            state, self._observation, self._total_reward, self._steps, self._over, self._terminated, self._info
+            *(self.env, self._before, given, _copied(self._observation), self.total_reward, self._steps),
+            *(self._over, self._terminated, _copied(self._info), self._seed, self._acted),
         )
 
     def restore(self, state: _State) -> None:
-        self._write(self.env, state.environment)
-        self._observation, self._info = state.observation, state.info
-        self._total_reward, self._steps = state.total_reward, state.steps
+        if state.owner is self.env or (self.spec.restore is not None and self._inner is self.env):
+            state.snapshot.put_back()
+            if self.spec.restore is not None:
+                self.spec.restore(self._inner, state.given)
+        else:
+            self._replay(state.seed, state.acted)
+        self._observation, self._info = _copied(state.observation), _copied(state.info)
+        self.total_reward, self._steps = state.total_reward, state.steps
         self._over, self._terminated = state.over, state.terminated
+        self._seed, self._acted = state.seed, state.acted
 
     def observe(self) -> NDArray[np.float32]:
-        if not self._images:
-            return np.array(flatten(self.env.observation_space, self._observation), np.float32)
-        parts: list[Any] = [flatten(space, _at(self._observation, path)) for path, space in self._numbers]
-        return np.concatenate([np.zeros(0, np.float32), *parts]).astype(np.float32)
+        if self._images:
+            parts: list[Any] = [flatten(space, _at(self._observation, path)) for path, space in self._numbers]
+            numbers = np.concatenate([np.zeros(0, np.float32), *parts]).astype(np.float32)
+        else:
+            numbers = np.array(flatten(self.env.observation_space, self._observation), np.float32)
+        if numbers.shape != (self.observation_size,):
+            raise EnvironmentFault(
+                f"at step {self._steps}: an observation of {numbers.size} numbers, where its space has "
+                f"{self.observation_size}"
+            )
+        return numbers
 
     def step(self, actions: NDArray[np.float32]) -> None:
+        check_actions(self.spec.source, actions, self.action_size)
+        self._acted = (self._acted, np.array(actions, np.float32))
         for action in actions:
             if self._over:
                 return
-            self._observation, reward, self._terminated, truncated, self._info = self.env.step(self._decode(action))
-            self._total_reward += float(reward)
+            try:
+                answer = self.env.step(self._decode(action))
+                self._observation, reward, self._terminated, truncated, self._info = _checked(answer)
+                self.total_reward += reward
+            except Exception as error:
+                raise EnvironmentFault(f"at step {self._steps + 1}: {reason(error)}") from error
             self._steps += 1
-            self._over = self._terminated or truncated
-        self._observation = self._owned(self._observation)
+            self._over = bool(self._terminated or truncated)
 
     def success(self) -> bool:
-        outcome = Outcome(self.observe(), self._total_reward, self._steps, self._terminated, self._info)
-        return bool(self._judge(outcome))
+        """What the spec's ``success`` says; before the first step an info that lacks what it reads is no success."""
+        outcome = Outcome(self.observe(), self.total_reward, self._steps, self._terminated, self._info)
+        try:
+            return bool(self._judge(outcome))
+        except Exception as error:
+            if self._steps == 0 and isinstance(error, KeyError):
+                return False
+            raise EnvironmentFault(f"success at step {self._steps}: {reason(error)}") from error
+
+    def remarks(self) -> list[str]:
+        """A success that misses an info at the reset, observations outside their space, draws from the spaces."""
+        found = []
+        if self._steps == 0:
+            try:
+                self._judge(Outcome(self.observe(), self.total_reward, 0, self._terminated, self._info))
+            except KeyError as error:
+                found.append(f"success reads what the info of a reset lacks (KeyError: {error}): no success there")
+            except Exception:  # told where it is asked for
+                pass
+        space = self.env.observation_space
+        if not space.contains(self._observation):
+            found.append(f"an observation is outside its space {space}".replace("\n", " "))
+        if isinstance(self._inner.action_space, (spaces.Box, spaces.Discrete)):
+            generator = self._inner.action_space.np_random
+            if generator.bit_generator.state != np_random(self._seed)[0].bit_generator.state:
+                found.append("it draws from its action_space, which is seeded and restored with each episode")
+        return found
+
+    def state_size(self, state: _State) -> int:
+        return state.snapshot.nbytes + (0 if state.given is None else len(cloudpickle.dumps(state.given)))
 
     def expert(self) -> Callable[[], NDArray[np.float32]] | None:
         expert = self.spec.expert
         if expert is None:
             return None
-        return lambda: np.clip(expert(self.env, self.observe()), -1, 1).astype(np.float32)
+
+        def act() -> NDArray[np.float32]:
+            action = np.asarray(expert(self._inner, self.observe()), np.float32)
+            check_actions(f"the expert of {self.spec.source}", action[None], self.action_size)
+            return np.clip(action, -1, 1)
+
+        return act
 
     def frame(self, view: View, camera: str = "") -> NDArray[np.uint8]:
-        """One of the environment's image observations, or the picture that it renders ("main"), resized."""
+        """One of the environment's image observations, or the picture that it renders ("main"), resized.
+
+        Raises:
+            RenderingUnavailable: it cannot be drawn, for whatever reason.
+            Refusal: there is no such camera, or what it renders is no picture.
+        """
         camera = camera or (view.cameras or self.cameras)[0]
         if camera in self._images:
             path, space = self._images[camera]
@@ -154,71 +279,134 @@ class GymSimulator(Simulator):
 
     def close(self) -> None:
         self.env.close()
-        if self._painter is not None:
-            self._painter.close()
-
-    def _owned(self, observation: Any) -> Any:
-        """Pictures are often drawn into one and the same array: what is remembered must not change with it."""
-        return copy.deepcopy(observation) if self._images else observation
 
     def _made(self, kwargs: Mapping[str, Any]) -> Any:
         if self.spec.make is not None:
             return self.spec.make(**kwargs)
-        return gymnasium.make(self.spec.id, disable_env_checker=True, **kwargs).unwrapped
+        env = gymnasium.make(self.spec.id, **{"disable_env_checker": True, "max_episode_steps": -1, **kwargs})
+        return env.env if type(env) is gymnasium.wrappers.OrderEnforcing else env
+
+    def _replay(self, seed: int, acted: Acted) -> None:
+        """Go where the actions since a reset led."""
+        chunks = []
+        while acted is not None:
+            acted, actions = acted
+            chunks.append(actions)
+        with global_generators.kept():
+            global_generators.seed(seed)
+            self.reset(seed)
+            for actions in reversed(chunks):
+                self.step(actions)
 
     def _rendered(self) -> Any:
-        """The environment's own rendering: of this instance if it was made to render, else of a second one."""
+        """The environment's own rendering.
+
+        One that was not made to render is exchanged for one that was, which gets here by the same actions. What a
+        viewer decides at its first picture, such as where its camera looks, it decides at the start of seed 0, so that
+        pictures do not depend on what was drawn before.
+        """
         try:
-            if self.env.render_mode == "rgb_array":
-                return self._rendered_here()
-            if self._painter is None:
-                self._painter = self._made({**self.spec.kwargs, "render_mode": "rgb_array"})
-                self._painter.reset(seed=0)
-            self._write(self._painter, self.save().environment)
-            return self._painter.render()
-        except gymnasium.error.DependencyNotInstalled as error:
-            raise RenderingUnavailable(f"{self.spec.source} cannot be drawn: {error}") from error
+            if not self._drawing:
+                before_gl()
+                self._begin_to_draw()
+                self._drawing = True
+            return self._drawn()
+        except Refusal:
+            raise
         except TypeError as error:
             if "render_mode" not in str(error):
-                raise
+                raise RenderingUnavailable(f"{self.spec.source!r} cannot be drawn: {_first_line(error)}") from error
             raise Refusal(
                 f"{self.spec.source!r} has neither image observations nor a render_mode to draw by"
             ) from error
+        except Exception as error:
+            raise RenderingUnavailable(f"{self.spec.source!r} cannot be drawn: {_first_line(error)}") from error
 
-    def _rendered_here(self) -> Any:
-        """A picture, with what rendering opens (windows, clocks) kept out of the state, which is to be copied."""
-        attributes = vars(self.env)
-        before = dict(attributes)
-        attributes.update(self._windows)
+    def _begin_to_draw(self) -> None:
+        old, seed, acted = self.env, self._seed, self._acted
+        state = None
+        if old.render_mode != "rgb_array":
+            self._hold(self._made({**self.spec.kwargs, "render_mode": "rgb_array"}))
+        else:
+            with suppress(Refusal):
+                state = self.save()
+        try:
+            with global_generators.kept():
+                self.reset(0)
+                self._drawn()
+        except BaseException:
+            self._hold(old)
+            raise
+        finally:
+            if state is None:
+                self._replay(seed, acted)
+            else:
+                self.restore(state)
+        if old is not self.env:
+            self._before = None
+            old.close()
+
+    def _drawn(self) -> Any:
+        """A picture, with what rendering opens (windows, clocks) kept out of the state."""
+        before = [dict(vars(each)) for each in self._chain]
+        for each in self._chain:
+            vars(each).update(self._windows.get(id(each), {}))
         try:
             return self.env.render()
         finally:
-            self._windows = {
-                name: value
-                for name, value in attributes.items()
-                if value is not None and before.get(name) is None and name not in _CONSTANT
-            }
-            attributes.clear()
-            attributes.update(before)
-
-    def _copy_attributes(self) -> dict[str, Any]:
-        kept = {name: value for name, value in vars(self.env).items() if name not in _CONSTANT}
-        try:
-            return copy.deepcopy(kept)
-        except Exception as error:
-            raise Refusal(
-                f"the state of {self.spec.source!r} cannot be copied ({type(error).__name__}: {error}), so its "
-                "episodes cannot take turns: give its EnvSpec save and restore"
-            ) from error
-
-    def _write(self, env: Any, state: Any) -> None:
-        if self.spec.restore:
-            self.spec.restore(env, state)
-        else:
-            vars(env).update(copy.deepcopy(state))
+            for each, old in zip(self._chain, before, strict=True):
+                attributes = vars(each)
+                self._windows[id(each)] = {
+                    name: value
+                    for name, value in attributes.items()
+                    if value is not None and old.get(name) is None and name not in _CONSTANT
+                }
+                attributes.clear()
+                attributes.update(old)
 
 
 _CONSTANT = frozenset({"spec", "action_space", "observation_space", "metadata", "render_mode", "reward_range"})
+
+
+def _checked(answer: Any) -> tuple[Any, float, bool, bool, Mapping[str, Any]]:
+    """What a step returned.
+
+    Raises:
+        UsageError: it is not what Gymnasium's returns.
+    """
+    if not isinstance(answer, tuple) or len(answer) != 5:
+        raise UsageError(
+            f"step returned {_described(answer)}; Gymnasium's returns 5 values "
+            "(observation, reward, terminated, truncated, info)"
+        )
+    observation, reward, terminated, truncated, info = answer
+    try:
+        number = float(reward)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"step returned the reward {reward!r}, which is no number") from error
+    if math.isnan(number):
+        raise UsageError("step returned the reward nan")
+    return observation, number, bool(terminated), bool(truncated), info
+
+
+def _described(answer: Any) -> str:
+    return f"{len(answer)} values" if isinstance(answer, tuple) else f"a {type(answer).__name__}"
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def _copied(value: Any) -> Any:
+    """An observation or an info of its own: an environment may go on writing into what it returned."""
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if type(value) is dict:
+        return {name: _copied(each) for name, each in value.items()}
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # a handle in an info is no state
+        return value
 
 
 def _leaves(space: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
@@ -266,26 +454,64 @@ def _side(space: Any) -> tuple[int, ...]:
     return shape[:2] if shape[-1] == 3 else shape[1:]
 
 
+def _flat_size(source: str, path: Path, space: Any) -> int:
+    """How many numbers a part of an observation is flattened into.
+
+    Raises:
+        Refusal: it has no fixed size, or is no numbers.
+    """
+    try:
+        return int(flatdim(space))
+    except (NotImplementedError, ValueError, TypeError) as error:
+        part = f" {_camera(path)!r}" if path else ""
+        raise Refusal(
+            f"{source!r}: its observation{part} is a {type(space).__name__}, which cannot be flattened into numbers: "
+            "wrap the environment so that it shows numbers or pictures, and give its EnvSpec make"
+        ) from error
+
+
 def _decoder(spec: EnvSpec, space: gymnasium.Space[Any]) -> tuple[int, Callable[[NDArray[np.float32]], Any]]:
-    """How many numbers in [-1, 1] make an action, and how."""
+    """How many numbers in [-1, 1] make an action, and how.
+
+    Raises:
+        Refusal: neither Discrete nor a Box, or a Box without bounds or with bounds that are none.
+    """
     if isinstance(space, spaces.Discrete):
         first = int(space.start)
         return int(space.n), lambda action: first + int(np.argmax(action))
     feature = spec.features.get(ACTION, Feature())
     if isinstance(space, spaces.Box):
-        low = space.low if feature.low is None else np.broadcast_to(np.asarray(feature.low, space.dtype), space.shape)
-        high = (
-            space.high if feature.high is None else np.broadcast_to(np.asarray(feature.high, space.dtype), space.shape)
+        low, high = (
+            np.broadcast_to(np.asarray(theirs if ours is None else ours, np.float64), space.shape)
+            for theirs, ours in ((space.low, feature.low), (space.high, feature.high))
         )
         if np.isfinite(low).all() and np.isfinite(high).all():
-
-            def rescale(action: NDArray[np.float32]) -> NDArray[Any]:
-                unit = (np.clip(action.reshape(space.shape), -1, 1) + 1) / 2
-                scaled: NDArray[Any] = low + unit * (high - low)
-                return scaled.astype(space.dtype)
-
-            return flatdim(space), rescale
+            widest = float(np.max(high / 2 - low / 2, initial=0)) * 2
+            if widest > WIDEST or (high < low).any():
+                raise Refusal(
+                    f"{spec.source!r}: the bounds of its action are up to {widest:.3g} apart, of which a number in "
+                    "[-1, 1] says nothing: give bounds, the action in its EnvSpec's features"
+                )
+            return flatdim(space), _rescaler(space, low, high)
     raise Refusal(
         f"{spec.source!r} has the action space {space}; supported are Discrete and Box with finite bounds "
         "(of its own, or of the action in its EnvSpec's features)"
     )
+
+
+def _rescaler(
+    space: spaces.Box, low: NDArray[np.float64], high: NDArray[np.float64]
+) -> Callable[[NDArray[np.float32]], NDArray[Any]]:
+    """[-1, 1] -> the bounds, in float64; whole numbers have bins of equal width, the lowest and highest too."""
+    whole = np.issubdtype(space.dtype, np.integer)
+    bottom, width = (low - 0.5, high - low + 1) if whole else (low, high - low)
+    lowest, highest = low.astype(space.dtype), high.astype(space.dtype)
+
+    def rescale(action: NDArray[np.float32]) -> NDArray[Any]:
+        unit = (np.clip(action.reshape(space.shape).astype(np.float64), -1, 1) + 1) / 2
+        scaled = bottom + unit * width
+        if whole:
+            scaled = np.clip(np.rint(scaled), low, high)
+        return np.clip(scaled.astype(space.dtype), lowest, highest).astype(space.dtype)
+
+    return rescale

@@ -24,7 +24,7 @@ from .metaworld_tasks import OBSERVATION as OBSERVATION
 from .metaworld_tasks import TASKS as TASKS
 from .physics import ENV_CLS_MAP, ENV_POLICY_MAP, mujoco
 from .rendering import Renderer, RenderingUnavailable
-from .simulator import IMAGES, SHOULDER, Feature, Quality, Simulator, View
+from .simulator import IMAGES, SHOULDER, Feature, Quality, Simulator, View, check_actions
 
 OBSERVATION_SIZE = 21
 ACTION_SIZE = 4
@@ -164,6 +164,7 @@ class MetaWorldSimulator(Simulator):
         return self._seen
 
     def step(self, actions: NDArray[np.float32]) -> None:
+        check_actions(self.task, actions, ACTION_SIZE)
         model, data, env = self.model, self.data, self.env
         (a, b, c), (d, e, f), substeps = env.mocap_low.tolist(), env.mocap_high.tolist(), env.frame_skip
         moves = np.minimum(np.maximum(actions[:, :3], -1), 1) * env.action_scale

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,12 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
+from ..machine import cores
 from .demonstrations import Demonstration as Demonstration
 from .demonstrations import first_film, stacked
+from .env_checker import Mode
+from .joining import join
 from .oracle import require_oracle
-from .process import Here, Process, WorkerDied
+from .process import Call, Here, Process, WorkerDied, exchange
 from .simulator import ACTION, STATE, EnvSpec, Feature, View, spec_of, specs
-from .worker import Replay, Seen, Tick
+from .worker import Look, Replay, Seen, Tick, black
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +34,11 @@ argument: frames of the same rows, camera -> [n, size, size, 3] uint8."""
 Stop = Callable[..., NDArray[np.bool_]]
 """(rows [n], observations [n, D]) -> bool [n]; True ends the episode. With ``see`` frames too, as for ``act``."""
 
-DEATHS = 3
-"""A run gives up when this many workers have died in it."""
+INSTANCES = 32
+"""Episodes in progress at most where each has an instance of its own."""
+
+PATIENCE = 8
+"""Workers that may die of episodes in a run before an episode that killed one is not tried again."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,8 @@ class Episode:
         steps: environment steps.
         stopped: ended by ``stop``.
         success: latched over chunk ends; None when the oracle was not read.
+        fault: why it could not go on, with environment, seed and step, or None. It counts as failed, and its last
+            observation is the one before. One that could not begin has zeros, and a chunk of zeros in 0 steps.
         images: camera -> [S + 1, size, size, 3] uint8, taken with the observations, or None.
     """
 
@@ -69,6 +76,7 @@ class Episode:
     stopped: bool
     success: bool | None
     images: Mapping[str, NDArray[np.uint8]] | None
+    fault: str | None = None
 
     @property
     def frames(self) -> NDArray[np.uint8] | None:
@@ -83,11 +91,14 @@ class Pool:
     first step. At every tick each live episode makes one chunk, and room is filled in the order of the
     requests, so what ``act`` is called with depends neither on the number of workers nor on who is faster.
 
-    A worker that dies is replaced, and its episodes are replayed from seed and actions.
+    An environment is tried for about a second before it is first used (:func:`~.env_checker.check_env`). What does
+    not hold is logged in a line. If its states cannot be restored, every episode gets an instance of its own.
 
-    Workers start without the caller's main script, so they import no torch and scripts need no
-    ``if __name__ == "__main__"`` guard. Only if a registered spec refers to functions of that script do
-    workers import it, and then the guard is needed.
+    A worker that dies or hangs is replaced, and its episodes are replayed from seed and actions. An episode whose
+    simulator raises, shows what is not finite, or ends or stops a worker twice is over as failed, and counted.
+
+    Workers start without the caller's main script, so they import no torch, and neither scripts nor notebooks need an
+    ``if __name__ == "__main__"`` guard: functions and classes of theirs are sent along.
 
     Args:
         environments: names that requests may use.
@@ -98,6 +109,7 @@ class Pool:
 
     Attributes:
         environments, chunk, lanes: as given.
+        faults: episodes so far that could not go on.
 
     Raises:
         UsageError: an unknown environment, with the nearest valid names, or environments of different chunks.
@@ -112,13 +124,15 @@ class Pool:
             raise ValueError(f"Pool: chunk ({chunk}) and lanes ({lanes}) start at 1, workers ({workers}) at 0")
         self.environments = tuple(dict.fromkeys(environments))
         self.chunk, self.lanes = chunk, lanes
-        count = _cores() if workers is None else workers
+        count = cores() if workers is None else workers
         self._workers: list[Here | Process] = [Process(known) for _ in range(count)] or [Here(known)]
         self._painters: list[Here | Process] = self._workers if count else [Process(known)]
         for worker in self._workers:
             worker.start()
+        self.faults = 0
         self._own_cpu = 0.0
         self._described: dict[str, tuple[Mapping[str, Feature], tuple[str, ...]]] = {}
+        self._modes: dict[str, Mode] = {}
 
     @property
     def cpu_seconds(self) -> float:
@@ -143,14 +157,16 @@ class Pool:
         """Whose pictures are taken where a view names no camera; raises as ``features``."""
         return self._description(environment)[1]
 
-    def build(self) -> None:
-        """Build every environment now, so that one that cannot be is refused at once; raises as ``features``."""
-        missing = [name for name in self.environments if name not in self._described]
-        shares = [(worker, missing[index :: len(self._workers)]) for index, worker in enumerate(self._workers)]
-        calls = [_Call(worker, "describe", (share,)) for worker, share in shares if share]
-        with self._counted():
-            for call, answer in zip(calls, _exchange(calls, []), strict=True):
-                self._described |= dict(zip(call.arguments[0], answer, strict=True))
+    def build(self, view: View | None = None) -> None:
+        """Build and try every environment now, so that one that cannot be used is refused at once.
+
+        Args:
+            view: how pictures will be taken, if they will be.
+
+        Raises:
+            Refusal: as ``features`` does.
+        """
+        self._describe([name for name in self.environments if name not in self._described], view)
 
     def run(
         self,
@@ -170,9 +186,9 @@ class Pool:
                 are taken. Horizon 0 gives the initial observation only.
             act: called in this process on all live episodes at once.
             stop: asked on each new observation at a chunk's end.
-            oracle: read success at the start and at chunk ends. Without ``stop`` an episode ends as soon as
-                it has succeeded, since nothing more can change; with ``stop`` it goes on until that or the
-                horizon.
+            oracle: read success at the start and at chunk ends. Without ``stop`` an episode ends at the first chunk's
+                end at which it has succeeded, since nothing more can change; with ``stop`` it goes on until that or
+                the horizon.
             render: take pictures wherever there is an observation.
             see: call ``act`` and ``stop`` with these pictures as a third argument.
             keep: leave the pictures on the episodes. False leaves None there and spares the picture after an
@@ -185,7 +201,7 @@ class Pool:
             OracleSealed: ``oracle`` inside a sealed block.
             ValueError: a request, or what ``act`` or ``stop`` returned, does not fit; ``see`` without ``render``.
             RenderingUnavailable: pictures were asked for on a machine without GL.
-            RuntimeError: three workers died; the message holds the last one's traceback.
+            Refusal: three workers died that no episode is to blame for; the message says how the last one did.
         """
         if oracle:
             require_oracle("success in Pool.run(oracle=True)")
@@ -205,10 +221,12 @@ class Pool:
                 raise UsageError(f"one run needs environments with the same cameras, not {sorted(cameras)}: name some")
             render = replace(render, cameras=cameras.pop())
         workers = self._workers if render is None else self._painters
-        shape = (self.chunk, sizes.pop()[1])
+        shape = (*sizes.pop(), self.chunk)
         with self._counted():
             watched = keep or stop is not None
-            run = _Run(workers, requests, self.lanes, oracle, render, keep, watched, oracle and stop is None)
+            modes = {name: self._modes[name] for name in environments}
+            room = self.lanes if all(mode.restores for mode in modes.values()) else min(self.lanes, INSTANCES)
+            run = _Run(workers, requests, room, oracle, render, keep, watched, oracle and stop is None, modes, shape)
             while run.tick():
                 if stop is not None and len(run.stepped):
                     seen = run.seen(run.stepped, see)
@@ -220,8 +238,13 @@ class Pool:
                     seen = run.seen(rows, see)
                     with self._counted(-1):
                         actions = act(rows, *seen)
-                    run.choose(rows, actions, shape)
-            return run.episodes(shape)
+                    run.choose(rows, actions)
+            episodes = run.episodes()
+        faults = [episode.fault for episode in episodes if episode.fault is not None]
+        if faults:
+            self.faults += len(faults)
+            logger.warning("%d of %d episodes ended as failed; the first: %s", len(faults), len(episodes), faults[0])
+        return episodes
 
     def demonstrate(
         self, environment: str, seeds: Sequence[int], *, horizon: int, settle: int, render: View | None = None
@@ -238,17 +261,17 @@ class Pool:
         Raises:
             ValueError: not an environment of this pool.
             Refusal: it has no expert, or the expert failed on too many seeds in a row.
-            RuntimeError: three workers died.
         """
-        self._check(environment)
+        self._description(environment)
         workers = self._workers if render is None else self._painters
-        count = len(workers)
+        count, mode = len(workers), self._modes[environment]
+        shares = [(environment, list(seeds[index::count]), horizon, settle, render, mode) for index in range(count)]
         calls = [
-            _Call(worker, "demonstrate", (environment, list(seeds[index::count]), horizon, settle, render))
-            for index, worker in enumerate(workers[: len(seeds)])
+            Call(worker, "demonstrate", lambda share=share: share)  # type: ignore[misc]
+            for worker, share in zip(workers, shares[: len(seeds)], strict=False)
         ]
         with self._counted():
-            answers = _exchange(calls, [])
+            answers = exchange(calls)
         found: list[Demonstration] = []
         for index in range(len(seeds)):
             demonstration, failed = answers[index % count][index // count]
@@ -271,10 +294,15 @@ class Pool:
     def _description(self, environment: str) -> tuple[Mapping[str, Feature], tuple[str, ...]]:
         self._check(environment)
         if environment not in self._described:
-            with self._counted():
-                answers = _exchange([_Call(self._workers[0], "describe", ([environment],))], [])
-            self._described[environment] = answers[0][0]
+            self._describe([environment], None)
         return self._described[environment]
+
+    def _describe(self, environments: Sequence[str], view: View | None) -> None:
+        """Ask for features and cameras, and have what was not tried in this process tried."""
+        with self._counted():
+            joined = join(self._workers if view is None else self._painters, environments, view)
+        self._described |= {name: (each.features, each.cameras) for name, each in joined.items()}
+        self._modes |= {name: each.mode for name, each in joined.items()}
 
     def _check(self, environment: str) -> None:
         if environment not in self.environments:
@@ -302,6 +330,7 @@ class _Lane:
     steps: int = 0
     stopped: bool = False
     success: bool = False
+    fault: str | None = None
 
     def next_actions(self) -> NDArray[np.float32]:
         """[c, A] of the chosen chunk, what fits below the horizon."""
@@ -331,8 +360,11 @@ class _Run:
         keep: bool,
         watched: bool,
         ends_on_success: bool,
+        modes: Mapping[str, Mode],
+        shape: tuple[int, int, int],
     ) -> None:
-        self.workers, self.room = workers, room
+        self.workers, self.room, self.modes = workers, room, modes
+        self.size, self.chunk = shape[0], (shape[2], shape[1])
         self.oracle, self.render, self.ends_on_success = oracle, render, ends_on_success
         self.keep, self.watched = keep, watched
         self.lanes = [_Lane(request) for request in requests]
@@ -340,8 +372,8 @@ class _Run:
         self.waiting = deque(range(len(requests)))
         self.active: list[int] = []
         self.stepped = np.zeros(0, np.int64)
-        self.deaths: list[str] = []
-        _exchange([_Call(worker, "clear", ()) for worker in workers], self.deaths)
+        self.blamed: dict[int, list[str]] = {}
+        exchange([Call(worker, "clear", lambda: (modes,)) for worker in workers])
 
     def tick(self) -> bool:
         """Execute the chosen chunks and fill free lanes; False when every episode is over."""
@@ -354,18 +386,52 @@ class _Run:
             stepping = [row for row in old if self.home[row] == index]
             starting = [row for row in new if self.home[row] == index]
             if stepping or starting:
-                tick = Tick(
-                    [(row, self.lanes[row].next_actions()) for row in stepping],
-                    [(row, self.lanes[row].request.environment, self.lanes[row].request.seed) for row in starting],
-                    self.oracle,
-                    self.render,
-                    frozenset() if self.watched else frozenset(filter(self._last, stepping)),
-                )
-                calls.append(_Call(worker, "tick", (tick,), partial(self._replays, stepping)))
+                arguments = partial(self._arguments, stepping, starting)
+                calls.append(Call(worker, "tick", arguments, self._blame, partial(self._revive, stepping)))
                 served.append((stepping, starting))
-        for (stepping, starting), seen in zip(served, _exchange(calls, self.deaths), strict=True):
+        for (stepping, starting), seen in zip(served, exchange(calls), strict=True):
             self._record(stepping, starting, seen)
         return bool(self.active)
+
+    def _arguments(self, stepping: Sequence[int], starting: Sequence[int]) -> tuple[Tick]:
+        """A tick of the rows that can go on."""
+        going = [row for row in stepping if self.lanes[row].fault is None]
+        new = [row for row in starting if self.lanes[row].fault is None]
+        tick = Tick(
+            [(row, self.lanes[row].next_actions()) for row in going],
+            [(row, self.lanes[row].request.environment, self.lanes[row].request.seed) for row in new],
+            self.oracle,
+            self.render,
+            frozenset() if self.watched else frozenset(filter(self._last, going)),
+        )
+        return (tick,)
+
+    def _blame(self, death: WorkerDied) -> bool:
+        """Note which episode a worker died of; one that does it again is over."""
+        if not 0 <= death.row < len(self.lanes):
+            return False
+        blamed = self.blamed.setdefault(death.row, [])
+        blamed.append(str(death))
+        if len(blamed) > 1 or sum(map(len, self.blamed.values())) > PATIENCE:
+            self._fail(death.row, f"its worker process died ({death}), {len(blamed)} times")
+        return True
+
+    def _revive(self, stepping: Sequence[int], worker: Here | Process) -> None:
+        """Bring the episodes of a worker that died back to where they were, if they come there."""
+        worker.ask("clear", self.modes)
+        worker.answer()
+        worker.ask("replay", self._replays([row for row in stepping if self.lanes[row].fault is None]))
+        for row, look in worker.answer().items():
+            last = self.lanes[row].observations[-1]
+            if isinstance(look, str):
+                self._fail(row, f"in its replay after a worker died: {look}")
+            elif not np.array_equal(look.observation, last):
+                by = np.abs(look.observation - last).max()
+                self._fail(row, f"a worker died, and the replay led elsewhere (by up to {by:.2g}): not deterministic")
+
+    def _fail(self, row: int, why: str) -> None:
+        lane = self.lanes[row]
+        lane.fault = f"{lane.request.environment}, seed {lane.request.seed}, after step {lane.steps}: {why}"
 
     def live(self) -> NDArray[np.int64]:
         """[n] rows that go on."""
@@ -384,10 +450,10 @@ class _Run:
         for row in self.stepped[answer.astype(bool)]:
             self.lanes[row].stopped = True
 
-    def choose(self, rows: NDArray[np.int64], actions: NDArray[Any], shape: tuple[int, int]) -> None:
+    def choose(self, rows: NDArray[np.int64], actions: NDArray[Any]) -> None:
         """Keep what ``act`` answered for the next tick."""
         actions = np.asarray(actions, np.float32)
-        expected = (len(rows), *shape)
+        expected = (len(rows), *self.chunk)
         if actions.shape != expected:
             raise ValueError(f"act returned shape {actions.shape}; expected [n, C, A] = {expected}")
         broken = ~np.isfinite(actions).all((1, 2))
@@ -397,9 +463,9 @@ class _Run:
         for row, chosen in zip(rows, actions, strict=True):
             self.lanes[row].chosen = chosen.copy()
 
-    def episodes(self, shape: tuple[int, int]) -> list[Episode]:
+    def episodes(self) -> list[Episode]:
         """The finished episodes, in the order of the requests."""
-        nothing = np.zeros((0, *shape), np.float32)
+        nothing = np.zeros((0, *self.chunk), np.float32)
         return [
             Episode(
                 lane.request.environment,
@@ -409,8 +475,9 @@ class _Run:
                 np.stack(lane.actions) if lane.actions else nothing,
                 lane.steps,
                 lane.stopped,
-                lane.success if self.oracle else None,
+                lane.success and lane.fault is None if self.oracle else None,
                 stacked(lane.frames) if self.render is not None and self.keep else None,
+                lane.fault,
             )
             for lane in self.lanes
         ]
@@ -421,13 +488,31 @@ class _Run:
             lane.steps += len(lane.next_actions())
             assert lane.chosen is not None
             lane.actions.append(lane.chosen)
-        for index, row in enumerate((*stepping, *starting)):
+        for row in (*stepping, *starting):
             lane = self.lanes[row]
-            lane.observations.append(seen.observations[index])
-            if self.oracle:
-                lane.success |= seen.successes[index]
-            if self.render is not None:
-                lane.frames = [*(lane.frames if self.keep else ()), seen.frames[index]]
+            look = seen.get(row)
+            if isinstance(look, Look):
+                self._add(lane, look)
+                continue
+            lane.fault = lane.fault or look
+            if not lane.observations:  # a chunk that nobody executed, for whoever looks at the last one
+                self._add(lane, self._nothing(lane))
+                if not lane.request.horizon:
+                    continue
+                lane.actions.append(np.zeros(self.chunk, np.float32))
+            self._add(lane, self._nothing(lane))
+
+    def _add(self, lane: _Lane, look: Look) -> None:
+        lane.observations.append(look.observation)
+        lane.success |= look.success
+        if self.render is not None:
+            lane.frames = [*(lane.frames if self.keep else ()), look.frames]
+
+    def _nothing(self, lane: _Lane) -> Look:
+        """What stands for what an episode that cannot go on would have shown: what it showed last."""
+        frames = lane.frames[-1] if lane.frames else {} if self.render is None else black(self.render, ())
+        observation = lane.observations[-1] if lane.observations else np.zeros(self.size, np.float32)
+        return Look(observation, False, frames)
 
     def _last(self, row: int) -> bool:
         """Whether the chosen chunk reaches the horizon."""
@@ -435,7 +520,9 @@ class _Run:
         return lane.steps + len(lane.next_actions()) >= lane.request.horizon
 
     def _over(self, lane: _Lane) -> bool:
-        return lane.stopped or lane.steps >= lane.request.horizon or (self.ends_on_success and lane.success)
+        over = lane.stopped or lane.fault is not None
+        solved = self.ends_on_success and lane.success and lane.steps > 0
+        return over or lane.steps >= lane.request.horizon or solved
 
     def _replays(self, rows: Sequence[int]) -> list[Replay]:
         requests = [self.lanes[row].request for row in rows]
@@ -443,42 +530,6 @@ class _Run:
             Replay(row, request.environment, request.seed, self.lanes[row].executed())
             for row, request in zip(rows, requests, strict=True)
         ]
-
-
-@dataclass(frozen=True, eq=False)
-class _Call:
-    """One message to one worker; ``replays`` brings a replacement up to date if the worker dies."""
-
-    worker: Here | Process
-    command: str
-    arguments: tuple[Any, ...]
-    replays: Callable[[], list[Replay]] = list
-
-
-def _exchange(calls: Sequence[_Call], deaths: list[str]) -> list[Any]:
-    """Send all messages, then collect the answers in order, replacing workers that die."""
-    for call in calls:
-        call.worker.ask(call.command, *call.arguments)
-    return [_insist(call, deaths) for call in calls]
-
-
-def _insist(call: _Call, deaths: list[str]) -> Any:
-    """The answer to a message that was sent, from the worker or from its replacement."""
-    replaced = False
-    while True:
-        try:
-            if replaced:
-                call.worker.ask("replay", call.replays())
-                call.worker.answer()
-                call.worker.ask(call.command, *call.arguments)
-            return call.worker.answer()
-        except WorkerDied as death:
-            deaths.append(str(death))
-            if len(deaths) >= DEATHS:
-                raise RuntimeError(f"{DEATHS} environment workers died, the last one thus:\n{death}") from None
-            logger.warning("an environment worker died and is replaced, its episodes are replayed:\n%s", death)
-            call.worker.start()
-            replaced = True
 
 
 def _common_chunk(known: Mapping[str, EnvSpec]) -> int:
@@ -502,8 +553,3 @@ def _homes(requests: Sequence[EpisodeRequest], workers: int) -> list[int]:
         home[group] = load.index(min(load))
         load[home[group]] += work
     return [home[request.environment, request.seed] for request in requests]
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -2,28 +2,49 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from types import ModuleType
 from typing import Any
 
+import cloudpickle  # type: ignore[import-untyped]
+
 from ..plugins import loaded
-from .simulator import EnvSpec
-from .worker import Worker, serve
+from .gymnasium_ids import told
+from .simulator import EnvSpec, Refusal
+from .worker import CHECKING, NOBODY, Worker, serve
+
+logger = logging.getLogger(__name__)
+
+DEATHS = 3
+"""A call gives up when this many workers have died in it and no episode was to blame."""
+
+POLL = 0.5
+"""Seconds between two looks at whether a worker takes too long."""
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _SPAWN = multiprocessing.get_context("spawn")
 
 
 class WorkerDied(Exception):
-    """A worker process raised or died; the text is its traceback or how it ended."""
+    """A worker process raised, died or took too long; the text says how it ended.
+
+    Attributes:
+        row: the episode that it was at, or NOBODY.
+    """
+
+    def __init__(self, text: str, row: int = NOBODY) -> None:
+        super().__init__(text)
+        self.row = row
 
 
 class Here:
@@ -63,6 +84,7 @@ class Process:
         self._specs = specs
         self._process: SpawnProcess | None = None
         self._connection: Connection | None = None
+        self._at: Any = _SPAWN.RawArray("d", 3)
         self._number = 0
         self._finished_cpu = self._cpu = 0.0
 
@@ -79,8 +101,11 @@ class Process:
         """Start the process, or a new one in place of the old."""
         self.close()
         self._connection, theirs = _SPAWN.Pipe()
-        self._process = _SPAWN.Process(target=serve, args=(theirs, self._specs, loaded("environment")), daemon=True)
-        with _child_settings(self._specs):
+        self._at[:] = NOBODY, 0, 0
+        payload = cloudpickle.dumps((dict(self._specs), told()))
+        arguments = (theirs, payload, loaded("environment"), self._at)
+        self._process = _SPAWN.Process(target=serve, args=arguments, daemon=True)
+        with _child_settings():
             self._process.start()
         theirs.close()
 
@@ -103,19 +128,36 @@ class Process:
         assert self._connection is not None
         try:
             # Answers to messages of a run that was interrupted may still lie in the pipe.
-            number = 0
-            while number != self._number:
+            number, kind = 0, ""
+            while number != self._number and kind != "start":
+                self._wait()
                 number, kind, result, self._cpu = self._connection.recv()
         except (EOFError, OSError):
-            raise WorkerDied(self._ending()) from None
+            raise WorkerDied(self._ending(), int(self._at[0])) from None
         except KeyboardInterrupt:
             self.close()  # half an answer may be left in the pipe
             raise
+        if kind == "start":
+            raise Refusal(f"environment workers cannot start: {result}")
         if kind == "refusal":
             raise result
         if kind == "error":
             raise WorkerDied(result)
         return result
+
+    def _wait(self) -> None:
+        """Until there is something to read.
+
+        Raises:
+            WorkerDied: it takes longer than what it is at may take, and was ended.
+        """
+        assert self._connection is not None and self._process is not None
+        while not self._connection.poll(POLL):
+            row, since, limit = self._at
+            if limit > 0 and time.monotonic() - since > limit:
+                self._process.kill()
+                doing = "a check" if row == CHECKING else "a reset or a chunk of steps"
+                raise WorkerDied(f"{doing} took longer than {limit:g} s, and its process was ended", int(row))
 
     def close(self) -> None:
         """End the process."""
@@ -138,15 +180,62 @@ class Process:
         return f"exited with code {code}"
 
 
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One message to one worker, and what to do if the worker dies of it.
+
+    Attributes:
+        arguments: of the command, made when it is sent.
+        blame: told how the worker died; True if an episode is to blame, which is then not sent again.
+        revive: brings a new worker to where the old one was.
+    """
+
+    worker: Here | Process
+    command: str
+    arguments: Callable[[], tuple[Any, ...]]
+    blame: Callable[[WorkerDied], bool] = lambda death: False
+    revive: Callable[[Here | Process], None] = lambda worker: None
+
+
+def exchange(calls: Sequence[Call]) -> list[Any]:
+    """Send all messages, then collect the answers in order, replacing workers that die.
+
+    Raises:
+        Refusal: a simulator's own, a worker cannot start, or DEATHS of them died.
+    """
+    for call in calls:
+        call.worker.ask(call.command, *call.arguments())
+    deaths: list[WorkerDied] = []
+    return [_insist(call, deaths) for call in calls]
+
+
+def _insist(call: Call, deaths: list[WorkerDied]) -> Any:
+    """The answer to a message that was sent, from the worker or from its replacement."""
+    replaced = False
+    while True:
+        try:
+            if replaced:
+                call.revive(call.worker)
+                call.worker.ask(call.command, *call.arguments())
+            return call.worker.answer()
+        except WorkerDied as death:
+            if not call.blame(death):
+                deaths.append(death)
+            if len(deaths) >= DEATHS:
+                raise Refusal(f"{DEATHS} environment workers died, the last one thus: {death}") from None
+            logger.warning("an environment worker died and is replaced, its episodes are replayed: %s", death)
+            call.worker.start()
+            replaced = True
+
+
 @contextmanager
-def _child_settings(specs: Mapping[str, EnvSpec]) -> Iterator[None]:
-    """What a new process inherits: one thread, no Ctrl-C, and the caller's main script only if specs need it."""
+def _child_settings() -> Iterator[None]:
+    """What a new process inherits: one thread, no Ctrl-C, and not the caller's main script."""
     before = {name: os.environ.get(name) for name in _THREADS}
     main = sys.modules["__main__"]
     os.environ.update(dict.fromkeys(_THREADS, "1"))
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    if b"__main__" not in pickle.dumps(dict(specs)):
-        sys.modules["__main__"] = ModuleType("__main__")
+    sys.modules["__main__"] = ModuleType("__main__")
     try:
         yield
     finally:

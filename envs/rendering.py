@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..gl import before_gl
 from .physics import mujoco
 from .simulator import SHOULDER, Refusal, View
 from .simulator import RenderingUnavailable as RenderingUnavailable
@@ -42,6 +43,7 @@ class Renderer:
     def __init__(self, model: mujoco.MjModel, view: View, camera: str) -> None:
         self.model, self.view = model, view
         self.camera = _camera(model, camera)
+        before_gl()
         self.gl = _context(view.size)
         self.context: Any = None
         try:

@@ -13,17 +13,22 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+import cloudpickle  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import plugins
 from ..errors import UsageError, unknown
+from .gymnasium_ids import knowing
 
 STATE, IMAGES, ACTION = "observation.state", "observation.images.", "action"
 """LeRobot's names of features: numbers, pictures (a camera's name follows), and what a policy answers."""
 
 DRAWN = "main"
 """The camera of an environment that has one picture and no name for it."""
+
+POSITIONS = ("hand", "object", "second", "goal")
+"""Parts of a layout that are positions, which relations compare: all of one number of axes."""
 
 SHOULDER = "shoulder"
 """A camera over the right shoulder of a robot at the table, which MuJoCo's scenes have besides those of their model."""
@@ -53,8 +58,8 @@ class View:
     cameras: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"View: size {self.size} must be at least 1 pixel")
+        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
+            raise UsageError(f"View: size {self.size!r} must be at least 1 pixel, one whole number for both sides")
         if self.quality not in get_args(Quality):
             raise ValueError(f"View: quality {self.quality!r} must be one of {', '.join(get_args(Quality))}")
         if isinstance(self.cameras, str) or len(set(self.cameras)) < len(self.cameras):
@@ -84,6 +89,22 @@ class RenderingUnavailable(Refusal):
     """This machine has no usable GL library."""
 
 
+class EnvironmentFault(UsageError):
+    """An episode cannot go on; the text says at which step, and why. A pool ends it as failed and goes on."""
+
+
+def check_actions(name: str, actions: NDArray[Any], size: int) -> None:
+    """Refuse actions that no environment should be given.
+
+    Raises:
+        UsageError: not [C, A], or NaN or infinity.
+    """
+    if actions.ndim != 2 or actions.shape[1] != size:
+        raise UsageError(f"{name} was given actions of shape {list(actions.shape)}; expected are [C, {size}]")
+    if not np.isfinite(actions).all():
+        raise UsageError(f"{name} was given an action with NaN or infinity")
+
+
 class Simulator(ABC):
     """One physics instance.
 
@@ -91,11 +112,13 @@ class Simulator(ABC):
         observation_size: D, numbers in an observation.
         action_size: A, numbers in an action; each is meant to lie in [-1, 1].
         cameras: whose pictures are taken where a view names none.
+        total_reward: of the episode so far, where the environment has one of its own; only a check compares it.
     """
 
     observation_size: int
     action_size: int
     cameras: tuple[str, ...] = (DRAWN,)
+    total_reward: float = 0.0
 
     @property
     def features(self) -> Mapping[str, Feature]:
@@ -146,8 +169,33 @@ class Simulator(ABC):
         """
         return None
 
+    def remarks(self) -> list[str]:
+        """What a check should tell of the episode so far, in a line each."""
+        return []
+
+    def state_size(self, state: Any) -> int:
+        """Bytes of a saved state, without what it shares with the one before."""
+        return len(pickle.dumps(state))
+
     def close(self) -> None:
         """Free the instance."""
+
+
+def observed(simulator: Simulator) -> NDArray[np.float32]:
+    """The current observation.
+
+    Raises:
+        UsageError: of another size than the simulator says, or not finite.
+    """
+    observation = np.asarray(simulator.observe())
+    if observation.shape != (simulator.observation_size,):
+        raise UsageError(
+            f"an observation of shape {list(observation.shape)}, where its size is {simulator.observation_size}"
+        )
+    broken = np.flatnonzero(~np.isfinite(observation))
+    if len(broken):
+        raise UsageError(f"number {broken[0]} of the observation is {observation[broken[0]]}")
+    return observation
 
 
 @dataclass(frozen=True)
@@ -173,8 +221,8 @@ class Outcome:
 class EnvSpec:
     """How an environment joins: everything that a run has to know of it.
 
-    Every field must pickle, because specs travel to the worker processes: write functions with ``def``
-    at the top of a module.
+    Specs travel to the worker processes by cloudpickle: a function of a module is found there by its name, one of a
+    script or a notebook is sent along.
 
     Attributes:
         id: Gymnasium id, as in ``gymnasium.make(id)``.
@@ -195,11 +243,14 @@ class EnvSpec:
         expert: (environment, observation [D]) -> action [A], for demonstrations.
         layout: where things stand in a flattened observation: "hand", "object", "goal" and the like.
         proprioception: the part of an observation that a robot feels of itself.
+        timeout: seconds that a reset or a chunk of steps may take in a worker process, which is ended then; 0 waits for
+            ever.
         practice: (environment's name, seed, steps, chunk) -> (observation [D] -> chunk [C, A]), an expert gone astray
             in one episode. A pretrained critic learns from all environments that share it.
 
     Raises:
-        UsageError: neither or both of id and make, no instruction, no steps, or one of save and restore alone.
+        UsageError: neither or both of id and make, no instruction, no steps, one of save and restore alone, or a
+            layout whose places differ in size.
     """
 
     id: str = ""
@@ -218,6 +269,7 @@ class EnvSpec:
     expert: Callable[[Any, NDArray[np.float32]], NDArray[np.float32]] | None = None
     layout: Mapping[str, slice] = field(default_factory=dict)
     proprioception: slice = field(default_factory=lambda: slice(0, 0))
+    timeout: float = 60.0
     practice: Callable[[str, int, int, int], Callable[[NDArray[np.float32]], NDArray[np.float32]]] | None = None
 
     def __post_init__(self) -> None:
@@ -225,8 +277,16 @@ class EnvSpec:
             raise UsageError(f"EnvSpec {self.source!r}: give a Gymnasium id, or make; one of them")
         if not self.instruction or self.max_episode_steps < 1 or self.chunk < 1:
             raise UsageError(f"EnvSpec {self.source!r}: instruction, max_episode_steps and chunk are needed, from 1 on")
+        if not self.timeout >= 0:
+            raise UsageError(f"EnvSpec {self.source!r}: timeout {self.timeout} must be 0 (for ever) or more seconds")
         if (self.save is None) != (self.restore is None):
             raise UsageError(f"EnvSpec {self.source!r}: give both save and restore, or neither")
+        widths = {name: part.stop - part.start for name, part in self.layout.items() if name in POSITIONS}
+        if len(set(widths.values())) > 1:
+            raise UsageError(
+                f"EnvSpec {self.source!r}: places of its layout have different sizes: "
+                + ", ".join(f"{name} {width}" for name, width in widths.items())
+            )
         strange = [name for name in self.features if name not in (STATE, ACTION) and not name.startswith(IMAGES)]
         if strange:
             raise UsageError(
@@ -254,10 +314,10 @@ def register(name: str, spec: EnvSpec) -> None:
         UsageError: the name is taken by another spec, or the spec cannot travel to a worker process.
     """
     try:
-        pickle.dumps(spec)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        cloudpickle.dumps(spec)
+    except Exception as error:  # whatever an object's own pickling raises
         raise UsageError(
-            f"environment {name!r}: its spec cannot be sent to worker processes ({error}); "
+            f"environment {name!r}: its spec cannot be sent to worker processes ({type(error).__name__}: {error}); "
             "write its functions with def at the top of a module"
         ) from error
     plugins.register("environment", name, spec)
@@ -325,8 +385,11 @@ def make_simulator(name: str) -> Simulator:
     spec = spec_of(name)
     from .gym_simulator import GymSimulator
 
-    made = None if spec.make is None else spec.make(**spec.kwargs)
-    simulator = made if isinstance(made, Simulator) else GymSimulator(spec, made)
+    def build() -> Simulator:
+        made = None if spec.make is None else spec.make(**spec.kwargs)
+        return made if isinstance(made, Simulator) else GymSimulator(spec, made)
+
+    simulator = knowing(build)
     offered = simulator.features
     for feature, wanted in spec.features.items():
         if feature not in offered:

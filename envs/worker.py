@@ -2,15 +2,19 @@
 
 A worker knows nothing of policies and imports no torch. It answers one message at a time; the pool
 sends every live episode's next actions in one message and gets every observation in one reply.
+
+An episode whose simulator raises, or shows what is not finite, ends there as failed; the others go on.
 """
 
 from __future__ import annotations
 
+import pickle
 import time
-import traceback
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any
@@ -18,11 +22,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import UsageError
+from ..plugins import reason
+from . import global_generators
 from .demonstrations import Demonstration, demonstrate
-from .simulator import EnvSpec, Feature, Refusal, Simulator, View, adopt, make_simulator
+from .env_checker import Checked, Mode, built, check_env
+from .gymnasium_ids import hear
+from .simulator import (
+    EnvironmentFault,
+    EnvSpec,
+    Feature,
+    Refusal,
+    Simulator,
+    View,
+    adopt,
+    observed,
+    spec_of,
+)
 
 INITIAL_STATES = 64
 """Initial states that a worker keeps, so that a group of episodes from one seed costs one reset."""
+
+NOBODY, CHECKING = -1, -2
+"""Rows that a worker names as being at work where it is at none, or at a check."""
+
+Mark = Callable[[int, float], None]
+"""(row, seconds that it may take; 0 for ever): tells the pool what a worker is at."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,12 +70,16 @@ class Tick:
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
-    """The answer to a tick, first for the stepped rows, then for the started ones; frames by camera."""
+class Look:
+    """What is seen of a state; frames by camera."""
 
-    observations: list[NDArray[np.float32]]
-    successes: list[bool]
-    frames: list[dict[str, NDArray[np.uint8]]]
+    observation: NDArray[np.float32]
+    success: bool
+    frames: dict[str, NDArray[np.uint8]]
+
+
+Seen = dict[int, Look | str]
+"""The answer to a tick: by row what is seen, or why the episode cannot go on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,111 +92,272 @@ class Replay:
     executed: Sequence[NDArray[np.float32]]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Initial:
-    """An initial state, and the pictures taken of it."""
+    """An initial state, the global generators in it, and the pictures taken of it."""
 
     state: Any
-    frames: dict[View, dict[str, NDArray[np.uint8]]]
+    generators: Any
+    frames: dict[View, dict[str, NDArray[np.uint8]]] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class _Live:
+    """An episode in progress: its saved state, or the simulator that is its own."""
+
+    row: int
+    environment: str
+    seed: int
+    steps: int = 0
+    state: Any = None
+    generators: Any = None
+    own: Simulator | None = None
 
 
 class Worker:
-    """Episodes by row, multiplexed over one simulator per environment."""
+    """Episodes by row, multiplexed over one simulator per environment, or each in its own.
 
-    def __init__(self, specs: Mapping[str, EnvSpec]) -> None:
+    Args:
+        mark: is told what this worker is at.
+    """
+
+    def __init__(self, specs: Mapping[str, EnvSpec], mark: Mark = lambda row, seconds: None) -> None:
         adopt(specs)
+        self.mark = mark
         self.simulators: dict[str, Simulator] = {}
-        self.episodes: dict[int, tuple[str, Any]] = {}
+        self.episodes: dict[int, _Live] = {}
         self.initial: OrderedDict[tuple[str, int], _Initial] = OrderedDict()
+        self.modes: Mapping[str, Mode] = {}
+        self.pristine: dict[str, Any] = {}
+        self.idle: dict[str, list[Simulator]] = {}
 
-    def describe(self, environments: Sequence[str]) -> list[tuple[dict[str, Feature], tuple[str, ...]]]:
-        """(features, cameras where a view names none) of each environment."""
-        simulators = [self.simulator(environment) for environment in environments]
-        return [(dict(simulator.features), simulator.cameras) for simulator in simulators]
+    def describe(
+        self, environments: Sequence[str], new: Sequence[str], view: View | None
+    ) -> list[tuple[dict[str, Feature], tuple[str, ...], Checked | None]]:
+        """(features, cameras where a view names none, what a check of a new one found) of each environment."""
+        answers = []
+        for environment in environments:
+            simulator, checked = self.simulator(environment), None
+            if environment in new:
+                beat = partial(self.mark, CHECKING, spec_of(environment).timeout)
+                checked = check_env(environment, simulator=simulator, view=view, beat=beat)
+                self.mark(NOBODY, 0)
+                if not checked.mode.resets:  # this one is not as new
+                    self.simulators.pop(environment).close()
+            answers.append((dict(simulator.features), simulator.cameras, checked))
+        return answers
 
-    def clear(self) -> None:
-        """Forget every episode."""
+    def clear(self, modes: Mapping[str, Mode]) -> None:
+        """Forget every episode; from now on environments are run like this."""
+        for live in self.episodes.values():
+            self._release(live)
         self.episodes.clear()
+        if modes != self.modes:
+            self.initial.clear()
+        self.modes = modes
 
     def tick(self, tick: Tick) -> Seen:
         """Step, start and look; see :class:`Tick`."""
-        seen = Seen([], [], [])
+        seen: Seen = {}
         before, self.episodes = self.episodes, {}
-        for row, actions in tick.steps:
-            environment, state = before[row]
-            simulator = self.simulator(environment)
-            simulator.restore(state)
-            simulator.step(actions)
-            self._look(row, environment, simulator, tick, seen)
-        for row, environment, seed in tick.starts:
-            simulator = self._start(environment, seed)
-            self._look(row, environment, simulator, tick, seen, self.initial[environment, seed].frames)
+        going = {row for row, _ in tick.steps}
+        for row, live in before.items():
+            if row not in going:
+                self._release(live)
+        with self._generators():
+            for row, actions in tick.steps:
+                live = before[row]
+                with self._episode(live, seen):
+                    simulator = self._resumed(live)
+                    simulator.step(actions)
+                    live.steps += len(actions)
+                    seen[row] = self._look(live, simulator, tick)
+            for row, environment, seed in tick.starts:
+                live = _Live(row, environment, seed)
+                with self._episode(live, seen):
+                    simulator, drawn = self._started(live)
+                    seen[row] = self._look(live, simulator, tick, drawn)
+        self.mark(NOBODY, 0)
         return seen
 
-    def replay(self, episodes: Sequence[Replay]) -> None:
-        """Bring episodes back by executing again what was executed."""
-        for episode in episodes:
-            simulator = self._start(episode.environment, episode.seed)
-            for actions in episode.executed:
-                simulator.step(actions)
-            self.episodes[episode.row] = (episode.environment, simulator.save())
+    def replay(self, episodes: Sequence[Replay]) -> Seen:
+        """Bring episodes back by executing again what was executed, and look."""
+        seen: Seen = {}
+        nothing = Tick([], [], False, None)
+        with self._generators():
+            for episode in episodes:
+                live = _Live(episode.row, episode.environment, episode.seed)
+                with self._episode(live, seen):
+                    simulator, _ = self._started(live)
+                    for actions in episode.executed:
+                        self._begin(live)
+                        simulator.step(actions)
+                        live.steps += len(actions)
+                    seen[episode.row] = self._look(live, simulator, nothing)
+        self.mark(NOBODY, 0)
+        return seen
 
     def demonstrate(
-        self, environment: str, seeds: Sequence[int], horizon: int, settle: int, view: View | None
+        self, environment: str, seeds: Sequence[int], horizon: int, settle: int, view: View | None, mode: Mode
     ) -> list[tuple[Demonstration, list[int]]]:
         """One demonstration per seed, with the seeds on which the expert failed before."""
-        simulator = self.simulator(environment)
+        self.modes = {**self.modes, environment: mode}
         limits = {"horizon": horizon, "settle": settle}
-        return [demonstrate(simulator, environment, seed, **limits, view=view) for seed in seeds]
+        shown = []
+        with self._generators():
+            for seed in seeds:
+                simulator = self.simulator(environment)
+                self._as_new(environment, simulator)
+                if mode.seeded:
+                    global_generators.seed(seed)
+                shown.append(demonstrate(simulator, environment, seed, **limits, view=view))
+        return shown
 
     def simulator(self, environment: str) -> Simulator:
         """The one instance of an environment, built when first asked for."""
         if environment not in self.simulators:
-            self.simulators[environment] = make_simulator(environment)
+            simulator = self.simulators[environment] = self._built(environment)
+            if not self._mode(environment).resets:
+                with suppress(Refusal):
+                    self.pristine[environment] = simulator.save()
         return self.simulators[environment]
+
+    def _built(self, environment: str) -> Simulator:
+        """Another instance; building one may take as long as it takes."""
+        self.mark(NOBODY, 0)
+        return built(environment)
 
     def close(self) -> None:
         """Free every simulator."""
-        for simulator in self.simulators.values():
+        own = (live.own for live in self.episodes.values() if live.own is not None)
+        idle = (simulator for several in self.idle.values() for simulator in several)
+        for simulator in (*self.simulators.values(), *own, *idle):
             simulator.close()
         self.simulators.clear()
+        self.episodes.clear()
+        self.idle.clear()
 
-    def _start(self, environment: str, seed: int) -> Simulator:
+    def _mode(self, environment: str) -> Mode:
+        return self.modes.get(environment, Mode())
+
+    @contextmanager
+    def _generators(self) -> Iterator[None]:
+        """Leave the global generators as they were: in a pool without processes they are the caller's."""
+        with global_generators.kept() if any(mode.seeded for mode in self.modes.values()) else nullcontext():
+            yield
+
+    @contextmanager
+    def _episode(self, live: _Live, seen: Seen) -> Iterator[None]:
+        """What goes wrong in here ends the episode as failed."""
+        row = live.row
+        self._begin(live)
+        try:
+            yield
+            self.episodes[row] = live
+        except EnvironmentFault as fault:
+            seen[row] = f"{live.environment}, seed {live.seed}, {fault}"
+        except Refusal:
+            raise
+        except UsageError as error:
+            seen[row] = f"{live.environment}, seed {live.seed}, after step {live.steps}: {error}"
+        except Exception as error:
+            seen[row] = f"{live.environment}, seed {live.seed}, after step {live.steps}: {reason(error)}"
+        if isinstance(seen.get(row), str) and live.own is not None:
+            with suppress(Exception):
+                live.own.close()
+            live.own = None
+
+    def _begin(self, live: _Live) -> None:
+        """From now on this episode may take its time."""
+        self.mark(live.row, spec_of(live.environment).timeout)
+
+    def _resumed(self, live: _Live) -> Simulator:
+        """The simulator in the episode's state."""
+        simulator = live.own
+        if simulator is None:
+            simulator = self.simulator(live.environment)
+            simulator.restore(live.state)
+        if live.generators is not None:
+            global_generators.put(live.generators)
+        return simulator
+
+    def _started(self, live: _Live) -> tuple[Simulator, dict[View, dict[str, NDArray[np.uint8]]]]:
+        """The simulator in the episode's initial state, and the pictures that were taken of it before."""
+        environment, seed, mode = live.environment, live.seed, self._mode(live.environment)
+        if not mode.restores:
+            idle = self.idle.get(environment)
+            live.own = idle.pop() if idle else self._built(environment)
+            self._begin(live)
+            self._reset(live.own, live)
+            return live.own, {}
         simulator = self.simulator(environment)
-        key = (environment, seed)
-        if key in self.initial:
-            self.initial.move_to_end(key)
-            simulator.restore(self.initial[key].state)
-            return simulator
-        simulator.reset(seed)
-        self.initial[key] = _Initial(simulator.save(), {})
+        self._begin(live)
+        initial = self.initial.get((environment, seed))
+        if initial is not None:
+            self.initial.move_to_end((environment, seed))
+            simulator.restore(initial.state)
+            live.generators = initial.generators
+            if live.generators is not None:
+                global_generators.put(live.generators)
+            return simulator, initial.frames
+        self._as_new(environment, simulator)
+        self._reset(simulator, live)
+        initial = self.initial[environment, seed] = _Initial(simulator.save(), live.generators)
         if len(self.initial) > INITIAL_STATES:
             self.initial.popitem(last=False)
-        return simulator
+        return simulator, initial.frames
+
+    def _reset(self, simulator: Simulator, live: _Live) -> None:
+        if self._mode(live.environment).seeded:
+            global_generators.seed(live.seed)
+        simulator.reset(live.seed)
+        if self._mode(live.environment).seeded:
+            live.generators = global_generators.get()
+
+    def _as_new(self, environment: str, simulator: Simulator) -> None:
+        """Undo what episodes before left behind that a reset would leave."""
+        if environment in self.pristine:
+            simulator.restore(self.pristine[environment])
+
+    def _release(self, live: _Live) -> None:
+        """Keep the instance of an episode that is over for another one, if a reset makes it as new."""
+        if live.own is None:
+            return
+        if self._mode(live.environment).resets:
+            self.idle.setdefault(live.environment, []).append(live.own)
+        else:
+            live.own.close()
+        live.own = None
 
     def _look(
         self,
-        row: int,
-        environment: str,
+        live: _Live,
         simulator: Simulator,
         tick: Tick,
-        seen: Seen,
         drawn: dict[View, dict[str, NDArray[np.uint8]]] | None = None,
-    ) -> None:
-        """Observe, with pictures from ``drawn`` or else drawn now and left there."""
-        seen.observations.append(simulator.observe())
-        if tick.oracle:
-            seen.successes.append(simulator.success())
+    ) -> Look:
+        """Observe and save, with pictures from ``drawn`` or else drawn now and left there."""
+        observation = observed(simulator)
+        success = tick.oracle and simulator.success()
+        frames: dict[str, NDArray[np.uint8]] = {}
         view = tick.render
-        if view is not None and row in tick.unseen:
-            black = np.zeros((view.size, view.size, 3), np.uint8)
-            seen.frames.append(dict.fromkeys(view.cameras or simulator.cameras, black))
+        if view is not None and live.row in tick.unseen:
+            frames = black(view, simulator.cameras)
         elif view is not None:
             drawn = {} if drawn is None else drawn
             if view not in drawn:
-                drawn[view] = _pictures(environment, simulator, view)
-            seen.frames.append(drawn[view])
-        self.episodes[row] = (environment, simulator.save())
+                drawn[view] = _pictures(live.environment, simulator, view)
+            frames = drawn[view]
+        if live.own is None:
+            live.state = simulator.save()
+        if self._mode(live.environment).seeded:
+            live.generators = global_generators.get()
+        return Look(observation, success, frames)
+
+
+def black(view: View, cameras: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
+    """Pictures that nobody looks at."""
+    return dict.fromkeys(view.cameras or cameras, np.zeros((view.size, view.size, 3), np.uint8))
 
 
 def _pictures(environment: str, simulator: Simulator, view: View) -> dict[str, NDArray[np.uint8]]:
@@ -183,17 +373,30 @@ def _pictures(environment: str, simulator: Simulator, view: View) -> dict[str, N
     return frames
 
 
-def serve(connection: Connection, specs: Mapping[str, EnvSpec], plugins: Sequence[str]) -> None:
+def serve(connection: Connection, payload: bytes, plugins: Sequence[str], at: Any) -> None:
     """A worker process: answer (number, command, arguments) until the pipe closes or a command raises.
 
-    It imports the modules ``plugins`` first, since they may tell Gymnasium of environments.
+    It imports the modules ``plugins`` first, then reads from ``payload`` the specs and what Gymnasium was told of
+    environments by the process that started it. What it is at, it writes to ``at``: row, since when, for how long at
+    most.
 
     Each answer is (number, kind, result, CPU seconds of this process so far), of kind "ok", "refusal" (with the
-    exception) or "error" (with the traceback).
+    exception), "start" (why it could not begin) or "error" (what was raised, in a line).
     """
-    for module in plugins:
-        import_module(module)
-    worker = Worker(specs)
+
+    def mark(row: int, seconds: float) -> None:
+        at[2] = 0
+        at[0], at[1], at[2] = row, time.monotonic(), seconds
+
+    try:
+        for module in plugins:
+            import_module(module)
+        specs, ids = pickle.loads(payload)
+        hear(ids)
+        worker = Worker(specs, mark)
+    except Exception as error:
+        connection.send((0, "start", reason(error), time.process_time()))
+        return
     while True:
         try:
             number, command, arguments = connection.recv()
@@ -204,8 +407,9 @@ def serve(connection: Connection, specs: Mapping[str, EnvSpec], plugins: Sequenc
             answer, result = "ok", getattr(worker, command)(*arguments)
         except Refusal as refusal:
             answer, result = "refusal", refusal
-        except Exception:
-            answer, result = "error", traceback.format_exc()
+        except Exception as error:
+            answer, result = "error", reason(error)
+        mark(NOBODY, 0)
         connection.send((number, answer, result, time.process_time()))
         if answer == "error":
             return

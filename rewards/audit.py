@@ -90,7 +90,8 @@ class Audit:
     def verdict(self) -> str:
         """One sentence: what it can be trusted with."""
         if min(self.successes, self.failures) < FEW:
-            few = f"{self.successes} successes and {self.failures} failures"
+            won, lost = self.successes, self.failures
+            few = f"{won} success{'es' * (won != 1)} and {lost} failure{'s' * (lost != 1)}"
             return f"{self.name} cannot be judged on {self.on}: {few}, at least {FEW} of each are needed"
         level = grade(self.auc)
         if level.clear and self.balanced_accuracy < 0.7:

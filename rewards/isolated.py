@@ -68,7 +68,7 @@ class IsolatedReward:
         self.timeout = timeout
         self.__name__ = target.rpartition(":")[2]
         self.families = frozenset({f"{UNDECLARED}:{target}"})
-        self._child: _Child | None = None
+        self._child: Child | None = None
         self._takes: frozenset[str] = frozenset()
         self._needs: tuple[str, ...] = ()
 
@@ -98,11 +98,11 @@ class IsolatedReward:
             self._child.close()
             self._child = None
 
-    def _started(self) -> _Child:
+    def _started(self) -> Child:
         if self._child is not None and self._child.alive:
             return self._child
         self.close()
-        self._child = _Child([*self.command, "-c", _RUN, str(_WORKER), self.target])
+        self._child = Child([*self.command, "-c", _RUN, str(_WORKER), self.target])
         try:
             said = self._asked(self._child, None)
         except IsolatedError:
@@ -111,7 +111,7 @@ class IsolatedReward:
         self._takes, self._needs = frozenset(said["takes"]), tuple(said["needs"])
         return self._child
 
-    def _asked(self, child: _Child, request: str | None) -> dict[str, Any]:
+    def _asked(self, child: Child, request: str | None) -> dict[str, Any]:
         try:
             said = child.ask(request, self.timeout)
         except BaseException as error:  # Ctrl-C included: half an answer may be left in the pipe
@@ -124,7 +124,7 @@ class IsolatedReward:
         return said
 
 
-class _Child:
+class Child:
     """A worker process and the pipes to it."""
 
     def __init__(self, command: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from ..errors import UsageError
+from ..families import GROUND_TRUTH, families_of
 from ..plugins import is_place, named, names
 from .image.normalised import NormalisedSum
 from .isolated import IsolatedReward
@@ -79,6 +80,41 @@ def compose(specs: Sequence[str], device: str = "cpu", own: Own | None = None, *
         return (NormalisedSum if normalise else WeightedSum)(read)
     ((weight, reward),) = read
     return reward if weight == 1 else weight * reward
+
+
+def verifiers(specs: Sequence[str], device: str = "cpu", own: Collection[str] = ()) -> list[Reward]:
+    """Of several "SPEC" or "SPEC:WEIGHT" the rewards that read nothing but ground truth, in their order.
+
+    Whatever has to be made before it says so, and a reward with a negative weight, verifies nothing here.
+
+    Args:
+        own: names that the caller makes itself; they are left out.
+    """
+    found = []
+    for spec, weight in (_weighted(spec, [*own, *names("reward")]) for spec in specs):
+        if spec in own or spec.startswith(ISOLATED) or weight < 0:
+            continue
+        value = named("reward", spec, also=own)
+        families = getattr(value, "families", None) if isinstance(value, type) else families_of(value)
+        if families == {GROUND_TRUTH}:
+            found.append(make_reward(spec, device))
+    return found
+
+
+def check_names(specs: Sequence[str], own: Collection[str] = ()) -> None:
+    """Look for what :func:`compose` would read, and make nothing.
+
+    Args:
+        own: further names.
+
+    Raises:
+        UsageError: as of :func:`compose`, but for what shows only when a reward is made.
+    """
+    known = [*own, *names("reward")]
+    for spec in specs:
+        name, _ = _weighted(spec, known)
+        if name not in own and not name.startswith(ISOLATED):
+            named("reward", name, also=own)
 
 
 def _weighted(spec: str, names: Collection[str]) -> tuple[str, float]:

@@ -259,6 +259,16 @@ def test_eval_tries_a_checkpoint_on_other_episodes(toy: Path, capsys: pytest.Cap
     assert kept["iteration"] == 2
 
 
+def test_a_finished_run_is_not_gone_on_with(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "toy/count", "--debug"]) == 0
+    (toy / "runs/count-1/report.html").unlink()
+    capsys.readouterr()
+    assert cli.main(["resume", "runs/count-1"]) == 0
+    said = capsys.readouterr().out
+    assert "already done" in said and "2 iterations" in said
+    assert (toy / "runs/count-1/report.html").is_file(), "a report that was lost is written again"
+
+
 def test_an_unexpected_error_keeps_its_traceback_and_names_the_run(
     toy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -273,6 +283,7 @@ def test_a_damaged_checkpoint_is_one_line(toy: Path, capsys: pytest.CaptureFixtu
     cli.main(["run", "toy/count", "--debug"])
     latest = toy / "runs/count-1/checkpoints" / (toy / "runs/count-1/checkpoints/latest").read_text().strip()
     (latest / "state.json").write_text("{}")
+    (toy / "runs/count-1/evaluations/after.json").unlink()  # or there would be nothing left to do
     capsys.readouterr()
     assert cli.main(["resume", "runs/count-1"]) == 2
     one_line(capsys)
@@ -283,7 +294,7 @@ def test_a_config_of_another_version_is_refused_by_field(toy: Path, capsys: pyte
     path = toy / "runs/count-1/config.json"
     path.write_text(path.read_text().replace('"seed"', '"sead"'))
     capsys.readouterr()
-    assert cli.main(["resume", "runs/count-1"]) == 2
+    assert cli.main(["eval", "runs/count-1"]) == 2
     assert "sead, seed" in one_line(capsys)
 
 
@@ -449,7 +460,7 @@ def test_a_recipe_of_ones_own_runs_moves_resumes_evaluates_and_reports(
     assert cli.main(["report", "moved"]) == 0
     capsys.readouterr()
     (toy / "moved/plugins/0/number_of_my_plugin.py").unlink()
-    assert cli.main(["resume", "moved"]) == 2
+    assert cli.main(["eval", "moved"]) == 2
     assert "number_of_my_plugin.py is missing: it is part of the run" in one_line(capsys)
 
 
@@ -641,10 +652,16 @@ def test_check_tells_what_is_wrong_with_data(tmp_path: Path, capsys: pytest.Capt
     path.write_text('{"prompt": "a", "answer": 1}\n{"prompt": "b", "answer": 2, "level": 3}\n')
     assert cli.main(["check", str(path)]) == 0
     assert "level in 1 of 2" in capsys.readouterr().out
-    path.write_text('{"prompt": "a", "answer": 1}\n{"prompt": "a", "answer": 1}\n{"prompt": \n')
+    path.write_text('{"prompt": "a", "answer": 1}\n\n{"answer": 1, "prompt": "a"}\n')
     assert cli.main(["check", str(path)]) == 1
-    shown = capsys.readouterr().out
-    assert "line 3" in shown and "such as 1 and 2" in shown
+    assert "1 rows come twice, such as 1 and 2" in capsys.readouterr().out
+    path.write_text('{"prompt": "a", "answer": 1}\n\n{"prompt": \n')
+    assert cli.main(["check", str(path)]) == 1
+    assert "data.jsonl line 3 is no JSON object" in capsys.readouterr().out
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG")
+    (tmp_path / "data.csv").write_text("prompt,answer,image\na,1,broken.png\n")
+    assert cli.main(["check", str(tmp_path / "data.csv")]) == 1
+    assert "data.csv line 2: image 1 cannot be decoded" in " ".join(capsys.readouterr().out.split())
 
 
 def test_doctor_names_a_pair_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, make_dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, get_type_hints
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from autotelic.trainers.config import GROUPS, RunConfig, fixed, flag, grouped, g
 from autotelic.trainers.curricula import SEC, Uniform
 from autotelic.trainers.learner import Optimisation
 from autotelic.trainers.objectives import NFT, PPOClip
+from autotelic.trainers.ranges import Amount, Count, Number, Positive, Range, Share, Whole, check_ranges, ranges_of
 from autotelic.trainers.runs.run_folder import RunFolder
 from autotelic.trainers.setting import make, settled
 from autotelic.vla.recipes import evolve_vla
@@ -71,6 +72,54 @@ def test_help_has_titled_groups_and_flat_flags(capsys: pytest.CaptureFixture[str
     assert "--lr " in shown and "--optimisation" not in shown and "--kl-coef" not in shown
     options = parse(run_options(Recipe()), ["--lr", "3", "--top-k", "1", "--rewards", "a", "b"], "run x")
     assert options.config == Recipe(lr=3.0, top_k=1, rewards=("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "inside", "outside", "said"),
+    [
+        (Count, (1, 7), (0, -1), "a finite number of 1 or more"),
+        (Whole, (0, 3), (-1,), "a finite number of 0 or more"),
+        (Number, (-1e9, 0.0), (math.nan, math.inf, -math.inf), "a finite number"),
+        (Positive, (1e-9, 5), (0.0, -1.0, math.nan, math.inf), "a finite number above 0"),
+        (Amount, (0.0, 2.5), (-1e-9, math.inf), "a finite number of 0 or more"),
+        (Share, (0, 0.5, 1), (-0.1, 1.1, math.nan), "a number from 0 to 1"),
+        (Annotated[float, Range(-1, 1, open=True)], (0.99,), (1.0, -1.0), "a number strictly between -1 and 1"),
+        (Count | None, (None, 1), (0,), "a finite number of 1 or more"),
+        (tuple[Positive, ...], ((), (1.0, 2.0)), ((1.0, 0.0),), "a finite number above 0"),
+        (float, (-3.0,), (math.nan,), "a finite number"),
+        (bool, (False, True), (), ""),
+    ],
+)
+def test_a_number_out_of_its_range_is_refused_by_its_flag(
+    kind: Any, inside: tuple[Any, ...], outside: tuple[Any, ...], said: str
+) -> None:
+    made = make_dataclass("Made", [("how_many", kind)])
+    for value in inside:
+        check_ranges(made(value))
+    for value in outside:
+        with pytest.raises(UsageError) as error:
+            check_ranges(made(value))
+        last = value[-1] if isinstance(value, tuple) else value
+        assert str(error.value) == f"--how-many is {said}, not {last}"
+
+
+def test_a_class_that_changes_a_default_keeps_the_range() -> None:
+    @dataclass(frozen=True)
+    class Changed(RunConfig):
+        epochs: int = 4
+
+    assert str(ranges_of(Changed)["epochs"]) == "a finite number of 1 or more"
+    with pytest.raises(UsageError, match="--epochs is a finite number of 1 or more, not 0"):
+        Changed(epochs=0)
+    with pytest.raises(UsageError, match="--lr is a finite number of 0 or more, not nan"):
+        replace(Changed(), lr=math.nan)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_number_of_every_recipe_has_a_range(name: str) -> None:
+    hints = get_type_hints(KINDS[name])
+    numbers = {f.name for f in fields(KINDS[name]) if re.search("int|float", str(hints[f.name]))}
+    assert numbers - ranges_of(KINDS[name]).keys() == set()
 
 
 @pytest.mark.parametrize("name", KINDS)

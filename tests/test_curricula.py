@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from autotelic.trainers.curricula import SEC, ProgressiveHorizon, Uniform
+from autotelic.trainers.curricula import SEC, ProgressiveHorizon, Uniform, apart
 from autotelic.types import Rollout, Task, Verdict
 
 NONE = torch.zeros(1)
@@ -51,13 +51,38 @@ def test_uniform_is_as_even_as_can_be(n: int) -> None:
     assert all(abs(total[name] / (60 * n) - 1 / 3) < 0.15 for name in SOURCES)
 
 
-def test_sources_are_walked_in_order_and_endless_ones_never_repeat() -> None:
-    curriculum = Uniform({"list": [Task("x", 0), Task("y", 1)], "function": endless("f")})
-    tasks = curriculum.sample(8)
-    assert [t.id for t in tasks if t.category == "list"] == ["x", "y", "x", "y"]
-    assert [t.id for t in tasks if t.category == "function"] == ["f-0", "f-1", "f-2", "f-3"]
+def test_lists_are_shuffled_anew_for_every_pass_and_endless_sources_never_repeat() -> None:
+    listed = [Task(f"t{i}", i) for i in range(9)]
+    curriculum = Uniform({"list": listed, "function": endless("f")}, seed=1)
+    tasks = curriculum.sample(54)
+    order = [t.id for t in tasks if t.category == "list"]
+    passes = [order[start : start + 9] for start in (0, 9, 18)]
+    assert all(sorted(one) == [task.id for task in listed] for one in passes), "each once before any comes twice"
+    assert len({tuple(one) for one in [*passes, [task.id for task in listed]]}) == 4
+    assert [t.id for t in tasks if t.category == "function"] == [f"f-{i}" for i in range(27)]
     with pytest.raises(ValueError, match="at least one category"):
         Uniform({})
+    with pytest.raises(ValueError, match='the category "none" has no task'):
+        Uniform({"some": listed, "none": []})
+
+
+def test_orders_hang_on_seed_and_category_and_not_on_who_else_is_drawn() -> None:
+    listed = [Task(f"t{i}", i) for i in range(30)]
+
+    def order(seed: int, category: str, **others: Any) -> list[str]:
+        tasks = Uniform({category: listed, **others}, seed=seed).sample(30 * (1 + len(others)))
+        return [t.id for t in tasks if t.category == category]
+
+    assert order(1, "a") == order(1, "a", b=listed)
+    assert len({tuple(order(*key)) for key in ((1, "a"), (2, "a"), (1, "b"))}) == 3
+
+
+def test_a_task_that_comes_again_in_a_round_is_another() -> None:
+    tasks = [Task(name, prompt) for prompt, name in enumerate(["a", "b", "a", "a/again/1", "a", "b"])]
+    found = apart(tasks)
+    assert [task.prompt for task in found] == list(range(6)) and len({task.id for task in found}) == 6
+    assert [task.id for task in found[:2]] == ["a", "b"] and found[3].id == "a/again/1", "names of others are kept"
+    assert apart(found) == found
 
 
 def test_quarantine_leaves_out_what_was_harmed_for_a_while() -> None:

@@ -35,15 +35,16 @@ def test_a_text_file_is_a_prompt_per_line(tmp_path: Path) -> None:
     tasks = read_prompts(path)
     assert [(t.id, t.prompt) for t in tasks] == [
         ("prompt/1", "a cat"),
-        ("prompt/3", "a dog, ünlike a cat"),
-        ("prompt/5", "[not json]"),
+        ("prompt/2", "a dog, ünlike a cat"),
+        ("prompt/4", "[not json]"),
     ]
 
 
 def test_json_lines_bring_columns_for_rewards(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text(
-        '\ufeff{"prompt": "a sign that says hi", "text": "hi", "weight": 2}\nplain words\n', encoding="utf-8"
+        '\ufeff{"prompt": "a sign that says hi", "text": "hi", "weight": 2}\n{"prompt": " plain words"}\n',
+        encoding="utf-8",
     )
     first, second = read_prompts(str(path))
     assert (first.prompt, dict(first.extra)) == ("a sign that says hi", {"text": "hi", "weight": 2})
@@ -53,10 +54,10 @@ def test_json_lines_bring_columns_for_rewards(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ('{"prompt": "a', "prompts.txt, line 2: no JSON object"),
-        ('{"text": "a"}', 'prompts.txt, line 2: wants {"prompt": "some text"}'),
-        ('{"prompt": 3}', 'prompts.txt, line 2: wants {"prompt": "some text"}'),
-        ('{"prompt": " "}', 'prompts.txt, line 2: wants {"prompt": "some text"}'),
+        ('{"prompt": "a', "prompts.txt line 2 is no JSON object"),
+        ('{"text": "a"}', 'prompts.txt line 2 wants a text in the column "prompt", and has text'),
+        ('{"prompt": 3}', "prompts.txt line 2 wants a text in the column \"prompt\", not '3'"),
+        ('{"prompt": " "}', "prompts.txt line 2 wants a text in the column \"prompt\", not ' '"),
     ],
 )
 def test_a_malformed_line_is_named(tmp_path: Path, line: str, told: str) -> None:
@@ -72,10 +73,10 @@ def test_files_that_cannot_be_split_or_read_are_refused(tmp_path: Path) -> None:
     path.write_text("a\nb\nc\nc\n")
     with pytest.raises(UsageError, match="holds 3 prompts: 4 or more"):
         file_prompts(path)
-    with pytest.raises(UsageError, match=r"cannot read the prompts file .*missing"):
+    with pytest.raises(UsageError, match=r"there is no file .*missing"):
         file_prompts(tmp_path / "missing.txt")
     path.write_bytes(b"\xff\xfe\x00 a")
-    with pytest.raises(UsageError, match="cannot read the prompts file"):
+    with pytest.raises(UsageError, match="no text in UTF-8"):
         read_prompts(path)
 
 
@@ -83,14 +84,15 @@ def test_files_that_cannot_be_split_or_read_are_refused(tmp_path: Path) -> None:
 def test_a_share_of_a_file_is_held_out(tmp_path: Path, count: int, sizes: tuple[int, int, int]) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text("\n".join(f"thing {i}" for i in range(count)))
-    prompts = file_prompts(path, seed=3)
+    prompts = file_prompts(path)
     sides = prompts.seen, prompts.unseen, prompts.probes
     assert tuple(map(len, sides)) == sizes
     assert len({t.prompt for side in sides for t in side}) == count, "the three sets share a prompt"
     assert [side[0].category for side in sides] == ["seen", "unseen", "probe"]
-    again, other = file_prompts(path, seed=3), file_prompts(path, seed=4)
-    assert [t.id for t in again.seen] == [t.id for t in prompts.seen]
-    assert count == 4 or [t.id for t in other.seen] != [t.id for t in prompts.seen]
+    path.write_text("\n".join(reversed(path.read_text().splitlines())))
+    again, other = file_prompts(path), file_prompts(path, split=1)
+    assert {t.prompt for t in again.seen} == {t.prompt for t in prompts.seen}
+    assert count == 4 or {t.prompt for t in other.seen} != {t.prompt for t in prompts.seen}
 
 
 def test_the_small_world_has_three_sets_of_captions() -> None:

@@ -251,7 +251,7 @@ def refused(
         ("refl", ["--rewards", "sharpness", "colourfulness"], "no gradient", "diffusion/prdp, ddpo, nft, raft"),
         ("ddpo", ["--group-size", "1"], "--group-size 2 or more", "not 1"),
         ("prdp", ["--dtype", "fp16"], "float16 does not train on the CPU", "use float32, or bfloat16"),
-        ("prdp", ["--data", "nowhere.txt"], "cannot read the prompts file nowhere.txt", ""),
+        ("prdp", ["--data", "nowhere.txt"], "there is no file nowhere.txt", ""),
     ],
 )
 def test_what_needs_no_pipeline_is_refused_before_one_is_made(
@@ -269,14 +269,14 @@ def test_what_needs_no_pipeline_is_refused_before_one_is_made(
 
 @pytest.mark.parametrize(
     ("line", "what"),
-    [('{"prompt": 3}', 'wants {"prompt": "some text"}'), ('{"prompt": "a cat"', "no JSON object")],
+    [('{"prompt": 3}', 'wants a text in the column "prompt"'), ('{"prompt": "a cat"', "is no JSON object")],
 )
 def test_a_malformed_line_of_prompts_is_named(
     line: str, what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "a dog"}\n\n' + line + "\n")
-    refused(["--data", str(path)], f"{path}, line 3: ", what, "", tmp_path, capsys)
+    refused(["--data", str(path)], "prompts.jsonl line 3 ", what, "", tmp_path, capsys)
 
 
 def test_captions_rewards_do_not_go_with_prompts_of_ones_own(
@@ -307,10 +307,10 @@ def test_a_picture_that_cannot_be_read_is_named(
 ) -> None:
     pairs = pairs_file(tmp_path, list(shapes.LABELS)[:2])
     (tmp_path / "bad-1.png").write_text("no picture")
-    told = f"{pairs}, line 2: cannot read the picture"
+    told = f"{pairs.name} line 2: cannot read the picture"
     refused(["--pairs", str(pairs)], told, "bad-1.png", pipeline, tmp_path, capsys, name="dpo")
     pairs.write_text('{"prompt": ["a"], "chosen": "good-0.png", "rejected": "good-1.png"}\n')
-    refused(["--pairs", str(pairs)], f"{pairs}, line 1: wants", '"prompt": text', pipeline, tmp_path, capsys, "dpo")
+    refused(["--pairs", str(pairs)], f"{pairs.name} line 1 wants", '"prompt": text', pipeline, tmp_path, capsys, "dpo")
 
 
 def test_a_pipeline_without_an_adapter_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

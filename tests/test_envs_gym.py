@@ -195,7 +195,8 @@ def test_names_experts_and_the_pool(registered):
 
 def test_specs_that_cannot_join(registered):
     with pytest.raises(ValueError, match="cannot be sent to worker processes"):
-        registered("x", spec("CartPole-v1", success=lambda outcome: True))
+        registered("x", spec("CartPole-v1", kwargs={"handle": (x for x in range(3))}))
+    registered("by lambda", spec("CartPole-v1", success=lambda outcome: True))
     registered("metaworld/mine", spec("CartPole-v1"))
     registered("metaworld/mine", spec("CartPole-v1"))  # the same again, as when a module is imported in a worker
     registered("metaworld/mine", spec("CartPole-v1", chunk=2))  # a file may mend what it registered

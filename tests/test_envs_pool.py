@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -194,14 +195,21 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(two, caplog, when):
     with caplog.at_level(logging.WARNING):
         episodes = two.run(REQUESTS, killing, oracle=True)
     assert_equal(expected, episodes)
-    assert [record.getMessage().split("\n")[1] for record in caplog.records] == ["killed by SIGKILL"]
+    assert [record.getMessage().rpartition(": ")[2] for record in caplog.records] == ["killed by SIGKILL"]
     assert two.cpu_seconds > before
 
 
-def test_a_worker_that_always_raises_ends_the_run_with_its_traceback(two):
-    with pytest.raises(RuntimeError, match=r"3 environment workers died(.|\n)*Traceback(.|\n)*Seed must be"):
-        two.run([EpisodeRequest(REACH, -1, 5)], act)
-    assert len(two.run(REQUESTS[:1], act)) == 1
+def test_a_seed_that_always_raises_ends_its_episode_alone_and_named(two):
+    before = two.faults
+    expected = two.run(REQUESTS[:1], act, oracle=True)
+    good, bad = two.run([REQUESTS[0], EpisodeRequest(REACH, -1, 5)], act, oracle=True)
+    assert re.search(rf"{REACH}, seed -1, .*Seed must be", bad.fault) and bad.success is False
+    assert bad.steps == 0 and bad.observations.tolist() == [[0] * 21] * 2 and not bad.actions.any()
+    assert bad.actions.shape == (1, 5, 4), "whoever looks at the last chunk finds one"
+    (seen,) = two.run([EpisodeRequest(REACH, -1, 0)], act)
+    assert seen.fault and seen.observations.shape == (1, 21) and len(seen.actions) == 0
+    assert good.fault is None and two.faults == before + 2
+    assert_equal(expected, [good])
 
 
 def test_ctrl_c_is_not_the_workers_business(two, caplog):

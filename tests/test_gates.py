@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from autotelic.families import GROUND_TRUTH, of_family
+from autotelic.rewards.reward import Reward
+from autotelic.trainers import gates
 from autotelic.trainers.gates import BestSoFar, NonInferiority
 from autotelic.trainers.runs.alarms import Alarm, AlarmLimits, Watcher, check_evidence
 from autotelic.types import Rollout, Task
@@ -112,6 +115,43 @@ def test_a_judge_must_score_every_probe() -> None:
 
     with pytest.raises(ValueError, match="judge must score every probe"):
         NonInferiority(PROBES, picky)(level(1.0, 1.0), {})
+
+
+def test_many_probes_are_looked_at_a_few_at_a_time_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def counting(outputs: list[float], **_: Any) -> list[float]:
+        sizes.append(len(outputs))
+        return outputs
+
+    monkeypatch.setattr(gates, "CHUNK", 3)
+    performer = Performer({"reach": [0.1, 0.2, 0.3, 0.4], "push": [0.5, 0.6, 0.7, 0.8]})
+    gate = NonInferiority(PROBES, counting, reward=flattery)
+    judged, proxy = gate.look(performer)
+    assert judged == performer.scores and sizes == [3, 3, 2] and performer.asked == 3
+    assert proxy["push"] == pytest.approx([0.5, 0.4, 0.3, 0.2])
+
+
+def test_labels_are_counted_by_what_the_judge_reads() -> None:
+    tested = [Task(f"t{i}", i, extra={"tests": ["assert f(1)"] if i < 2 else None}) for i in range(4)]
+    answered = [Task(f"a{i}", i, reference=1) for i in range(3)]
+
+    class Tests:
+        families = frozenset({GROUND_TRUTH})
+        needs = ("tests",)
+
+        def __call__(self, outputs: list[float], **_: Any) -> list[float]:
+            return outputs
+
+    for probes, reader, count in (
+        (tested, Tests(), 2),
+        (tested, Reward(Tests()), 2),
+        (tested, 0.5 * Reward(Tests()), 2),
+        ([*tested, *answered], Tests(), 5),
+        (answered, of_family(GROUND_TRUTH)(lambda outputs, **_: outputs), 3),
+        ([*tested, *answered], of_family("a proxy")(lambda outputs, **_: outputs), 0),
+    ):
+        assert BestSoFar(probes, reader).labels == count
 
 
 # ------------------------------------------------------------------------------------- the best so far

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import math
 import re
@@ -117,7 +118,7 @@ def test_a_full_run_tells_its_story(folder: RunFolder) -> None:
 
     # means over drawer, push, reach: (25 + 50 + 95) / 3 = 56.7 and (100 + 40 + 100) / 3 = 80
     assert "rose from 56.7 % to 80.0 % (+23.3 points" in text
-    assert "Significantly better: drawer. Significantly worse: none." in text
+    assert "Of single categories, drawer rose, with p corrected for their number." in text
     assert "kept 1 of 2 updates, asked for repair once." in text
     assert "on push the reward cannot tell success from failure, and rose while success fell" in text
     assert "cannot be judged on so few failures" in text  # reach, in the table only
@@ -164,7 +165,8 @@ def test_scores_other_than_rates_are_compared_as_numbers(folder: RunFolder) -> N
         outcomes = {"portraits": {"success": values, "seeds": [1, 2, 3]}}
         folder.write_json(f"evaluations/{name}", {"iteration": 0, "unit": "aesthetic score", "outcomes": outcomes})
     text = text_of(write_report(folder))
-    assert "Mean aesthetic score over 1 category rose from 1.25 to 2.17 (+0.917" in text and "points" not in text
+    assert "Aesthetic score on portraits was 1.25 before and 2.17 after (+0.917" in text and "points" not in text
+    assert "which cannot be told from no change" in text  # differences 1, 0.25, 1.5: 0.917 +- 4.30 * 0.629 / sqrt(3)
 
 
 def test_audit_by_hand() -> None:
@@ -245,14 +247,14 @@ def charts_of(path: Path) -> dict[str, str]:
 
 
 def test_rewards_are_drawn_over_reward_queries(folder: RunFolder) -> None:
-    rewards = {"reward": 0.5, "reward/clip": 0.2, "category/cats": 0.1}
     for i, queries in enumerate((1_000, 1_100, 3_000), start=1):
-        folder.append("metrics", {"iteration": i, **rewards, "objective/loss": 1.0, "queries": queries})
+        rewards = {"reward": 0.5 * i, "reward/clip": 0.2 / i, "category/cats": 0.1 + i}
+        folder.append("metrics", {"iteration": i, **rewards, "objective/loss": -i, "queries": queries})
     path = write_report(folder)
     charts = charts_of(path)
     for name in ("reward", "clip", "category/cats"):
         chart = ElementTree.fromstring(charts[name])
-        assert [each.text for each in chart.findall("text")][-4:-1] == ["1,000", "3,000", "reward queries"]
+        assert [each.text for each in chart.findall("text")][-4:-1] == ["1,000", "reward queries", "3,000"]
         first, second, third = (float(each.attrib["cx"]) for each in chart.findall("circle"))
         assert (second - first) / (third - first) == pytest.approx(0.05, abs=1e-3)
     for name in ("objective/loss", "queries"):
@@ -330,14 +332,12 @@ def test_figures_stand_side_by_side(folder: RunFolder) -> None:
     folder.write_json("evaluations/before", FIRST)
     folder.write_json("evaluations/after", SECOND)
     source = write_report(folder).read_text()
-    table = source.split('<table class="figures">')[1].split("</table>")[0]
+    table = source.split("Further figures")[1].split("</table>")[0]
     rows = [re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", row) for row in table.split("</tr>")]
-    assert rows[:5] == [
-        ["", "seen", "unseen"],
-        ["figure", "before", "after", "before", "after"],
-        ["reward", "-1.5", "-0.1235", "n/a", "n/a"],
-        ["kl", "0", "4.5", "n/a", "n/a"],
-        ["diversity", "n/a", "0.5", "n/a", "n/a"],
+    assert rows[:3] == [
+        ["", "reward", "kl", "diversity"],
+        ["seen", "-1.5 → -0.123", "0 → 4.5", "n/a → 0.5"],
+        ["unseen", "n/a → n/a", "n/a → n/a", "n/a → n/a"],
     ]
     assert "| reward | -1.5 | -0.1235 | n/a | n/a |" in folder.write_card().read_text()
     alone = figures_of(FIRST, None)
@@ -345,7 +345,7 @@ def test_figures_stand_side_by_side(folder: RunFolder) -> None:
     assert figures_of(BEFORE, AFTER) is None and figures_of(None, None) is None
     folder.write_json("evaluations/before", BEFORE)
     folder.write_json("evaluations/after", AFTER)
-    assert 'class="figures"' not in write_report(folder).read_text()
+    assert "Further figures" not in write_report(folder).read_text()
 
 
 def test_words_fit_pictures_as_well_as_robots(folder: RunFolder) -> None:
@@ -354,12 +354,12 @@ def test_words_fit_pictures_as_well_as_robots(folder: RunFolder) -> None:
     evidence = {"probe": {"candidate": 0.5, "base": 0.4, "upper": 0.05}}
     folder.append("gate", {"iteration": 8, "decision": "keep", "reason": "", "harmed": [], "evidence": evidence})
     text = text_of(write_report(folder))
-    assert "Mean outcome by the judge over 1 category rose from 50.0 % to 75.0 %" in text
+    assert "Outcome by the judge on seen was 50.0 % before and 75.0 % after" in text
     assert "seen 4 50.0 " in text, "four attempts"
     assert "Does the evaluation agree?" in text and "evaluation: judge" in text and "judge attempts before" in text
     # the gate's probes are not among the evaluation's categories, whose mean rose by 25 points
     assert "+25.0 points (mean)" in text
-    assert "oracle" not in text and "episode" not in text.split("Do it again")[0]
+    assert "oracle" not in text and "episode" not in text.split("Next")[0]
 
 
 def test_waiting_and_stopping_are_told(folder: RunFolder) -> None:
@@ -382,7 +382,7 @@ def test_waiting_and_stopping_are_told(folder: RunFolder) -> None:
 def test_a_gate_that_never_waits_is_told_as_before(folder: RunFolder) -> None:
     folder.append("gate", {"iteration": 2, "decision": "keep"})
     text = text_of(write_report(folder))
-    assert "The gate kept 1 of 1 update." in text and "wait" not in text and "stop" not in text
+    assert "The gate kept 1 of 1 update." in text and "wait :" not in text and "stop" not in text.split("Next")[0]
 
 
 def test_attempts_without_a_known_outcome_are_left_out(folder: RunFolder) -> None:
@@ -393,7 +393,7 @@ def test_attempts_without_a_known_outcome_are_left_out(folder: RunFolder) -> Non
     assert set(read["outcomes"]) == {"seen"} and read["outcomes"]["seen"]["success"] == [1.0, 0.0, 1.0]
     assert read["outcomes"]["seen"]["seeds"] == [1, 3, 4] and math.isnan(read["outcomes"]["seen"]["score"][1])
     text = text_of(write_report(folder))
-    assert "from 66.7 % to 66.7 %" in text and "seen: 1 of 4 attempts have no known outcome." in text
+    assert "stayed at 66.7 %" in text and "seen: 1 of 4 attempts have no known outcome." in text
     assert "| seen | 3 | 66.7" in folder.write_card().read_text()
 
 
@@ -413,3 +413,58 @@ def test_outcomes_that_are_not_rates_are_explained_and_audited(folder: RunFolder
     text = text_of(write_report(folder))
     assert "95 % intervals by Student" in text and "McNemar" not in text
     assert "McNemar" not in folder.write_card().read_text()
+
+
+def scored(**pairs: tuple[list[float], list[float]]) -> dict[str, dict[str, Any]]:
+    """category=(before, after) as two evaluations of the same episodes."""
+    sides = [{c: {"success": pair[i], "seeds": list(range(len(pair[i])))} for c, pair in pairs.items()} for i in (0, 1)]
+    return {name: {"unit": "score", "outcomes": side} for name, side in zip(("before", "after"), sides, strict=True)}
+
+
+def test_without_a_test_the_interval_decides_the_words(folder: RunFolder) -> None:
+    # differences 1, 1.1, 0.9: 1 +- 4.30 * 0.1 / sqrt(3) = 0.75 to 1.25
+    for name, content in scored(a=([1, 2, 3], [2, 3.1, 3.9])).items():
+        folder.write_json(f"evaluations/{name}", content)
+    assert "Score on a rose from 2 to 3 (+1" in text_of(write_report(folder))
+    content = scored(a=([1, 2, 3], [0.0, 0.9, 2.1]))["after"]
+    folder.write_json("evaluations/after", content)
+    assert "Score on a fell from 2 to 1 (-1" in text_of(write_report(folder))
+    content["outcomes"]["a"]["seeds"] = [7, 8, 9]
+    folder.write_json("evaluations/after", content)
+    assert "no test tells whether that is chance" in text_of(write_report(folder))
+
+
+def test_what_a_metric_never_changes_and_what_is_drawn_already_is_text(folder: RunFolder) -> None:
+    for i in range(1, 4):
+        folder.append(
+            "metrics", {"iteration": i, "reward": i, "reward/clip": i, "reward/none": math.nan, "rollouts": 8}
+        )
+    path = write_report(folder)
+    text = text_of(path)
+    assert "Drawn once: clip is reward." in text and "Never changed: rollouts 8." in text
+    assert set(charts_of(path)) == {"reward"} and "no finite value" in text, "what was never known is not unchanged"
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_a_control_stands_where_its_value_is(narrow: bool) -> None:
+    found = compare(BEFORE, AFTER)
+    assert found is not None
+    picture = ElementTree.fromstring(before_after(found.rows, True, {"push": 0.5, "reach": math.nan}, narrow=narrow))
+    (control,) = (line for line in picture.iter("line") if line.attrib["class"] == "control")
+    ticks = {t.text: float(t.attrib["x"]) for t in picture.iter("text") if t.attrib["text-anchor"] == "middle"}
+    assert float(control.attrib["x1"]) == pytest.approx(ticks["50 %"])
+    assert float(picture.attrib["viewBox"].split()[2]) == (350 if narrow else 860)
+
+
+def test_large_pictures_go_into_the_page_smaller_and_stay_as_they_are(folder: RunFolder) -> None:
+    place = folder.samples / "images"
+    place.mkdir()
+    picture = Image.effect_noise((1600, 1200), 80)
+    picture.save(place / "seen-before.png")
+    Image.new("RGB", (16, 16)).save(place / "seen-after.png")
+    before = (place / "seen-before.png").read_bytes()
+    source = write_report(folder).read_text()
+    kinds = re.findall(r'src="data:image/(\w+);base64,([^"]*)"', source)
+    assert [kind for kind, _ in kinds] == ["webp", "png"]
+    assert Image.open(io.BytesIO(base64.b64decode(kinds[0][1]))).size == (1040, 780)
+    assert (place / "seen-before.png").read_bytes() == before

@@ -117,7 +117,8 @@ def test_two_stages_teach_the_correction_first_and_the_attempt_second() -> None:
         return [float(said.split()[:1] == [reference]) for said, reference in zip(completions, references, strict=True)]
 
     policy = TokenPolicy.of(*text("llama"), horizon=1)
-    policy.renderer.ends = frozenset(range(100))  # a turn is a word
+    policy.renderer.ends = frozenset(range(100))  # a turn is a word,
+    policy.renderer.turn_end = None  # type: ignore[attr-defined]  # which nothing closes
     tasks = [Task(word, f"what is {word} ?", reference=word) for word in ("red", "blue")]
     conversation = Conversation(policy, Script(("no ?",)), turns=2)
 

@@ -162,29 +162,35 @@ def test_an_image_of_absurd_size_is_one_line(tmp_path: Path, monkeypatch: pytest
         as_pil(path, "t: image 1", 10**9)
 
 
-def test_a_picture_that_is_broken_inside_stops_a_run_that_goes_on_once_it_is_mended(
+def test_a_picture_that_is_broken_inside_is_told_before_a_run_begins(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Only decoding shows it, in the middle of a run: one line, nothing lost. Answers at the limit are counted."""
+    """Only decoding shows it: one line, and no run is begun. Answers at the limit are counted."""
     model, processor = tiny.vlm("qwen2_vl")
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
-    picture.save(tmp_path / "broken.png")
-    whole = (tmp_path / "broken.png").read_bytes()
-    (tmp_path / "broken.png").write_bytes(whole[:300])
-    asked = rows_with(tmp_path, image="broken.png")
+    rows = []
+    for number in range(12):
+        pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        rows.append({"prompt": "what is red ?", "image": f"{number}.png", "answer": "one"})
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text("\n".join(json.dumps(row) for row in rows))
+    whole = (tmp_path / "7.png").read_bytes()
+    (tmp_path / "7.png").write_bytes(whole[:300])
     sizes = ["--max-new-tokens", "4", "--gate-labels", "2", "--lora-rank", "2", "--tasks-per-step", "6"]
     rewards = ["--rewards", "exact", "truncated:0.5", "--mask-truncated"]
     named = ["--model", str(tmp_path / "model"), "--data", str(asked), "--output-dir", str(tmp_path / "run")]
     assert main(["run", "vlm/grpo", "--debug", *named, *sizes, *rewards]) == 2
-    last = capfd.readouterr().err.splitlines()[-1]
-    assert "asked/8: image 1 cannot be decoded" in last
-    assert f"continue with: autotelic resume {tmp_path / 'run'}" in last
-    (tmp_path / "broken.png").write_bytes(whole)
-    assert main(["resume", str(tmp_path / "run")]) == 0
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["iteration"] for row in rows] == [1, 2]
-    for row in rows:
+    assert "asked/8: image 1 cannot be decoded" in capfd.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "7.png").write_bytes(whole)
+    assert main(["run", "vlm/grpo", "--debug", *named, *sizes, *rewards]) == 0
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in metrics] == [1, 2]
+    for row in metrics:
         assert 0 < row["answers/truncated"] == -row["reward/truncated"]
-    assert rows[-1]["answers/truncated_count"] >= rows[0]["answers/truncated_count"] > 0
+    assert metrics[-1]["answers/truncated_count"] >= metrics[0]["answers/truncated_count"] > 0
+    (tmp_path / "7.png").write_bytes((tmp_path / "6.png").read_bytes())
+    assert main(["resume", str(tmp_path / "run")]) == 2
+    assert f"{asked} was changed since" in capfd.readouterr().err.splitlines()[-1]

@@ -371,7 +371,6 @@ def blocks(images: int) -> list[dict[str, Any]]:
     ("task", "line"),
     [
         (Task("t7", blocks(2), (PICTURES[0],)), "t7: 2 image blocks in the messages, 1 images in the task"),
-        (Task("t7", "what is <image> ?", (PICTURES[0],)), "t7: 2 image placeholders .* in the text, 1 images"),
         (Task("t7", "what ?", ("/no/such.png",)), "t7: image 1 cannot be decoded"),
         (Task("t7", "what ?", (object(),)), "t7: image 1 is no image but object"),
         (Task("t7", "what ?", (np.zeros((4, 4)),)), r"t7: image 1 is no image but ndarray of shape \(4, 4\)"),

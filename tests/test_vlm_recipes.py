@@ -16,7 +16,7 @@ from PIL import Image
 from autotelic.cli import main
 from autotelic.envs.toys import arithmetic, scenes
 from autotelic.errors import UsageError
-from autotelic.recipes import all_recipes, config_from_json
+from autotelic.recipes import all_recipes, config_from_json, recipe_of
 from autotelic.testing import vlms as tiny
 from autotelic.trainers import scoring
 from autotelic.trainers.runs.run_folder import RunFolder
@@ -303,7 +303,7 @@ def test_a_model_of_ones_own_learns_and_its_adapters_are_kept(
     kinds = {"questions"} if data else {"sum", "difference"}
     assert set(folder.evaluations()["after"]["outcomes"]) == kinds
     assert folder.metrics()[0]["objective/grad_norm"] > 0 and "anchors/loss" not in folder.metrics()[0]
-    config = config_from_json(grpo.Config, folder.config)
+    config = recipe_of(folder)[1]
     setting = start(config)
     asked_now = list(setting.questions.held_out)[:2]
     untouched = setting.policy.act(asked_now, 2, key=(1,))
@@ -385,33 +385,48 @@ def test_the_gate_of_sums_reads_what_is_counted() -> None:
 
 
 def test_a_file_of_questions_is_dealt_out(tmp_path: Path) -> None:
-    """Of 20 rows every fifth is held out, and every fifth of the 16 others is the gate's."""
+    """Of 20 rows in two categories a fifth is held out, and a fifth of the 16 others is the gate's."""
     rows: list[Any] = [
         {"prompt": f"q {i}", "answer": i, "category": "ab"[i % 2], "demonstration": f"= {i}"} for i in range(20)
     ]
     path = lines_of(tmp_path, rows)
     made = questions.from_file(path, gate_labels=3)
-    assert [task.prompt for task in made.held_out] == ["q 0", "q 5", "q 10", "q 15"]
-    assert [task.prompt for task in made.probes] == ["q 1", "q 7", "q 13"], "q 19 would be a fourth label"
-    assert {task.category for task in made.probes} == {"canary"} and made.probes[1].reference == "7"
+    assert [task.category for task in made.held_out].count("a") == 2 == len(made.held_out) // 2
+    assert {task.category for task in made.probes} == {"canary"} and len(made.probes) == 3
     trained = {task.prompt: task for source in made.train.values() for task in source}  # type: ignore[union-attr]
-    assert len(trained) == 12 and set(made.train) == {"a", "b"} and trained["q 2"].reference == "2"
-    assert [(task.prompt, said) for task, said in made.demonstrations][:2] == [("q 2", "= 2"), ("q 3", "= 3")]
-    assert trained["q 2"].id == "data/3" and made.blind == {"a": 0.0, "b": 0.0}
+    sides = [{task.prompt for task in side} for side in (made.held_out, made.probes)]
+    assert set(trained) | sides[0] | sides[1] == {f"q {i}" for i in range(20)} and len(trained) == 13
+    assert set(made.train) == {"a", "b"}
+    for prompt, task in trained.items():
+        number = int(prompt[2:])
+        assert (task.reference, task.id) == (number, f"data/{number + 1}")
+    assert {(task.prompt, said) for task, said in made.demonstrations} == {(p, f"= {p[2:]}") for p in trained}
+    assert made.blind == {"a": 0.0, "b": 0.0}
     free = questions.from_file(path, labels=False)
     hidden = [*free.probes, *(task for source in free.train.values() for task in source)]  # type: ignore[union-attr]
     assert len(hidden) == 2 * 4 + 12 and all(t.reference is None and "demonstration" not in t.extra for t in hidden)
     assert len(free.demonstrations) == 12, "which are there to be imitated"
-    other = lines_of(tmp_path, rows[:3], "other.jsonl")
-    first, second = (questions.from_file(path, held_out=1, offset=i).held_out for i in (0, 1))
-    for kind in {task.category for task in made.held_out}:
-        of_kind = [task.id for task in made.held_out if task.category == kind]
-        assert [task.id for task in first if task.category == kind] == of_kind[:1]
-        assert [task.id for task in second if task.category == kind] == of_kind[1:2]
+
+
+def test_an_evaluation_asks_a_window_of_what_a_run_held_out(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q {i}", "answer": i, "category": "ab"[i % 2]} for i in range(40)]
+    path = lines_of(tmp_path, rows)
+    first, second, both = (
+        questions.from_file(path, held_out=count, offset=offset, reserved=4)
+        for count, offset in ((2, 0), (2, 2), (4, 0))
+    )
+    prompts = [{task.prompt for task in made.held_out} for made in (first, second, both)]
+    assert prompts[0] | prompts[1] == prompts[2] and len(prompts[0]) == len(prompts[1]) == 4
+    assert [list(made.train["a"]) != [] for made in (first, second)] == [True, True]
+    kept = [[task.id for source in made.train.values() for task in source] for made in (first, second)]  # type: ignore[union-attr]
+    assert kept[0] == kept[1], "whatever is asked, the run is trained on the same"
     with pytest.raises(UsageError, match="no held-out question is left after the first 99"):
-        questions.from_file(path, offset=99)
+        questions.from_file(path, held_out=1, offset=99, reserved=4)
+    other = lines_of(tmp_path, [{"prompt": f"other {i}", "answer": i} for i in range(3)], "other.jsonl")
     apart = questions.from_file(path, evaluation=other)
-    assert [task.id for task in apart.held_out] == ["other/1", "other/2", "other/3"] and len(apart.probes) == 2 * 4
+    assert [task.id for task in apart.held_out] == ["other/1", "other/2", "other/3"] and len(apart.probes) == 2 * 8
+    with pytest.raises(UsageError, match=r'other\.jsonl line 4: other/4 has no "answer"'):
+        questions.from_file(path, evaluation=lines_of(tmp_path, [*rows[:3], {"prompt": "x"}], "other.jsonl"))
 
 
 def test_a_file_of_questions_is_learned_from(tmp_path: Path) -> None:
@@ -445,7 +460,7 @@ GOOD: list[Any] = [{"prompt": f"q {i}", "answer": "1"} for i in range(12)]
     [
         ("{", "data.jsonl line 13 is no JSON object: "),
         ("[1]", "data.jsonl line 13 is no JSON object"),
-        ({"answer": "1"}, 'data.jsonl line 13 has neither "prompt" nor "question"'),
+        ({"answer": "1"}, 'data.jsonl line 13 has neither "prompt" nor "question": it has answer'),
         ({"prompt": "x", "image": "no.png"}, "data.jsonl line 13 names an image that is not there: .*no.png"),
         ({"prompt": "x", "images": "no.png"}, 'data.jsonl line 13 wants "image": a path, or "images": a list of paths'),
         ({"prompt": "x", "image": 3}, 'data.jsonl line 13 wants "image": a path, or "images": a list of paths'),
@@ -460,8 +475,10 @@ def test_a_row_that_is_no_question_is_named(row: Any, told: str, tmp_path: Path)
 def test_too_few_questions_and_none_to_evaluate_are_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"data.jsonl has 1 questions: a run needs 10 or more"):
         questions.from_file(lines_of(tmp_path, GOOD[:1]))
-    with pytest.raises(UsageError, match='data/1 has no "answer", and the evaluation needs one'):
-        questions.from_file(lines_of(tmp_path, [{"prompt": "x"}, *GOOD]))
+    with pytest.raises(UsageError, match='no question has an "answer", and the evaluation needs one'):
+        questions.from_file(lines_of(tmp_path, [{"prompt": str(i)} for i in range(12)]))
+    unanswered = questions.from_file(lines_of(tmp_path, [{"prompt": "x"}, *GOOD]))
+    assert "x" in {task.prompt for task in unanswered.train["questions"]}, "it is trained on alone"  # type: ignore[union-attr]
     with pytest.raises(UsageError, match=r"there is no file nowhere\.jsonl"):
         questions.from_file("nowhere.jsonl")
 
@@ -469,7 +486,7 @@ def test_too_few_questions_and_none_to_evaluate_are_told(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("name", "options", "told"),
     [
-        ("vlm/grpo", ("--group-size", "0"), "--tasks-per-step and --group-size of 1 or more"),
+        ("vlm/grpo", ("--group-size", "0"), "--group-size is a finite number of 1 or more, not 0"),
         ("vlm/grpo", ("--rewards", "exakt"), "did you mean exact"),
         ("vlm/grpo", ("--gate-labels", "1"), "a canary compares 2 or more probes, not 1"),
         ("vlm/sft", ("--data", "FILE", "--gate-labels", "2"), "there are no demonstrations to imitate"),

@@ -229,6 +229,36 @@ def test_images_travel_as_data_urls_in_their_places() -> None:
         messages_of(Task("t", [{"role": "user", "content": words}], (picture, picture)))
 
 
+def test_what_a_server_tells_of_another_vocabulary_teaches_nothing(policy: TokenPolicy) -> None:
+    def answer(request: dict[str, Any]) -> Any:
+        entries = [{"token": "red", "logprob": -0.5}] * 2
+        told = {"message": {"content": "red \ud83d"}, "finish_reason": "length", "logprobs": {"content": entries}}
+        return {"choices": [told | {"token_ids": [5, 10**6]}, told | {"token_ids": [5, -1]}]}
+
+    with serving(answer) as (url, _):
+        rollouts = actor(policy, url).act(TASKS[:1], 2)
+    for rollout in rollouts:
+        assert rollout.info["untold"] and not rollout.mask.any()
+        assert rollout.output == "red \ufffd"
+        assert policy.evaluate_actions(policy.collate([rollout])).log_probs.isfinite().all()
+
+
+def test_questions_are_sent_without_control_tokens_and_begun_answers_go_on(policy: TokenPolicy) -> None:
+    task = Task("t", [{"role": "user", "content": "red <eos> blue"}, {"role": "assistant", "content": "one"}])
+    body = actor(policy, "http://localhost:1")._body(task, 1, (0,), False, 1.0)
+    assert body["messages"] == [{"role": "user", "content": "red <eos > blue"}, {"role": "assistant", "content": "one"}]
+    assert body["continue_final_message"] and not body["add_generation_prompt"]
+    plain = actor(policy, "http://localhost:1")._body(TASKS[0], 1, (0,), False, 1.0)
+    assert "continue_final_message" not in plain and plain["repetition_penalty"] == 1.0
+
+
+def test_whose_weights_sampled_is_told(policy: TokenPolicy) -> None:
+    with serving(speaking(policy)) as (url, _):
+        (stale, *_) = actor(policy, url).act(TASKS[:1], 2)
+        (synced, *_) = actor(policy, url, sync=lambda policy: None).act(TASKS[:1], 2)
+    assert stale.version == f"{url} as it was started" and synced.version == ""
+
+
 def test_settings_that_cannot_work_are_refused(policy: TokenPolicy) -> None:
     with pytest.raises(UsageError, match="no address of a server: write http://HOST:PORT"):
         actor(policy, "localhost:8000")

@@ -16,6 +16,7 @@ from autotelic.trainers.learner import Optimisation, PolicyLearner
 from autotelic.trainers.objectives.policy_gradient import Reinforce
 from autotelic.trainers.runs.alarms import AlarmLimits, check_evidence
 from autotelic.types import Rollout, Task, Verdict
+from autotelic.vlm.conversation import Reply, Transcript, Turn
 from autotelic.vlm.watch import Watch, pass_at_k
 
 from .toys import TokenToy
@@ -59,6 +60,25 @@ def test_metrics_by_hand() -> None:
     whole = Watch(right=0.4).update(ANSWERS)
     assert whole["answers/pass@group"] == 1.0
     assert Watch().update([]) == {}
+
+
+def test_calls_that_break_down_are_counted_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    def conversation(*calls: tuple[str, bool, str], broke: str = "") -> Rollout:
+        turns = [Turn("look", Reply(info={"calls": calls})), Turn("4")]
+        rollout = answer("a", "", 1.0, [-1.0])
+        rollout.output, rollout.info = Transcript(turns), rollout.info | {"broke": broke}
+        return rollout
+
+    gone, bad = ("search", True, "search broke down: ConnectionError"), ("crop", True, "")
+    rollouts = [conversation(gone, bad), conversation(("crop", False, "")), conversation(gone), conversation(broke="x")]
+    watch = Watch()
+    with caplog.at_level(logging.WARNING):
+        metrics = [watch.update(rollouts) for _ in range(2)][-1]
+    assert metrics["tools/calls"] == 4 / 4 and metrics["tools/failed"] == 3 / 4 and metrics["tools/broken"] == 2 / 4
+    assert metrics["faults/tools"] == 2 / 4 and metrics["faults/environment"] == 1 / 4
+    assert caplog.messages == ["the tool search broke down in all of its 2 calls of a round: search broke down: "
+                               "ConnectionError"]  # fmt: skip
+    assert not {name for name in Watch().update([answer("a", "4", 1.0, [-1.0])]) if "tools" in name or "faults" in name}
 
 
 def test_pass_at_k_is_the_mean_over_all_draws() -> None:

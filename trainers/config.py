@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, Self
 
 from ..errors import UsageError
+from .ranges import Amount, Count, Number, Positive, Share, Whole, check_ranges
 
 GROUPS = ("model", "data", "sampling", "optimisation", "objective", "gate", "evaluation", "logging")
 """The groups of shared fields, in the order in which --help shows them; a modality's own and a recipe's own follow."""
@@ -47,7 +48,7 @@ class DataFields:
 
     curriculum: str = "uniform"
     """Which tasks come next: uniform, sec (more of what is learned from), package.module:NAME or FILE.py:NAME."""
-    seed: int = 0
+    seed: Whole = 0
     """Keys every random number: data, start, sampling, minibatches."""
 
 
@@ -57,13 +58,13 @@ class SamplingFields:
 
     group: ClassVar[str] = "sampling"
 
-    tasks_per_step: int = BY_MODEL
+    tasks_per_step: Count = BY_MODEL
     """Tasks per round."""
-    group_size: int = BY_MODEL
+    group_size: Count = BY_MODEL
     """Rollouts per task and round, which are compared with each other."""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """Of sampling; log-probabilities are taken at the same temperature."""
-    micro_batch_size: int = BY_MODEL
+    micro_batch_size: Count = BY_MODEL
     """Rollouts held in memory at once, in sampling and in learning; gradients are those of the whole batch."""
 
 
@@ -73,21 +74,21 @@ class OptimisationFields:
 
     group: ClassVar[str] = "optimisation"
 
-    max_steps: int = 100
+    max_steps: Whole = 100
     """Rounds of acting and learning."""
-    lr: float = BY_MODEL
+    lr: Amount = BY_MODEL
     """Learning rate of AdamW."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Over the run the learning rate stays, or falls to a tenth."""
-    weight_decay: float = BY_MODEL
+    weight_decay: Amount = BY_MODEL
     """AdamW's."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Positive = 1.0
     """Clipping of the global gradient norm."""
-    epochs: int = 1
+    epochs: Count = 1
     """Passes over a round's rollouts."""
-    minibatches: int | None = None
+    minibatches: Count | None = None
     """Gradient steps per epoch, each on whole groups; None takes batch_size."""
-    batch_size: int | None = None
+    batch_size: Count | None = None
     """Rollouts per gradient step, whole groups at least; None takes all of a round, or what minibatches says."""
 
 
@@ -104,21 +105,21 @@ class ObjectiveFields:
     own. A name brings its advantage along."""
     advantage: str = ""
     """grpo, dr_grpo, rloo, reinforce_pp, package.module:NAME or FILE.py:NAME; empty is the objective's own."""
-    clip_low: float | None = None
+    clip_low: Share | None = None
     """How far a ratio may fall below 1 in a clipped objective; None is the objective's own."""
-    clip_high: float | None = None
+    clip_high: Amount | None = None
     """How far it may rise above 1."""
-    std_floor: float = BY_MODEL
+    std_floor: Amount = BY_MODEL
     """Least standard deviation that a group's rewards are divided by, so that noise is not blown up."""
     reference: Literal["start", "proximal"] = "start"
     """Whom kl_coef holds the policy to: the run's start, or the policy as the round began."""
-    kl_coef: float = 0.0
+    kl_coef: Amount = 0.0
     """Weight of the KL divergence to the reference."""
-    entropy_coef: float = BY_MODEL
+    entropy_coef: Number = BY_MODEL
     """Weight of the entropy bonus."""
-    sft_coef: float = 0.0
+    sft_coef: Amount = 0.0
     """Weight of imitating demonstrations in every gradient step, where there are some; a repair raises it."""
-    sft_batch_size: int = 64
+    sft_batch_size: Count = 64
     """Demonstrations per gradient step."""
 
 
@@ -133,15 +134,15 @@ class GateFields:
     FILE.py:NAME."""
     judge: str = ""
     """The gate's reward, of another family than the training reward; empty is the recipe's own."""
-    gate_every: int = 8
+    gate_every: Count = 8
     """Rounds between two looks."""
-    gate_margin: float = 0.1
+    gate_margin: Amount = 0.1
     """non_inferiority: how far the judge's score may fall."""
-    gate_z: float = 3.0
+    gate_z: Amount = 3.0
     """canary: standard errors of a fall that sound the alarm."""
-    gate_patience: int = 2
+    gate_patience: Count = 2
     """best: looks in a row without a new best before the run stops."""
-    quarantine: int = 0
+    quarantine: Whole = 0
     """Rounds that a harmed category is left out for; 0 is until the next look."""
 
 
@@ -151,11 +152,11 @@ class EvaluationFields:
 
     group: ClassVar[str] = "evaluation"
 
-    eval_every: int = 0
+    eval_every: Whole = 0
     """Rounds between further evaluations; 0 evaluates before and after only."""
-    eval_episodes: int = 40
+    eval_episodes: Count = 40
     """Held-out episodes per category."""
-    eval_offset: int = 0
+    eval_offset: Whole = 0
     """How many of them are skipped."""
 
 
@@ -168,11 +169,11 @@ class LoggingFields:
     trackers: tuple[str, ...] = ("tensorboard",)
     """Sinks of metrics beside metrics.jsonl: tensorboard, wandb, trackio, mlflow and others of accelerate,
     package.module:NAME or FILE.py:NAME (a Callback)."""
-    save_every: int = 1
+    save_every: Count = 1
     """Rounds between checkpoints; what a gate let through is saved at once."""
-    keep_last: int = 2
+    keep_last: Count = 2
     """Checkpoints that stay, beside the best."""
-    max_hours: float = 0.0
+    max_hours: Amount = 0.0
     """After so many the run saves and stops, and can be resumed; 0 is no limit."""
 
 
@@ -193,7 +194,9 @@ class RunConfig(
 ):
     """Every recipe's options.
 
-    Subclasses add fields and change defaults. Four class attributes say more; each is merged along the bases:
+    Subclasses add fields and change defaults; the type of a number tells its range (``ranges``), and what is out of it
+    is refused when a config is made, before anything is loaded. Four class attributes say more; each is merged along
+    the bases:
 
     * ``SMALL`` and ``LOADED``: what a field whose default is None stands for with the small default model and with
       any other;
@@ -216,6 +219,7 @@ class RunConfig(
     FIXED: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         for each in fields(self):
             if each.name in fixed(type(self)) and getattr(self, each.name) != each.default:
                 raise UsageError(f"{flag(each.name)} has no effect in this recipe, whose method fixes it: leave it out")

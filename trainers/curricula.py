@@ -1,13 +1,14 @@
 """Which tasks come next.
 
-A curriculum draws from categories. Each category is a list of tasks or a function from an index to
-a task (an endless supply, such as initial states of a simulator). What it learns from rollouts and
-what it has handed out is in its state, so a resumed run goes on where it stopped.
+A curriculum draws from categories. Each category is a list of tasks, which is shuffled anew for every time
+through it, or a function from an index to a task (an endless supply, such as initial states of a
+simulator). What it learns from rollouts and what it has handed out is in its state, and orders hang on
+the seed, so a resumed run goes on where it stopped.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,6 +23,37 @@ from .randomness import generator
 Source = Callable[[int], Task] | Sequence[Task]
 
 
+def shuffled(tasks: Sequence[Task], *key: object) -> Callable[[int], Task]:
+    """An endless supply: every task once in a random order, then again in another; orders hang on the key."""
+    kept: list[tuple[int, list[int]]] = []
+
+    def draw(index: int) -> Task:
+        epoch, place = divmod(index, len(tasks))
+        if not kept or kept[0][0] != epoch:
+            kept[:] = [(epoch, torch.randperm(len(tasks), generator=generator("order", *key, epoch)).tolist())]
+        return tasks[kept[0][1][place]]
+
+    return draw
+
+
+def apart(tasks: Sequence[Task]) -> list[Task]:
+    """Tasks whose ids differ: one that comes again gets another id, so that it draws other random numbers and its
+    attempts form a group of their own."""
+    ids = Counter(task.id for task in tasks)
+    seen: Counter[str] = Counter()
+    found = []
+    for task in tasks:
+        number = seen[task.id]
+        seen[task.id] += 1
+        while number and ids[f"{task.id}/again/{number}"]:
+            number += 1
+        if number:
+            task = replace(task, id=f"{task.id}/again/{number}")
+            ids[task.id] += 1
+        found.append(task)
+    return found
+
+
 class Uniform(Curriculum):
     """Every category in turn.
 
@@ -34,7 +66,11 @@ class Uniform(Curriculum):
     def __init__(self, sources: Mapping[str, Source], *, seed: int = 0, quarantine: int = 10**9) -> None:
         if not sources:
             raise ValueError("a curriculum needs at least one category of tasks")
-        self.sources = dict(sources)
+        if empty := [name for name, source in sources.items() if not callable(source) and not len(source)]:
+            raise ValueError(f'the category "{empty[0]}" has no task')
+        self.sources = {
+            name: source if callable(source) else shuffled(source, seed, name) for name, source in sources.items()
+        }
         self.seed, self.quarantine = seed, quarantine
         self.drawn = dict.fromkeys(self.sources, 0)
         self.excluded = dict.fromkeys(self.sources, 0)
@@ -54,9 +90,8 @@ class Uniform(Curriculum):
         return [names[order[i % len(names)]] for i in range(n)]
 
     def _next(self, category: str) -> Task:
-        source, index = self.sources[category], self.drawn[category]
+        task = self.sources[category](self.drawn[category])
         self.drawn[category] += 1
-        task = source(index) if callable(source) else source[index % len(source)]
         return task if task.category else replace(task, category=category)
 
     def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:

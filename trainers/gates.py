@@ -15,13 +15,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import UsageError
-from ..families import GROUND_TRUTH, families_of
+from ..families import GROUND_TRUTH, families_of, needs_of
 from ..statistics import non_inferiority
 from ..types import Actor, RewardFunction, Task, Verdict
 from .distributed import gather, share
 from .scoring import score, total_of
 
 Scores = dict[str, list[float]]
+
+CHUNK = 64
+"""Attempts at probes that are held at once."""
 
 
 class Gate(ABC):
@@ -66,33 +69,38 @@ class ProbeGate(Gate):
 
     @property
     def labels(self) -> int:  # type: ignore[override]
-        """Probes with a right answer, where the judge reads it."""
-        reads = GROUND_TRUTH in families_of(self.judge)
-        return sum(task.reference is not None for task in self.probes) if reads else 0
+        """Probes with a right answer, or with what else the judge ``needs`` (tests of programs), where it reads it."""
+        if GROUND_TRUTH not in families_of(self.judge):
+            return 0
+        columns = needs_of(self.judge)
+        return sum(t.reference is not None or any(t.extra.get(c) is not None for c in columns) for t in self.probes)
 
     def look(self, actor: Actor) -> tuple[Scores, Scores]:
         """The judge's and the training reward's scores per category, in probe order; the latter empty without one.
 
-        Several processes look at a part of the probes each.
+        Several processes look at a part of the probes each, a few at a time: of an attempt its scores stay.
         """
         mine = share(range(len(self.probes)))
-        probes = [self.probes[index] for index in mine]
-        rollouts = actor.act(probes, 1, key=(0,), mode="evaluate", **self.sampling) if probes else []
-        if len(rollouts) != len(probes):
-            raise UsageError(f"an actor answered {len(probes)} probes by {len(rollouts)} rollouts: one each")
-        judged: Scores = {}
-        proxy: Scores = {}
-        for reward, scores in ((self.reward, proxy), (self.judge, judged)):
-            if reward is not None:
+        rewards = [reward for reward in (self.reward, self.judge) if reward is not None]
+        told: list[tuple[int, list[float | None]]] = []
+        for first in range(0, len(mine), CHUNK):
+            some = mine[first : first + CHUNK]
+            rollouts = actor.act([self.probes[index] for index in some], 1, key=(0,), mode="evaluate", **self.sampling)
+            if len(rollouts) != len(some):
+                raise UsageError(f"an actor answered {len(some)} probes by {len(rollouts)} rollouts: one each")
+            values: list[list[float | None]] = [[] for _ in some]
+            for reward in rewards:
                 score(rollouts, reward)
-                rows = [(index, total_of(rollout)) for index, rollout in zip(mine, rollouts, strict=True)]
-                for index, value in sorted(gather(rows)):
-                    if value is None:
-                        raise UsageError(
-                            f"a gate's judge must score every probe, and gave None to {self.probes[index].id}"
-                        )
-                    scores.setdefault(self.probes[index].category, []).append(value)
-        return judged, proxy
+                for row, rollout in zip(values, rollouts, strict=True):
+                    row.append(total_of(rollout))
+            told += zip(some, values, strict=True)
+        sides: list[Scores] = [{} for _ in rewards]
+        for index, row in sorted(gather(told)):
+            for scores, value in zip(sides, row, strict=True):
+                if value is None:
+                    raise UsageError(f"a gate's judge must score every probe, and gave None to {self.probes[index].id}")
+                scores.setdefault(self.probes[index].category, []).append(value)
+        return sides[-1], sides[0] if len(sides) > 1 else {}
 
     def remember(self, against: Mapping[str, Actor]) -> None:
         """Look at base and promoted, where that was not done."""

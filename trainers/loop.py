@@ -21,7 +21,9 @@ import torch
 from ..errors import UsageError
 from ..families import declared, families_of, proxies
 from ..types import Actor, Curriculum, Gate, Learner, RewardFunction, Rollout, Verdict
+from ..working import LONG, working
 from .contracts import require
+from .curricula import apart
 from .distributed import barrier, from_main, gather, is_main, reduce_counts, same_everywhere, share
 from .runs.alarms import Alarm, AlarmLimits, Watcher, check_evidence
 from .runs.callbacks import Callback, RunInfo
@@ -132,6 +134,7 @@ class Experiment:
         max_hours: after so many the run saves and stops, as after Ctrl-C; 0 is no limit.
         save: writes what was learned to a folder that is not there yet, as other programs load it; called for
             RUN/policy with every checkpoint that a gate let through, and before anything that comes at the end.
+        method: what was done, as the report tells it: what -> in words.
         finish: called with the run folder at the end (videos, model card).
         close: releases workers.
     """
@@ -147,6 +150,7 @@ class Experiment:
     save_every: int = 1
     keep_last: int = 2
     max_hours: float = 0.0
+    method: Mapping[str, str] = field(default_factory=dict)
     save: Callable[..., None] = lambda path, merged=False: None
     finish: Callable[[RunFolder], None] = lambda folder: None
     close: Callable[[], None] = lambda: None
@@ -175,7 +179,8 @@ def train(experiment: Experiment, folder: RunFolder, *, resume: bool = False) ->
     run = _Run(experiment, folder)
     started = time.monotonic()
     if is_main():
-        folder.describe(label_account=_label_account(experiment), judges=_judges(experiment.stages))
+        account, judges = _label_account(experiment), _judges(experiment.stages)
+        folder.describe(label_account=account, judges=judges, method=dict(experiment.method))
     error: BaseException | None = None
     try:
         if resume:
@@ -194,6 +199,8 @@ def train(experiment: Experiment, folder: RunFolder, *, resume: bool = False) ->
                 while run.step < stage.steps:
                     metrics = run.iterate(stage)
                     progress.show(run.iteration, metrics)
+                    if run.verdict is not None:
+                        progress.decided(run.iteration, run.verdict)
                     ends = run.diverged or (run.step >= stage.steps and index + 1 == len(experiment.stages))
                     late = not ends and 0 < experiment.max_hours * 3600 < time.monotonic() - started
                     if from_main(interrupted() or late):
@@ -245,6 +252,7 @@ class _Run:
         self.promoted: dict[str, Any] = {}
         self.watcher = Watcher(experiment.limits)
         self.saved = (-1, -1)
+        self.verdict: Verdict | None = None  # of the last iteration, if the gate was asked
 
     def tell(self, event: Callable[[Callback], None]) -> None:
         if is_main():
@@ -272,7 +280,7 @@ class _Run:
         """One iteration: sample, act, score, learn, gate, record."""
         started, cpu = time.perf_counter(), self.experiment.cpu_clock()
         with stage.guard():
-            tasks = share(from_main(stage.curriculum.sample(stage.tasks_per_step)))
+            tasks = share(apart(from_main(stage.curriculum.sample(stage.tasks_per_step))))
             key = (self.experiment.seed, self.iteration)
             rollouts = stage.actor.act(tasks, stage.group_size, key=key, **stage.sampling) if tasks else []
             acted = time.perf_counter()
@@ -282,7 +290,7 @@ class _Run:
             metrics |= {"time/act": acted - started, "time/learn": time.perf_counter() - acted}
             self.iteration += 1
             self.step += 1
-            verdict = self._gate(stage)
+            self.verdict = verdict = self._gate(stage)
         metrics["time/cpu"] = self.experiment.cpu_clock() - cpu
         if is_main():
             self.folder.log(self.iteration, metrics)
@@ -361,7 +369,8 @@ class _Run:
         if stage.gate is None or not due:
             return None
         candidate = stage.actor.evaluated()
-        verdict = from_main(stage.gate(candidate, {"base": self.base, "promoted": self.promoted_actor}))
+        with working("asking the gate", after=LONG):
+            verdict = from_main(stage.gate(candidate, {"base": self.base, "promoted": self.promoted_actor}))
         if verdict.stop:
             self.step = stage.steps
         if verdict.decision == "keep":
@@ -385,7 +394,8 @@ class _Run:
             logger.warning("%s: %s", alarm.alarm, alarm.detail)
 
     def _evaluate(self, name: str) -> None:
-        result = self.experiment.evaluate(self.experiment.stages[self.stage].actor)
+        with working(f"evaluating {name} training" if name in ("before", "after") else "evaluating"):
+            result = self.experiment.evaluate(self.experiment.stages[self.stage].actor)
         if is_main():
             self.folder.write_json(f"evaluations/{name}.json", {"iteration": self.iteration, **result})
         self.tell(lambda callback: callback.on_evaluation(self.iteration, name, result))
@@ -396,7 +406,8 @@ class _Run:
         self.save(best=True)  # a last stage without iterations
         self._evaluate("after")
         if is_main():
-            self.experiment.finish(self.folder)
+            with working("writing policy and samples", after=LONG):
+                self.experiment.finish(self.folder)
 
     def save(self, *, best: bool) -> None:
         """Write a checkpoint, unless there is one of this iteration and stage already; with a best one, the policy.

@@ -113,9 +113,13 @@ def save_lora(module: nn.Module, folder: str | Path, base: str = "") -> Path:
 
 
 def save_pretrained(model: Any, folder: str | Path) -> None:
-    """Write a model of transformers: its adapters alone, where there are some, else all of it."""
+    """Write a model of transformers: its adapters alone, where there are some, else all of it.
+
+    Adapters name the folder of their model by its whole path, so that they are read from anywhere.
+    """
     if has_lora(model):
-        save_lora(model, folder, model.name_or_path)
+        base = Path(model.name_or_path)
+        save_lora(model, folder, str(base.resolve()) if model.name_or_path and base.is_dir() else model.name_or_path)
     else:
         model.save_pretrained(folder)
 

@@ -64,7 +64,14 @@ def settled(config: Config, small: bool, folder: RunFolder | None, **computed: A
     config = replace(config, **taken)
     if is_main():
         values = ", ".join(f"{name} {value:g}" for name, value in taken.items())
-        print(f"defaults for {'the small default model' if small else 'a loaded model'}: {values}")
+        who = (
+            "a loaded model"
+            if not small
+            else "a small model of your own"
+            if config.model
+            else "the small default model"
+        )
+        print(f"defaults for {who}: {values}", flush=True)
         if folder is not None:
             folder.describe(config=folder.config | taken)
     return config
@@ -111,6 +118,10 @@ class Setting(ABC):
     @abstractmethod
     def anchors(self) -> AnchorSet | None:
         """What every gradient step imitates as well, with the config's weight."""
+
+    @abstractmethod
+    def described(self) -> dict[str, str]:
+        """What the report tells of the policy, of what it was shown and of what counts as success: what -> in words."""
 
     @abstractmethod
     def evaluate(self, actor: Actor) -> Mapping[str, Any]:
@@ -175,6 +186,8 @@ class Setting(ABC):
         """
         from .learner import PolicyLearner
 
+        if next(iter(self.policy.parameters()), None) is None:
+            raise UsageError(f"no weight of {type(self.policy).__name__} requires gradients: nothing could be learned")
         objective, advantage = self.way(objective, advantage)
         objective = self.regularised(objective) if regulariser is None else objective + regulariser
         starts = any(need.endswith(":start") for need in objective.needs)
@@ -283,14 +296,30 @@ class Setting(ABC):
             fields["gate"] = self.gate(judge, proxy)
         return Stage(**fields)
 
+    def method(self, stages: Sequence[Stage]) -> dict[str, str]:
+        """What was done, for the report."""
+        return {**self.described(), "training": "; then ".join(map(self._training, stages))}
+
+    def _training(self, stage: Stage) -> str:
+        config, rounds = self.config, f"{stage.steps} round{'s' * (stage.steps != 1)}"
+        asked = f"{stage.tasks_per_step} tasks, {stage.group_size} rollouts of each"
+        weights = {"rewards", "lr"} - fixed(type(config))
+        told = [f"{rounds} of {asked}"] if stage.steps else ["no rounds"]
+        told += [f"reward {' + '.join(config.rewards)}"] if "rewards" in weights and config.rewards else []
+        told += [f"learning rate {config.lr:g}"] if "lr" in weights and stage.steps else []
+        every = "round" if stage.gate_every == 1 else f"{stage.gate_every} rounds"
+        looks = f"{config.gate} every {every}" if stage.gate is not None else "none"
+        return ", ".join([*told, f"gate: {looks}"])
+
     def experiment(self, stages: Sequence[Stage], **changes: Any) -> Experiment:
         """Stages with this setting's evaluation, samples and model card around them.
 
         Args:
-            changes: fields of Experiment.
+            changes: fields of Experiment; ``method`` is added to this setting's.
         """
         from .loop import Experiment
 
+        changes["method"] = self.method(stages) | changes.get("method", {})
         read = max((stage.gate.labels for stage in stages if stage.gate is not None), default=0)  # of the same probes
         fields: dict[str, Any] = {
             "evaluate": self.evaluate,

@@ -73,6 +73,15 @@ def checksum(state: Any) -> tuple[str, str]:
     return float(sums[0]).hex(), float(sums[1]).hex()
 
 
+def check_trains(module: nn.Module) -> None:
+    """Raise UsageError for a network of which nothing would be trained."""
+    if any(weight.requires_grad for weight in module.parameters()):
+        return
+    adapters = sum(".lora_A" in name for name, _ in module.named_parameters())
+    what = f"0 of {adapters} adapters train" if adapters else f"no weight of {type(module).__name__} requires gradients"
+    raise UsageError(f"{what}, so that nothing could be learned: leave some part of the policy unfrozen")
+
+
 def is_adapter(name: str) -> bool:
     """Whether a parameter of that name is an adapter's."""
     return ".lora_" in name

@@ -190,6 +190,8 @@ class _Session:
 
     def rollout(self, row: int, episode: Episode) -> Rollout:
         task, chunks = self.asked[row], len(episode.actions)
+        if not self.stored[row]:
+            return self._of_nothing(row, episode)
         chosen = self.stored[row][:chunks]
         stored = {name: torch.stack([part[name] for part in chosen]) for name in chosen[0]}
         frames = {camera: film[:chunks] for camera, film in (episode.images or {}).items()}
@@ -207,3 +209,16 @@ class _Session:
         if self.watching and self.actor.estimator is not None:
             rollout.scores["progress"] = self.actor.estimator.values(row)
         return rollout
+
+    def _of_nothing(self, row: int, episode: Episode) -> Rollout:
+        """The rollout of an episode that could not begin: a decision that counts nowhere."""
+        policy = self.actor.policy
+        frames = {camera: film[:1] for camera, film in (episode.images or {}).items()}
+        seen = self._seen(np.array([row]), episode.observations[:1], frames)
+        choice = policy.choose(seen, None if self.randomness is None else [self.randomness[row]], self.temperature)
+        log_probs = None if choice.log_probs is None else choice.log_probs[0]
+        how: dict[str, Any] = {"temperature": self.temperature, "seed": self.seeds[row]}
+        rollout: Rollout = policy.rollout(self.asked[row], episode, seen, choice.stored, log_probs, **how)
+        if self.watching and self.actor.estimator is not None:
+            rollout.scores["progress"] = [0.0]
+        return replace(rollout, mask=torch.zeros_like(rollout.mask))

@@ -60,7 +60,8 @@ def clone(policy: ChunkPolicy, rollouts: Sequence[Rollout], cloning: Cloning) ->
         return policy.imitation_loss(seen, stored)
 
     rates = cosine(cloning.lr, cloning.steps)
-    return fit(policy.parameters(), loss, rates, weight_decay=cloning.weight_decay, max_grad_norm=1.0)
+    told = "cloning the policy from demonstrations"
+    return fit(policy.parameters(), loss, rates, weight_decay=cloning.weight_decay, max_grad_norm=1.0, told=told)
 
 
 def _weights(rollouts: Sequence[Rollout]) -> Tensor:

@@ -63,7 +63,7 @@ def make_task(environment: str, seed: int, horizon: int | None = None) -> Task:
 
 
 def make_pool(config: RobotConfig, environments: Sequence[str]) -> Pool:
-    """Simulators of a run's environments, which are built and have what the policy is to be given.
+    """Simulators of a run's environments, which are built, tried, and have what the policy is to be given.
 
     Raises:
         UsageError: their chunks differ, one cannot be built, or one has nothing of what is to be seen.
@@ -71,9 +71,10 @@ def make_pool(config: RobotConfig, environments: Sequence[str]) -> Pool:
     from ..envs.pool import Pool
     from ..envs.simulator import IMAGES, STATE, Feature, listed
 
-    pool = Pool(environments, chunk=config.chunk or None, workers=config.workers or None)
+    workers = None if config.workers == 0 else max(config.workers, 0)
+    pool = Pool(environments, chunk=config.chunk or None, workers=workers)
     try:
-        pool.build()
+        pool.build(view_of(config) if config.obs_type == "pixels" else None)
         for name in pool.environments:
             if config.obs_type == "state" and not pool.sizes(name)[0]:
                 offered = {n: f for n, f in pool.features(name).items() if n.startswith(IMAGES)}

@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from ..trainers import setting as shared
 from ..trainers.config import BY_MODEL, RunConfig, grouped
+from ..trainers.ranges import Count, Range, Whole
+from ..working import LONG, working
 from .environments import (
     counts,
     encode,
@@ -74,7 +76,7 @@ class RobotConfig(RunConfig):
     vision-language model that says actions; or a class of one's own to clone: FILE.py:NAME."""
     obs_type: Literal["state", "pixels"] = grouped("model", "state")
     """What the policy and a learned critic are given: the simulator's state, or pictures and the robot's own joints."""
-    frame_size: int = grouped("model", 64)
+    frame_size: Count = grouped("model", 64)
     """Pixels along a side of what is seen."""
     freeze_vision: bool = grouped("model", True)
     """What looks at frames stays as it is once the policy has been cloned."""
@@ -84,7 +86,7 @@ class RobotConfig(RunConfig):
         "data", ("drawer-open-v3", "door-open-v3", "drawer-close-v3", "push-v3:3", "reach-v3:3")
     )
     """Registered environments, by whole names or by how these end; NAME:K gives K demonstrations of one."""
-    demonstrations: int = grouped("data", 1)
+    demonstrations: Count = grouped("data", 1)
     """Demonstrations of a task that does not say."""
     demonstrations_from: tuple[str, ...] = grouped("data", ())
     """Folders with a LeRobotDataset each, one per task in their order, instead of the scripted experts."""
@@ -92,32 +94,32 @@ class RobotConfig(RunConfig):
     """Initial states per round, over all tasks; None: 8 for each."""
     micro_batch_size: int | None = None  # type: ignore[assignment]
     """Rollouts evaluated at once in learning; None: 256 on states, 8 on frames, or what a policy of one's own says."""
-    max_episode_steps: int = grouped("sampling", 0)
+    max_episode_steps: Whole = grouped("sampling", 0)
     """Environment steps of an episode; 0 is what the environment's spec says. A task whose demonstrations are longer
     gets their length and a fifth."""
-    chunk: int = grouped("sampling", 0)
+    chunk: Whole = grouped("sampling", 0)
     """Environment steps per decision; 0 is what the environments' specs say."""
-    rho: float = grouped("sampling", 0.9)
+    rho: Annotated[float, Range(-1, 1, open=True)] = grouped("sampling", 0.9)
     """Correlation of the exploration noise between consecutive environment steps; 0 is independent noise. A flow has
     noise of its own."""
     max_steps: int = 16
     rewards: tuple[str, ...] = ("progress",)
     """progress (the estimator's), NAME:WEIGHT, package.module:NAME or FILE.py:NAME; several are weighted and added."""
     gate_margin: float = 0.2
-    gate_states: int = grouped("gate", 24)
+    gate_states: Count = grouped("gate", 24)
     """Probe states per task."""
     eval_episodes: int = 40
     """Held-out initial states per task."""
-    videos: int = grouped("logging", 1)
+    videos: Whole = grouped("logging", 1)
     """Initial states per task whose episodes before and after are filmed; needs OSMesa or EGL."""
     clone_tasks: tuple[str, ...] = ()
     """Tasks whose demonstrations the policy imitates instead of those of its own tasks."""
-    bc_steps: int = 0
+    bc_steps: Whole = 0
     """Gradient steps of behaviour cloning; 0 is 1000 of 256 chunks each on states, and 3000 of 64 on frames."""
-    settle: int = 20
+    settle: Whole = 20
     """Steps that demonstrations go on after they first succeed, so that they end well inside the goal."""
-    workers: int = 0
-    """Simulator processes; 0 takes one per core."""
+    workers: Annotated[int, Range(-1)] = 0
+    """Simulator processes; 0 takes one per core, -1 none: states then come from this process."""
 
 
 @dataclass(eq=False)
@@ -174,6 +176,19 @@ class Setting(shared.Setting):
     def longest(self) -> int:
         return max(horizon_in(self.config, name) for name in self.names)
 
+    def described(self) -> dict[str, str]:
+        config, counted = self.config, {name: len(several) for name, several in self.demonstrations.items()}
+        shown = ", ".join(f"{count} of {name.rpartition('/')[2]}" for name, count in counted.items())
+        seen = "pictures and the robot's own joints" if config.obs_type == "pixels" else "the simulator's state"
+        cloned = "cloned from the demonstrations" if not config.model or ":" in config.model else f"from {config.model}"
+        source = f"of {', '.join(config.demonstrations_from)}" if config.demonstrations_from else "of scripted experts"
+        held = f"{config.eval_episodes} held-out initial states per task"
+        return {
+            "demonstrations": f"{shown}, {source}",
+            "policy": f"{self.policy.name}, which sees {seen}, {cloned}; chunks of {self.pool.chunk} steps",
+            "success": f"as the environment tells it, read by evaluation alone, acting greedily from {held}",
+        }
+
     def anchors(self) -> AnchorSet:
         from ..trainers.learner import AnchorSet
         from ..trainers.objectives import WeightedImitation
@@ -223,7 +238,8 @@ class Setting(shared.Setting):
         if episodes not in self.played:
             first = 100_000 * (self.config.seed % 900) + 90_000
             tasks = [self.task(name, seed) for name in self.names for seed in seeds("train", episodes, first)]
-            acted = self.actor().act(tasks, 1, key=(-1,), render=self.watched)
+            with working("letting the cloned policy play for the critic", after=LONG):
+                acted = self.actor().act(tasks, 1, key=(-1,), render=self.watched)
             self.played[episodes] = [rollout.output for rollout in acted]
         return self.played[episodes]
 
@@ -328,7 +344,8 @@ def start(config: RobotConfig, folder: RunFolder) -> Setting:
     wanted, taught = counts(config.tasks, config), counts(config.clone_tasks, config)
     config = shared.settled(config, is_small(config), folder, tasks_per_step=8 * len(wanted))
     torch.set_num_threads(1)
-    pool = make_pool(config, [*wanted, *taught])
+    with working("starting the simulators", after=LONG):
+        pool = make_pool(config, [*wanted, *taught])
     policy = make_policy(config, next(iter(wanted)), pool)
     policy.module.to(distributed.device())
     policy.piece = config.micro_batch_size or policy.piece
@@ -372,10 +389,16 @@ def _make_start(place: Path, config: RobotConfig, pool: Pool, policy: ChunkPolic
     from .cloning import clone
 
     wanted, taught = counts(config.tasks, config), counts(config.clone_tasks, config)
-    demonstrations = recorded(config, wanted, pool) or {
-        name: record(pool, name, k, config) for name, k in wanted.items()
+    demonstrations = recorded(config, wanted, pool)
+    asked = {
+        name: k
+        for name, k in {**wanted, **{n: k for n, k in taught.items() if n not in wanted}}.items()
+        if name not in demonstrations
     }
-    demonstrations |= {name: record(pool, name, k, config) for name, k in taught.items() if name not in wanted}
+    with working("recording demonstrations", len(asked), after=LONG) as advance:
+        for name, k in asked.items():
+            demonstrations[name] = record(pool, name, k, config)
+            advance(1)
     if not config.model or is_named("policy", config.model):
         imitated = {name: demonstrations[name] for name in taught or wanted}
         clone(policy, encode(policy, imitated), cloning_of(config))
@@ -402,7 +425,8 @@ def learned(folder: RunFolder, name: str, model: Any, fit: Callable[[], Any]) ->
 
     place = folder.path / f"critic-{name}"
     if distributed.is_main() and not place.exists():
-        fit()
+        with working(f"fitting the critic of progress ({name})", after=LONG):
+            fit()
         checkpoint.save(place, model.state_dict())
     distributed.barrier()
     model.load_state_dict(checkpoint.load(place))

@@ -244,7 +244,19 @@ REQUEST = (
     "{question}\n\nDo not answer this. Write one new question of the same kind, but about other things, and its right "
     "answer, in two lines:\nQuestion: ...\nAnswer: ..."
 )
-_PAIR = re.compile(r"question:\s*((?s:.+?))\s*\n\s*answer:[ \t]*(.*\S)", re.IGNORECASE)
+_QUESTION = re.compile(r"question:", re.IGNORECASE)
+_ANSWER = re.compile(r"^[^\S\n]*answer:", re.IGNORECASE | re.MULTILINE)
+
+
+def written_pair(text: str) -> tuple[str, str] | None:
+    """The question and the answer that a text in the form of ``REQUEST`` holds, in time linear in its length."""
+    begun = _QUESTION.search(text)
+    asked = len(text) if begun is None else begun.end()
+    for found in _ANSWER.finditer(text, asked):
+        question, answer = text[asked : found.start()].strip(), text[found.end() :].partition("\n")[0].strip()
+        if question and answer:
+            return question, answer
+    return None
 
 
 @dataclass(frozen=True)
@@ -260,9 +272,10 @@ class Written:
         asked = replace(task, id=f"{task.id}/similar", prompt=request, horizon=None)
         pairs = []
         for number, attempt in enumerate(policy.act([asked], k, key=key, mode="evaluate")):
-            if pair := _PAIR.search(str(attempt.output)):
-                new = replace(task, id=f"{task.id}/similar/{number}", prompt=pair[1], parent=task.id)
-                (rollout,) = policy.encode([asked], [pair[2]])
+            if pair := written_pair(str(attempt.output)):
+                question, answer = pair
+                new = replace(task, id=f"{task.id}/similar/{number}", prompt=question, parent=task.id)
+                (rollout,) = policy.encode([asked], [answer])
                 rollout.train_task = new
                 pairs.append(rollout)
         return pairs

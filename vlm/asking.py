@@ -19,6 +19,7 @@ from ..rewards.text.answers import vote_of
 from ..rewards.text.steps import MonteCarlo, WeakestStep
 from ..rewards.text.verifiers import Exact
 from ..types import Task
+from .backbone import Prompt as Question
 from .continuation import Continuation, judging
 from .policy import TokenPolicy
 from .processing import ProcessorRenderer
@@ -51,12 +52,16 @@ class PolicyAsker:
         return self.p_yes([_task(row, prompt) for row, prompt in enumerate(prompts)])
 
     def p_yes(self, tasks: Sequence[Task]) -> list[float]:
-        """The same of tasks, whose prompts are the questions."""
+        """The same of tasks, whose prompts are the questions; 0 of one that is longer than the model can read."""
         (yes, no), answers = self._words(), []
         with self.policy.inference():
             for first in range(0, len(tasks), self.policy.at_once):
-                logits = self._next(tasks[first : first + self.policy.at_once])
-                answers += share_of_yes(logits, yes, no).tolist()
+                some = tasks[first : first + self.policy.at_once]
+                prompts = [self.policy.renderer.prompt(task) for task in some]
+                fit = [self.policy.renderer.fits(prompt, 1) for prompt in prompts]
+                read = [prompt for prompt, fits in zip(prompts, fit, strict=True) if fits]
+                shares = iter(share_of_yes(self._next(read), yes, no).tolist() if read else [])
+                answers += [next(shares) if fits else 0.0 for fits in fit]
         return answers
 
     def rightness(self, tasks: Sequence[Task], completions: Sequence[Any]) -> list[float]:
@@ -67,7 +72,7 @@ class PolicyAsker:
         small = isinstance(self.policy.renderer, GlimpseRenderer)
         questions = []
         for row, (task, text) in enumerate(zip(tasks, texts_of([t.prompt for t in tasks], len(tasks)), strict=True)):
-            said = str(completions[row])
+            said = self.policy.renderer.plain(str(completions[row]))
             check = f"{text} check {' '.join(said.split()[:16])}"
             prompt = check if small else RIGHT.format(prompt=text, completion=said)
             questions.append(replace(task, id=f"{task.id}/check/{row}", prompt=prompt))
@@ -79,10 +84,9 @@ class PolicyAsker:
             return tokens_of(renderer.tokenizer, "yes").to(device), tokens_of(renderer.tokenizer, "no").to(device)
         return torch.tensor([IDS["yes"]], device=device), torch.tensor([IDS["no"]], device=device)
 
-    def _next(self, tasks: Sequence[Task]) -> Tensor:
+    def _next(self, prompts: Sequence[Question]) -> Tensor:
         """[N, V] logits of the token after each question."""
         policy = self.policy
-        prompts = [policy.renderer.prompt(task) for task in tasks]
         if isinstance(policy.renderer, GlimpseRenderer):  # its answers begin with "="
             words = torch.tensor([[IDS["="], IDS["yes"]]], device=policy.device).expand(len(prompts), -1)
             mask = torch.ones_like(words, dtype=torch.bool)
@@ -135,6 +139,10 @@ class AskingConsensus(Asking):
             sums[group][vote] += weight if vote is not None else 0.0
         best = {group: max(row, key=lambda vote: row[vote]) for group, row in sums.items()}
         return [float(vote is not None and vote == best[group]) for group, vote in zip(groups, votes, strict=True)]
+
+
+OWN = ("self_yes_no", "self_vote", "log_ratio", "weakest_step")
+"""Names of rewards that need the policy."""
 
 
 def own_rewards(policy: TokenPolicy, start: TokenPolicy, *, live: bool = False) -> dict[str, Callable[[], Any]]:

@@ -29,6 +29,10 @@ class Prompt:
     ids: Tensor
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def bytes(self) -> int:
+        """Of its ids and its pictures."""
+        return self.ids.nbytes + sum(values.nbytes for values in self.inputs.values())
+
 
 @dataclass(eq=False)
 class State:

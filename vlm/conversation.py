@@ -6,6 +6,7 @@ so far. What it says stands among the rollout's tokens, masked, so that objectiv
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -14,13 +15,16 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ..errors import UsageError
 from ..trainers.actors import SystemWrapper
 from ..trainers.randomness import generator
 from ..types import Key, Mode, Rollout, Task
 from .backbone import Prompt, State
-from .decoding import decode
+from .decoding import check_temperature, decode
 from .policy import TokenPolicy
 from .renderer import SHOWN, Renderer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,10 +99,12 @@ class Conversation(SystemWrapper):
         policy: its ``horizon``, or the task's, limits each turn; its ``mask_truncated`` applies to the whole.
         environment: asked for every turn but the last.
         turns: most turns.
-        longest: most tokens after the prompt; a conversation that would need more ends there.
+        longest: most tokens after the prompt; a conversation that would need more ends there, and so does one that
+            would pass what the model can read.
 
     A conversation cut short by a limit of tokens says so in ``info["truncated"]``, its number of turns is
-    ``info["turns"]``.
+    ``info["turns"]``. Where the environment raises, the conversation ends there and ``info["broke"]`` says why, which
+    ``watch.Watch`` counts; its ``UsageError`` ends the run.
     """
 
     def __init__(self, policy: TokenPolicy, environment: Environment, *, turns: int = 4, longest: int = 4096) -> None:
@@ -118,8 +124,7 @@ class Conversation(SystemWrapper):
         temperature: float = 1.0,
     ) -> list[Rollout]:
         """n conversations per task, in task order; random numbers depend on (key, task id, sample, turn) alone."""
-        if temperature <= 0:
-            raise ValueError(f"a temperature is above 0, not {temperature:g}: greedy=True takes the likeliest token")
+        check_temperature(temperature)
         policy, rollouts = self.policy, list[Rollout]()
         per_call = max(1, policy.at_once // n)
         with policy.inference():
@@ -133,8 +138,9 @@ class Conversation(SystemWrapper):
     ) -> list[Rollout]:
         backbone, renderer = self.policy.backbone, self.policy.renderer
         prompts = renderer.prompts([task for task, _ in asked[::n]])
+        room = [self._room(task, prompt) for (task, _), prompt in zip(asked[::n], prompts, strict=True)]
+        logs = [_Log(task, sample, prompts[row // n], room[row // n]) for row, (task, sample) in enumerate(asked)]
         hidden, state = backbone.read(prompts)
-        logs = [_Log(task, sample, prompts[row // n]) for row, (task, sample) in enumerate(asked)]
         work = [_Pool(logs, hidden, state, torch.arange(len(logs)) // n)]
         while work:
             pool = work.pop()
@@ -147,12 +153,22 @@ class Conversation(SystemWrapper):
                 work.append(_Pool([pool.logs[row] for row in seeing], hidden, state, torch.arange(len(seeing))))
             if listening:
                 work.append(self._listen(pool, listening))
+        if broken := [log for log in logs if log.broke]:
+            told = (len(broken), len(logs), broken[0].broke, broken[0].task.id)
+            logger.warning("the environment broke down in %d of %d conversations: %s (task %s)", *told)
         return [log.rollout(temperature, self.policy.mask_truncated) for log in logs]
+
+    def _room(self, task: Task, prompt: Prompt) -> int:
+        """Most tokens after a prompt; a first turn that cannot be spoken in full is refused."""
+        renderer = self.policy.renderer
+        renderer.check_room(prompt, min(task.horizon or self.policy.horizon, self.longest))
+        reach = renderer.reach
+        return self.longest if reach is None or not reach.hard else min(self.longest, reach.tokens - len(prompt.ids))
 
     def _speak(self, pool: _Pool, key: Key | None, temperature: float) -> None:
         """One turn of every row of a pool."""
         policy = self.policy
-        room = [min(log.task.horizon or policy.horizon, self.longest - len(log)) for log in pool.logs]
+        room = [min(log.task.horizon or policy.horizon, log.longest - len(log)) for log in pool.logs]
         noise = None if key is None else torch.stack([log.noise(key, max(room)) for log in pool.logs])
         hidden, state = pool.hidden[pool.place.to(pool.hidden.device)], policy.backbone.rows(pool.state, pool.place)
         said = decode(policy, hidden, state, torch.tensor(room), noise, temperature)
@@ -166,16 +182,34 @@ class Conversation(SystemWrapper):
         """Ask the environment; False where the conversation is over."""
         if log.truncated or len(log.turns) == self.turns:
             return False
-        reply = self.environment(log.task, tuple(log.turns))
+        try:
+            reply = self.environment(log.task, tuple(log.turns))
+        except UsageError:
+            raise
+        except Exception as error:  # what a policy says can break what somebody wrote for it
+            log.broke = f"{type(error).__name__}: {error}"
+            return False
         log.turns[-1] = replace(log.turns[-1], reply=reply)
         if reply.done:
             return False
-        ids, inputs = self.policy.renderer.reply(reply.text, reply.images)
-        if len(log) + len(ids) >= self.longest:
+        ids, inputs = self._heard(reply)
+        ids = torch.cat([self.policy.renderer.closing(int(log.parts[-1][-1])), ids])
+        if len(log) + len(ids) >= log.longest:
             log.truncated = True
             return False
         log.listen(ids, inputs)
         return True
+
+    def _heard(self, reply: Reply) -> tuple[Tensor, dict[str, Tensor]]:
+        """A reply as the model reads it; where a tool made pictures that it cannot read, the model is told so."""
+        renderer: Renderer = self.policy.renderer
+        try:
+            return renderer.reply(reply.text, reply.images)
+        except UsageError as error:
+            if not (reply.images and renderer.sees):
+                raise
+            logger.warning("the images of a reply cannot be shown: %s", error)
+            return renderer.reply(f"{reply.text}\nerror: the images cannot be shown: {error}")
 
     def _listen(self, pool: _Pool, rows: Sequence[int]) -> _Pool:
         """Read a turn and its reply from where the turn began."""
@@ -197,7 +231,7 @@ class Conversation(SystemWrapper):
         """
         renderer, rollouts = self.policy.renderer, []
         for task, turns in zip(tasks, transcripts, strict=True):
-            log = _Log(task, 0, renderer.prompts([task])[0], list(turns))
+            log = _Log(task, 0, renderer.prompts([task])[0], self.longest, list(turns))
             for place, turn in enumerate(turns):
                 log.speak(renderer.tokens(turn.text), None)
                 if place + 1 == len(turns):
@@ -212,16 +246,18 @@ class Conversation(SystemWrapper):
 
 @dataclass(eq=False)
 class _Log:
-    """One conversation so far. ``parts`` are its tokens, turns and replies in alternation."""
+    """One conversation so far, of at most ``longest`` tokens: ``parts``, turns and replies in alternation."""
 
     task: Task
     sample: int
     prompt: Prompt
+    longest: int
     turns: list[Turn] = field(default_factory=list)
     parts: list[Tensor] = field(default_factory=list)
     log_probs: list[Tensor] = field(default_factory=list)
     shown: list[tuple[int, int, Mapping[str, Tensor]]] = field(default_factory=list)
     truncated: bool = False
+    broke: str = ""
 
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts)
@@ -269,7 +305,7 @@ class _Log:
             log_probs=torch.cat(self.log_probs) * mask,
             mask=mask,
             segments=torch.cat(segments),
-            info={"truncated": self.truncated, "turns": len(self.turns)},
+            info={"truncated": self.truncated, "turns": len(self.turns), "broke": self.broke},
         )
 
 

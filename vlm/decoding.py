@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..errors import UsageError
 from .backbone import State
 
 if TYPE_CHECKING:
     from .policy import TokenPolicy
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise UsageError for a temperature that nobody can sample at."""
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise UsageError(
+            f"a temperature is above 0 and finite, not {temperature:g}: greedy=True takes the likeliest token"
+        )
 
 
 def decode(
@@ -49,7 +59,11 @@ def decode(
 
 
 def choose(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Token [B] and its log-probability [B] on the CPU: the likeliest, or that at the noise's quantile."""
+    """Token [B] and its log-probability [B] on the CPU: the likeliest, or that at the noise's quantile.
+
+    Raises:
+        UsageError: logits that are not finite, of which no token can be drawn.
+    """
     log_probs = logits.log_softmax(-1)
     if noise is None:
         chosen = log_probs.argmax(-1)
@@ -57,4 +71,10 @@ def choose(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         cumulative = log_probs.double().exp().cumsum(-1)
         quantile = noise.to(cumulative)[:, None] * cumulative[:, -1:]
         chosen = torch.searchsorted(cumulative, quantile, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
-    return chosen.cpu(), log_probs.gather(-1, chosen[:, None])[:, 0].cpu()
+    taken = log_probs.gather(-1, chosen[:, None])[:, 0].cpu()
+    if not bool(taken.isfinite().all()):
+        raise UsageError(
+            "the model's logits, divided by the temperature, are not finite: its weights have diverged or were not "
+            "read rightly; go back to an earlier checkpoint and learn with a smaller --lr"
+        )
+    return chosen.cpu(), taken

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from ..families import name_of
 from ..trainers.scoring import score, total_of
 from ..types import Actor, Rollout, Task
 from .processing import PIXEL_LIMIT, as_pil
@@ -21,47 +22,61 @@ KEY = (2**31,)
 """Evaluation's random numbers; a run's begin with its seed."""
 
 
+CHUNK = 256
+"""Answers that are held at once; of each its score stays."""
+
+
 def evaluate(setting: Setting, actor: Actor) -> dict[str, Any]:
     """Outcomes per category of greedy answers, with ``figures``: blind, truncated, mean@k and pass@k if sampled, and
     the share that a system adapted to.
 
-    What the actor is without what is there for training alone answers: of a conversation its end counts. Where that is
-    more than a policy, the figure "policy alone" is the accuracy of the policy in it. Answers are sampled at
-    temperature 1.
+    An outcome is what the setting's ``verify`` scores: 1 and 0 for right and wrong, and what lies between where it
+    grades. Questions that it does not apply to (None) are left out. What the actor is without what is there for
+    training alone answers: of a conversation its end counts. Where that is more than a policy, the figure "policy
+    alone" is the mean outcome of the policy in it. Answers are sampled at temperature 1.
     """
-    asked, verify = setting.questions.held_out, setting.questions.verify
+    asked, verify = setting.questions.held_out, setting.verify
     system, bare = actor.evaluated(), actor.bare()
-    rollouts = _answers(system, asked, verify)
     outcomes: dict[str, Any] = {}
     figures: dict[str, dict[str, float]] = {}
-    for rollout in rollouts:
-        row = outcomes.setdefault(rollout.task.category, {"success": [], "seeds": []})
-        row["success"].append(int(total_of(rollout) == 1.0))
-        row["seeds"].append(rollout.task.id)
-        named = figures.setdefault(rollout.task.category, {"truncated": 0.0})
+    for task, value, info in _graded(system, asked, verify):
+        row = outcomes.setdefault(task.category, {"success": [], "seeds": []})
+        row["success"].append(value)
+        row["seeds"].append(task.id)
+        named = figures.setdefault(task.category, {"truncated": 0.0})
         for name in ("truncated", "adapted"):
-            if name in rollout.info:
-                named[name] = named.get(name, 0.0) + float(rollout.info[name])
+            if name in info:
+                named[name] = named.get(name, 0.0) + float(info[name])
     for category, named in figures.items():
         named |= {name: total / len(outcomes[category]["success"]) for name, total in named.items()}
         named["blind"] = setting.questions.blind.get(category, float("nan"))
     if bare is not system:
-        right: dict[str, list[float]] = defaultdict(list)
-        for rollout in _answers(bare, asked, verify):
-            right[rollout.task.category].append(float(total_of(rollout) == 1.0))
-        for category, values in right.items():
+        alone: dict[str, list[float]] = defaultdict(list)
+        for task, value, _ in _graded(bare, asked, verify):
+            alone[task.category].append(value)
+        for category, values in alone.items():
             figures[category]["policy alone"] = sum(values) / len(values)
-    k = setting.config.samples
-    if k:
+    if k := setting.config.samples:
         for category, (mean, best) in sampled(system, asked, k, setting.config.sampled_questions, verify).items():
             figures[category] |= {f"mean@{k}": mean, f"pass@{k}": best}
-    notes = ["blind: the best guess from the question alone."]
-    return {"unit": "accuracy", "outcomes": outcomes, "figures": figures, "notes": notes}
+    rates = all(value in (0, 1) for row in outcomes.values() for value in row["success"])
+    unit = "reward" if setting.questions.verify is None else "accuracy" if rates else "score"
+    blind = "best guess without the picture" if setting.questions.small_world else "best guess by category"
+    notes = [f"Graded by {name_of(verify)}."]
+    return {"unit": unit, "outcomes": outcomes, "figures": figures, "notes": notes, "controls": {"blind": blind}}
 
 
-def _answers(actor: Actor, asked: Sequence[Task], verify: Any) -> list[Rollout]:
+def _graded(actor: Any, asked: Sequence[Task], verify: Any) -> Iterator[tuple[Task, float, Mapping[str, Any]]]:
+    """Tasks with the score of a greedy answer and what is told of it, a chunk at a time."""
+    for first in range(0, len(asked), CHUNK):
+        for rollout in _answers(actor, asked[first : first + CHUNK], verify):
+            if (value := total_of(rollout)) is not None:
+                yield rollout.task, int(value) if value in (0, 1) else value, rollout.info
+
+
+def _answers(actor: Any, asked: Sequence[Task], verify: Any) -> list[Rollout]:
     """Greedy answers, scored."""
-    rollouts = actor.act(asked, 1, key=KEY, mode="evaluate", greedy=True)
+    rollouts: list[Rollout] = actor.act(asked, 1, key=KEY, mode="evaluate", greedy=True)
     score(rollouts, verify)
     return rollouts
 
@@ -69,20 +84,27 @@ def _answers(actor: Actor, asked: Sequence[Task], verify: Any) -> list[Rollout]:
 def sampled(
     actor: Actor, tasks: Sequence[Task], k: int, per_category: int, verify: Any
 ) -> dict[str, tuple[float, float]]:
-    """Category -> (mean@k, pass@k) of its first questions: the share of right answers, and of questions with one."""
+    """Category -> (mean@k, pass@k) of its first questions: the mean score of k answers, and of the best of them, which
+    is the share of questions with a right one where answers are right or wrong."""
     by_category: dict[str, list[Task]] = defaultdict(list)
     for task in tasks:
         by_category[task.category].append(task)
     chosen = [task for several in by_category.values() for task in several[:per_category]]
-    rollouts = actor.act(chosen, k, key=KEY, mode="evaluate")
-    score(rollouts, verify)
-    found: dict[str, list[int]] = defaultdict(list)
-    for first in range(0, len(rollouts), k):
-        some = rollouts[first : first + k]
-        found[some[0].task.category].append(sum(total_of(r) == 1.0 for r in some))
+    found: dict[str, list[list[float]]] = defaultdict(list)
+    some = max(1, CHUNK // k)
+    for first in range(0, len(chosen), some):
+        rollouts = actor.act(chosen[first : first + some], k, key=KEY, mode="evaluate")
+        score(rollouts, verify)
+        for start in range(0, len(rollouts), k):
+            values = [value for r in rollouts[start : start + k] if (value := total_of(r)) is not None]
+            if values:
+                found[rollouts[start].task.category].append(values)
     return {
-        category: (sum(right) / (k * len(right)), sum(r > 0 for r in right) / len(right))
-        for category, right in found.items()
+        category: (
+            sum(sum(values) / len(values) for values in several) / len(several),
+            sum(map(max, several)) / len(several),
+        )
+        for category, several in found.items()
     }
 
 
@@ -91,7 +113,7 @@ def write_answers(setting: Setting, folder: RunFolder, actor: Actor) -> None:
     asked = list(setting.questions.held_out)
     chosen = asked[:: max(1, len(asked) // max(1, setting.config.shown))][: setting.config.shown]
     sides = {"before": setting.start, "after": actor}
-    said = {side: _answers(policy, chosen, setting.questions.verify) for side, policy in sides.items()}
+    said = {side: _answers(policy, chosen, setting.verify) for side, policy in sides.items()}
     place = folder.samples / "answers"
     place.mkdir(parents=True, exist_ok=True)
     rows = []

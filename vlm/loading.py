@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from ..errors import UsageError
 from ..plugins import named, names
 from ..rewards.models.weights import loading
-from ..trainers.lora import CONFIG, Targets, add_lora, load_lora, save_pretrained
+from ..trainers.lora import CONFIG, Targets, add_lora, ends_with, load_lora, save_pretrained
 from .processing import ProcessorRenderer
 from .renderer import Renderer
 from .transformers_backbone import TransformersBackbone
 
 if TYPE_CHECKING:
     from .policy import TokenPolicy
+
+log = logging.getLogger(__name__)
 
 P = TypeVar("P", bound="TokenPolicy")
 
@@ -45,9 +49,10 @@ def assemble(
         processor: a processor, or a tokenizer for a model of text alone.
         lora_rank: freeze the model and train adapters of this rank; None trains the model.
         lora_targets: ends of names of layers ("q_proj", "mlp.up_proj"), or "all-linear"; None takes every linear layer
-            in the language model, none in the vision tower.
+            in the language model, none in the vision tower. Experts in one stack are no linear layers.
         lora_alpha: the adapters' factor is alpha / rank; None takes the rank.
-        freeze_vision: train the language model alone; features of images are then kept over epochs.
+        freeze_vision: train the language model alone, whatever layers ``lora_targets`` names in the tower; features of
+            images are then kept over epochs.
         gradient_checkpointing: recompute layers in the backward pass, at the price of reading every completion with
             its prompt in training.
         feature_bytes: limit of the kept features.
@@ -55,12 +60,19 @@ def assemble(
         renderer: a class of processor and model, its name or place; None: that of the model's type. Options are
             bound to it: ``partial(ProcessorRenderer, chat=False)``.
         options: of the policy: piece, horizon, at_once, mask_truncated, autocast.
+
+    Raises:
+        UsageError: targets that are no layers, or layers of the vision tower alone while it is frozen.
     """
     reader = _renderer_class(model, renderer)(processor, model)
     model.eval()
     if lora_rank is not None:
-        targets = _of_language(model) if lora_targets is None else lora_targets
-        add_lora(model, lora_rank, targets, alpha=lora_alpha, seed=seed)
+        if lora_targets is None or (freeze_vision and lora_targets == "all-linear"):
+            lora_targets = _of_language(model)
+        elif freeze_vision:
+            lora_targets = _outside_the_tower(model, lora_targets)
+        add_lora(model, lora_rank, lora_targets, alpha=lora_alpha, seed=seed)
+        _tell_of_experts(model)
     elif lora_targets is not None or lora_alpha is not None:
         raise UsageError("lora_targets and lora_alpha shape adapters: give a lora_rank with them")
     backbone = TransformersBackbone(model, reader, feature_bytes=feature_bytes, checkpointing=gradient_checkpointing)
@@ -100,9 +112,9 @@ def load(
     from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 
     adapters = Path(name) / CONFIG
-    source = json.loads(adapters.read_text())["base_model_name_or_path"] if adapters.is_file() else name
-    if not source:
-        raise UsageError(f"{adapters} does not say of which model it is: write its base_model_name_or_path")
+    source = _base_of(adapters) if adapters.is_file() else name
+    if Path(source).is_dir():
+        source = str(Path(source).resolve())  # adapters name it, and are read from anywhere
     with loading(source):
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     auto, sees = _model_class(config, source)
@@ -116,6 +128,19 @@ def load(
         if adapters.is_file():
             load_lora(model, name)
     return model if device is None else model.to(device), processor, rest
+
+
+def _base_of(adapters: Path) -> str:
+    """The model that adapters are of: a folder, as it stands or beside theirs, or a hub name."""
+    source = json.loads(adapters.read_text()).get("base_model_name_or_path")
+    if not source:
+        raise UsageError(f"{adapters} does not say of which model it is: write its base_model_name_or_path")
+    for place in (Path(source), adapters.parent / source):
+        if place.is_dir():
+            return str(place)
+    if Path(source).is_absolute() or source.startswith(".") or source.count("/") > 1:
+        raise UsageError(f"{source} is not there, of which {adapters} is: mend its base_model_name_or_path")
+    return str(source)
 
 
 def _model_class(config: Any, source: str) -> tuple[Any, bool]:
@@ -142,6 +167,44 @@ def _of_language(model: Any) -> list[str]:
     """Full names of the linear layers of the language model."""
     parts = {id(part) for part in model.get_decoder().modules()}
     return [name for name, part in model.named_modules() if isinstance(part, nn.Linear) and id(part) in parts]
+
+
+def _outside_the_tower(model: Any, targets: Targets) -> list[str]:
+    """Full names of the layers that targets name and that are not the vision tower's."""
+    text = {id(part) for part in model.get_decoder().modules()}
+    tower = {id(part) for part in model.base_model.modules()} - text
+    layers = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear | nn.Conv2d) and name}
+    chosen: list[str] = []
+    for target in targets:
+        named = [name for name in layers if ends_with(name, target)]
+        outside = [name for name in named if id(layers[name]) not in tower]
+        if named and not outside:
+            raise UsageError(
+                f"lora_targets: {target} names layers of the vision tower alone ({named[0]}, ...), and freeze_vision "
+                "leaves that as it is: 0 of its adapters would train; leave one of the two out"
+            )
+        chosen += outside or [target]  # what names nothing is told of there
+    return chosen
+
+
+def _tell_of_experts(model: Any) -> None:
+    """Say which weights LoRA cannot adapt."""
+    stacks = [
+        (f"{name}.{own}", weight.numel())
+        for name, part in model.get_decoder().named_modules()
+        if not isinstance(part, _ConvNd)
+        for own, weight in part.named_parameters(recurse=False)
+        if weight.ndim == 3
+    ]
+    if stacks:
+        share = sum(size for _, size in stacks) / sum(weight.numel() for weight in model.parameters())
+        log.warning(
+            "LoRA adapts linear layers: the experts (%d stacks such as %s, %.0f %% of the weights) get no adapters and "
+            "stay as they are",
+            len(stacks),
+            stacks[0][0],
+            100 * share,
+        )
 
 
 def save(policy: TokenPolicy, folder: Path) -> Path:

@@ -15,7 +15,7 @@ from ..trainers.policy import References, TorchPolicy, collate, stack
 from ..trainers.randomness import generator
 from ..types import Batch, Decisions, Evaluation, Key, Mode, Once, Rollout, Task
 from .backbone import Backbone, Prompt, State
-from .decoding import decode
+from .decoding import check_temperature, decode
 from .renderer import Renderer
 
 STACKED = ("tokens", "length", "temperature")
@@ -74,8 +74,7 @@ class TokenPolicy(TorchPolicy):
                 first gradient step on them, if it is one piece, does not read them again; the gradient is the same.
                 Other weights, other prompts and training mode read them again.
         """
-        if temperature <= 0:
-            raise ValueError(f"a temperature is above 0, not {temperature:g}: greedy=True takes the likeliest token")
+        check_temperature(temperature)
         rollouts: list[Rollout] = []
         per_call = max(1, self.at_once // n)
         keep = keep_prefix and mode == "train" and len(tasks) <= per_call and not self.module.training
@@ -90,6 +89,8 @@ class TokenPolicy(TorchPolicy):
         limits = torch.tensor([task.horizon or self.horizon for task in tasks for _ in range(n)])
         noise = None if greedy else _uniform(tasks, n, int(limits.max()), key)
         prompts = self.renderer.prompts(tasks)
+        for prompt, limit in zip(prompts, limits[::n].tolist(), strict=True):
+            self.renderer.check_room(prompt, limit)
         tokens, log_probs, lengths, prefix = self.sample(prompts, n, limits, noise, temperature, keep)
         graph = None if prefix is None else Once(prefix)
         rollouts = []
@@ -163,6 +164,10 @@ class TokenPolicy(TorchPolicy):
 
         return save(self, Path(folder))
 
+    def check_tasks(self, tasks: Sequence[Task]) -> None:
+        """Refuse questions that could not be read, before a run begins; see ``Renderer.check_tasks``."""
+        self.renderer.check_tasks(tasks, self.horizon)
+
     # what both acting and learning use
 
     @property
@@ -194,6 +199,8 @@ class TokenPolicy(TorchPolicy):
         payload: dict[str, Any] = dict(stack([{name: r.payload[name] for name in STACKED} for r in rollouts]))
         prompts = self.renderer.prompts([r.train_task or r.task for r in rollouts])
         payload["prompt"], payload["graph"] = prompts, [r.graph for r in rollouts]
+        for prompt, rollout in zip(prompts, rollouts, strict=True):
+            self.renderer.check_room(prompt, int(rollout.payload["length"]))
         payload["stretches"] = [self.renderer.stretches(p, r.payload) for p, r in zip(prompts, rollouts, strict=True)]
         return collate(rollouts, [1] * len(rollouts), payload)
 

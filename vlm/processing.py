@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,10 @@ from torch.nn.functional import pad
 from ..errors import UsageError
 from ..types import Task
 from .backbone import Prompt
+from .checks import TaskCheck
+from .reach import reach_of
 from .renderer import Renderer, between_turns
+from .untrusted import Plain, mapped, shortened, whole
 
 PIXEL_LIMIT = 50_000_000
 """Most pixels of an image."""
@@ -29,39 +32,82 @@ class ProcessorRenderer(Renderer):
 
     A task's prompt is a text, or chat messages ``[{"role": ..., "content": text or blocks}]``; its images are PIL
     images, uint8 arrays or tensors [H, W, 3] or [3, H, W], floats in 0..1, or paths. They take the places of the
-    blocks ``{"type": "image"}``; without any, they stand before the text of the first message from the user.
+    blocks ``{"type": "image"}``; without any, they stand before the text of the first message from the user. Where the
+    last message is the assistant's, the answer goes on from it. Control tokens and placeholders that texts spell are
+    read as plain text.
 
     Args:
         model: whose configuration names ends and placeholders.
-        chat: put prompts through the chat template; without it a text is read as it is, placeholders included.
+        chat: put prompts through the chat template; without it a text is read as it is, control tokens and
+            placeholders included, whoever wrote them.
         pixel_limit: most pixels of an image; larger ones are refused before they are processed.
-        keep: questions remembered.
+        keep_bytes: limit of the prepared questions that are kept.
 
     Attributes:
-        end_of_turn: the token with which the template ends the model's turn; None is the tokenizer's end of text.
+        turn_end: the id with which the chat template ends the model's turn, None where it writes none: then the
+            tokenizer's end of text does.
+        plain: untrusted text -> text without control tokens, see ``untrusted.Plain``.
     """
 
-    end_of_turn: str | None = None
+    plain: Plain  # a method of the base
 
     def __init__(
-        self, processor: Any, model: Any, *, chat: bool = True, pixel_limit: int = PIXEL_LIMIT, keep: int = 4096
+        self,
+        processor: Any,
+        model: Any,
+        *,
+        chat: bool = True,
+        pixel_limit: int = PIXEL_LIMIT,
+        keep_bytes: int = 2**30,
     ) -> None:
         self.processor, self.tokenizer = processor, getattr(processor, "tokenizer", processor)
         self.config, self.chat, self.pixel_limit = model.config, chat, pixel_limit
         self.sees = processor is not self.tokenizer
-        super().__init__(self.end_ids(model), keep)
-        self.banned = self.placeholder_ids()
+        self.plain = Plain(self.tokenizer)
+        between = self._between() if chat else []
+        self.turn_end = between[0][1] if between and between[0][0] == 0 else None
+        super().__init__(self.end_ids(model), keep_bytes)
         names = ("image_token_id", "image_token_index")
         self.image_token = next((i for n in names if (i := getattr(self.config, n, None)) is not None), None)
+        placeholders = self.placeholder_ids()
+        self.vocabulary = int(model.get_input_embeddings().weight.shape[0])
+        self.banned = tuple(sorted({*placeholders, *_beyond(self.vocabulary, self.tokenizer)}))
+        told = [self.tokenizer.convert_ids_to_tokens(number) for number in placeholders]
+        spoken = [name for _, _, name in between]
+        self.plain = Plain(self.tokenizer, [*(name for name in told if isinstance(name, str)), *spoken])
+        self.reach = reach_of(model)
+        self.opened = self._opened() if chat else ""
+
+    def _opened(self) -> str:
+        """The tag of a thought that the template opens before the model speaks."""
+        try:
+            said = self.written(Task("trial", ".")).rstrip()
+        except UsageError:
+            return ""
+        return "<think>" if said.endswith("<think>") else ""
+
+    def _between(self) -> list[tuple[int, int, str]]:
+        """Place, id and text of each added token that the template writes from a turn's end to the model's next."""
+        content: Any = [{"type": "text", "text": "."}] if self.sees else "."
+        try:
+            text = between_turns(self.render, content, "").lstrip()
+        except Exception:  # no template, or one that holds no conversation: told of where one is wanted
+            return []
+        added = {token.content: number for number, token in self.tokenizer.added_tokens_decoder.items()}
+        names = sorted((name for name in added if name.strip() and name in text), key=len, reverse=True)
+        if not names:
+            return []
+        found = re.finditer("|".join(map(re.escape, names)), text)
+        return [(match.start(), added[match[0]], match[0]) for match in found]
 
     def end_ids(self, model: Any) -> frozenset[int]:
         """Ids that end an answer: the turn's end, the tokenizer's, and those that the generation settings name.
 
         Raises:
-            UsageError: there is none, or the tokenizer lacks ``end_of_turn``.
+            UsageError: there is none.
         """
         named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-        given = [self._turn_end(), self.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
+        given = [self.turn_end, self.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
         ends = frozenset(int(i) for i in given if i is not None)
         if not ends:
             raise UsageError(
@@ -69,15 +115,6 @@ class ProcessorRenderer(Renderer):
                 "tokenizer.eos_token"
             )
         return ends
-
-    def _turn_end(self) -> int | None:
-        if self.end_of_turn is None:
-            return None if self.tokenizer.eos_token_id is None else int(self.tokenizer.eos_token_id)
-        if self.end_of_turn not in self.tokenizer.get_vocab():
-            raise UsageError(
-                f"{type(self).__name__}: {type(self.tokenizer).__name__} has no token {self.end_of_turn} (end_of_turn)"
-            )
-        return int(self.tokenizer.convert_tokens_to_ids(self.end_of_turn))
 
     def placeholder_ids(self) -> tuple[int, ...]:
         """Every id that stands for images, videos and their frames and rows, and padding that ends nothing.
@@ -110,18 +147,28 @@ class ProcessorRenderer(Renderer):
             UsageError: images that cannot be read or are too large, another number of placeholders than images, a
                 chat template that is missing or drops images; the line names the task.
         """
+        text = self.written(task)
+        if not self.chat:
+            return self._read(task, text, special=True)
+        bos = self.tokenizer.bos_token
+        return self._read(task, text, special=self.sees and not (bos is not None and text.startswith(bos)))
+
+    def written(self, task: Task) -> str:
+        """The question's text up to where the model speaks, images as the template marks them. Raises as ``prompt``."""
         self._check_eyes(task)
         if not self.chat:
-            return self._read(task, self._plain(task), special=True)
+            return self._as_it_is(task)
         try:
-            text = self.render(self._messages(task, len(task.images)))
+            return self.render(self._messages(task, len(task.images)))
         except UsageError:
             raise
         except Exception as error:  # templates are programs of others
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UsageError(f"{task.id}: the chat template refuses the messages: {said}") from error
-        bos = self.tokenizer.bos_token
-        return self._read(task, text, special=self.sees and not (bos is not None and text.startswith(bos)))
+
+    def check_tasks(self, tasks: Iterable[Task], horizon: int) -> None:
+        """As of the base; pictures are not decoded, and odd shapes of them are tried once."""
+        TaskCheck(self, horizon)(tasks)
 
     def _read(self, task: Task, text: str, special: bool) -> Prompt:
         """A rendered text and the task's images as ids and the tower's inputs."""
@@ -158,13 +205,13 @@ class ProcessorRenderer(Renderer):
 
     # --- the text --------------------------------------------------------------------------------
 
-    def _plain(self, task: Task) -> str:
+    def _as_it_is(self, task: Task) -> str:
         if not isinstance(task.prompt, str):
-            raise UsageError(f"{task.id}: chat=False reads a text as it is, not messages")
-        return task.prompt
+            raise UsageError(f"{task.id}: without a chat template (--no-chat, chat=False) a text is read, not messages")
+        return whole(task.prompt)
 
     def render(self, messages: list[dict[str, Any]]) -> str:
-        """Chat messages as text, up to where the model speaks: by the chat template.
+        """Chat messages as text, up to where the model speaks or goes on with the last message: by the chat template.
 
         Raises:
             UsageError: there is no template.
@@ -172,23 +219,34 @@ class ProcessorRenderer(Renderer):
         owner = self.processor if getattr(self.processor, "chat_template", None) else self.tokenizer
         if not getattr(owner, "chat_template", None):
             raise UsageError(
-                f"{type(self.processor).__name__} has no chat template: set its chat_template, or read prompts as "
-                "they are with chat=False"
+                f"{type(self.processor).__name__} has no chat template: set its chat_template, or have prompts read as "
+                "they are: --no-chat, or chat=False of the renderer"
             )
-        text: str = owner.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        begun = messages[-1]["role"] == "assistant"
+        how = {"add_generation_prompt": not begun, "continue_final_message": begun}
+        text: str = owner.apply_chat_template(messages, **how, tokenize=False)
         return text
 
     def _messages(self, task: Task, images: int) -> list[dict[str, Any]]:
         asked = image_places(task.prompt, task.id)
-        given = [{"role": "user", "content": task.prompt}] if isinstance(task.prompt, str) else task.prompt
-        messages = [{**message, "content": _blocks(task.id, message["content"])} for message in given]
+        given = [{"role": "user", "content": task.prompt}] if isinstance(task.prompt, str) else list(task.prompt)
+        if given and given[-1]["role"] == "assistant" and not any(b.get("text", "?") for b in _blocks_of(given[-1])):
+            given = given[:-1]  # nothing that the answer could go on from
+        if not given:
+            raise UsageError(f"{task.id}: a prompt has one message or more")
+        messages = [
+            {**mapped(self.plain, {**message, "content": None}), "content": _blocks(task.id, message["content"])}
+            for message in given
+        ]
         if images and not asked:
             first = next((m for m in messages if m["role"] == "user"), messages[0])
             first["content"] = [{"type": "image"}] * images + first["content"]
         elif asked != images:
             raise UsageError(f"{task.id}: {asked} image blocks in the messages, {images} images in the task")
-        if not self.sees:
-            return [{**m, "content": "".join(block["text"] for block in m["content"])} for m in messages]
+        for message in messages:
+            message["content"] = self.plain.blocks(message["content"])
+            if not self.sees:
+                message["content"] = "".join(block["text"] for block in message["content"])
         return messages
 
     def _check_eyes(self, task: Task) -> None:
@@ -215,18 +273,34 @@ class ProcessorRenderer(Renderer):
     # --- answers ---------------------------------------------------------------------------------
 
     def tokens(self, text: str) -> Tensor:
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        end = self._turn_end()
+        ids = self.tokenizer(self.plain(text), add_special_tokens=False)["input_ids"]
+        end = self.tokenizer.eos_token_id if self.turn_end is None else self.turn_end
         return torch.tensor([*ids, end if end in self.ends else min(self.ends)], dtype=torch.long)
+
+    def closing(self, last: int) -> Tensor:
+        ends = [] if self.turn_end in (None, last) else [self.turn_end]
+        return torch.tensor(ends, dtype=torch.long)
 
     def reply(self, text: str, images: Sequence[Any] = ()) -> tuple[Tensor, dict[str, Tensor]]:
         """What a user's message is between two turns of the model, in the chat template's words."""
         task = Task("reply", [{"role": "user", "content": text}], tuple(images))
         self._check_eyes(task)
         content = self._messages(task, len(images))[0]["content"]
-        rendered = between_turns(self.render, content, self.end_of_turn or str(self.tokenizer.eos_token))
+        end = self.tokenizer.eos_token if self.turn_end is None else self.tokenizer.decode([self.turn_end])
+        rendered = between_turns(self.render, content, str(end))
         found = self._read(task, rendered, special=False)
         return found.ids, dict(found.inputs)
+
+    def shorten(self, text: str, tokens: int) -> str:
+        text = whole(text)
+        head = text[: 100 * tokens]  # hardly a token is longer
+        if not getattr(self.tokenizer, "is_fast", False):
+            return super().shorten(text, tokens)
+        places = self.tokenizer(self.plain(head), add_special_tokens=False, return_offsets_mapping=True)
+        ends = [after for _, after in places["offset_mapping"]]
+        if len(ends) <= tokens:
+            return shortened(text, len(head))
+        return shortened(self.plain(head), ends[tokens - 1] if tokens else 0)
 
     def text(self, ids: Tensor) -> str:
         said: str = self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
@@ -332,6 +406,15 @@ def _blocks(name: str, content: Any) -> list[dict[str, Any]]:
                 f"task.images, not {str(block)[:60]}"
             )
     return blocks
+
+
+def _blocks_of(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return _blocks("", message["content"])
+
+
+def _beyond(vocabulary: int, tokenizer: Any) -> set[int]:
+    """Ids that the model has and the tokenizer has not: padding of the vocabulary, which no text shows."""
+    return set(range(vocabulary)) - set(tokenizer.get_vocab().values())
 
 
 def _public(owner: Any) -> dict[str, Any]:

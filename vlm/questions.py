@@ -6,19 +6,22 @@ questions for the evaluation, others for the gate, demonstrations where there ar
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any
 
 from ..envs.toys import arithmetic, scenes
 from ..errors import UsageError
 from ..rewards.text.verifiers import Exact, Numeric
+from ..splitting import Part, clusters, deal, ordered
+from ..tables import Table, canonical, read_table, stored
 from ..types import Task
-from .processing import check_image_file, image_places
+from .rows import keys_of, read_rows, tasks_of
+from .verification import Verification, verification
+
+__all__ = ["Questions", "from_file", "read_rows", "small_world", "sums"]
 
 Source = Callable[[int], Task] | Sequence[Task]
 BLOCK = 64
@@ -36,7 +39,9 @@ class Questions:
         demonstrations: tasks and what to answer, for imitation.
         blind: category -> accuracy of the best guess from the question alone, on ``held_out``.
         small_world: whether views, second looks and redrawing are known.
-        verify: what is right, in evaluation and gate.
+        verify: what is right, in evaluation and gate; None where the training reward is all that there is.
+        tables: what was read, by the fields that named it.
+        note: a line about how many questions went where.
     """
 
     train: Mapping[str, Source]
@@ -46,6 +51,15 @@ class Questions:
     blind: Mapping[str, float] = field(default_factory=dict)
     small_world: bool = False
     verify: Any = field(default_factory=Exact)
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    note: str = ""
+
+    def everything(self) -> Iterator[Task]:
+        """The questions of a file, whatever they are for; views that were made of them are left out."""
+        for source in self.train.values():
+            yield from () if callable(source) else source
+        yield from self.held_out
+        yield from (task for task in self.probes if not task.parent)
 
 
 def blind_baseline(known: Sequence[Task], asked: Sequence[Task]) -> dict[str, float]:
@@ -53,15 +67,15 @@ def blind_baseline(known: Sequence[Task], asked: Sequence[Task]) -> dict[str, fl
 
     A question that ``known`` does not have gets its category's commonest answer.
     """
-    by_text: dict[str, Counter[Any]] = defaultdict(Counter)
-    by_category: dict[str, Counter[Any]] = defaultdict(Counter)
+    by_text: dict[str, Counter[str]] = defaultdict(Counter)
+    by_category: dict[str, Counter[str]] = defaultdict(Counter)
     for task in known:
-        by_text[str(task.prompt)][task.reference] += 1
-        by_category[task.category][task.reference] += 1
+        by_text[str(task.prompt)][canonical(task.reference)] += 1
+        by_category[task.category][canonical(task.reference)] += 1
     hits: dict[str, list[bool]] = defaultdict(list)
     for task in asked:
-        counts = by_text.get(str(task.prompt)) or by_category.get(task.category) or Counter([None])
-        hits[task.category].append(counts.most_common(1)[0][0] == task.reference)
+        counts = by_text.get(str(task.prompt)) or by_category.get(task.category) or Counter([""])
+        hits[task.category].append(counts.most_common(1)[0][0] == canonical(task.reference))
     return {category: sum(row) / len(row) for category, row in hits.items()}
 
 
@@ -185,7 +199,7 @@ def gentle_views(tasks: Sequence[Task]) -> list[Task]:
     for task in tasks:
         plain = _unlabelled(task)
         if task.images:
-            view = replace(plain, images=tuple(_dimmed(image, task.id) for image in task.images))
+            view = replace(plain, images=tuple(_dimmed(image, f"{task.id}: image") for image in task.images))
         elif isinstance(task.prompt, str):
             view = replace(plain, prompt=f"Question: {task.prompt}")
         else:
@@ -194,7 +208,10 @@ def gentle_views(tasks: Sequence[Task]) -> list[Task]:
     return found
 
 
-def _dimmed(image: Any, name: str) -> Any:
+def _dimmed(image: Any, name: str) -> str:
+    """The path of a view; decoded, hundreds of them would fill the memory."""
+    from io import BytesIO
+
     from PIL import ImageEnhance
 
     from .processing import PIXEL_LIMIT, as_pil
@@ -202,117 +219,170 @@ def _dimmed(image: Any, name: str) -> Any:
     picture = as_pil(image, name, PIXEL_LIMIT)
     width, height = picture.size
     inside = picture.crop((width // 40, height // 40, width - width // 40, height - height // 40))
-    return ImageEnhance.Brightness(inside.resize((width, height))).enhance(0.85)
+    content = BytesIO()
+    ImageEnhance.Brightness(inside.resize((width, height))).enhance(0.85).save(content, "PNG", compress_level=1)
+    return stored(content.getvalue())
 
 
 # a file of one's own
+
+GATE_VIEWS = 210
+"""Most questions that a gate without labels asks, each in two views."""
 
 
 def from_file(
     path: str,
     *,
     evaluation: str = "",
+    gate: bool = True,
     gate_labels: int = 0,
     labels: bool = True,
     held_out: int | None = None,
     offset: int = 0,
+    reserved: int | None = None,
+    verifiers: Sequence[Any] = (),
+    ungraded: bool = False,
+    split: int = 0,
 ) -> Questions:
-    """Questions from JSON lines: prompt (or question), image or images (paths), answer, category, demonstration.
+    """Questions of a file or a dataset (``tables.read_table``), in the columns prompt (or question), image or images
+    (paths), answer, category, demonstration.
 
-    Without an evaluation file every fifth question is held out, and every fifth of the rest goes to the gate. Without
-    ``labels`` no training question carries its answer or its demonstration; demonstrations are there to be imitated.
-    ``held_out`` questions per category are asked at an evaluation, after the first ``offset``; None asks all.
+    Without an evaluation file a fifth of every category is held out, as far as it is asked, and then a fifth of the
+    rest for the gate; all else is trained on. Questions about one picture, or in one text without a picture, are never
+    on two sides (``splitting``), and what an evaluation file asks is neither trained on nor asked by the gate.
+
+    Args:
+        path, evaluation: where the rows are; the latter empty takes them from the former.
+        gate: whether there is one.
+        gate_labels: questions of the gate, with answers; without any, each of its questions comes in two views.
+        labels: training questions carry their answers and demonstrations; demonstrations are there to be imitated.
+        held_out, offset: questions per category asked at an evaluation, after so many; None asks all.
+        reserved: questions per category held out; None is as many as are asked and skipped. Who evaluates a run again
+            gives what the run held out.
+        verifiers: grade evaluation and gate, each the questions that have its columns; ``Exact`` where there is none.
+        ungraded: take questions without answers too, where no question can be graded.
+        split: another one holds out others.
+
+    Raises:
+        UsageError: a row is no question, or nothing is left to train on, to evaluate or for the gate.
     """
-    rows = read_rows(path)
+    own, source = _Own.read(path), _Own.read(evaluation or path)
+    tables = {"data": own.table} | ({"eval_data": source.table} if evaluation else {})
+    verify = verification(verifiers, source.tasks)
+    if verify is None and not ungraded:
+        raise UsageError(f'{evaluation or path}: no question has an "answer", and the evaluation needs one')
+    count, total = len(own.tasks), held_out if held_out is None else offset + held_out
+    parts = [] if evaluation else [Part(0.2, total if reserved is None else reserved, fit=own.graded(verify))]
     if evaluation:
-        asked, kept = read_rows(evaluation), rows
-    else:
-        asked, kept = rows[::5], [row for i, row in enumerate(rows) if i % 5]
-    asked = _chosen(asked, held_out, offset)
-    probes, train = kept[::5], [row for i, row in enumerate(kept) if i % 5]
-    if not train:
-        raise UsageError(f"{path} has {len(rows)} questions: a run needs 10 or more")
-    if not asked:
-        raise UsageError(f"{evaluation or path}: no held-out question is left after the first {offset} per category")
-    unlabelled = [task.id for task in asked if task.reference is None]
-    if unlabelled:
-        raise UsageError(f'{evaluation or path}: {unlabelled[0]} has no "answer", and the evaluation needs one')
-    if gate_labels:
-        answered = [task for task in probes if task.reference is not None]
-        probes = [replace(task, category="canary") for task in answered[:gate_labels]]
-    else:
-        probes = gentle_views(probes)
+        source.refuse_ungraded(verify)
+        own = own.without(source)
+    labelled = gate_labels if verify is not None and own.graded(verify) else 0
+    if gate:
+        fit = own.graded(verify) if labelled else own.viewable()
+        parts.append(Part(0.2, total=labelled or GATE_VIEWS, fit=fit))
+    sides = own.dealt(parts, split)
+    held = range(len(source.tasks)) if evaluation else sides.pop(0)
+    asked = source.window(source.graded(verify) & set(held), held_out, offset, split)
+    probes = [own.tasks[row] for row in (sides.pop(0) if gate else ()) if row in fit]
+    train = [own.tasks[row] for row in sides.pop()]
+    if not train or not asked or (gate and not probes):
+        raise UsageError(_nothing(path, evaluation, own, count, bool(train), bool(asked), offset))
     shown = [(task, str(task.extra["demonstration"])) for task in train if task.extra.get("demonstration")]
     sources: dict[str, list[Task]] = defaultdict(list)
     for task in train:
         sources[task.category].append(task if labels else _unlabelled(task))
-    return Questions(sources, asked, probes, shown, blind_baseline(train, asked))
+    canary = [replace(task, category="canary") for task in probes] if labelled else gentle_views(probes)
+    blind = blind_baseline(train, asked) if verify is not None else {}
+    note = _note(count + (len(asked) if evaluation else 0), train, asked, probes, verify, bool(labelled))
+    return Questions(sources, asked, canary, shown, blind, verify=verify, tables=tables, note=note)
 
 
-def _chosen(tasks: Sequence[Task], count: int | None, offset: int) -> list[Task]:
-    """Up to ``count`` tasks of every category, after its first ``offset``."""
-    seen: dict[str, int] = defaultdict(int)
-    kept = []
-    for task in tasks:
-        place = seen[task.category] - offset
-        seen[task.category] += 1
-        if place >= 0 and (count is None or place < count):
-            kept.append(task)
-    return kept
+def _note(
+    count: int,
+    train: Sequence[Task],
+    asked: Sequence[Task],
+    probes: Sequence[Task],
+    verify: Verification | None,
+    labelled: bool,
+) -> str:
+    """A line on how a file was dealt out."""
+    judge = "the training reward, as there are no answers" if verify is None else verify.name
+    said = f"data: {len(train)} questions to train on, {len(asked)} evaluated by {judge}, {len(probes)} for the gate"
+    said += "" if labelled or not probes else " in two views each"
+    if others := count - len(train) - len(asked) - len(probes):
+        said += f"; {others} are left out: they hang together with these, or come before or after what is evaluated"
+    if scarce := sorted({task.category for task in train} - {task.category for task in asked}):
+        said += f"; not evaluated, as none can be spared: {', '.join(scarce[:5])}{', …' if len(scarce) > 5 else ''}"
+    return said
+
+
+@dataclass
+class _Own:
+    """Questions of a file, and what of each may not stand on two sides."""
+
+    table: Table
+    tasks: Sequence[Task]
+    keys: Sequence[frozenset[str]]
+
+    @classmethod
+    def read(cls, path: str) -> _Own:
+        table = read_table(path)
+        tasks = tasks_of(table)
+        return cls(table, tasks, keys_of(tasks, table.contents))
+
+    def graded(self, verify: Verification | None) -> set[int]:
+        """Questions that evaluation and gate can grade: without a verification, all."""
+        return {row for row, task in enumerate(self.tasks) if verify is None or verify.applies(task)}
+
+    def viewable(self) -> set[int]:
+        """Questions that a second view can be made of."""
+        return {row for row, task in enumerate(self.tasks) if task.images or isinstance(task.prompt, str)}
+
+    def refuse_ungraded(self, verify: Verification | None) -> None:
+        graded = self.graded(verify)
+        for row, task in enumerate(self.tasks):
+            if row not in graded:
+                raise UsageError(
+                    f'{self.table.rows[row].where}: {task.id} has no "answer", and the evaluation needs one'
+                )
+
+    def without(self, other: _Own) -> _Own:
+        """The questions that share nothing with others."""
+        asked = frozenset().union(*other.keys)
+        kept = [row for row, keys in enumerate(self.keys) if not keys & asked]
+        return replace(self, tasks=[self.tasks[row] for row in kept], keys=[self.keys[row] for row in kept])
+
+    def dealt(self, parts: Sequence[Part], split: int) -> list[list[int]]:
+        return deal(self.keys, [task.category for task in self.tasks], parts, split)
+
+    def window(self, rows: Iterable[int], count: int | None, offset: int, split: int) -> list[Task]:
+        """Up to ``count`` questions of every category, after its first ``offset`` in an order by content."""
+        seen: dict[str, int] = defaultdict(int)
+        kept = []
+        for row in ordered(rows, self.keys, split):
+            category = self.tasks[row].category
+            if seen[category] >= offset and (count is None or seen[category] < offset + count):
+                kept.append(row)
+            seen[category] += 1
+        return [self.tasks[row] for row in sorted(kept)]
+
+
+def _nothing(path: str, evaluation: str, own: _Own, count: int, trained: bool, asked: bool, offset: int) -> str:
+    """Why a file cannot be dealt out."""
+    if evaluation and not trained:
+        left = f"{len(own.tasks)} of {count} questions of {path}" if own.tasks else f"no question of {path}"
+        return f"{left} can be used to train on: {evaluation} asks about the pictures or in the words of the others"
+    if not asked and offset:
+        return f"{evaluation or path}: no held-out question is left after the first {offset} per category"
+    if count > 1 and len(clusters(own.keys)) == 1:
+        shared = "one picture" if own.tasks[0].images else "one text"
+        more = "--gate none" if asked else "--eval-data"
+        return f"all {count} questions of {path} hang together by {shared}, and none can be held out: give {more}"
+    if not asked:
+        return f"{path} has {count} questions: a run needs 10 or more"
+    return f"{path} has {count} questions, and none is left for the gate: give more, or --gate none"
 
 
 def _unlabelled(task: Task) -> Task:
     extra = {name: value for name, value in task.extra.items() if name not in ("answer", "demonstration")}
     return replace(task, reference=None, extra=extra)
-
-
-def read_rows(path: str) -> list[Task]:
-    """Tasks of a file of JSON lines. Of images only kind and size are looked at; they are decoded when asked about.
-
-    Raises:
-        UsageError: naming file and line of what is no question.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise UsageError(f"there is no file {path}")
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is no text in UTF-8 ({error}): save it as UTF-8") from error
-    tasks: dict[str, Task] = {}
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            task = _task(line, file, number)
-            if task.id in tasks:
-                raise UsageError(f'{file.name} line {number} has the "id" of line {tasks[task.id].seed}: {task.id}')
-            tasks[task.id] = task
-    return list(tasks.values())
-
-
-def _task(line: str, file: Path, number: int) -> Task:
-    where = f"{file.name} line {number}"
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{where} is no JSON object: {error}") from error
-    if not isinstance(row, dict):
-        raise UsageError(f"{where} is no JSON object")
-    prompt = row.pop("prompt", None) or row.pop("question", None)
-    if not prompt:
-        raise UsageError(f'{where} has neither "prompt" nor "question"')
-    paths = row.pop("images", None) or ([row.pop("image")] if row.get("image") else [])
-    if not isinstance(paths, list) or not all(isinstance(name, str) for name in paths):
-        raise UsageError(f'{where} wants "image": a path, or "images": a list of paths')
-    pictures = tuple(str(file.parent / name) for name in paths)
-    missing = [name for name in pictures if not Path(name).is_file()]
-    if missing:
-        raise UsageError(f"{where} names an image that is not there: {missing[0]}")
-    for place, picture in enumerate(pictures, 1):
-        check_image_file(picture, f"{where}: image {place}")
-    places = image_places(prompt, where)
-    if places not in (0, len(pictures)):
-        raise UsageError(f"{where}: {places} image blocks in the messages, {len(pictures)} images beside them")
-    # "answer" stays a column too, as reward functions written for TRL ask for it
-    answer, category = row.get("answer", row.pop("reference", None)), str(row.pop("category", "questions"))
-    name = str(row.pop("id", f"{file.stem}/{number}"))
-    return Task(name, prompt, pictures, None if answer is None else str(answer), category, number, extra=row)

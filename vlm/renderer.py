@@ -12,13 +12,11 @@ A family with a quirk overrides what differs and registers under its model type 
 from __future__ import annotations
 
 import inspect
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
-from weakref import ref
 
 import torch
 from torch import Tensor
@@ -26,6 +24,9 @@ from torch import Tensor
 from ..errors import UsageError
 from ..types import Task
 from .backbone import Prompt
+from .keeping import PromptStore
+from .reach import Reach
+from .untrusted import by_bytes, whole
 
 SHOWN = "shown"
 """Payload entries of images shown after the first prompt: "shown.0.tokens", the places [2] where their reply begins and
@@ -61,13 +62,16 @@ class Renderer:
 
     Args:
         ends: ids that end a completion.
-        keep: questions remembered; the least recently asked goes first.
+        keep_bytes: limit of the prepared questions that are kept; the least recently asked goes first.
 
     Attributes:
         banned: ids that are never sampled: placeholders of images and videos, padding.
         image_token: the id that stands in a prompt for every feature of an image.
         sees: whether questions may have images.
         shares: False where a prompt can't be read apart from its answer; True lets the backbone try.
+        reach: how many tokens question and answer may have together; None is no limit.
+        vocabulary: how many ids the model knows; None is unknown.
+        opened: "<think>" where a thought is open already when the model begins to speak.
     """
 
     ends: frozenset[int]
@@ -75,32 +79,60 @@ class Renderer:
     image_token: int | None = None
     sees: bool = False
     shares: bool = True
+    reach: Reach | None = None
+    vocabulary: int | None = None
+    opened: str = ""
 
-    def __init__(self, ends: Iterable[int], keep: int = 4096) -> None:
+    def __init__(self, ends: Iterable[int], keep_bytes: int = 2**30) -> None:
         self.ends = frozenset(ends)
-        self.keep = keep
-        self._known: OrderedDict[tuple[str, str], tuple[list[Callable[[], Any]], Prompt]] = OrderedDict()
+        self.store = PromptStore(keep_bytes)
 
     # --- tasks and text --------------------------------------------------------------------------
 
     def prompts(self, tasks: Sequence[Task]) -> list[Prompt]:
-        """One prompt per task; equal tasks (same id, same text, same image objects) get the same object."""
-        found = []
-        for task in tasks:
-            key = (task.id, str(task.prompt))
-            images, prompt = self._known.get(key, ([], None))
-            if prompt is None or not _same(images, task.images):
-                prompt = self.prompt(task)
-                self._known[key] = [_reference(image) for image in task.images], prompt
-            self._known.move_to_end(key)
-            found.append(prompt)
-        while len(self._known) > max(self.keep, len(tasks)):
-            self._known.popitem(last=False)
-        return found
+        """One prompt per task; equal tasks (same id, same text, same image objects that were not written over) get the
+        same object."""
+        return self.store.prompts(tasks, self.prompt)
 
     def prompt(self, task: Task) -> Prompt:
         """The question as the model reads it."""
         raise NotImplementedError
+
+    def check_tasks(self, tasks: Iterable[Task], horizon: int) -> None:
+        """Refuse before a run what could not be read in the middle of it.
+
+        Args:
+            horizon: most tokens of an answer whose task does not say.
+
+        Raises:
+            UsageError: a question that cannot be read, named by its task.
+        """
+        for task in tasks:
+            self.check_room(self.prompt(task), task.horizon or horizon)
+
+    def fits(self, prompt: Prompt, more: int) -> bool:
+        """Whether the model can read a prompt and so many tokens behind it."""
+        return self.reach is None or not self.reach.hard or len(prompt.ids) + more <= self.reach.tokens
+
+    def check_room(self, prompt: Prompt, more: int) -> None:
+        """Raise UsageError where so many more tokens behind a prompt pass what the model can read (``reach``)."""
+        if self.reach is not None and not self.fits(prompt, more):
+            raise UsageError(
+                f"{prompt.task_id}: a question of {len(prompt.ids)} tokens and an answer of up to {more} pass "
+                f"{self.reach.tokens} tokens, and {self.reach.why}: shorten the question, or give a smaller "
+                "--max-new-tokens"
+            )
+
+    def plain(self, text: str) -> str:
+        """Untrusted text as it may be read: what spells a control token is broken up, halves of surrogates are U+FFFD.
+
+        It is applied to prompts, replies and answers wherever they become ids.
+        """
+        return whole(text)
+
+    def shorten(self, text: str, tokens: int) -> str:
+        """A text of at most so many tokens, and how many characters are left out."""
+        return by_bytes(text, tokens)
 
     def tokens(self, text: str) -> Tensor:
         """[T] ids of an answer, an end id last."""
@@ -119,6 +151,10 @@ class Renderer:
         if images:
             raise UsageError(f"{type(self).__name__} cannot show images in a reply: let the environment answer in text")
         return self.tokens(text), {}
+
+    def closing(self, last: int) -> Tensor:
+        """[T] ids that close a turn which the model ended with this one, if it is not the token that closes turns."""
+        return torch.zeros(0, dtype=torch.long)
 
     def join(self, first: Mapping[str, Tensor], more: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Inputs of images and of those shown after them, stacked along the first axis."""
@@ -211,21 +247,6 @@ def _rows(features: Tensor | Sequence[Tensor]) -> Tensor:
     return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
 
 
-def _reference(image: Any) -> Callable[[], Any]:
-    """The image later, without keeping it alive where that can be had."""
-    try:
-        return ref(image)
-    except TypeError:  # paths are strings, which have no weak references
-        return lambda: image
-
-
-def _same(references: Sequence[Callable[[], Any]], images: Sequence[Any]) -> bool:
-    return len(references) == len(images) and all(
-        (known := reference()) is image or (isinstance(image, str) and known == image)
-        for reference, image in zip(references, images, strict=True)
-    )
-
-
 def between_turns(render: Callable[[list[dict[str, Any]]], str], content: Any, end: str) -> str:
     """What a chat template writes between the end of a model's turn and its next one, when ``content`` is said to it.
 
@@ -239,9 +260,12 @@ def between_turns(render: Callable[[list[dict[str, Any]]], str], content: Any, e
         UsageError: the template leaves out what the model said.
     """
     word = "\ue000"  # stands for the model's turn: a character of nobody's language
-    user = {"role": "user", "content": content}
-    answered = {"role": "assistant", "content": word if isinstance(content, str) else [{"type": "text", "text": word}]}
-    _, found, after = render([user, answered, user]).partition(word)
+
+    def said(role: str, text: str) -> dict[str, Any]:
+        return {"role": role, "content": text if isinstance(content, str) else [{"type": "text", "text": text}]}
+
+    messages = [said("user", "."), said("assistant", word), {"role": "user", "content": content}]
+    _, found, after = render(messages).partition(word)
     if not found:
         raise UsageError("the chat template leaves out what the assistant said: it cannot hold a conversation")
     closed = after.lstrip()

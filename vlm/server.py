@@ -38,11 +38,44 @@ from torch import Tensor
 from ..errors import UsageError
 from ..trainers.actors import TrainingWrapper
 from ..types import Key, Rollout, Task
+from .decoding import check_temperature
 from .policy import TokenPolicy
 from .processing import as_pil
+from .untrusted import mapped, whole
 
 _PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
 """HTTP statuses that another try may mend."""
+NEUTRAL: Mapping[str, Any] = {
+    "top_p": 1.0,
+    "top_k": -1,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "min_tokens": 0,
+}
+"""Fields with which the policy's own distribution is drawn from; a server fills what is not sent from the model's
+generation settings."""
+OWN = frozenset({"model", "messages", "n", "max_tokens", "temperature", "logprobs", "seed"})
+"""What the actor says itself."""
+BENDING = frozenset(
+    {
+        *("logit_bias", "bad_words", "allowed_token_ids", "logits_processors", "logits_processor_args", "ignore_eos"),
+        *("guided_choice", "guided_json", "guided_regex", "guided_grammar", "structured_outputs", "response_format"),
+        *(
+            "stop",
+            "stop_token_ids",
+            "use_beam_search",
+            "best_of",
+            "length_penalty",
+            "tools",
+            "tool_choice",
+            "max_completion_tokens",
+        ),
+        *("regex", "ebnf", "json_schema", "custom_logit_processor", "truncate_prompt_tokens", "echo", "stream"),
+    }
+)
+"""Fields that change what is drawn, or how it is told."""
 _KEPT = 200  # letters of what a server said, in messages
 
 
@@ -70,8 +103,9 @@ class ServerActor(TrainingWrapper):
         workers: requests under way at once.
         tempered: the server's log-probabilities are those after the temperature (vLLM with
             --logprobs-mode processed_logprobs). Servers differ in this, so without it only temperature 1 is sampled.
-        extra: further fields of the request. By default no token is cut off, whatever the model's own settings say,
-            and vLLM is asked for token ids.
+        extra: further fields of the request. Every field of sampling is sent (``NEUTRAL``), so that no token is cut
+            off or made rarer, whatever the model's own settings say, and vLLM is asked for token ids; what would
+            change the distribution is refused.
         api_key: sent as a bearer token.
     """
 
@@ -84,7 +118,7 @@ class ServerActor(TrainingWrapper):
     wait: float = 1.0
     workers: int = 16
     tempered: bool = False
-    extra: Mapping[str, Any] = field(default_factory=lambda: {"top_p": 1.0, "top_k": -1, "return_token_ids": True})
+    extra: Mapping[str, Any] = field(default_factory=dict)
     api_key: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -93,6 +127,12 @@ class ServerActor(TrainingWrapper):
             raise UsageError(f'"{self.url}" is no address of a server: write http://HOST:PORT')
         if self.attempts < 1 or self.workers < 1 or self.timeout <= 0:
             raise UsageError("a server is asked with attempts and workers of 1 or more, and a timeout above 0 seconds")
+        for name, value in self.extra.items():
+            if name in OWN or (name in NEUTRAL and value != NEUTRAL[name]) or (name in BENDING and value):
+                raise UsageError(
+                    f"{name}={value!r} changes what a server draws, or is the actor's own to say: log-probabilities "
+                    "would not be the policy's; leave it out of extra"
+                )
         self._address = f"{self.url.rstrip('/').removesuffix('/v1')}/v1/chat/completions"
 
     def attempt(  # type: ignore[override]  # what the server does not know is refused
@@ -110,8 +150,7 @@ class ServerActor(TrainingWrapper):
             ServerError: every try failed; the other tasks of the call are lost with it.
             UsageError: a temperature whose log-probabilities the server does not tell (see ``tempered``).
         """
-        if temperature <= 0:
-            raise ValueError(f"a temperature is above 0, not {temperature:g}: greedy=True takes the likeliest token")
+        check_temperature(temperature)
         if temperature != 1.0 and not greedy and not self.tempered:
             raise UsageError(
                 f"temperature {temperature:g}: start the server so that log-probabilities are those after the "
@@ -133,15 +172,20 @@ class ServerActor(TrainingWrapper):
 
     def _body(self, task: Task, n: int, key: Key, greedy: bool, temperature: float) -> dict[str, Any]:
         seed = hashlib.blake2b(repr((key, task.id)).encode(), digest_size=4).digest()
+        messages = messages_of(task, self.policy.renderer.plain)
+        begun = messages[-1]["role"] == "assistant"
         return {
+            **NEUTRAL,
+            "return_token_ids": True,
+            **({"add_generation_prompt": False, "continue_final_message": True} if begun else {}),
+            **self.extra,
             "model": self.model,
-            "messages": messages_of(task),
+            "messages": messages,
             "n": n,
             "max_tokens": task.horizon or self.policy.horizon,
             "temperature": 0.0 if greedy else temperature,
             "logprobs": True,
             "seed": int.from_bytes(seed, "little") >> 1,
-            **self.extra,
         }
 
     def _ask(self, task: Task, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,13 +235,14 @@ class ServerActor(TrainingWrapper):
             )
 
     def _rollout(self, task: Task, choice: Mapping[str, Any], temperature: float) -> Rollout:
-        text = choice["message"]["content"] or ""
+        text = whole(choice["message"]["content"] or "")
         entries = choice["logprobs"]["content"]
         log_probs = [float(entry["logprob"]) for entry in entries]
         ended = choice.get("finish_reason") == "stop"
         ids = self._ids(choice, text, [str(entry.get("token", "")) for entry in entries])
         renderer, info = self.policy.renderer, {"truncated": not ended}
-        if not ids or set(ids) & set(self.policy.backbone.banned):
+        foreign = renderer.vocabulary is not None and not all(0 <= i < renderer.vocabulary for i in ids or ())
+        if not ids or foreign or set(ids) & set(self.policy.backbone.banned):
             ids, log_probs = renderer.tokens(text).tolist(), []
             info["untold"] = True
         elif ended and (not ids or ids[-1] not in renderer.ends):
@@ -213,7 +258,8 @@ class ServerActor(TrainingWrapper):
             "temperature": torch.tensor([temperature]),
         }
         segments = torch.zeros(len(ids), dtype=torch.long)
-        return Rollout(task, text, payload, padded * mask, mask, segments, info=info)
+        version = "" if self.sync is not None else f"{self.url} as it was started"
+        return Rollout(task, text, payload, padded * mask, mask, segments, info=info, version=version)
 
     def _ids(self, choice: Mapping[str, Any], text: str, said: Sequence[str]) -> list[int] | None:
         """The sampled ids, one per log-probability: told by the server, or the text's own if they read the same."""
@@ -236,17 +282,20 @@ def _reads(own: str, said: str) -> bool:
     return own == said or "�" in own or said.startswith("bytes:")
 
 
-def messages_of(task: Task) -> list[dict[str, Any]]:
+def messages_of(task: Task, plain: Callable[[str], str] = whole) -> list[dict[str, Any]]:
     """A task's prompt as the protocol writes it, images as PNG in data URLs.
 
     Images take the places of blocks {"type": "image"}; without any, they stand before the first user's text.
+
+    Args:
+        plain: untrusted text -> what the server may read as control tokens if it likes.
 
     Raises:
         UsageError: an image that cannot be read, or another number of image blocks than images.
     """
     urls = [_data_url(as_pil(image, f"{task.id}: image {k + 1}", 50_000_000)) for k, image in enumerate(task.images)]
     given = [{"role": "user", "content": task.prompt}] if isinstance(task.prompt, str) else task.prompt
-    messages = [dict(message) for message in given]
+    messages = [mapped(plain, message) for message in given]
     shown = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
     places = sum(_is_place(block) for m in messages if not isinstance(m["content"], str) for block in m["content"])
     if places not in (0, len(urls)):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..errors import UsageError
 from ..trainers import setting as shared
 from ..trainers.config import BY_MODEL, RunConfig, grouped
+from ..trainers.ranges import Amount, Count, Whole
+from ..working import LONG, working
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,12 +45,16 @@ class LanguageConfig(RunConfig):
         "std_floor": 0.1,
     }
     LOADED: ClassVar[Mapping[str, Any]] = {"lr": adapters_lr, "max_new_tokens": 256, "std_floor": 0.1}
+    OWN: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "rewards": ("self_yes_no", "self_vote", "log_ratio", "weakest_step"),
+        "judge": ("self_yes_no", "self_vote", "log_ratio", "weakest_step"),
+        "tools": ("python", "crop"),
+    }
     TINY: ClassVar[Mapping[str, Any]] = {
         "tasks_per_step": 7,
         "group_size": 4,
         "eval_episodes": 2,
         "gate_labels": 14,
-        "demonstrations": 14,
         "sft_batch_size": 4,
         "shown": 2,
     }
@@ -55,33 +62,40 @@ class LanguageConfig(RunConfig):
     model: str = ""
     """A folder or hub name; empty takes the small default, made in three CPU minutes at first use; smollm2 takes
     SmolLM2-135M-Instruct from its package."""
-    lora_rank: int = grouped("model", 16)
+    lora_rank: Whole = grouped("model", 16)
     """Rank of the adapters of a model that is loaded; 0 trains all weights. The default model is trained whole."""
-    lora_alpha: float = grouped("model", 0.0)
+    lora_alpha: Amount = grouped("model", 0.0)
     """The adapters' factor is alpha / rank; 0 takes the rank."""
     renderer: str = grouped("model", "")
     """The loaded model's chat renderer: a registered name, package.module:NAME or FILE.py:NAME; empty is that of its
     model type."""
+    chat: bool = grouped("model", True)
+    """Put questions through the loaded model's chat template; without one, as of a base model, texts are read as they
+    are, control tokens and placeholders included."""
+    cache_gb: Amount = grouped("model", 1.0)
+    """Gigabytes for prepared questions, pixels included, and as many for what a frozen vision tower saw."""
     dtype: Literal["auto", "fp32", "bf16"] = grouped("model", "auto")
     """Of a loaded model's weights; auto is the checkpoint's own."""
     freeze_vision: bool = grouped("model", True)
     """Leave a loaded model's vision tower as it is, and keep what it saw over epochs."""
     data: str = grouped("data", "")
-    """A file of JSON lines (prompt, image, answer, category, demonstration); empty takes the small world of scenes, or
-    sums for a model that does not see."""
+    """FILE.jsonl, .json, .csv, .tsv or .parquet, or OWNER/NAME@CONFIG:SPLIT of the hub, with prompt, image, answer,
+    category, demonstration; empty takes the small world of scenes, or sums for a model that does not see."""
     eval_data: str = grouped("data", "")
-    """Held-out questions in the same form; empty holds out every fifth of ``data``."""
-    split: int = grouped("data", 0)
-    """Which compositions of the small world are held out; settings are chosen on another than results are told on."""
-    demonstrations: int = grouped("data", 150)
+    """Held-out questions in the same form; empty holds out a fifth of every category of ``data``, as far as it is
+    asked."""
+    split: Whole = grouped("data", 0)
+    """Which questions, or compositions of the small world, are held out; settings are chosen on another than results
+    are told on."""
+    demonstrations: Whole = grouped("data", 150)
     """Traced answers that the default model has imitated."""
-    max_new_tokens: int = grouped("sampling", BY_MODEL)
+    max_new_tokens: Count = grouped("sampling", BY_MODEL)
     """Most tokens of an answer."""
     max_steps: int = 320
     lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
     tools: tuple[str, ...] = grouped("sampling", ())
     """What the policy may call in its turns, see vlm/tools.py: python, crop, package.module:NAME or FILE.py:NAME."""
-    turns: int = grouped("sampling", 4)
+    turns: Count = grouped("sampling", 4)
     """Most turns of an answer with tools."""
     server: str = grouped("sampling", "")
     """Address of a server with the same --model that answers in training (vLLM, SGLang; see vlm/server.py)."""
@@ -94,18 +108,22 @@ class LanguageConfig(RunConfig):
     sft_batch_size: int = 24
     gate: str = "canary"
     gate_every: int = 25
-    gate_labels: int = grouped("gate", 210)
-    """Answers that the gate may read; 0 judges by whether two views of a question get the same answer."""
+    gate_labels: Whole = grouped("gate", 210)
+    """Answers (or tests) that the gate may read; 0 judges by whether two views of a question get the same answer."""
     eval_episodes: int = 60
     """Held-out questions per type or category."""
-    samples: int = grouped("evaluation", 0)
+    samples: Whole = grouped("evaluation", 0)
     """Answers per question for mean@k and pass@k at an evaluation; 0 asks greedily alone."""
-    sampled_questions: int = grouped("evaluation", 40)
+    sampled_questions: Count = grouped("evaluation", 40)
     """Held-out questions per type that are sampled."""
-    shown: int = grouped("logging", 12)
+    shown: Whole = grouped("logging", 12)
     """Answers before and after that the run keeps to be read."""
 
 
+SMALL_READS = (
+    "without --model the small default model is trained, which reads questions in its own words about one picture of "
+    "32 x 32 pixels"
+)
 VIEWS = 48
 """Views of each demonstration of the small world: as many as turning, mirroring and permuting channels give."""
 
@@ -119,6 +137,7 @@ class Setting(shared.Setting):
     start: TokenPolicy
     questions: Questions
     encoded: list[Rollout]
+    trained_by: RewardFunction | None = None
     repair_lr: ClassVar[float] = 0.5
 
     @property
@@ -139,11 +158,21 @@ class Setting(shared.Setting):
 
         made = compose(self.config.rewards, own=own_rewards(self.policy, self.start, live=self.config.live) | own)
         require_columns(made, self.sample_of_tasks())
+        self.trained_by = made
         return made
 
     def sample_of_tasks(self) -> list[Any]:
-        """The first training question of every category."""
-        return [source(0) if callable(source) else source[0] for source in self.questions.train.values()]
+        """The training questions of a file, or the first of every category where they are endless."""
+        several = self.questions.train.values()
+        return [task for source in several for task in ([source(0)] if callable(source) else source)]
+
+    @property
+    def verify(self) -> RewardFunction:
+        """What is right: the questions' verification; where there is none, the reward that trains is all there is."""
+        verify: RewardFunction | None = self.questions.verify or self.trained_by
+        if verify is None:
+            raise UsageError('no question has an "answer", and this recipe has no reward to evaluate by instead')
+        return verify
 
     @property
     def eyes(self) -> OwnEyes:
@@ -156,6 +185,20 @@ class Setting(shared.Setting):
                 "model can learn by vlm/self_critique, vlm/evol_rl or vlm/ttrl"
             )
         return OwnEyes(self.start.module)  # type: ignore[arg-type]
+
+    def described(self) -> dict[str, str]:
+        config, asked = self.config, self.questions
+        whole = is_small(config) or not config.lora_rank
+        trained = "all its weights" if whole else f"adapters of rank {config.lora_rank}"
+        categories = len({task.category for task in asked.held_out})
+        source = config.data or ("the small world of scenes" if asked.small_world else "sums")
+        shown = f"{len(asked.demonstrations) or (config.demonstrations if asked.small_world else 0)}"
+        return {
+            "policy": f"{config.model or 'the small default model'}, {trained}",
+            "questions": f"{source}; {len(asked.held_out)} held out, of {categories} categories",
+            "demonstrations": f"{shown} with their answers" if shown != "0" else "none",
+            "success": "a greedy answer to a held-out question that is right",
+        }
 
     def anchors(self) -> AnchorSet | None:
         from ..trainers.learner import AnchorSet
@@ -179,8 +222,10 @@ class Setting(shared.Setting):
         Args:
             dropout: learn in training mode, for imitation; what is on-policy must see what was sampled.
         """
+        from ..trainers.weights import check_trains
         from .wrapped import WithDropout
 
+        check_trains(self.policy.module)
         learner = super().learner(objective, advantage, **options)
         return WithDropout(self.policy, learner) if dropout else learner
 
@@ -209,7 +254,10 @@ class Setting(shared.Setting):
         if config.tools and config.server:
             raise UsageError("a server does not call tools: give --tools or --server")
         if config.tools:
-            return Conversation(self.policy, ToolBox(tools_of(config.tools)), turns=config.turns)
+            reader = self.policy.renderer
+            reader.reply(".")  # without a chat template there are no turns: told before a round is played
+            tools = ToolBox(tools_of(config.tools), shorten=reader.shorten, opened=reader.opened)
+            return Conversation(self.policy, tools, turns=config.turns)
         return ServerActor(self.policy, config.server, config.model) if config.server else self.policy
 
     def held_out_judge(self) -> RewardFunction:
@@ -220,14 +268,14 @@ class Setting(shared.Setting):
 
         if self.config.judge:
             return compose((self.config.judge,), own=own_rewards(self.policy, self.start))
-        if self.config.gate_labels:
+        if any(task.parent for task in self.questions.probes):
+            return ViewConsistency()
+        if self.config.gate_labels and self.questions.verify is not None:
             return self.questions.verify  # type: ignore[no-any-return]
-        if not any(task.parent for task in self.questions.probes):
-            raise UsageError(
-                "a gate without labels compares two views of a question, and chats without pictures have none: "
-                "give --gate-labels N, or --gate none"
-            )
-        return ViewConsistency()
+        raise UsageError(
+            "a gate without labels compares two views of a question, and chats without pictures have none: "
+            "give --gate-labels N, or --gate none"
+        )
 
     def evaluate(self, actor: Any) -> Mapping[str, Any]:
         """Accuracy on held-out questions, with figures; the only place that reads their answers."""
@@ -259,13 +307,25 @@ def start(config: LanguageConfig, folder: RunFolder | None = None, *, labels: bo
     """
     import torch
 
+    from ..trainers.data import remember
+    from ..trainers.distributed import is_main
+    from .rows import decode
+
     config = shared.settled(config, is_small(config), folder)
-    if config.group_size < 1 or config.tasks_per_step < 1:
-        raise UsageError("a round needs a question and an answer: --tasks-per-step and --group-size of 1 or more")
     if is_small(config):
         torch.set_num_threads(1)  # more gain nothing at this size
-    own = read_own(config, labels) if config.data else None  # bad lines are told before a large model is loaded
+    began = None if folder is None else folder.config
+    own = read_own(config, labels, began) if config.data else None  # bad rows are told before a large model is loaded
+    if own is not None:
+        if is_main():
+            print(own.note)
+            if is_small(config):
+                print(SMALL_READS)
+        if remember(folder, **own.tables):
+            decode(own.everything())
     policy = load_policy(config)
+    if own is not None:
+        policy.check_tasks(list(own.everything()))
     questions = own or ask(config, policy, labels)
     return Setting(config, policy, policy.fork("start"), questions, _encoded(config, policy, questions))
 
@@ -311,22 +371,76 @@ def load_policy(config: LanguageConfig) -> TokenPolicy:
         source = str(smollm2())
     dtypes: dict[str, Any] = {"auto": "auto", "fp32": torch.float32, "bf16": torch.bfloat16}
     options |= {"seed": config.seed, "freeze_vision": config.freeze_vision, "renderer": config.renderer or None}
+    options["feature_bytes"] = int(config.cache_gb * 1e9)
     if device().type == "cuda" and config.dtype != "fp32":
         options["autocast"] = torch.bfloat16
     if config.lora_rank and not (Path(source) / "adapter_config.json").is_file():  # saved adapters are trained further
         options |= {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha or None}
     if device().type == "cpu" and config.dtype == "bf16":
         options["attn_implementation"] = "eager"  # the fused kernel is slower for one query at a time
-    return TokenPolicy.from_pretrained(source, dtype=dtypes[config.dtype], device=device(), **options)
+    if not config.chat:
+        options["renderer"] = partial(_renderer(config.renderer), chat=False)
+    with working(f"loading {config.model}", after=LONG):
+        policy = TokenPolicy.from_pretrained(source, dtype=dtypes[config.dtype], device=device(), **options)
+    policy.renderer.store.limit = int(config.cache_gb * 1e9)
+    return policy
 
 
-def read_own(config: LanguageConfig, labels: bool) -> Questions:
-    """The questions of the config's own files."""
+def _renderer(name: str) -> Any:
+    """The renderer that the config names, which reads texts as they are."""
+    from ..plugins import named
+    from .processing import ProcessorRenderer
+
+    return named("renderer", name) if name else ProcessorRenderer
+
+
+def read_own(config: LanguageConfig, labels: bool, began: Mapping[str, Any] | None = None) -> Questions:
+    """The questions of the config's own files.
+
+    Args:
+        began: the config that a run began with, where another number is evaluated now.
+    """
+    from ..rewards.names import verifiers
+    from ..trainers.config import fixed
+    from .asking import OWN
     from .questions import from_file
+    from .verification import check_references
 
-    labelled = config.gate_labels if config.gate != "none" else 0
-    asked: dict[str, Any] = {"held_out": config.eval_episodes, "offset": config.eval_offset}
-    return from_file(config.data, evaluation=config.eval_data, gate_labels=labelled, labels=labels, **asked)
+    fields = asdict(config) if began is None else began
+    unnamed = "rewards" in fixed(type(config))  # the recipe's own, which no question of a file is graded by
+    questions = from_file(
+        config.data,
+        evaluation=config.eval_data,
+        gate=config.gate != "none",
+        gate_labels=config.gate_labels,
+        labels=labels,
+        held_out=config.eval_episodes,
+        offset=config.eval_offset,
+        reserved=fields["eval_episodes"] + fields["eval_offset"],
+        verifiers=[] if unnamed else verifiers(config.rewards, own=OWN),
+        ungraded=not unnamed,
+        split=config.split,
+    )
+    if questions.verify is not None:
+        check_references(questions.verify, list(questions.everything()))
+    if is_small(config):
+        _check_words(questions)
+    return questions
+
+
+def _check_words(questions: Questions) -> None:
+    """Refuse what the small default model cannot read."""
+    from ..envs.toys.scenes import CELLS
+    from .small.glimpse import GlimpseConfig
+    from .small.glimpse_backbone import GlimpseRenderer
+
+    renderer, longest = GlimpseRenderer(), GlimpseConfig().max_prompt
+    for task in questions.everything():
+        try:
+            if (words := len(renderer.prompt(task).ids) - CELLS) > longest:
+                raise UsageError(f"task {task.id} has {words} words, more than {longest}")
+        except UsageError as error:
+            raise UsageError(f"{error}; {SMALL_READS}: give --model for questions of another kind") from error
 
 
 def ask(config: LanguageConfig, policy: TokenPolicy, labels: bool) -> Questions:

@@ -2,15 +2,16 @@
 
 A call is written as most chat models write it, ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``. A turn
 without a call ends the conversation. What a policy does wrong (a name that does not exist, arguments that do not fit,
-a box outside the image) is told to it as text; what is wrong with a tool stops the run with one line.
+a box outside the image, a tool that breaks down on its arguments) is told to it as text, and never ends a run.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,24 +24,38 @@ from ..rewards.image.images import as_float, as_uint8
 from ..sandbox import run_code
 from ..types import Task
 from .conversation import Reply, Turn
+from .untrusted import by_bytes, whole
 
 Tool = Callable[..., Any]
 """Called with the images so far and the call's arguments as keywords; returns text, a number, an image, or a list of
 these. A ``ToolError`` is told to the policy."""
 
 
+LONGEST = 50
+"""How much longer than wide a crop may be; image processors have limits of their own."""
+
+
 class ToolError(ValueError):
-    """A mistake of whoever called a tool, in words that help."""
+    """A mistake of whoever called a tool, in words that help.
+
+    Attributes:
+        rest: what the turn says after a call that could not be read.
+    """
+
+    rest: str = ""
 
 
 @dataclass(frozen=True)
 class ToolCall:
+    """A tool's name, the arguments, and what the turn says after the call."""
+
     name: str
     arguments: Mapping[str, Any]
+    rest: str = field(default="", compare=False)
 
 
 def parse_tool_call(text: str) -> ToolCall | None:
-    """The first call of a turn, None without one.
+    """The first call of a text, None without one.
 
     Raises:
         ToolError: there is one that cannot be read.
@@ -48,34 +63,66 @@ def parse_tool_call(text: str) -> ToolCall | None:
     _, found, rest = text.partition("<tool_call>")
     if not found:
         return None
-    written, closed, _ = rest.partition("</tool_call>")
+    written, closed, rest = rest.partition("</tool_call>")
     try:
-        call = json.loads(written if closed else rest)
+        return _call(written, rest)
+    except ToolError as error:
+        error.rest = rest if closed else ""
+        raise
+
+
+def _call(written: str, rest: str) -> ToolCall:
+    try:
+        call = json.loads(written)
     except json.JSONDecodeError as error:
         raise ToolError(f"a tool call holds JSON: {error}") from error
+    except RecursionError as error:
+        raise ToolError("a tool call holds JSON: this one is nested too deeply") from error
+    except ValueError as error:  # Python reads integers of 4,300 digits at most
+        raise ToolError("a tool call holds JSON: a number has too many digits") from error
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
         raise ToolError('a tool call is {"name": ..., "arguments": {...}}')
     arguments = call.get("arguments", {})
     if not isinstance(arguments, dict):
         raise ToolError(f"the arguments of a tool call are an object, not {type(arguments).__name__}")
-    return ToolCall(call["name"], arguments)
+    return ToolCall(call["name"], arguments, rest)
 
 
 def tool_response(text: str) -> str:
     """How Qwen's and Hermes' chat templates show what a tool returned."""
-    return f"<tool_response>\n{text}\n</tool_response>"
+    return f"<tool_response>\n{text.replace('</tool_response>', '</tool_response >')}\n</tool_response>"
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What came of a call; ``broke`` names the exception of a tool that broke down, or is empty."""
+
+    tool: str
+    text: str
+    images: tuple[Any, ...] = ()
+    failed: bool = False
+    broke: str = ""
 
 
 class ToolBox:
-    """An environment that runs the tool which a turn calls.
+    """An environment that runs the tools which a turn calls, in order; calls within thoughts (<think>) do not run.
 
-    ``reply.info`` holds "tool", the name called, and "failed", whether the call was a mistake.
+    ``reply.info`` holds "tool", the names called, "failed", whether any call failed, and "calls": of each its name,
+    whether it failed, and the exception of a tool that broke down (empty where none did). A tool breaks down on bad
+    arguments as well as for reasons of its own, so that this is told to the policy, and ``watch.Watch`` counts it; a
+    connection that failed is tried once more. What a tool raises as ``UsageError`` ends the run.
 
     Args:
         tools: by the name that a policy calls them.
-        parse: a turn's text -> its call, or None.
+        parse: a text -> its first call, or None.
         show: a tool's text -> what the policy reads.
-        limit: characters of a tool's text; the rest is left out, and said to be.
+        limit: tokens of what the tools of a turn return; the rest is left out, and said to be.
+        shorten: text, tokens -> the text cut, such as ``Renderer.shorten``; without a tokenizer a byte counts as one.
+        opened: "<think>" where the chat template opens a thought before the policy speaks (``Renderer.opened``).
+        most: calls of a turn that run.
+
+    Raises:
+        UsageError: a tool whose arguments cannot be known, such as a built-in function's.
     """
 
     def __init__(
@@ -84,41 +131,80 @@ class ToolBox:
         *,
         parse: Callable[[str], ToolCall | None] = parse_tool_call,
         show: Callable[[str], str] = tool_response,
-        limit: int = 2000,
+        limit: int = 1000,
+        shorten: Callable[[str, int], str] = by_bytes,
+        opened: str = "",
+        most: int = 8,
     ) -> None:
         self.tools, self.parse, self.show, self.limit = dict(tools), parse, show, limit
+        self.shorten, self.opened, self.most = shorten, opened, most
+        for name, tool in self.tools.items():
+            try:
+                inspect.signature(tool)
+            except (TypeError, ValueError) as error:
+                raise UsageError(f'tool "{name}" does not tell its arguments: wrap it in a function') from error
 
     def __call__(self, task: Task, turns: Sequence[Turn]) -> Reply:
-        name = ""
-        try:
-            call = self.parse(turns[-1].text)
-            if call is None:
-                return Reply(done=True)
-            name = call.name
-            result = self._run(call, task, turns)
-        except ToolError as error:
-            return Reply(self.show(f"error: {error}"), info={"tool": name, "failed": True})
-        text, images = _sorted(result, name, task)
-        if len(text) > self.limit:
-            text = f"{text[: self.limit]}\n... ({len(text) - self.limit} more characters)"
-        return Reply(self.show(text), images, info={"tool": name, "failed": False})
-
-    def _run(self, call: ToolCall, task: Task, turns: Sequence[Turn]) -> Any:
-        tool = self.tools.get(call.name)
-        if tool is None:
-            raise ToolError(f'there is no tool "{call.name}", but {", ".join(sorted(self.tools))}')
         images = [*task.images, *(image for turn in turns if turn.reply for image in turn.reply.images)]
+        results: list[_Result] = []
+        said = _spoken(self.opened + turns[-1].text)
+        while len(results) <= self.most:
+            call = self._next(said)
+            if call is None:
+                break
+            said = call.rest
+            if len(results) == self.most:
+                call = ToolError(f"only the first {self.most} calls of a turn run")
+            results.append(self._run(call, images))
+            images += results[-1].images
+        if not results:
+            return Reply(done=True)
+        each = max(1, self.limit // len(results))
+        text = "\n".join(self.show(self.shorten(whole(result.text), each)) for result in results)
+        info = {
+            "tool": ", ".join(result.tool for result in results if result.tool),
+            "failed": any(result.failed for result in results),
+            "calls": tuple((result.tool, result.failed, result.broke) for result in results),
+        }
+        return Reply(text, tuple(image for result in results for image in result.images), info=info)
+
+    def _next(self, text: str) -> ToolCall | ToolError | None:
         try:
-            inspect.signature(tool).bind(images, **call.arguments)
-        except TypeError as error:
-            raise ToolError(f"{call.name}: {error}") from error
+            return self.parse(text)
+        except ToolError as error:
+            return error
+
+    def _run(self, call: ToolCall | ToolError, images: Sequence[Any]) -> _Result:
+        """A call's result; whatever goes wrong is told as text."""
+        if isinstance(call, ToolError):
+            return _Result("", f"error: {call}", failed=True)
+        tool = self.tools.get(call.name)
+        broke = ""
         try:
-            return tool(images, **call.arguments)
-        except ToolError:
+            if tool is None:
+                raise ToolError(f'there is no tool "{call.name}", but {", ".join(sorted(self.tools))}')
+            try:
+                inspect.signature(tool).bind(images, **call.arguments)
+            except TypeError as error:
+                raise ToolError(f"{call.name}: {error}") from error
+            try:
+                result = tool(images, **call.arguments)
+            except (ConnectionError, TimeoutError):
+                result = tool(images, **call.arguments)
+            return _Result(call.name, *_sorted(result, call.name))
+        except ToolError as error:
+            said = str(error)
+        except UsageError:
             raise
-        except Exception as error:
-            said = f"{type(error).__name__}: {error}"
-            raise UsageError(f'tool "{call.name}" broke down on task {task.id}: {said}') from error
+        except (Exception, SystemExit) as error:
+            said = broke = f"{call.name} broke down: {type(error).__name__}: {error}"
+        return _Result(call.name, f"error: {said}", failed=True, broke=broke)
+
+
+def _spoken(text: str) -> str:
+    """A turn without its thoughts; one that was not closed goes on to the end."""
+    text = re.sub(r"(?s)<think>.*?</think>", "", text)
+    return text.rpartition("</think>")[2].partition("<think>")[0]
 
 
 def printed(code: str) -> str:
@@ -162,6 +248,11 @@ class Crop:
             raise ToolError(f"image {image} does not exist: there are {len(images)}, counted from 0")
         whole = Image.fromarray(as_uint8([images[image]])[0])
         left, top, right, bottom = self._corners(box, whole)
+        sides = sorted((right - left, bottom - top))
+        if sides[1] > LONGEST * sides[0]:
+            raise ToolError(
+                f"the box {list(box)} is {sides[1] / sides[0]:.0f} times longer than wide: {LONGEST} at most"
+            )
         part = whole.crop((left, top, right, bottom))
         scale = self.size / max(part.size)
         return part.resize(
@@ -195,7 +286,7 @@ def tools_of(specs: Sequence[str]) -> dict[str, Tool]:
     return {spec.rpartition(":")[2]: own[spec] if spec in own else imported(spec) for spec in specs}
 
 
-def _sorted(result: Any, tool: str, task: Task) -> tuple[str, tuple[Any, ...]]:
+def _sorted(result: Any, tool: str) -> tuple[str, tuple[Any, ...]]:
     """The text and the images of what a tool returned."""
     texts: list[str] = []
     images: list[Any] = []
@@ -205,9 +296,7 @@ def _sorted(result: Any, tool: str, task: Task) -> tuple[str, tuple[Any, ...]]:
         elif _is_image(part):
             images.append(part)
         else:
-            raise UsageError(
-                f'tool "{tool}" returned {_described(part)} on task {task.id}: tools return text and images'
-            )
+            raise TypeError(f"{tool} returned {_described(part)}, and tools return text and images")
     return "\n".join(texts), tuple(images)
 
 

@@ -9,7 +9,6 @@ the log says why, and every completion is read with its prompt, which is slower 
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -25,32 +24,11 @@ from transformers.cache_utils import DynamicLayer
 
 from ..errors import UsageError
 from .backbone import Prompt, State
+from .keeping import FeatureCache
 from .memory import Fold, Memory, Said, again, picked, picker, unfolded
 from .renderer import Features, Renderer
 
 log = logging.getLogger(__name__)
-
-
-class FeatureCache:
-    """Features of a frozen tower by prompt and the version of its weights, the least recently used dropped first."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit, self.held = limit, 0
-        self._known: OrderedDict[Prompt, tuple[int, Features]] = OrderedDict()
-
-    def get(self, prompt: Prompt, version: int) -> Features | None:
-        found = self._known.get(prompt)
-        if found is None or found[0] != version:
-            return None
-        self._known.move_to_end(prompt)
-        return found[1]
-
-    def put(self, prompt: Prompt, version: int, features: Features) -> None:
-        stale = self._known.pop(prompt, None)
-        self.held += features.bytes() - (stale[1].bytes() if stale else 0)
-        self._known[prompt] = version, features
-        while self.held > self.limit:
-            self.held -= self._known.popitem(last=False)[1][1].bytes()
 
 
 class TransformersBackbone:

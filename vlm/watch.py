@@ -14,6 +14,7 @@ from ..rewards.log_ratio import Scorer
 from ..rewards.text.agreement import kendall_tau
 from ..trainers.contracts import Learner
 from ..types import Players, Rollout
+from .conversation import Transcript
 
 logger = logging.getLogger(__name__)
 
@@ -77,9 +78,37 @@ class Watch(Learner):
             "answers/truncated": cut / len(rollouts),
             "answers/truncated_count": float(self.truncated),
         }
-        metrics |= _surprise(rollouts) | self._groups(rollouts)
+        metrics |= _surprise(rollouts) | self._groups(rollouts) | self._faults(rollouts)
         self._warn(metrics)
         return metrics
+
+    def _faults(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        """Calls per conversation, the shares of calls that failed and in which a tool broke down, and the shares of
+        rollouts in which a tool or the environment did."""
+        calls = [
+            [call for turn in _turns(r) if turn.reply for call in turn.reply.info.get("calls", ())] for r in rollouts
+        ]
+        everyone = [call for own in calls for call in own]
+        broke = [float(bool(rollout.info.get("broke"))) for rollout in rollouts]
+        metrics = {"faults/environment": _mean(broke)} if any(broke) else {}
+        if not everyone:
+            return metrics
+        for name in sorted({name for name, _, _ in everyone if name} - self.warned):
+            outcomes = [outcome for called, _, outcome in everyone if called == name]
+            if all(outcomes):
+                self.warned.add(name)
+                logger.warning(
+                    "the tool %s broke down in all of its %d calls of a round: %s",
+                    name,
+                    len(outcomes),
+                    outcomes[-1][:200],
+                )
+        return metrics | {
+            "tools/calls": len(everyone) / len(rollouts),
+            "tools/failed": _mean([float(failed) for _, failed, _ in everyone]),
+            "tools/broken": _mean([float(bool(outcome)) for _, _, outcome in everyone]),
+            "faults/tools": _mean([float(any(outcome for _, _, outcome in own)) for own in calls]),
+        }
 
     def _groups(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
         """Means over groups of two or more."""
@@ -146,6 +175,10 @@ def pass_at_k(n: int, right: int, k: int) -> float:
     if not 1 <= k <= n or not 0 <= right <= n:
         raise ValueError(f"pass@k draws 1 to n answers: k = {k}, n = {n}, {right} right")
     return 1.0 - math.comb(n - right, k) / math.comb(n, k)
+
+
+def _turns(rollout: Rollout) -> Sequence[Any]:
+    return rollout.output.turns if isinstance(rollout.output, Transcript) else ()
 
 
 def _length(rollout: Rollout) -> float:

@@ -11,13 +11,14 @@ from ..trainers.actors import TrainingWrapper
 from ..trainers.contracts import Learner
 from ..trainers.randomness import seed_of
 from ..types import Key, Players, Rollout, Task, Verdict
+from .verification import told
 
 
 class Labels(TrainingWrapper):
     """Gives the right answers of its tasks, without a trace, instead of answering."""
 
     def attempt(self, tasks: Sequence[Task], n: int, *, key: Key, **sampling: Any) -> list[Rollout]:
-        encoded: list[Rollout] = self.policy.encode(tasks, [f"= {task.reference}" for task in tasks])
+        encoded: list[Rollout] = self.policy.encode(tasks, [f"= {told(task)}" for task in tasks])
         return encoded
 
 

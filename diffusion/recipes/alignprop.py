@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...trainers.config import POLICY_GRADIENT
+from ...trainers.ranges import Count, Number, Whole
 from ..setting import DiffusionConfig, start
 
 if TYPE_CHECKING:
@@ -39,11 +40,11 @@ class Config(DiffusionConfig):
     """Pictures per prompt and round; the gradient compares a picture with nothing."""
     truncation: Literal["uniform", "gaussian", "fixed"] = "uniform"
     """How the number K of steps with gradient is drawn."""
-    last_steps: int = 1
+    last_steps: Count = 1
     """Least K, the Gaussian's mean, or the fixed K."""
-    most_steps: int = 0
+    most_steps: Whole = 0
     """Largest K, or the Gaussian's standard deviation; 0 takes all steps but one."""
-    target: float | None = None
+    target: Number | None = None
     """A reward to reach instead of one to exceed."""
     checkpointing: bool = True
     """One step in memory at a time; without it all K."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ...trainers.config import POLICY_GRADIENT
+from ...trainers.ranges import Positive
 from ..setting import DiffusionConfig, start
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class Config(DiffusionConfig):
 
     FIXED: ClassVar[tuple[str, ...]] = (*POLICY_GRADIENT, "reference", "kl_coef")
 
-    beta: float = 0.1
+    beta: Positive = 0.1
     """Nats of a step's log-ratio count this much (0.1 recalled, not checked)."""
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...trainers.config import BY_MODEL, POLICY_GRADIENT
+from ...trainers.ranges import Count, Positive
 from ..setting import DiffusionConfig, start
 
 if TYPE_CHECKING:
@@ -34,22 +35,27 @@ class Config(DiffusionConfig):
     FIXED: ClassVar[tuple[str, ...]] = (*POLICY_GRADIENT, "reference", "kl_coef")
 
     pairs: str = ""
-    """A file of lines {"prompt": text, "chosen": file, "rejected": file}; empty lets the start draw and the reward
-    rank."""
-    beta: float = BY_MODEL
+    """A file (as of --data) with the columns prompt, chosen and rejected, paths of pictures; empty lets the start draw
+    and the reward rank."""
+    beta: Positive = BY_MODEL
     """Weight of a squared error that is averaged over the latent, as in the published script."""
-    forward_draws: int = 4
+    forward_draws: Count = 4
     """Levels at which a picture is noised again."""
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
+    from ...tables import read_table
+    from ...trainers.data import remember
     from ...trainers.objectives import DPO
     from ...trainers.pairing import best_worst
     from ..offline import Recorded, preferred
 
+    pairs = read_table(config.pairs) if config.pairs else None  # a bad file is told before a pipeline is loaded
+    if pairs is not None:
+        remember(folder, pairs=pairs)
     setting = start(config, folder, forward_draws=config.forward_draws)
-    if config.pairs:
-        recorded, reward = setting.recorded_pairs(config.pairs), preferred
+    if pairs is not None:
+        recorded, reward = setting.recorded_pairs(pairs), preferred
     else:
         size = setting.config.group_size
         recorded, reward = setting.policy.act(setting.prompts.seen, size, key=(config.seed, 1)), None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...trainers.config import POLICY_GRADIENT
+from ...trainers.ranges import Count, Whole
 from ..setting import DiffusionConfig, start
 
 if TYPE_CHECKING:
@@ -30,9 +31,9 @@ class Config(DiffusionConfig):
     max_steps: int = 48
     group_size: int = 1
     """Pictures per prompt and round; the gradient compares a picture with nothing."""
-    last_steps: int = 1
+    last_steps: Count = 1
     """K, the steps with gradient."""
-    renoised: int = 0
+    renoised: Whole = 0
     """Copies of each picture that are noised again: DRaFT-LV; 0 is DRaFT-K."""
     gate: str = "best"
     gate_every: int = 4

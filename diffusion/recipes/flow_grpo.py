@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from ...trainers.ranges import Whole
 from ..setting import DiffusionConfig, start
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Config(DiffusionConfig):
     SMALL: ClassVar[Mapping[str, Any]] = {"lr": 2e-3}
 
     sampler: Literal["flow_sde", "flow_ancestral"] = "flow_sde"
-    window: int = 0
+    window: Whole = 0
     """Neighbouring steps with noise; 0 takes all but the last, whose noise would stay in the picture."""
     clip_low: float | None = 2.604e-4
     """As in diffusion/ddpo."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ...trainers.config import POLICY_GRADIENT
+from ...trainers.ranges import Count, Positive
 from ..setting import DiffusionConfig, start
 
 if TYPE_CHECKING:
@@ -29,9 +30,9 @@ class Config(DiffusionConfig):
 
     FIXED: ClassVar[tuple[str, ...]] = POLICY_GRADIENT
 
-    beta: float = 1.0
+    beta: Positive = 1.0
     """How far the implied policies stand from the old one (1 in the code; checked)."""
-    forward_draws: int = 2
+    forward_draws: Count = 2
     """Levels at which a picture is noised again."""
     epochs: int = 2
 

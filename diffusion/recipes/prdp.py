@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...trainers.config import POLICY_GRADIENT
+from ...trainers.ranges import Positive
 from ..setting import DiffusionConfig, start
 
 if TYPE_CHECKING:
@@ -33,10 +34,10 @@ class Config(DiffusionConfig):
     SMALL: ClassVar[Mapping[str, Any]] = {"lr": 2e-3}
     FIXED: ClassVar[tuple[str, ...]] = (*POLICY_GRADIENT, "reference", "kl_coef")
 
-    kappa: float = 40.0
+    kappa: Positive = 40.0
     """beta = sigma_0 / kappa, sigma_0 the reward's spread within prompts at the start; far less if the reward conflicts
     with the prompts (4 held in such a case, 20 did not)."""
-    clip: float | None = 2.604e-4
+    clip: Positive | None = 2.604e-4
     """Nats per step and scalar of the latent that the log-ratio may leave its old value by; None switches the proximal
     update off."""
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ...trainers.config import POLICY_GRADIENT
+from ...trainers.ranges import Count
 from ..setting import DiffusionConfig, start
 
 if TYPE_CHECKING:
@@ -24,9 +25,9 @@ class Config(DiffusionConfig):
 
     FIXED: ClassVar[tuple[str, ...]] = POLICY_GRADIENT
 
-    best: int = 2
+    best: Count = 2
     """Pictures kept of each group."""
-    forward_draws: int = 4
+    forward_draws: Count = 4
     """Levels at which a picture is noised again."""
     epochs: int = 2
 

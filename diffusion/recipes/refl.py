@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...trainers.config import POLICY_GRADIENT
+from ...trainers.ranges import Number, Share
 from ..setting import DiffusionConfig, start
 
 if TYPE_CHECKING:
@@ -32,9 +33,9 @@ class Config(DiffusionConfig):
     max_steps: int = 48
     group_size: int = 1
     """Pictures per prompt and round; the gradient compares a picture with nothing."""
-    first: float = 0.5
+    first: Share = 0.5
     """Where the range of random steps begins, as a share of the chain (0.75 of 40 in the paper)."""
-    ceiling: float | None = None
+    ceiling: Number | None = None
     """Rewards above it are not pushed further (2 in the paper, whose reward is normalised)."""
     sft_coef: float = 0.1
     """Weight of the denoising loss on real pictures."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -56,7 +57,7 @@ def default_pipeline(settings: Pretraining | None = None) -> Path:
     folder = cache_folder() / name
     if not folder.exists():
         partial = folder.with_name(f"{name}.{os.getpid()}.partial")
-        pretrain(settings, quiet=False).save_pretrained(str(partial))
+        pretrain(settings, told="making the small default pipeline, once").save_pretrained(str(partial))
         try:
             os.replace(partial, folder)
         except OSError:  # another process was faster
@@ -74,10 +75,12 @@ def quiet() -> None:
         parts.disable_progress_bar()
 
 
-def pretrain(settings: Pretraining, *, quiet: bool = True) -> ShapesPipeline:
-    """A pipeline that learned from true renders; the same for the same settings, with the same cores and threads."""
-    from rich.progress import track
+def pretrain(settings: Pretraining, *, told: str = "") -> ShapesPipeline:
+    """A pipeline that learned from true renders; the same for the same settings, with the same cores and threads.
 
+    Args:
+        told: what a person is told of it on the way, as of ``fit``.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("pretraining", settings.seed))
         pipeline = untrained(settings)
@@ -97,8 +100,7 @@ def pretrain(settings: Pretraining, *, quiet: bool = True) -> ShapesPipeline:
             torch._foreach_lerp_(averages, [p.detach() for p in learned], mix)
 
     rates = [settings.lr * _rate(step, settings.steps) for step in range(settings.steps)]
-    shown = track(rates, "training the default pipeline", disable=quiet, transient=True)
-    fit(learned, loss, shown, betas=(0.9, 0.99), max_grad_norm=1.0, after=average)
+    fit(learned, loss, rates, betas=(0.9, 0.99), max_grad_norm=1.0, after=average, told=told)
     with torch.no_grad():
         for mine, smooth in zip(learned, averages, strict=True):
             mine.copy_(smooth)
@@ -166,6 +168,17 @@ def untrained(settings: Pretraining) -> ShapesPipeline:
     return pipeline
 
 
+def known_words(prompt: str) -> tuple[list[str], list[str]]:
+    """The words of a prompt that say something to the default pipeline, and those that it overlooks."""
+    said = [word for word in re.findall(r"\w+", prompt) if word not in FILLERS]
+    known = _words()
+    return [word for word in said if word in known], [word for word in said if word not in known]
+
+
+def _words() -> set[str]:
+    return {word for scene in shapes.SCENES for word in shapes.caption(scene).split()} - set(FILLERS)
+
+
 def _tokenizer() -> Any:
     """One token per word of the world's captions that says something."""
     from tokenizers import Regex, Tokenizer
@@ -174,7 +187,7 @@ def _tokenizer() -> Any:
     from tokenizers.pre_tokenizers import Whitespace
     from transformers import PreTrainedTokenizerFast
 
-    words = sorted({word for scene in shapes.SCENES for word in shapes.caption(scene).split()} - set(FILLERS))
+    words = sorted(_words())
     model = Tokenizer(WordLevel({"[pad]": 0, "[unk]": 1} | {w: i + 2 for i, w in enumerate(words)}, unk_token="[unk]"))
     model.normalizer = Replace(Regex(rf"\b({'|'.join(FILLERS)})\b"), "")
     model.pre_tokenizer = Whitespace()

@@ -98,7 +98,7 @@ def train_classifier(
         log_probs = classifier((pictures + noise + shift).clamp(0, 1))
         return -_picked(log_probs, targets[scenes]).sum(1).mean()
 
-    fit(classifier, loss, cosine(lr, steps))
+    fit(classifier, loss, cosine(lr, steps), told="fitting the classifier of attributes, once")
     return classifier.eval().requires_grad_(False)
 
 

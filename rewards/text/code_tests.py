@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
+import math
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from ...errors import UsageError
 from ...families import GROUND_TRUTH
+from ...machine import cores
 from ...sandbox import Limits, run_code
 from ..models.exhibits import is_text, text_of
+from .answers import without_thoughts
 
-_FENCED = re.compile(r"^[ \t]*```[ \t]*(?:python|py)?[ \t]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE | re.IGNORECASE)
+_FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([^`\n]*)")
+_PYTHON = frozenset({"", "python", "py", "python3", "py3", "python2", "pycon"})
 
 
 def program_of(text: str) -> str:
-    """The last fenced block of a text, or all of it if there is none."""
-    blocks = _FENCED.findall(text)
-    return str(blocks[-1]) if blocks else text
+    """The last fenced block of Python, or of no named language, outside of thoughts; all of the text if there is none.
+
+    A block that is cut off at the end of the text counts.
+    """
+    text = without_thoughts(text)
+    blocks: list[list[str]] = []
+    fence, python = "", False
+    for line in text.splitlines():
+        mark = _FENCE.match(line)
+        if mark is not None and not fence:
+            fence, language = mark[1], mark[2].split()[:1]
+            if python := "".join(language).lower() in _PYTHON:
+                blocks.append([])
+        elif mark is not None and mark[1].startswith(fence) and not mark[2].strip():
+            fence = ""
+        elif fence and python:
+            blocks[-1].append(line)
+    return textwrap.dedent("\n".join(blocks[-1])) + "\n" if blocks else text
 
 
 class CodeTests:
@@ -26,25 +47,28 @@ class CodeTests:
 
     The column ``tests`` holds a list per sample, of statements (such as "assert f(2) == 4"), which see the program's
     names, or of pairs (input, output), for which the program runs anew and its output is compared line by line without
-    the space at the lines' ends. What a program prints is compared outside of its process; statements run inside, where
-    a program that goes out of its way can forge them.
+    the space at the lines' ends. Neither is judged in the program's process: statements run in one of their own and
+    call the program's functions, which answer with plain values.
 
     Args:
         partial: the share of tests passed; False: 1.0 for all of them, else 0.0.
-        limits: of each run.
-        workers: programs run at the same time.
+        limits: of each run; what is printed is compared up to ``limits.file_mb``.
+        workers: programs run at the same time; None: as many as there are cores.
 
     Raises:
+        UsageError: fewer than one worker, or what :func:`autotelic.sandbox.run_code` raises.
         ValueError: a sample has a test that is neither a statement nor a pair.
     """
 
     needs = ("tests",)
     families = frozenset({GROUND_TRUTH})
 
-    def __init__(self, partial: bool = True, limits: Limits | None = None, workers: int = 1) -> None:
-        if workers < 1:
+    def __init__(self, partial: bool = True, limits: Limits | None = None, workers: int | None = None) -> None:
+        if workers is not None and workers < 1:
             raise UsageError(f"programs are run by {workers} workers; at least 1 is needed")
-        self.partial, self.limits, self.workers = partial, limits, workers
+        limits = limits or Limits()
+        self.partial, self.workers = partial, workers or cores()
+        self.limits = replace(limits, output=max(limits.output, math.ceil(limits.file_mb * 2**20)))
 
     def __call__(self, completions: Sequence[Any], tests: Sequence[Any], **columns: Any) -> list[float | None]:
         """One score per sample, None for those without tests."""

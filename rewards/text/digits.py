@@ -7,7 +7,8 @@ from typing import Any
 
 from ...errors import UsageError
 from .answers import Extract, answer_of
-from .verifiers import Verifier, numbers_of
+from .quantities import quantity_of
+from .verifiers import Verifier
 
 
 class Digits(Verifier):
@@ -21,6 +22,10 @@ class Digits(Verifier):
         partial: the most that a wrong number can score, in 0..1.
         extract: as for every verifier.
 
+    Table:
+        72    right  `72`, `= 72`, `\\boxed{72}`
+        72    wrong  `27`, `7`, `72 or 73`, `-72`, `72.5`, ``
+
     Raises:
         UsageError: ``partial`` outside 0..1.
     """
@@ -31,10 +36,17 @@ class Digits(Verifier):
             raise UsageError(f"a wrong number scores between 0 and 1, not {partial:g}")
         self.partial = partial
 
-    def right(self, answer: str, reference: Any, row: Mapping[str, Any]) -> float:
-        said, gold = _whole(answer), max((_whole(g) or "" for g in self.golds(reference)), key=len)
+    def check(self, reference: Any, row: Mapping[str, Any]) -> None:
+        self._gold(reference)
+
+    def _gold(self, reference: Any) -> str:
+        gold = max((_whole(text) or "" for text in self.golds(reference)), key=len)
         if not gold:
             raise ValueError(f'the reference "{reference}" is no whole number')
+        return gold
+
+    def right(self, answer: str, reference: Any, row: Mapping[str, Any]) -> float:
+        said, gold = _whole(answer), self._gold(reference)
         if said == gold:
             return 1.0
         if said is None or len(said) != len(gold) or said.startswith("-") != gold.startswith("-"):
@@ -45,6 +57,8 @@ class Digits(Verifier):
 
 
 def _whole(text: str) -> str | None:
-    """The last number of a text in figures, if it is a whole one."""
-    numbers = numbers_of(text)
-    return str(numbers[-1][0]) if numbers and numbers[-1][0].denominator == 1 else None
+    """The one number of a text in figures, if it is a whole one."""
+    found = quantity_of(text)
+    if found is None or not found.worked_out or found.values[0].denominator > 1:
+        return None
+    return str(found.values[0])

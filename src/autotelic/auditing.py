@@ -54,6 +54,11 @@ def audit_run(folder: RunFolder) -> tuple[list[Audit], list[HackingGap]]:
             pairs.setdefault(category, []).extend((s, o) for s, o in rows if s is not None and o is not None)
     scored = {category: rows for category, rows in pairs.items() if rows}
     if not scored:
+        if not (folder.path / "start").exists():
+            raise UsageError(
+                f"no evaluation of {folder.path} holds scores of the training reward: {folder.recipe} keeps none, and "
+                "episodes to audit a model on are those of robots"
+            )
         raise UsageError(f"no evaluation of {folder.path} holds scores: autotelic audit MODEL --episodes {folder.path}")
     audits = [audit_scores(*zip(*rows, strict=True), name="the reward", on=c) for c, rows in scored.items()]
     compared = [e for e in evaluations if any(o.get("score") for o in e.get("outcomes", {}).values())]

@@ -24,6 +24,7 @@ REWARDS: Mapping[str, Mapping[str, str]] = {
     "text": {
         "exact": "autotelic.rewards.text.verifiers:Exact",
         "numeric": "autotelic.rewards.text.verifiers:Numeric",
+        "math": "autotelic.rewards.text.verifiers:Mathematics",
         "digits": "autotelic.rewards.text.digits:Digits",
         "choice": "autotelic.rewards.text.verifiers:Choice",
         "set": "autotelic.rewards.text.verifiers:SetMatch",

@@ -3,13 +3,12 @@
 autotelic check my_reward.py:tidy [--data questions.jsonl]   a reward of texts or images
 autotelic check my_car.py                                    every plugin that the file registers
 autotelic check my_car.py:MyPolicy --environment my/car      a policy, with an environment's sizes
-autotelic check questions.jsonl                              a data file
+autotelic check questions.jsonl                              a data file, also .csv, .tsv, .parquet
 """
 
 from __future__ import annotations
 
 import inspect
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from .errors import UsageError
 from .listing import SCORED
 from .options import CheckOptions
 from .plugins import imported, module_at, registered_by, require
+from .tables import READERS, canonical, read_table
 
 Check = Callable[[str, Any, CheckOptions], Iterator[Finding]]
 
@@ -31,7 +31,7 @@ def findings(options: CheckOptions) -> Iterator[Finding]:
     Raises:
         UsageError: there is nothing at that place, or nothing that can be tried.
     """
-    if options.what.endswith((".jsonl", ".json")):
+    if Path(options.what).suffix.lower() in READERS:
         yield from of_data(options.what)
         return
     for kind, name, value in _plugins(options.what, options.kind):
@@ -73,37 +73,29 @@ def _kind(what: str, value: Any) -> str:
 # --- data --------------------------------------------------------------------------------------
 
 
-def of_data(path: str) -> Iterator[Finding]:
-    """JSON lines: does every line parse, which columns has it, and what comes twice?"""
-    if not Path(path).is_file():
-        raise UsageError(f"there is no file {path}")
-    lines = [(n, line) for n, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1) if line.strip()]
-    rows: list[tuple[int, dict[str, Any]]] = []
-    broken = ""
-    for number, line in lines:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            broken = broken or f"line {number}: {error}"
-            continue
-        if isinstance(row, dict):
-            rows.append((number, row))
-        else:
-            broken = broken or f"line {number} holds a {type(row).__name__}, not an object"
-    yield Finding("lines", not broken and bool(rows), broken or f"{len(rows)} objects")
-    counts = Counter(name for _, row in rows for name in row)
+def of_data(source: str) -> Iterator[Finding]:
+    """Rows of a file or a dataset: does every one parse, which columns has it, what comes twice, is any a question?"""
+    from .vlm.rows import decode, tasks_of
+
+    try:
+        table = read_table(source)
+    except UsageError as error:
+        yield Finding("rows", False, str(error))
+        return
+    rows = [row.values for row in table.rows]
+    yield Finding("rows", True, str(len(rows)))
+    counts = Counter(name for row in rows for name, value in row.items() if value is not None)
     partial = [f"{name} in {n} of {len(rows)}" for name, n in counts.items() if n < len(rows)]
     yield Finding("columns", None, ", ".join(name for name, n in counts.items() if n == len(rows)) or "none in all")
     if partial:
         yield Finding("columns of some", None, ", ".join(partial))
     first: dict[str, int] = {}
-    twice = [(first[key], n) for n, row in rows if first.setdefault(key := json.dumps(row, sort_keys=True), n) != n]
-    text = f"{len(twice)} lines come twice, such as {twice[0][0]} and {twice[0][1]}" if twice else "none"
+    twice = [(first[key], n) for n, row in enumerate(rows, 1) if first.setdefault(key := canonical(row), n) != n]
+    text = f"{len(twice)} rows come twice, such as {twice[0][0]} and {twice[0][1]}" if twice else "none"
     yield Finding("duplicates", not twice, text)
-    from .vlm.questions import read_rows
-
     try:
-        tasks = read_rows(path)
+        tasks = tasks_of(table)
+        decode(tasks)
     except UsageError as error:
         yield Finding("questions", False, str(error))
         return
@@ -140,7 +132,8 @@ def _columns(function: Any) -> list[str]:
 
 def _of_texts(name: str, reward: Any, labelled: bool, options: CheckOptions) -> Iterator[Finding]:
     from .types import Task
-    from .vlm.questions import read_rows
+    from .vlm.rows import read_rows
+    from .vlm.verification import told
 
     sums = [(3, 4), (10, 5), (6, 2), (20, 1)]
     tasks = [Task(f"sum/{i}", f"What is {a} + {b}?", reference=str(a + b)) for i, (a, b) in enumerate(sums)]
@@ -148,10 +141,10 @@ def _of_texts(name: str, reward: Any, labelled: bool, options: CheckOptions) -> 
         tasks = [task for task in read_rows(str(options.data)) if task.reference is not None or not labelled][:64]
     if not tasks:
         raise UsageError(f"{options.data} has no answers, and {name} reads references")
-    wrong = tasks[0].reference if labelled else "yes"
+    wrong = told(tasks[0]) if labelled else "yes"
     answers = {
-        "gold": [str(task.reference) for task in tasks],
-        "constant": [str(wrong)] * len(tasks),
+        "gold": [told(task) for task in tasks],
+        "constant": [wrong] * len(tasks),
         "empty": [""] * len(tasks),
     }
     scores = {kind: _scores(reward, tasks, texts) for kind, texts in answers.items()}
@@ -164,7 +157,7 @@ def _of_texts(name: str, reward: Any, labelled: bool, options: CheckOptions) -> 
     low = [(task, s) for task, s in zip(tasks, scores["gold"], strict=True) if s is None or s < 1 - 1e-6]
     text = f"{low[0][0].id}: {low[0][0].reference!r} scores {low[0][1]}" if low else "every right answer scores 1"
     yield Finding(f"{name}: gold answer", not low, text)
-    different = len({task.reference for task in tasks}) > 1
+    different = len(set(answers["gold"])) > 1
     for kind in ("constant", "empty"):
         good = means[kind] < means["gold"] - 1e-6 or (kind == "constant" and not different)
         yield Finding(
@@ -245,57 +238,36 @@ def _mean(scores: Sequence[float | None]) -> float:
 
 
 def of_environment(name: str, spec: Any, options: CheckOptions) -> Iterator[Finding]:
-    """Does a seed decide the start, does a saved state go on the same, and does success come by what one does?"""
-    import numpy as np
+    """Does it keep what a run relies on (``envs/env_checker.py``), and does success come by what its expert does?"""
+    from .envs.env_checker import check_env
+    from .envs.simulator import View, make_simulator
 
-    from .envs.simulator import make_simulator
-
+    for trait in check_env(name, view=View()).traits:
+        yield Finding(f"{name}: {trait.name}", trait.good, trait.text)
     simulator = make_simulator(name)
     try:
-        simulator.reset(0)
-        first = simulator.observe()
-        shape = f"observation [{simulator.observation_size}], action [{simulator.action_size}]"
-        fits = first.shape == (simulator.observation_size,) and bool(np.isfinite(first).all())
-        yield Finding(f"{name}: sizes", fits, shape if fits else f"{shape}, but it observes {first.shape}")
-        solved = simulator.success()
-        yield Finding(
-            f"{name}: start", not solved, "a success before anything was done" if solved else "no success yet"
-        )
-        simulator.reset(1)
-        simulator.reset(0)
-        same = bool(np.array_equal(first, simulator.observe()))
-        yield Finding(f"{name}: reset", same, "the seed decides" if same else "the same seed starts elsewhere")
-        state = simulator.save()
-        actions = np.random.default_rng(0).uniform(-1, 1, (10, simulator.action_size)).astype(np.float32)
-        simulator.step(actions)
-        once = simulator.observe()
-        simulator.restore(state)
-        simulator.step(actions)
-        same = bool(np.array_equal(once, simulator.observe()))
-        text = "goes on bit for bit" if same else "goes on otherwise: give the spec save and restore"
-        yield Finding(f"{name}: saved state", same, text)
-        moved = not np.array_equal(first, once)
-        yield Finding(f"{name}: actions", moved, "they change something" if moved else "ten random ones change nothing")
         yield from _by_expert(name, simulator, spec.max_episode_steps)
     finally:
         simulator.close()
 
 
 def _by_expert(name: str, simulator: Any, horizon: int) -> Iterator[Finding]:
-    simulator.reset(0)
     if simulator.expert() is None:
         yield Finding(f"{name}: expert", None, "none: demonstrations have to come from a dataset")
         return
-    won = 0
+    won, broken = 0, ""
     for seed in range(3):
-        simulator.reset(seed)
-        expert = simulator.expert()
-        for _ in range(horizon):
-            if simulator.success():
-                break
-            simulator.step(expert()[None])
-        won += simulator.success()
-    yield Finding(f"{name}: expert", won > 0, f"succeeds from {won} of 3 starts within {horizon} steps")
+        try:
+            simulator.reset(seed)
+            expert = simulator.expert()
+            for _ in range(horizon):
+                if simulator.success():
+                    break
+                simulator.step(expert()[None])
+            won += simulator.success()
+        except Exception as error:
+            broken = f"; the last time that it could not go on: {' '.join(str(error).split())}"
+    yield Finding(f"{name}: expert", won > 0, f"succeeds from {won} of 3 starts within {horizon} steps{broken}")
 
 
 def of_policy(name: str, policy: Any, options: CheckOptions) -> Iterator[Finding]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from . import __version__
 from .config_files import ConfigFile, as_words, read_config
 from .errors import UsageError, unknown
+from .gl import use_before_gl
 from .listing import kind_of, rows
 from .options import (
     AuditOptions,
@@ -35,9 +36,11 @@ from .options import (
     parse,
     run_options,
 )
+from .plugin_files import copy_in
 from .plugins import use
 from .recipes import all_recipes, find_recipe
-from .running import at_checkpoint, create, dry_run, export, free_folder, prolong, rebuild
+from .running import at_checkpoint, create, dry_run, export, finished, free_folder, prolong, rebuild
+from .working import LONG, say, working
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -76,7 +79,7 @@ def _dispatch(words: Sequence[str]) -> int:
     if words[0] not in COMMANDS:
         raise unknown("command", words[0], COMMANDS)
     places, rest = _take(words[1:], "--use")
-    use(places, anew=True)
+    (use if words[0] == "list" else use_before_gl)(places, anew=True)
     return _run(rest, places) if words[0] == "run" else COMMANDS[words[0]](rest)
 
 
@@ -142,7 +145,7 @@ def _run(words: Sequence[str], places: Sequence[str] = ()) -> int:
     if len(files) > 1:
         raise UsageError(f"--config takes one file, not {' '.join(files)}")
     given = read_config(files[0]) if files else ConfigFile("", {})
-    use(given.use)
+    use_before_gl(given.use)
     places = list(dict.fromkeys([*given.use, *places]))
     name, words = (words[0], words[1:]) if words and not words[0].startswith("-") else (given.recipe, words)
     if not name:
@@ -154,9 +157,12 @@ def _run(words: Sequence[str], places: Sequence[str] = ()) -> int:
         return _dry_run(module, recipe.name, options.config, places, command)
     path = options.output_dir or free_folder(recipe.name)
     with _bad_input():
-        folder, new = create(path, recipe.name, options.config, places, command)
+        with working("starting", after=LONG):
+            folder, new = create(path, recipe.name, options.config, places, command)
+        say(f"run: {folder.path}")
         try:
-            experiment = module.build(options.config, folder)
+            with working("preparing", after=LONG):
+                experiment = module.build(options.config, folder)
         except ValueError:
             if new:
                 shutil.rmtree(folder.path, ignore_errors=True)
@@ -179,6 +185,11 @@ def _resume(words: Sequence[str]) -> int:
     folder = _open(options.run)
     if options.max_steps:
         prolong(folder, options.max_steps)
+    elif finished(folder):
+        rounds, again = len(folder.metrics()), f"autotelic resume {shlex.quote(str(folder.path))} --max-steps +N"
+        print(f"{folder.path} is already done: {rounds} iterations, and evaluated after; for more: {again}")
+        _write_report(folder)
+        return 0
     # A run that was stopped before its first checkpoint has recorded nothing: it begins again.
     return _train(_rebuild(folder), folder, resume=bool(folder.checkpoints()))
 
@@ -190,7 +201,7 @@ def _eval(words: Sequence[str]) -> int:
     with _bad_input():
         states = {"eval_episodes": options.episodes, "eval_offset": options.offset}
         experiment, state = at_checkpoint(folder, options.checkpoint, **states)
-    with closing(experiment):
+    with closing(experiment), working("evaluating"):
         result = experiment.evaluate(experiment.stages[int(state["stage"])].actor)
     name = f"{options.checkpoint}-{options.offset}-{options.offset + options.episodes}"
     folder.write_json(f"evaluations/{name}", {"iteration": state["iteration"], **result})
@@ -221,7 +232,8 @@ def _audit(words: Sequence[str]) -> int:
             audits, gaps = audit_run(_open(options.model))
         else:
             chosen = Chosen(options.count, options.offset)
-            audits, gaps = audit_model(options.model, options.episodes, _rebuild, chosen), []
+            with working("acting and auditing", after=LONG):
+                audits, gaps = audit_model(options.model, options.episodes, _rebuild, chosen), []
     _print(audit_table(audits))
     for rule in dict.fromkeys(audit.rule for audit in audits):
         above = ", ".join(f"{audit.threshold:.2f}" for audit in audits if audit.rule == rule)
@@ -245,7 +257,8 @@ def _record(words: Sequence[str]) -> int:
     chosen = Chosen(options.episodes, options.offset)
     with _bad_input():
         wanted = Wanted(chosen, options.frames, options.demonstrations, options.fps)
-        count = record_run(_open(options.run).path, options.folder, _rebuild, wanted)
+        with working("recording episodes", after=LONG):
+            count = record_run(_open(options.run).path, options.folder, _rebuild, wanted)
     print(f"{count} episodes in {options.folder}")
     return 0
 
@@ -346,7 +359,7 @@ def _open(path: str) -> RunFolder:
 
 
 def _rebuild(folder: RunFolder, **changes: Any) -> Experiment:
-    with _bad_input():
+    with _bad_input(), working("preparing", after=LONG):
         return rebuild(folder, **changes)
 
 
@@ -370,6 +383,8 @@ def _train(experiment: Experiment, folder: RunFolder, *, resume: bool) -> int:
         except UsageError as error:
             raise UsageError(f"{error}; the run is kept, {again}" if folder.checkpoints() else str(error)) from error
         except Exception as error:
+            if copy := copy_in(error, folder.path):  # resume reads the copy, so mending the original alone helps nobody
+                again = f"mend {copy}, then {again}"
             if isinstance(error.__cause__, UsageError):  # within a reward, which names itself and the sample
                 raise UsageError(f"{error.__cause__}; the run is kept, {again}") from error
             traceback.print_exc()
@@ -404,39 +419,54 @@ def comparison_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> Tab
     compared = compare(before, after)
     if compared is None:
         return None
-    show = _percent if compared.rates else _plain
-    table = _table(before.get("unit", "outcome"), "before", "after", "difference", "p")
-    for row in (*compared.rows, compared.mean):
+    show, several = _percent if compared.rates else _plain, len(compared.rows) > 1
+    tested = any(row.p is not None for row in compared.rows)
+    table = _table(before.get("unit", "outcome"), "before", "after", "difference", *(["p"] if tested else []))
+    for row in (*compared.rows, *([compared.mean] if several else [])):
         cells = [show(row.before, row.before_interval), show(row.after, row.after_interval)]
         cells.append(show(row.difference, row.difference_interval, sign="+"))
-        cells.append("" if row.p is None else "<0.001" if row.p < 0.001 else f"{row.p:.3f}")
+        if tested:
+            cells.append("" if row.p is None else "<0.001" if row.p < 0.001 else f"{row.p:.3f}")
         table.add_row(row.category, *cells, style="bold" if row is compared.mean else "")
-    return table
+    counts = sorted({count for row in compared.rows for count in row.episodes})
+    episodes = " to ".join(f"{count}" for count in dict.fromkeys((counts[0], counts[-1])))
+    told = [f"In brackets 95 % intervals of {episodes} attempts{' per row, each by itself' if several else ''}."]
+    if tested:
+        corrected = ", Holm-corrected over the rows but for their mean, which is pooled" if several else ""
+        told.append(f"p: exact McNemar test of the same attempts{corrected}.")
+    return _with_caption(table, " ".join(told))
 
 
 def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
     """One evaluation as a row per category, with 95 % intervals."""
     from .trainers.runs.comparison import outcome_interval
+    from .trainers.runs.evaluations import known
 
-    table = _table(evaluation.get("unit", "outcome"), "mean", "episodes")
-    for category, outcome in evaluation["outcomes"].items():
+    table = _table(evaluation.get("unit", "outcome"), "mean", "attempts")
+    for category, outcome in known(evaluation)["outcomes"].items():
         values = outcome["success"]
         show = _percent if set(values) <= {0, 1} else _plain
         table.add_row(category, show(sum(values) / len(values), outcome_interval(values)), str(len(values)))
-    return table
+    return _with_caption(table, "In brackets 95 % intervals.")
 
 
 def audit_table(audits: Sequence[Audit]) -> Table:
-    """A row per audit.
+    """A row per audit, in columns that have a value.
 
     Episodes won and lost; AUC; balanced accuracy; rank correlation of values with time where won and where lost; the
     mean distance between a score and the share of successes at such scores.
     """
-    heads = ("task", "won", "lost", "AUC", "accuracy", "order (won)", "order (lost)", "calibration error")
-    table = _table(*heads)
-    for audit in audits:
-        values = (audit.auc, audit.balanced_accuracy, audit.voc_success, audit.voc_failure, audit.ece)
-        cells = ("" if math.isnan(v) else f"{v:.2f}" for v in values)
+    figures = {
+        "AUC": [audit.auc for audit in audits],
+        "accuracy": [audit.balanced_accuracy for audit in audits],
+        "order (won)": [audit.voc_success for audit in audits],
+        "order (lost)": [audit.voc_failure for audit in audits],
+        "calibration error": [audit.ece for audit in audits],
+    }
+    figures = {name: values for name, values in figures.items() if not all(map(math.isnan, values))}
+    table = _table("task", "won", "lost", *figures)
+    for i, audit in enumerate(audits):
+        cells = ("" if math.isnan(values[i]) else f"{values[i]:.2f}" for values in figures.values())
         table.add_row(audit.on, str(audit.successes), str(audit.failures), *cells)
     return table
 
@@ -444,20 +474,39 @@ def audit_table(audits: Sequence[Audit]) -> Table:
 def _table(*heads: str) -> Table:
     from rich.table import Table
 
-    return Table(*heads, box=None, pad_edge=False, padding=(0, 2))
+    table = Table(box=None, pad_edge=False, padding=(0, 2))
+    for head in heads:
+        table.add_column(head, overflow="fold")
+    return table
+
+
+def _with_caption(table: Table, caption: str) -> Table:
+    table.caption = caption
+    return table
 
 
 def _print(table: Table) -> None:
+    """On a terminal as wide as it is; elsewhere nothing is wrapped."""
     from rich.console import Console
 
-    Console().print(table)
+    console = Console()
+    caption, table.caption = str(table.caption or ""), None
+    if not console.is_terminal:
+        console = Console(width=console.measure(table, options=console.options.update(width=10_000)).maximum)
+    console.print(table)
+    if caption:
+        console.print(caption, style="dim", soft_wrap=True, highlight=False)
 
 
 def _percent(value: float, interval: tuple[float, float] | None, sign: str = "") -> str:
-    bounds = "" if interval is None else f" ({100 * interval[0]:{sign}.0f}..{100 * interval[1]:{sign}.0f})"
-    return f"{100 * value:{sign}.0f}{'' if sign else ' %'}{bounds}"
+    from .numbers import unsigned
+
+    shown = [unsigned(f"{100 * x:{sign}.0f}", sign) for x in (value, *(interval or ()))]
+    return f"{shown[0]}{'' if sign else ' %'}" + (f" ({shown[1]}..{shown[2]})" if interval else "")
 
 
 def _plain(value: float, interval: tuple[float, float] | None, sign: str = "") -> str:
-    bounds = "" if interval is None else f" ({interval[0]:{sign}.3g}..{interval[1]:{sign}.3g})"
-    return f"{value:{sign}.3g}{bounds}"
+    from .numbers import unsigned
+
+    shown = [unsigned(f"{x:{sign}.3g}", sign) for x in (value, *(interval or ()))]
+    return shown[0] + (f" ({shown[1]}..{shown[2]})" if interval else "")

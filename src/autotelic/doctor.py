@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from packaging.version import Version
 
 from . import __version__
+from .machine import cores
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -47,7 +48,7 @@ class Finding:
 def findings() -> Iterator[Finding]:
     """Every check in turn, the quick ones first. The first lines import nothing heavy."""
     yield Finding("autotelic", None, f"{__version__}, Python {platform.python_version()}, {platform.platform()}")
-    yield Finding("cores", None, f"{len(os.sched_getaffinity(0)) if _linux() else os.cpu_count()}")
+    yield Finding("cores", None, str(cores()))
     for package in PACKAGES:
         yield _installed(package)
     yield from _pairs()

@@ -42,6 +42,13 @@ def proxies(families: Iterable[str]) -> frozenset[str]:
     return frozenset(families) - {GROUND_TRUTH}
 
 
+def needs_of(function: Any) -> tuple[str, ...]:
+    """The columns of a task that a verifier or a sum of them names in ``needs``; "references" where it names none."""
+    terms = getattr(function, "terms", None)
+    functions = [function] if terms is None else [term.function for _, term in terms]
+    return tuple(name for each in functions for name in getattr(each, "needs", ("references",)))
+
+
 def declared(families: Iterable[str]) -> bool:
     """Whether all of them were declared; independence of undeclared ones cannot be checked."""
     return not any(name.partition(":")[0] == UNDECLARED for name in families)

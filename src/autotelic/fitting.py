@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from .errors import UsageError
+from .working import working
 
 
 def cosine(lr: float, steps: int) -> list[float]:
@@ -35,6 +37,7 @@ def fit(
     max_grad_norm: float | None = None,
     fused: bool | None = None,
     after: Callable[[int], None] | None = None,
+    told: str = "",
 ) -> float:
     """Fit a network, or the given parameters, by AdamW; returns the last loss, NaN of no steps.
 
@@ -44,6 +47,7 @@ def fit(
         max_grad_norm: gradients are clipped to this norm.
         fused: AdamW's own.
         after: called with the number of the step once it is taken.
+        told: what a person is told of it on the way, such as "cloning the policy"; empty tells nothing.
 
     Raises:
         UsageError: the loss or its gradient is not finite, which data that is not finite does.
@@ -51,16 +55,21 @@ def fit(
     parameters: Sequence[nn.Parameter] = list(network.parameters() if isinstance(network, nn.Module) else network)
     optimizer = torch.optim.AdamW(parameters, betas=betas, weight_decay=weight_decay, fused=fused)
     value = torch.full((), torch.nan)
-    for step, rate in enumerate(rates):
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        value = loss(step)
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward([value])
-        limit = torch.inf if max_grad_norm is None else max_grad_norm
-        if not bool(nn.utils.clip_grad_norm_(parameters, limit).isfinite() & value.detach().isfinite()):
-            raise UsageError(f"step {step + 1} of a fit has a loss or gradient that is not finite: look at its data")
-        optimizer.step()
-        if after is not None:
-            after(step)
+    steps = list(rates)
+    with working(told, len(steps)) if told else nullcontext(lambda steps: None) as advance:
+        for step, rate in enumerate(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            value = loss(step)
+            optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward([value])
+            limit = torch.inf if max_grad_norm is None else max_grad_norm
+            if not bool(nn.utils.clip_grad_norm_(parameters, limit).isfinite() & value.detach().isfinite()):
+                raise UsageError(
+                    f"step {step + 1} of a fit has a loss or gradient that is not finite: look at its data"
+                )
+            optimizer.step()
+            if after is not None:
+                after(step)
+            advance(1)
     return float(value.detach())

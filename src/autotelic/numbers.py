@@ -66,7 +66,13 @@ def plain(value: Any) -> Any:
 
 def figure(value: Any, sign: str = "", digits: int = 3) -> str:
     """A number with so many significant digits; "n/a" for what is none or not finite."""
-    return f"{value:{sign}.{digits}g}" if isinstance(value, int | float) and math.isfinite(value) else "n/a"
+    known = isinstance(value, int | float) and math.isfinite(value)
+    return unsigned(f"{value:{sign}.{digits}g}", sign) if known else "n/a"
+
+
+def unsigned(text: str, sign: str = "") -> str:
+    """A written number, with ``sign`` in place of a minus where it is zero."""
+    return sign + text[1:] if text.startswith("-") and not text.strip("-0.") else text
 
 
 def p_value(value: float | None) -> str:
@@ -88,13 +94,13 @@ class Outcomes:
 
     def value(self, x: float, sign: str = "") -> str:
         """A mean outcome; percent to one decimal, without its sign."""
-        return f"{100 * x:{sign}.1f}" if self.rates and math.isfinite(x) else figure(x, sign)
+        return unsigned(f"{100 * x:{sign}.1f}", sign) if self.rates and math.isfinite(x) else figure(x, sign)
 
     def interval(self, interval: Interval | None, sign: str = "") -> str:
         """Its limits as "low to high"; empty where there are none."""
         if interval is None or not all(map(math.isfinite, interval)):
             return ""
-        low, high = (f"{100 * limit:{sign}.0f}" if self.rates else figure(limit, sign) for limit in interval)
+        low, high = (unsigned(f"{100 * x:{sign}.0f}", sign) if self.rates else figure(x, sign) for x in interval)
         return f"{low} to {high}"
 
     def with_unit(self, x: float) -> str:

@@ -16,6 +16,7 @@ import tyro
 
 from .errors import UsageError, unknown
 from .trainers.config import by_model, fixed, flag, groups_of
+from .trainers.ranges import Count, Whole, check_ranges
 
 T = TypeVar("T")
 
@@ -70,7 +71,7 @@ class CheckOptions:
     """Questions for a reward of texts, as JSON lines; sums if not given."""
     environment: str = "metaworld/reach-v3"
     """Where a policy decides, and where episodes for a reward of episodes come from."""
-    chunk: int = 5
+    chunk: Count = 5
     """Environment steps per decision of a policy."""
 
 
@@ -107,9 +108,9 @@ class EvalOptions:
     """Which weights to evaluate, on which initial states."""
 
     run: _RunPath
-    episodes: int = 40
+    episodes: Count = 40
     """Episodes per task."""
-    offset: int = 0
+    offset: Whole = 0
     """How many of the evaluation's initial states to skip, to try states that no evaluation used yet."""
     checkpoint: Literal["best", "latest"] = "best"
     """Which weights."""
@@ -123,9 +124,9 @@ class AuditOptions:
     episodes: Path | None = None
     """A run, whose policy then acts, or a folder of recorded episodes; without it a run's own reward is audited on
     its evaluations."""
-    count: int = 40
+    count: Count = 40
     """Episodes per task, where a run's policy acts."""
-    offset: int = 0
+    offset: Whole = 0
     """How many of the initial states for that to skip."""
     json: Path | None = None
     """Write the figures here."""
@@ -137,15 +138,15 @@ class RecordOptions:
 
     run: _RunPath
     folder: Annotated[Path, tyro.conf.arg(metavar="FOLDER", help="A new folder.")]
-    episodes: int = 20
+    episodes: Count = 20
     """Episodes per task."""
-    offset: int = 0
+    offset: Whole = 0
     """How many of the initial states to skip."""
-    frames: int = 0
+    frames: Whole = 0
     """Pixels along a side of the pictures; 0 takes none."""
     demonstrations: bool = False
     """Write what the run was shown instead of what its policy does."""
-    fps: int = 0
+    fps: Whole = 0
     """Environment steps per second of the robot's own time; 0 takes what the environment's spec says."""
 
 
@@ -178,6 +179,7 @@ def parse(kind: type[T], words: Sequence[str], command: str) -> T:
         raise unknown(f"option of autotelic {command}", option, valid)
     if left:
         raise UsageError(f'autotelic {command} does not know what to do with "{left[0]}"')
+    check_ranges(options)
     return options
 
 

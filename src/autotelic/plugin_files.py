@@ -16,19 +16,21 @@ import hashlib
 import logging
 import re
 import shutil
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from .errors import UsageError
-from .plugins import copied
+from .plugins import copied, copy_of
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "plugins"
 
-_FILE = re.compile(r"([^:]+\.py)(?=:|$)")
-_COPY = re.compile(rf"{FOLDER}/\d+/[^:]+\.py(?=:|$)|data/\w+\.jsonl$")
+_BEFORE = r"(isolated:(?:[^:]+@)?)?"
+_FILE = re.compile(rf"{_BEFORE}([^:]+\.py)(?=:|$)")
+_COPY = re.compile(rf"{_BEFORE}({FOLDER}/\d+/[^:]+\.py(?=:|$)|data/\w+\.jsonl$)")
 
 
 def plan(value: Any) -> dict[Path, str]:
@@ -37,7 +39,7 @@ def plan(value: Any) -> dict[Path, str]:
     places: dict[Path, str] = {}
     for text in _texts(value):
         match = _FILE.match(text)
-        path = Path(match[1]).expanduser().resolve() if match else None
+        path = Path(match[2]).expanduser().resolve() if match else None
         if path is None or not path.is_file():
             continue
         root = path.parent
@@ -52,15 +54,20 @@ def relative(value: Any, places: Mapping[Path, str]) -> Any:
 
     def change(text: str) -> str:
         match = _FILE.match(text)
-        place = places.get(Path(match[1]).expanduser().resolve()) if match else None
-        return text if match is None or place is None else place + text[match.end() :]
+        place = places.get(Path(match[2]).expanduser().resolve()) if match else None
+        return text if match is None or place is None else (match[1] or "") + place + text[match.end() :]
 
     return _mapped(value, change)
 
 
 def absolute(value: Any, run: Path) -> Any:
     """A JSON value from a run's config.json whose plugin and data files are named by where they are now."""
-    return _mapped(value, lambda text: str(run.resolve() / text) if _COPY.match(text) else text)
+
+    def change(text: str) -> str:
+        match = _COPY.match(text)
+        return text if match is None else f"{match[1] or ''}{run.resolve() / text[match.start(2) :]}"
+
+    return _mapped(value, change)
 
 
 def copy(places: Mapping[Path, str], run: Path) -> dict[str, str]:
@@ -74,6 +81,17 @@ def copy(places: Mapping[Path, str], run: Path) -> dict[str, str]:
         shutil.copyfile(original, run / place)
         copied(original, (run / place).resolve())
     return {place: _digest(run / place) for place in places.values()}
+
+
+def copy_in(error: BaseException, run: Path) -> Path | None:
+    """The copy in a run's folder of the plugin file that an error or one of its causes was raised in, if in one."""
+    frames = traceback.extract_tb(error.__traceback__)
+    for frame in reversed(frames):
+        copy = copy_of(Path(frame.filename))
+        if copy.is_relative_to(run.resolve() / FOLDER):
+            return run / copy.relative_to(run.resolve())
+    cause = error.__cause__ or error.__context__
+    return None if cause is None else copy_in(cause, run)
 
 
 def check_copies(digests: Mapping[str, str], run: Path) -> None:

@@ -196,6 +196,11 @@ def copied(original: Path, copy: Path) -> None:
         _know(name, copy)
 
 
+def copy_of(file: Path) -> Path:
+    """Where a plugin file is imported from: its copy, or itself where there is none."""
+    return _copies.get(file, file)
+
+
 def reason(error: BaseException, path: Path | None = None) -> str:
     """An exception in one line: type, message, and where it was raised, if it can be in the file ``path``."""
     line = f"{type(error).__name__}: {' '.join(str(error).split())}"

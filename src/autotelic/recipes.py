@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin, g
 
 from . import plugins
 from .errors import UsageError, unknown
+from .gl import use_before_gl
 from .plugin_files import absolute, check_copies
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def recipe_of(folder: RunFolder) -> tuple[Any, Any]:
     """
     content = folder.read_json("config")
     check_copies(content.get("plugins", {}), folder.path)
-    plugins.use(absolute(content.get("use", []), folder.path))
+    use_before_gl(absolute(content.get("use", []), folder.path))
     for kind, name in content.get("objects", []):
         if name not in plugins.names(kind):
             raise UsageError(

@@ -64,8 +64,6 @@ def _fps(wanted: Wanted, episodes: Sequence[Any]) -> int:
 
 
 def _painter(size: int) -> Callable[[Simulator], Any]:
-    import torch.optim  # noqa: F401  # a later import of it, after OSMesa has drawn, can crash the process
-
     from .envs.simulator import View
 
     view = View(size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -28,21 +28,40 @@ def free_folder(recipe: str) -> Path:
     return RUNS / f"{name}-{n}"
 
 
-def create(path: Path, recipe: str, config: Any, places: Sequence[str], command: str) -> tuple[RunFolder, bool]:
-    """The run's folder with copies of its plugin files, and whether this process made it: of several, the main one."""
+def create(
+    path: Path, recipe: str, config: Any, places: Sequence[str], command: str, inside: Collection[str] = ()
+) -> tuple[RunFolder, bool]:
+    """The run's folder with copies of its plugin files, and whether this process made it: of several, the main one.
+
+    Args:
+        inside: fields of the config that name files which the run's own folder will have.
+
+    Raises:
+        UsageError: the config names what is not there; then there is no folder.
+    """
+    from .preflight import check, located
     from .trainers.distributed import barrier, from_main, is_main
     from .trainers.runs.run_folder import RunFolder
 
+    check(config)
     path = from_main(path)
     new = is_main() and not path.exists()
     if is_main():
-        content = {"recipe": recipe, "config": asdict(config), "use": list(places)}
+        values = asdict(config)
+        values = located(values) | {name: values[name] for name in inside}
+        content = {"recipe": recipe, "config": values, "use": list(places)}
         files = plan(content)
         content = relative(content, files)
         folder = RunFolder.create(path, recipe=content["recipe"], config=content["config"], command=command)
         folder.describe(use=content["use"], plugins=copy(files, path))
     barrier()
     return RunFolder.open(path), new
+
+
+def finished(folder: RunFolder) -> bool:
+    """Whether a run was evaluated after its last checkpoint, and has nothing left to do."""
+    after, saved = folder.read_json("evaluations/after"), folder.checkpoints()
+    return bool(after and saved) and saved[-1].endswith(f"-{after.get('iteration', -1):06d}")
 
 
 def rebuild(folder: RunFolder, **changes: Any) -> Experiment:
@@ -86,6 +105,9 @@ def prolong(folder: RunFolder, steps: str) -> None:
         raise UsageError(f"--max-steps is a number or +N, not {steps}") from None
     if total < done:
         raise UsageError(f"--max-steps {total}: the run has done {done} already")
+    last = folder.path / "evaluations" / "after.json"
+    if last.exists():  # from now on an evaluation on the way
+        last.rename(last.with_name(f"iteration-{done:06d}.json"))
     folder.config = folder.config | {"max_steps": total}
     folder.describe(config=folder.config)
 

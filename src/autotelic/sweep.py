@@ -31,6 +31,7 @@ from typing import Any, Literal, NoReturn
 from .errors import UsageError, unknown
 from .options import parse, run_options
 from .recipes import Recipe, config_from_json, find_recipe
+from .trainers.ranges import Count, check_ranges
 
 START = "start"
 """Where a recipe keeps what a run sets out from, in the run's folder; written atomically."""
@@ -119,9 +120,11 @@ class Job:
         return folder
 
     def check(self, config: Any) -> None:
-        """Raise UsageError if the folder holds a run of another recipe or with other flags."""
+        """Raise UsageError if a flag names what is not there, or the folder holds another run."""
+        from .preflight import check
         from .trainers.runs.run_folder import RunFolder
 
+        check(config)
         if not (self.path / "config.json").exists():
             return
         folder = RunFolder.open(self.path)
@@ -373,10 +376,11 @@ class Sweep:
     seeds: Sequence[int]
     folder: Path
     flags: Mapping[str, Any] = field(default_factory=dict)
-    jobs: int = 1
+    jobs: Count = 1
     debug: bool = False
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         paths = [self.path(arm, 0) for arm in self.arms]
         if not self.arms or not self.seeds:
             raise UsageError("a sweep needs an arm and a seed: --arm NAME and --seeds 0 1 2")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from .errors import UsageError, unknown
 from .families import name_of
-from .plugins import register, use
+from .gl import use_before_gl
+from .plugins import register
 from .recipes import find_recipe
 from .running import create, free_folder, rebuild
 
@@ -28,7 +29,7 @@ KINDS: Mapping[str, str] = {
     "gate": "gate",
 }
 """Fields of a config that take an object as well as its name."""
-FILES = ("data", "eval_data")
+FILES = ("data", "eval_data", "pairs")
 """Fields that take rows as well as a file."""
 DATA = "data"
 """Folder of the rows in a run."""
@@ -84,7 +85,7 @@ class Trainer:
         path = Path(output_dir) if output_dir is not None else free_folder(chosen.name)
         values |= {name: f"{DATA}/{name}.jsonl" for name in rows}
         command = f"Trainer({chosen.name!r})"
-        self.folder, new = create(path, chosen.name, _replaced(base, values), list(use), command)
+        self.folder, new = create(path, chosen.name, _replaced(base, values), list(use), command, inside=rows)
         try:
             if new and objects:
                 self.folder.describe(objects=objects)
@@ -166,12 +167,18 @@ class Trainer:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows of the run: what it reached so far."""
+        from .trainers.runs.report import in_short
+
+        return str(in_short(self.folder))
+
     def __repr__(self) -> str:
         return f"Trainer({self.folder.recipe!r}, output_dir={str(self.folder.path)!r})"
 
 
 def _use(places: Sequence[str]) -> None:
-    use(list(places))
+    use_before_gl(list(places))
 
 
 def _replaced(base: Any, values: Mapping[str, Any]) -> Any:

@@ -36,8 +36,11 @@ def _results(folder: RunFolder) -> list[str]:
     if found is None:
         return ["The evaluations before and after share no category."]
     unit = evaluations["after"].get("unit", "success")
-    lines = [f"| {unit} | attempts | before | after | change | p |", "|---|---|---|---|---|---|"]
-    lines += [_line(row, found) for row in (*found.rows, found.mean)]
+    tested = any(row.p is not None for row in found.rows)
+    heads = [unit, "attempts", "before", "after", "change", *(["p"] if tested else [])]
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    for row in (*found.rows, *([found.mean] if len(found.rows) > 1 else [])):
+        lines.append(f"| {' | '.join(_cells(row, found)[: len(heads)])} |")
     notes = [note for evaluation in evaluations.values() for note in evaluation["notes"]]
     legend = "In brackets 95 % intervals."
     if found.rates:
@@ -60,14 +63,14 @@ def _figures(evaluations: Mapping[str, Any]) -> list[str]:
     return ["\n".join(lines)]
 
 
-def _line(row: Row, found: Comparison) -> str:
+def _cells(row: Row, found: Comparison) -> list[str]:
     show = Outcomes(found.rates)
 
     def cell(value: float, interval: Interval | None, sign: str = "") -> str:
         limits = show.interval(interval, sign)
         return show.value(value, sign) + (f" [{limits}]" if limits else "")
 
-    cells = [
+    return [
         row.category,
         str(row.episodes[1]),
         cell(row.before, row.before_interval),
@@ -75,7 +78,6 @@ def _line(row: Row, found: Comparison) -> str:
         cell(row.difference, row.difference_interval, "+"),
         p_value(row.p),
     ]
-    return f"| {' | '.join(cells)} |"
 
 
 def _gate(folder: RunFolder, label_account: str | None) -> list[str]:

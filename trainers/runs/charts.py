@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from ...numbers import Interval
+from ...numbers import Interval, unsigned
 from .comparison import Row
 
 Points = Sequence[tuple[float, float]]
@@ -39,40 +39,44 @@ def curve(
         rates: values are rates, shown in percent on an axis from 0 to 100.
         axis: the name of the horizontal axis.
     """
-    width, height, left, right, top, bottom = 300, 132, 44, 56, 10, 20
     shown = [y for _, y in points if math.isfinite(y)]
     shown += [limit for pair in intervals or () for limit in pair if math.isfinite(limit)]
     if not shown:
         return Markup('<p class="missing">no finite value</p>')
     low, high, ticks = (-0.04, 1.04, [0, 0.5, 1]) if rates else _axis(min(shown), max(shown))
-    write = _percent if rates else _short
+    marks = [_percent(tick) for tick in ticks] if rates else _written(ticks)
+    last = next((a, b) for a, b in reversed(points) if math.isfinite(b))
+    ending = _percent(last[1]) if rates else _short(last[1], _digits(ticks))
+    width, height, top, bottom = 300, 132, 10, 20
+    left, right = 14 + _width(max(marks, key=len, default="")), 14 + _width(ending)
     xs = [x for x, _ in points]
     x = Scale(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1, left, width - right)
     y = Scale(low, high, height - bottom, top)
     parts = []
-    for tick in ticks:
+    for tick, mark in zip(ticks, marks, strict=True):
         parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick)}" y2="{y(tick)}"/>')
-        parts.append(_text(left - 6, y(tick) + 3.5, write(tick), "end"))
-    for end, anchor in ((min(xs), "start"), (max(xs), "end")):
-        parts.append(_text(x(end), height - 5, _place(end), anchor))
+        parts.append(_text(left - 6, y(tick) + 3.5, mark, "end"))
+    parts.append(_text(left, height - 5, _place(min(xs)), "start"))
     parts.append(_text((left + width - right) / 2, height - 5, axis, "middle"))
+    if max(xs) > min(xs):
+        parts.append(_text(width - right, height - 5, _place(max(xs)), "end"))
     for (at, value), pair in zip(points, intervals or (), strict=False):
         if math.isfinite(value):
             parts.append(_bar(x(at), y(pair[0]), x(at), y(pair[1]), "after"))
     parts.append(f'<path class="line" d="{_path(points, x, y)}"/>')
     if len(points) <= 40:
         parts += [f'<circle class="mark" cx="{x(a)}" cy="{y(b)}" r="2.2"/>' for a, b in points if math.isfinite(b)]
-    last = next((a, b) for a, b in reversed(points) if math.isfinite(b))
-    parts.append(_text(x(last[0]) + 6, y(last[1]) + 3.5, write(last[1]), "start", "value"))
+    parts.append(_text(x(last[0]) + 6, y(last[1]) + 3.5, ending, "start", "value"))
     return _svg(width, height, parts)
 
 
-def trade_off(points: Sequence[tuple[int, float, float]], across: str, up: str) -> Markup | None:
+def trade_off(points: Sequence[tuple[int, float, float]], across: str, up: str, narrow: bool = False) -> Markup | None:
     """One figure against another over time: a line through a dot per iteration, hollow at the start, filled at the end.
 
     Args:
         points: (iteration, value across, value up) in time order; those with a value that is not finite are left out.
         across, up: the names of the axes.
+        narrow: for a page as wide as a telephone.
 
     Returns:
         None with fewer than two points.
@@ -80,18 +84,20 @@ def trade_off(points: Sequence[tuple[int, float, float]], across: str, up: str) 
     points = [point for point in points if all(map(math.isfinite, point))]
     if len(points) < 2:
         return None
-    width, height, left, right, top, bottom = 860, 330, 64, 40, 34, 46
+    width, height, right, top, bottom = (350 if narrow else 860), 330, 40, 34, 46
     x_low, x_high, x_ticks = _axis(min(p[1] for p in points), max(p[1] for p in points))
     y_low, y_high, y_ticks = _axis(min(p[2] for p in points), max(p[2] for p in points))
+    x_marks, y_marks = _written(x_ticks), _written(y_ticks)
+    left = 20 + _width(max(y_marks, key=len))
     x, y = Scale(x_low, x_high, left, width - right), Scale(y_low, y_high, height - bottom, top)
     parts = []
-    for tick in y_ticks:
+    for tick, mark in zip(y_ticks, y_marks, strict=True):
         parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick)}" y2="{y(tick)}"/>')
-        parts.append(_text(left - 8, y(tick) + 3.5, _short(tick), "end"))
-    for tick in x_ticks:
+        parts.append(_text(left - 8, y(tick) + 3.5, mark, "end"))
+    for tick, mark in zip(x_ticks, x_marks, strict=True):
         parts.append(f'<line class="grid" x1="{x(tick)}" x2="{x(tick)}" y1="{top}" y2="{height - bottom}"/>')
-        parts.append(_text(x(tick), height - bottom + 17, _short(tick), "middle"))
-    parts.append(_text((left + width - right) / 2, height - 8, across, "middle", "axis"))
+        parts.append(_text(x(tick), height - bottom + 17, mark, "middle"))
+    parts.append(_text(width / 2, height - 8, across, "middle", "axis"))
     parts.append(_text(left, top - 18, up, "start", "axis"))
     parts.append(f'<path class="line faint" d="{_path([p[1:] for p in points], x, y)}"/>')
     last = len(points) - 1
@@ -105,30 +111,44 @@ def trade_off(points: Sequence[tuple[int, float, float]], across: str, up: str) 
     return _svg(width, height, parts)
 
 
-def before_after(rows: Sequence[Row], rates: bool) -> Markup:
-    """Per category two dots with 95 % bars: hollow before, filled after."""
-    gutter, line, width, top = 190, 40, 860, 8
+def before_after(
+    rows: Sequence[Row], rates: bool, controls: Mapping[str, float] | None = None, narrow: bool = False
+) -> Markup:
+    """Per category two dots with 95 % bars: hollow before, filled after; a stroke for a control.
+
+    Args:
+        controls: category -> what the outcome is to be held against.
+        narrow: for a page as wide as a telephone: names stand above their lines.
+    """
+    gutter, line, width, top = (14, 56, 350, 4) if narrow else (190, 40, 860, 8)
     height = top + line * len(rows) + 26
+    held = {name: value for name, value in (controls or {}).items() if math.isfinite(value)}
     limits = [limit for row in rows for pair in (row.before_interval, row.after_interval) for limit in pair]
     finite = [limit for limit in limits if math.isfinite(limit)] + [
         mean for row in rows for mean in (row.before, row.after)
     ]
+    finite += held.values()
     low, high, ticks = (0.0, 1.0, [0, 0.25, 0.5, 0.75, 1]) if rates else _axis(min(finite), max(finite))
-    x, write = Scale(low, high, gutter, width - 24), _percent if rates else _short
+    marks = [_percent(tick) for tick in ticks] if rates else _written(ticks)
+    x = Scale(low, high, gutter, width - (20 if narrow else 24))
     parts = []
-    for tick in ticks:
+    for tick, mark in zip(ticks, marks, strict=True):
         parts.append(f'<line class="grid" x1="{x(tick)}" x2="{x(tick)}" y1="{top}" y2="{height - 24}"/>')
-        parts.append(_text(x(tick), height - 8, write(tick), "middle"))
+        parts.append(_text(x(tick), height - 8, mark, "middle"))
     for i, row in enumerate(rows):
-        middle = top + line * (i + 0.5)
+        middle = top + line * (i + 0.5) + (8 if narrow else 0)
         name = "name strong" if row.category == "mean" else "name"
-        parts.append(_text(gutter - 14, middle + 4, row.category, "end", name))
+        at, anchor, height_of_name = (2, "start", middle - 16) if narrow else (gutter - 14, "end", middle + 4)
+        parts.append(_text(at, height_of_name, _shortened(row.category, 44 if narrow else 24), anchor, name))
+        if row.category in held:
+            place = x(held[row.category])
+            parts.append(f'<line class="control" x1="{place}" x2="{place}" y1="{middle - 12}" y2="{middle + 12}"/>')
         sides = (("before", row.before, row.before_interval, -6), ("after", row.after, row.after_interval, 6))
         for kind, mean, interval, shift in sides:
-            at = middle + shift
+            level = middle + shift
             if all(map(math.isfinite, interval)):
-                parts.append(_bar(x(max(low, interval[0])), at, x(min(high, interval[1])), at, kind))
-            parts.append(f'<circle class="{kind} dot" cx="{x(mean)}" cy="{at}" r="4.5"/>')
+                parts.append(_bar(x(max(low, interval[0])), level, x(min(high, interval[1])), level, kind))
+            parts.append(f'<circle class="{kind} dot" cx="{x(mean)}" cy="{level}" r="4.5"/>')
     return _svg(width, height, parts)
 
 
@@ -162,10 +182,28 @@ def _place(value: float) -> str:
     return f"{value:,.0f}" if value == round(value) else f"{value:g}"
 
 
-def _short(value: float) -> str:
-    if 1e3 <= abs(value) < 1e6:
+def _short(value: float, digits: int = 3) -> str:
+    if 1e3 <= abs(value) < 1e6 and digits <= 6:
         return f"{value:,.0f}"
-    return f"{value:.3g}".replace("e+0", "e").replace("e-0", "e-")
+    return unsigned(f"{value:.{digits}g}".replace("e+0", "e").replace("e-0", "e-"))
+
+
+def _digits(ticks: Sequence[float]) -> int:
+    """How many significant digits tell ticks apart, 3 at least."""
+    return next((n for n in range(3, 16) if len({_short(tick, n) for tick in ticks}) == len(ticks)), 16)
+
+
+def _written(ticks: Sequence[float]) -> list[str]:
+    return [_short(tick, _digits(ticks)) for tick in ticks]
+
+
+def _width(text: str) -> float:
+    """Pixels of a label of 11 px, rather too many than too few."""
+    return 6.4 * len(text)
+
+
+def _shortened(name: str, most: int) -> str:
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[len(name) - most // 2 + 1 :]}"
 
 
 def _bar(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:

@@ -7,11 +7,13 @@ An evaluation is what a run writes to evaluations/NAME.json::
                              "score": [0.3, ...],       the training reward on the same episodes
                              "seeds": [7, ...]}}}       the episodes; equal seeds pair two evaluations
 
-"score" and "seeds" may be missing. Outcomes other than 0/1 are compared as plain numbers.
+"score" and "seeds" may be missing. Outcomes other than 0/1 are compared as plain numbers. Further keys: see
+``evaluations``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -65,6 +67,15 @@ class Row:
     @property
     def fell(self) -> bool:
         return self.p is not None and self.p < SIGNIFICANT and self.difference < 0
+
+    @property
+    def told_apart(self) -> bool | None:
+        """Whether before and after differ, by the test or else by the interval of the difference; None without both."""
+        if self.p is not None:
+            return self.p < SIGNIFICANT
+        if self.difference_interval is None or not all(map(math.isfinite, self.difference_interval)):
+            return None
+        return not self.difference_interval[0] <= 0 <= self.difference_interval[1]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 Besides outcomes (see ``comparison``) an evaluation may hold "figures", further numbers per category::
 
-    {"figures": {category: {"reward": 0.4, "diversity": 0.05, ...}}}
+    {"figures": {category: {"reward": 0.4, "diversity": 0.05, ...}},
+     "controls": {"blind": "the best guess from the question alone"}}    figures to hold the outcome against
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...numbers import scalar
+from ...numbers import mean, scalar
 
 Json = Mapping[str, Any]
 
@@ -50,11 +51,27 @@ def known(evaluation: Json) -> dict[str, Any]:
     return {"iteration": 0, **evaluation, "outcomes": outcomes, "notes": notes}
 
 
+def controls_of(evaluation: Json | None) -> dict[str, dict[str, float]]:
+    """What a control is, in words -> category -> its value, and "mean" where every category has one."""
+    found = {}
+    figures = (evaluation or {}).get("figures") or {}
+    for name, words in ((evaluation or {}).get("controls") or {}).items():
+        values = {category: scalar(each.get(name)) for category, each in figures.items()}
+        values = {category: value for category, value in values.items() if math.isfinite(value)}
+        if values and len(values) == len(evaluation["outcomes"] if evaluation else ()):
+            values["mean"] = mean(values.values())
+        if values:
+            found[words] = values
+    return found
+
+
 def figures_of(before: Json | None, after: Json | None) -> Figures | None:
-    """The figures of both evaluations, in the order of their first appearance; None where there are none."""
+    """The figures of both evaluations but for controls, in the order of their first appearance; None without any."""
     sides = [(each or {}).get("figures") or {} for each in (before, after)]
     categories = dict.fromkeys(category for side in sides for category in side)
+    controls = {name for each in (before, after) for name in (each or {}).get("controls") or ()}
     names = dict.fromkeys(name for side in sides for figures in side.values() for name in figures)
+    names = {name: None for name in names if name not in controls}
 
     def pair(category: str, name: str) -> tuple[float, float]:
         first, second = (scalar(side.get(category, {}).get(name)) for side in sides)

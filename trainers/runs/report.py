@@ -5,38 +5,24 @@ Whatever the run folder lacks is named in a line of the report; nothing that is 
 
 from __future__ import annotations
 
-import base64
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from PIL import Image, UnidentifiedImageError
 
-from ...numbers import Interval, Outcomes, figure, p_value
-from ...statistics import mean_of_intervals
-from .charts import before_after, curve, trade_off
+from ...numbers import Outcomes, figure, p_value
+from .charts import before_after
 from .comparison import Audit, Comparison, Row, audit, compare, outcome_interval
-from .evaluations import Figures, figures_of, known
+from .curves import along_training, evaluation_curves, metric_curves, queries_of, trade_off_of
+from .evaluations import Figures, controls_of, figures_of, known
+from .media import answers_of, samples_of
 from .run_folder import RunFolder
 
-MEDIA = {".mp4": "video/mp4", ".webm": "video/webm", ".webp": "image/webp", ".gif": "image/gif", ".png": "image/png"}
-MAX_EMBEDDED = 64 * 2**20
-"""Bytes of videos and images that go into the page; the rest is named by path."""
-MAX_CURVES = 24
-"""Curves drawn per group of metrics."""
-GROUP_ORDER = ("reward", "success", "score", "objective", "advantage", "curriculum")
-QUERIES = "queries"
-"""The metric that counts reward queries so far."""
-REWARDS = ("reward", "category")
-"""Groups of metrics that are rewards, drawn over reward queries where these are counted."""
-DRIFTS = [f"{kind}_{start}" for kind in ("kl", "log_ratio") for start in ("start", "reference", "initial", "base")]
-"""Last parts of the names of metrics that say how far a policy went, the first choice first."""
-SMALL = 128
-"""Pixels: pictures less high than this are enlarged without smoothing."""
 DECISIONS = {
     "keep": "kept",
     "wait": "waited",
@@ -64,6 +50,38 @@ def write_report(folder: RunFolder) -> Path:
     return path
 
 
+def in_short(folder: RunFolder) -> Markup:
+    """What a run reached, as HTML for a notebook: a sentence, a row per category, and where the report is."""
+    evaluations = {name: known(each) for name, each in folder.evaluations().items()}
+    before, after = evaluations.get("before"), evaluations.get("after")
+    found = compare(before, after) if before and after else None
+    unit = (after or before or {}).get("unit", "success")
+    done = max((record["iteration"] for record in folder.metrics()), default=0)
+    if found is None:
+        words = f"{_count(done, 'iteration')} done" if done else "not begun"
+        return Markup("<p><b>{}</b>: {}, in {}</p>").format(folder.recipe, words, folder.path)
+    show = Outcomes(found.rates)
+    rows = [_table_row(row, show) for row in (*found.rows, *([found.mean] if len(found.rows) > 1 else []))]
+    names = (
+        "category",
+        "before",
+        "before_interval",
+        "after",
+        "after_interval",
+        "difference",
+        "difference_interval",
+        "p",
+    )
+    cells = Markup(
+        "<tr><td>{}</td><td>{} <small>{}</small></td><td>{} <small>{}</small></td><td>{} <small>{}</small></td>"
+    )
+    body = [(cells + Markup("<td>{}</td></tr>")).format(*(row[name] for name in names)) for row in rows]
+    heads = Markup("<tr><th>{}</th><th>before</th><th>after</th><th>change</th><th>p</th></tr>").format(unit)
+    told = " ".join(_summary_of_outcomes(found, unit))
+    report = Markup("<p><a href={0}>{0}</a></p>").format(str(folder.path / "report.html"))
+    return Markup("<p>{}</p><table>{}{}</table>{}").format(told, heads, Markup("").join(body), report)
+
+
 def _content(folder: RunFolder) -> dict[str, Any]:
     evaluations = {name: known(each) for name, each in folder.evaluations().items()}
     decisions, metrics = folder.read("gate"), folder.metrics()
@@ -74,32 +92,76 @@ def _content(folder: RunFolder) -> dict[str, Any]:
     show = Outcomes(found is None or found.rates)
     figures = figures_of(before, after)
     unit = (after or before or {}).get("unit", "success")
+    videos, images, answers = samples_of(folder, "videos"), samples_of(folder, "images"), answers_of(folder)
     return {
-        "facts": {"label_account": None} | facts,
+        "facts": {"label_account": None, "method": {}} | facts,
         "created": facts["created"].replace("T", " ").replace("+00:00", " UTC"),
         "name": folder.path.resolve().name,
         "unit": unit,
         "summary": _summary(folder, found, decisions, audits, unit),
-        "rows": [_table_row(row, show) for row in (*found.rows, found.mean)] if found else [],
-        "chart": before_after([*found.rows, found.mean], found.rates) if found else None,
         "missing_evaluation": _missing_evaluation(evaluations),
-        "unpaired": found is not None and found.mean.difference_interval is None,
-        "rates": found is not None and found.rates,
         "notes": list(dict.fromkeys(note for each in evaluations.values() for note in each["notes"])),
         "figures": figures and _figure_rows(figures),
-        "curves": _evaluation_curves(evaluations, unit) + _metric_curves(metrics),
-        "trade_off": _trade_off(metrics),
-        "videos": _samples(folder, "videos"),
-        "images": _samples(folder, "images"),
-        "answers": _answers(folder),
-        "decisions": _decisions(decisions, evaluations),
+        "others": _other_evaluations(evaluations),
+        "curves": evaluation_curves(evaluations, _spoken(unit)) + metric_curves(metrics),
+        "trade_off": trade_off_of(metrics),
+        "videos": videos,
+        "images": images,
+        "answers": answers,
+        "no_samples": videos.empty and images.empty and not answers,
+        "decisions": (judged := _decisions(decisions, evaluations)),
+        "evaluated_then": any(each["outcome"] for each in judged),
         "meanings": {name: words for name, words in MEANINGS.items() if any(r["decision"] == name for r in decisions)},
         "agreement": _agreement(decisions, found, show),
         "audits": [_audit_row(each, show) for each in audits],
         "alarms": folder.read("alarms"),
+        "next": _next(folder, evaluations),
         "config": {key: json.dumps(value) for key, value in folder.config.items()},
         "files": _files(folder),
+        **_table(found, controls_of(after), show),
     }
+
+
+def _table(found: Comparison | None, controls: Mapping[str, Mapping[str, float]], show: Outcomes) -> dict[str, Any]:
+    """The main chart and table; columns without a value are left out."""
+    if found is None:
+        return {"rows": [], "chart": None, "narrow": None, "control": ""}
+    rows = [*found.rows, found.mean] if len(found.rows) > 1 else [*found.rows]
+    first = next(iter(controls), "")
+    held = controls.get(first, {})
+    cells = [_table_row(row, show) for row in rows]
+    for row, cell in zip(rows, cells, strict=True):
+        cell["controls"] = [
+            show.value(each[row.category]) if row.category in each else "" for each in controls.values()
+        ]
+    return {
+        "rows": cells,
+        "controls": list(controls),
+        "control": first,
+        "has_p": any(row.p is not None for row in rows),
+        "several": len(found.rows) > 1,
+        "chart": before_after(rows, found.rates, held),
+        "narrow": before_after(rows, found.rates, held, narrow=True),
+        "unpaired": found.mean.difference_interval is None,
+        "legend": _legend(found),
+    }
+
+
+def _legend(found: Comparison) -> str:
+    """What the main table's small figures, p and verdicts are."""
+    several = len(found.rows) > 1
+    if not found.rates:
+        words = "Small figures are 95\u00a0% intervals by Student\u2019s t, of a mean and of a paired change"
+    else:
+        words = "In percent; small figures are 95\u00a0% intervals: Wilson for a rate, Newcombe for a paired change"
+    sentences = [words + ("; they are not corrected for the number of rows." if several else ".")]
+    if any(row.p is not None for row in found.rows):
+        test = "p is the exact two-sided McNemar test on the same attempts before and after"
+        pooled = ", Holm-corrected over the categories; the last row pools the pairs of all categories, uncorrected"
+        sentences.append(f"{test}{pooled if several else ''}.")
+        after = " after the correction, so an interval that leaves out 0 is not enough" if several else ""
+        sentences.append(f"\u201crose\u201d and \u201cfell\u201d mean p < 0.05{after}.")
+    return " ".join(sentences)
 
 
 def _summary(
@@ -108,9 +170,9 @@ def _summary(
     """The report's first paragraph."""
     metrics = folder.metrics()
     iterations = max((record["iteration"] for record in metrics), default=0)
-    queries = _queries(metrics)
-    cost = f" and {queries[-1]:,.0f} reward queries" if queries else ""
-    words = [f"The run made {iterations} iterations of {folder.recipe}{cost}."]
+    queries = queries_of(metrics)
+    cost = f" and {_count(round(queries), 'reward query', 'reward queries')}" if queries else ""
+    words = [f"The run made {_count(iterations, 'iteration')} of {folder.recipe}{cost}."]
     if found:
         words += _summary_of_outcomes(found, unit)
     if decisions:
@@ -133,18 +195,60 @@ def _summary_of_decisions(decisions: Sequence[Json]) -> list[str]:
 
 
 def _summary_of_outcomes(found: Comparison, unit: str) -> list[str]:
+    """What became of the mean, in words that follow its test, and of single categories."""
     show, mean = Outcomes(found.rates), found.mean
-    verb = "rose" if mean.difference > 0 else "fell" if mean.difference < 0 else "stayed"
-    words = f"Mean {_spoken(unit)} over {_count(len(found.rows), 'category', 'categories')} {verb} from "
-    words += f"{show.with_unit(mean.before)} to {show.with_unit(mean.after)} ({show.change(mean.difference)}"
+    before, after, change = show.with_unit(mean.before), show.with_unit(mean.after), show.change(mean.difference)
+    several = len(found.rows) > 1
+    what = f"mean {_spoken(unit)} over {len(found.rows)} categories" if several else _spoken(unit)
+    what = what[0].upper() + what[1:] + ("" if several else f" on {found.rows[0].category}")
     if mean.difference_interval:
-        words += f", 95\u00a0% interval {show.interval(mean.difference_interval, '+')}"
-    sentences = [words + ")."]
-    if all(row.p is None for row in found.rows):
+        change += f", 95\u00a0% interval {show.interval(mean.difference_interval, '+')}"
+    if mean.p is not None:
+        change += f", p\u00a0{p_value(mean.p) if mean.p < 0.001 else f'= {p_value(mean.p)}'}"
+    if mean.difference == 0:
+        sentences = [f"{what} stayed at {after} ({change})."]
+    elif mean.told_apart:
+        sentences = [f"{what} {'rose' if mean.difference > 0 else 'fell'} from {before} to {after} ({change})."]
+    elif mean.told_apart is None:
+        sentences = [f"{what} was {before} before and {after} after ({change}); no test tells whether that is chance."]
+    else:
+        sentences = [f"{what} was {before} before and {after} after ({change}), which cannot be told from no change."]
+    if not several or all(row.p is None for row in found.rows):
         return sentences
     better, worse = [row.category for row in found.rows if row.rose], [row.category for row in found.rows if row.fell]
-    sentences.append(f"Significantly better: {_listed(better)}. Significantly worse: {_listed(worse)}.")
-    return sentences
+    single = [f"{_listed(names)} {word}" for names, word in ((better, "rose"), (worse, "fell")) if names]
+    corrected = "with p corrected for their number"
+    told = f"Of single categories, {' and '.join(single)}" if single else "No single category rose or fell"
+    return [*sentences, f"{told}, {corrected}."]
+
+
+def _next(folder: RunFolder, evaluations: Mapping[str, Json]) -> list[tuple[str, str]]:
+    """(what it does, command) of what can be done with the run now."""
+    run = shlex.quote(str(folder.path))
+    used = folder.config.get("eval_episodes")
+    fresh = f" --episodes {used} --offset {used}" if isinstance(used, int) and used else ""
+    found = [("try it where no evaluation has been", f"autotelic eval {run}{fresh}")]
+    if folder.recipe.startswith("vla/"):
+        found.append(("see what its reward is worth", f"autotelic audit {run}"))
+        found.append(("keep episodes as a LeRobotDataset", f"autotelic record {run} FOLDER"))
+    if "before" in evaluations and len(along_training(evaluations)) < 3:
+        again = f"autotelic run {folder.recipe} --config {run} --eval-every 4"
+        found.append((f"see {_spoken(evaluations['before'].get('unit', 'success'))} along the run", again))
+    return found
+
+
+def _other_evaluations(evaluations: Mapping[str, Json]) -> list[dict[str, str]]:
+    """A row per category of each evaluation on other attempts than those before and after training."""
+    along, rows = along_training(evaluations), []
+    for name, each in evaluations.items():
+        if name in along:
+            continue
+        for category, outcome in each["outcomes"].items():
+            values = outcome["success"]
+            show = Outcomes(set(values) <= {0, 1})
+            mean, interval = show.value(sum(values) / len(values)), show.interval(outcome_interval(values))
+            rows.append({"name": name, "category": category, "mean": mean, "interval": interval, "n": str(len(values))})
+    return rows
 
 
 def _table_row(row: Row, show: Outcomes) -> dict[str, Any]:
@@ -164,8 +268,13 @@ def _table_row(row: Row, show: Outcomes) -> dict[str, Any]:
 
 
 def _figure_rows(figures: Figures) -> dict[str, Any]:
-    rows = [(name, [figure(value, digits=4) for pair in pairs for value in pair]) for name, pairs in figures.rows]
-    return {"categories": figures.categories, "rows": rows}
+    """A row per category with (before, after) of every figure, so that many categories make the table longer only."""
+    names = [name for name, _ in figures.rows]
+    rows = [
+        (category, [tuple(figure(value) for value in pairs[i]) for _, pairs in figures.rows])
+        for i, category in enumerate(figures.categories)
+    ]
+    return {"names": names, "rows": rows}
 
 
 def _missing_evaluation(evaluations: Json) -> str:
@@ -173,155 +282,6 @@ def _missing_evaluation(evaluations: Json) -> str:
     if absent:
         return f"Nothing to compare: {_listed([f'evaluations/{name}.json' for name in absent])} not written yet."
     return "Nothing to compare: the evaluations before and after share no category."
-
-
-def _evaluation_curves(evaluations: Mapping[str, Json], unit: str) -> list[dict[str, Any]]:
-    """Outcomes over iterations with 95 % intervals, once there are more evaluations than before and after."""
-    if len(evaluations) < 3:
-        return []
-    points: dict[str, list[tuple[float, float, Interval]]] = {}
-    for each in evaluations.values():
-        means, intervals = [], []
-        for category, outcome in each["outcomes"].items():
-            mean, interval = sum(outcome["success"]) / len(outcome["success"]), outcome_interval(outcome["success"])
-            points.setdefault(category, []).append((each["iteration"], mean, interval))
-            means.append(mean)
-            intervals.append(interval)
-        if not means:
-            continue
-        overall = (each["iteration"], sum(means) / len(means), mean_of_intervals(means, intervals))
-        points.setdefault("mean", []).append(overall)
-    rates = all(
-        set(outcome["success"]) <= {0, 1} for each in evaluations.values() for outcome in each["outcomes"].values()
-    )
-    if not points:
-        return []
-    names = ["mean", *(name for name in points if name != "mean")]
-    charts = [
-        (name, curve([p[:2] for p in points[name]], intervals=[p[2] for p in points[name]], rates=rates))
-        for name in names
-    ]
-    return [{"title": f"{_spoken(unit)} at the evaluations, with 95 % intervals", "charts": charts, "omitted": 0}]
-
-
-def _metric_curves(metrics: Sequence[Json]) -> list[dict[str, Any]]:
-    """Small multiples of every metric, grouped by the prefix of its name; small groups share a row at the end."""
-    groups: dict[str, list[str]] = {"reward": []}
-    for name in dict.fromkeys(name for record in metrics for name in record if name != "iteration"):
-        groups.setdefault(_group_of(name), []).append(name)
-    small = [group for group, names in groups.items() if group != "reward" and len(names) < 3]
-    further = [
-        name for group in sorted(small, key=lambda group: (group == "time", group)) for name in groups.pop(group)
-    ]
-    rank = {group: i for i, group in enumerate(GROUP_ORDER)}
-    found = []
-    for group in sorted(groups, key=lambda group: (group == "time", rank.get(group, len(rank)))):
-        names = sorted(groups[group], key=lambda name: (name != "reward", not name.startswith("reward"), name))
-        found.append(_group(group, names, f"{group}/", metrics))
-    found.append(_group("further metrics", further, "", metrics))
-    return [group for group in found if group["charts"]]
-
-
-def _group(title: str, names: Sequence[str], prefix: str, metrics: Sequence[Json]) -> dict[str, Any]:
-    charts, queries = [], _queries(metrics)
-    for name in names[:MAX_CURVES]:
-        points = [(record["iteration"], record.get(name, math.nan)) for record in metrics]
-        if queries and _group_of(name) in REWARDS:
-            points = [(spent, value) for spent, (_, value) in zip(queries, points, strict=True)]
-            charts.append((name.removeprefix(prefix), curve(points, axis="reward queries")))
-        else:
-            charts.append((name.removeprefix(prefix), curve(points)))
-    return {"title": title, "charts": charts, "omitted": len(names) - len(charts)}
-
-
-def _group_of(metric: str) -> str:
-    return metric.partition("/")[0]
-
-
-def _queries(metrics: Sequence[Json]) -> list[float]:
-    """Reward queries so far at every iteration; empty unless every iteration counts them and they never fall."""
-    found = [record.get(QUERIES, math.nan) for record in metrics]
-    grows = all(map(math.isfinite, found)) and found == sorted(found)
-    return found if grows else []
-
-
-def _trade_off(metrics: Sequence[Json]) -> dict[str, Any] | None:
-    """Reward against the first measure of drift that at least two iterations hold; None where there is none."""
-    names = dict.fromkeys(name for record in metrics for name in record)
-    for drift in DRIFTS:
-        for name in (name for name in names if name.rpartition("/")[2] == drift):
-            across = f"divergence from the {drift.rpartition('_')[2]} ({name})"
-            points = [
-                (record["iteration"], record.get(name, math.nan), record.get("reward", math.nan)) for record in metrics
-            ]
-            chart = trade_off(points, across, "reward")
-            if chart is not None:
-                return {"chart": chart, "estimate": drift.startswith("log_ratio")}
-    return None
-
-
-def _samples(folder: RunFolder, kind: str) -> dict[str, Any]:
-    """The media of samples/KIND, before and after side by side, and why there are none if missing.txt says so.
-
-    Where NAME.txt stands beside NAME-before and NAME-after they are sheets, with a prompt per line of the text and
-    per row of the picture.
-    """
-    place = folder.path / "samples" / kind
-    paths = sorted(place.glob("*")) if place.is_dir() else []
-    prompts = {_name_and_side(path)[0]: _lines(path) for path in paths if path.suffix == ".txt"}
-    missing = prompts.pop("missing", [])
-    pairs: dict[str, dict[str, Any]] = {}
-    left, skipped = MAX_EMBEDDED, []
-    for path in (path for path in paths if path.suffix in MEDIA):
-        left -= path.stat().st_size
-        if left < 0:
-            skipped.append(str(path.relative_to(folder.path)))
-            continue
-        name, side = _name_and_side(path)
-        pairs.setdefault(name, {})[side] = _media(path, rows=max(1, len(prompts.get(name, ()))))
-    ordered = [(name, sorted(sides.items(), key=lambda s: s[0] != "before")) for name, sides in pairs.items()]
-    return {
-        "sheets": [(name, sides, prompts[name]) for name, sides in ordered if name in prompts],
-        "pairs": [(name, sides) for name, sides in ordered if name not in prompts],
-        "skipped": skipped,
-        "missing": " ".join(missing),
-    }
-
-
-def _answers(folder: RunFolder) -> list[dict[str, Any]]:
-    """The rows of samples/answers/answers.json, pictures embedded."""
-    place = folder.path / "samples" / "answers"
-    file = place / "answers.json"
-    rows: list[dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else []
-    for row in rows:
-        picture = place / str(row.get("picture", ""))
-        row["media"] = _media(picture, rows=1) if picture.is_file() else None
-    return rows
-
-
-def _name_and_side(path: Path) -> tuple[str, str]:
-    """("cup", "before") of cup-before.png or cup_before.png; a file without a side keeps its whole name."""
-    stem, _, side = path.stem.replace("_", "-").rpartition("-")
-    return (stem, side) if stem and side in ("before", "after") else (path.stem.replace("_", "-"), "")
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(errors="replace").strip().splitlines()
-
-
-def _media(path: Path, rows: int) -> Markup:
-    """The file as an element of the page; ``rows`` tells the height of one picture on a sheet."""
-    kind = MEDIA[path.suffix]
-    source = f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-    if kind.startswith("video"):
-        return Markup('<video src="{}" controls loop muted playsinline autoplay></video>').format(source)
-    try:
-        with Image.open(path) as picture:
-            small = picture.height / rows < SMALL
-    except (UnidentifiedImageError, OSError):
-        small = False
-    marked = Markup(' class="pixels"') if small else ""
-    return Markup('<img src="{}" alt="{}"{}>').format(source, path.stem, marked)
 
 
 def _decisions(decisions: Sequence[Json], evaluations: Mapping[str, Json]) -> list[dict[str, Any]]:
@@ -436,7 +396,7 @@ def _times(count: int) -> str:
 
 
 def _count(count: int, one: str, many: str = "") -> str:
-    return f"{count} {one if count == 1 else many or one + 's'}"
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -21,8 +21,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from ...trainers.ranges import Count, Number, Range, Share, Whole
 from ..setting import RobotConfig, learned, start
 
 if TYPE_CHECKING:
@@ -47,29 +48,33 @@ class Config(RobotConfig):
     """Numbers without a source in the comment were chosen on tuning states."""
 
     SMALL: ClassVar[Mapping[str, Any]] = {"batch_size": 40}
+    OWN: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "rewards": ("progress",),
+        "critic": ("own", "network", "pairs", "ends", "pretrained"),
+    }
     TINY: ClassVar[Mapping[str, Any]] = {"horizon_shares": (0.5, 1.0), "play": 2, "frame_steps": 8}
 
     accumulate: Literal["auto", "milestones", "last", "best", "mean", "difference"] = "auto"
     """How answers over an episode become the estimate; "auto" is the best so far on states and the last on frames."""
-    threshold: float = 0.0
+    threshold: Number = 0.0
     """An estimate above it ends the episode; 0 takes what each task's demonstrations reach when they first succeed (0.9
     where the model sees pictures and they have none)."""
     termination: bool = True
     """The estimate ends episodes; otherwise each goes on to its horizon."""
-    completion: float = 0.3
+    completion: Share = 0.3
     """Share of the reward that is paid for ending above the threshold alone."""
     critic: str = "own"
     """Who estimates progress: "own" is a network that learned it from the demonstrations alone, averaged with the end
     conditions that they agree on (on frames the network by itself); "network", "pairs" (it compares with the
     beginning) and "ends" are one alone; in "pretrained" the network has learned on other tasks, whose successes it was
     told, how to read demonstrations; one of your own is FILE.py:NAME."""
-    play: int = 16
+    play: Whole = 16
     """Episodes per task of the cloned policy that a critic of frames, where it compares, takes for little progress."""
-    frame_steps: int = 400
+    frame_steps: Count = 400
     """Gradient steps of each network of a critic of frames."""
     goal_features: bool = True
     """The critic sees where the goal is marked."""
-    horizon_shares: tuple[float, ...] = (1.0,)
+    horizon_shares: tuple[Annotated[float, Range(0, 1)], ...] = (1.0,)
     """Shares of the horizon in equally long stages; (0.6, 1) trains the openings first."""
     epochs: int = 2
     gate: str = "non_inferiority"
@@ -89,6 +94,7 @@ def build(config: Config, folder: RunFolder) -> Experiment:
 def assemble(config: Config, setting: Setting, folder: RunFolder, learner: Learner) -> Experiment:
     """Progress as reward and termination, a gate, a horizon curriculum, and the given way of learning."""
     from ...envs.oracle import sealed
+    from ...families import name_of
     from ...rewards.progress.estimates import Accumulator, EpisodeProgress, FinalProgress, ProgressEstimator
     from ...trainers.curricula import ProgressiveHorizon
 
@@ -111,7 +117,9 @@ def assemble(config: Config, setting: Setting, folder: RunFolder, learner: Learn
         curriculum=ProgressiveHorizon(setting.curriculum(), list(starts.items())),
         guard=lambda: sealed("this recipe learns without an oracle"),
     )
-    return setting.experiment([stage], hindsight)
+    judged = "" if judge is None else f"; the gate asks another, {name_of(judge)}"
+    critic = f"{config.critic} ({name_of(progress)}), an estimate of progress{judged}"
+    return setting.experiment([stage], hindsight, method={"critic": critic})
 
 
 def thresholds(config: Config, setting: Setting, model: ProgressModel, accumulator: Accumulator) -> Threshold:

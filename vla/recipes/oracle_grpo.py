@@ -27,6 +27,7 @@ class Config(RobotConfig):
 
     SMALL: ClassVar[Mapping[str, Any]] = {"batch_size": 40}
     FIXED: ClassVar[tuple[str, ...]] = (*NO_GATE, "gate_states")
+    OWN: ClassVar[Mapping[str, tuple[str, ...]]] = {"rewards": ("success",)}
 
     epochs: int = 2
     rewards: tuple[str, ...] = ("success",)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ...trainers.config import POLICY_GRADIENT
+from ...trainers.ranges import Count
 from ..setting import start
 from . import evolve_vla
 
@@ -24,7 +25,7 @@ class Config(evolve_vla.Config):
 
     FIXED: ClassVar[tuple[str, ...]] = POLICY_GRADIENT
 
-    keep: int = 1
+    keep: Count = 1
     """Episodes of each group that are imitated."""
     gate: str = "none"
 

@@ -31,6 +31,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ...trainers.ranges import Amount, Count, Whole
 from ..setting import LanguageConfig, is_small, start
 
 if TYPE_CHECKING:
@@ -49,17 +50,17 @@ class Config(LanguageConfig):
     LOADED: ClassVar[Mapping[str, Any]] = {"group_size": 1}
     TINY: ClassVar[Mapping[str, Any]] = {"group_size": 1, "gate_labels": 0}
 
-    agents: int = 2  # the paper's main runs have 4, its ablation 2
+    agents: Count = 2  # the paper's main runs have 4, its ablation 2
     """Copies of the model that play, each trained by itself. The first is evaluated."""
-    rounds: int = 0
+    rounds: Whole = 0
     """Solutions per discussion (m); 0 takes twice the number of agents, as the paper does."""
-    critics: int = 1  # n
+    critics: Whole = 1  # n
     """Critiques per solution; 0 scores solutions alone, the paper's ablation."""
-    history: int = 2  # kappa
+    history: Whole = 2  # kappa
     """Rounds that solvers and critics hear of."""
     scorer: bool = True
     """Let another agent score; without, a critic scores what it criticises, the paper's ablation."""
-    beta: float = 0.01
+    beta: Amount = 0.01
     """Weight of the per-token KL to the start, in the reward."""
     epochs: int = 2
     minibatches: int | None = 2
@@ -69,13 +70,10 @@ class Config(LanguageConfig):
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
-    from ...errors import UsageError
     from ...rewards.reward import Reward
     from ..discussion import ChatRoles, Discussion, Interaction, SmallRoles
     from ..watch import Watch
 
-    if config.agents < 1:
-        raise UsageError(f"a discussion needs --agents of 1 or more, not {config.agents}")
     setting = start(config, folder, labels=False)
     policies: list[Any] = [setting.policy, *(setting.policy.trainable(f"agent{i}") for i in range(1, config.agents))]
     agents = {f"agent{number}": policy for number, policy in enumerate(policies)}

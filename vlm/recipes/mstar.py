@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...trainers.config import POLICY_GRADIENT
+from ...trainers.ranges import Count, Positive, Whole
 from ..setting import LanguageConfig, start
 
 if TYPE_CHECKING:
@@ -34,19 +35,18 @@ class Config(LanguageConfig):
     entropy_coef: float = 0.0
     process: bool = True
     """Choose among right answers by their steps."""
-    keep: int = 2  # Top-2 (notes on the paper)
+    keep: Count = 2  # Top-2 (notes on the paper)
     """Right answers that are imitated per question."""
-    tune_every: int = 50
+    tune_every: Whole = 50
     """Rounds between two choices of the temperature; 0 keeps it."""
-    temperatures: tuple[float, ...] = (0.5, 0.7, 0.9, 1.1, 1.3)  # the paper tries 0.3 to 1.6 in steps of 0.1
+    temperatures: tuple[Positive, ...] = (0.5, 0.7, 0.9, 1.1, 1.3)  # the paper tries 0.3 to 1.6 in steps of 0.1
     """Those to choose from."""
-    validation: int = 70
+    validation: Count = 70
     """Training questions that the temperature is chosen on (the paper: 250)."""
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ...rewards.reward import Reward
-    from ...rewards.text.verifiers import Exact
     from ...trainers.curricula import Uniform
     from ...trainers.objectives import WeightedImitation
     from ..small.rereading import Rereading
@@ -54,7 +54,7 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     from ..watch import Watch
 
     setting = start(config, folder)
-    reward = RightAndSound(Exact(), Rereading(setting.eyes) if config.process else None)
+    reward = RightAndSound(setting.questions.verify, Rereading(setting.eyes) if config.process else None)
     sources = {kind: Backwards(source) for kind, source in setting.questions.train.items()}
     validation = Uniform(sources, seed=config.seed).sample(config.validation)
     values = config.temperatures if config.tune_every else ()

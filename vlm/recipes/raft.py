@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ...trainers.config import POLICY_GRADIENT
+from ...trainers.ranges import Number
 from ..setting import LanguageConfig, start
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class Config(LanguageConfig):
     FIXED: ClassVar[tuple[str, ...]] = POLICY_GRADIENT
 
     entropy_coef: float = 0.0
-    threshold: float = 0.5
+    threshold: Number = 0.5
     """Answers that score more are imitated."""
 
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ...trainers.ranges import Amount, Share
 from ..setting import LanguageConfig, is_small, start
 
 if TYPE_CHECKING:
@@ -33,12 +34,12 @@ class Config(LanguageConfig):
 
     again: str = ""
     """What is said between the attempts; empty takes one word for the default model and a sentence for others."""
-    bonus: float = 10.0  # alpha (re-implementation)
+    bonus: Amount = 10.0  # alpha (re-implementation)
     """Weight of the improvement."""
-    kl_first: float = 0.1  # beta2 (re-implementation)
+    kl_first: Amount = 0.1  # beta2 (re-implementation)
     """KL weight on the first attempt in stage one."""
     kl_coef: float = 0.01  # beta1 (re-implementation)
-    stage_one: float = 0.3
+    stage_one: Share = 0.3
     """Share of the rounds that stage one takes."""
 
 

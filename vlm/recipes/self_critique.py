@@ -29,6 +29,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from ...trainers.ranges import Amount, Share
 from ..setting import start
 from . import grpo
 
@@ -56,15 +57,15 @@ class Config(grpo.Config):
     critic: Literal["looking", "asking"] = "looking"
     """A second look at each cell, or the model's own yes or no to the whole answer."""
     max_steps: int = 300
-    outcome: float = 1.0
+    outcome: Amount = 1.0
     """alpha: weight of the outcome beside the steps."""
-    gamma: float = 0.99
+    gamma: Share = 0.99
     """Discount of later steps."""
-    confidence: float = 0.7
+    confidence: Share = 0.7
     """tau: below it an answer is repaired."""
-    kappa: float = 10.0
+    kappa: Amount = 10.0
     """Sharpness of the repair gate (chosen, not the paper's)."""
-    repair_cost: float = 0.05
+    repair_cost: Amount = 0.05
     """C: what being asked again costs."""
     gate_labels: int = 0
     """The gate reads no label either: it asks whether two views of a picture get the same answer."""

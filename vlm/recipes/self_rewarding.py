@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...trainers.config import POLICY_GRADIENT
+from ...trainers.ranges import Positive
 from ..setting import LanguageConfig, start
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Config(LanguageConfig):
     """Which of the three is run."""
     ranker: Literal["looking", "asking"] = "looking"
     """Who scores the answers of plain and temporal."""
-    beta: float = 0.1
+    beta: Positive = 0.1
     """DPO's (the usual value; not checked)."""
     soften: bool = True
     """cream: weigh preferences by consistency; without it they are hard, its own ablation."""

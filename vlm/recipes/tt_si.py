@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...trainers.config import BY_MODEL, NO_GATE, POLICY_GRADIENT
+from ...trainers.ranges import Amount, Count, Positive
 from ..setting import LanguageConfig
 
 if TYPE_CHECKING:
@@ -42,15 +43,15 @@ class Config(LanguageConfig):
         *("sft_coef", "sft_batch_size", "eval_every", "save_every", "keep_last", "max_hours"),
     )
 
-    threshold: float = 0.95  # tau (recalled)
+    threshold: Amount = 0.95  # tau (recalled)
     """Inputs with a smaller margin are adapted to; 0 adapts to none, 2 to all."""
-    examples: int = BY_MODEL  # K = 1 (recalled)
+    examples: Count = BY_MODEL  # K = 1 (recalled)
     """Similar inputs per input that is adapted to."""
-    adapt_steps: int = BY_MODEL
+    adapt_steps: Count = BY_MODEL
     """Gradient steps per input."""
-    adapt_lr: float = BY_MODEL
+    adapt_lr: Positive = BY_MODEL
     """Learning rate of these steps (AdamW)."""
-    attempts: int = 8
+    attempts: Count = 8
     """Answers that a margin is taken from where an input names no choices, and views that vote for a pair's answer."""
     gate_by: Literal["margin", "random"] = "margin"
     """random adapts to as many inputs, whichever they are: the control."""

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from ...trainers.ranges import Share
 from ..setting import LanguageConfig, start
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Config(LanguageConfig):
 
     stages: Literal["both", "captions", "operations"] = "both"
     """Both stages, or one alone."""
-    form: float = 0.05  # R = 0.05 form + 0.95 content (notes on the paper)
+    form: Share = 0.05  # R = 0.05 form + 0.95 content (notes on the paper)
     """Share of the reward that the form alone earns."""
     gate_labels: int = 0
 

@@ -83,8 +83,8 @@ class GlimpseRenderer(Renderer):
 
     sees = True
 
-    def __init__(self, keep: int = 20_000) -> None:
-        super().__init__([IDS[END]], keep)
+    def __init__(self) -> None:
+        super().__init__([IDS[END]])
 
     def prompt(self, task: Task) -> Prompt:
         side = SIDE * PIXELS
@@ -95,15 +95,19 @@ class GlimpseRenderer(Renderer):
             picture = np.array(as_pil(picture, f"task {task.id}: image 1", PIXEL_LIMIT))
         if picture.shape != (side, side, 3):
             raise UsageError(f"task {task.id}: the small model takes {side} x {side} RGB pictures, not {picture.shape}")
-        ids = [IDS[IMAGE]] * CELLS + self.words(str(task.prompt), task.id)
+        ids = [IDS[IMAGE]] * CELLS + self._said(str(task.prompt), task.id)
         return Prompt(task.id, torch.tensor(ids), {"pixel_values": torch.from_numpy(np.ascontiguousarray(picture))})
 
     def tokens(self, text: str) -> Tensor:
-        return torch.tensor([*self.words(text, "an answer"), IDS[END]])
+        return torch.tensor([*self._said(text, "an answer"), IDS[END]])
 
     def text(self, ids: Tensor) -> str:
         words = (WORDS[i] for i in ids.tolist())
         return " ".join(word for word in words if word not in (PAD, END, IMAGE))
+
+    def _said(self, text: str, whose: str) -> list[int]:
+        """Ids of what somebody said; the model's own marks are no words of theirs."""
+        return self.words(" ".join(f"{word}?" if word in (PAD, END, IMAGE) else word for word in text.split()), whose)
 
     def words(self, text: str, whose: str = "an item") -> list[int]:
         """Ids of a text's words. Raises UsageError naming whose word it does not know."""

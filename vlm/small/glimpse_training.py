@@ -84,7 +84,7 @@ def learn_to_see(model: GlimpseModel, how: Schooling, *, count: int = 1800) -> f
         hit = (log_probs.argmax(-1) == labels[rows]).float().mean().item()
         return F.nll_loss(log_probs.flatten(0, 1), labels[rows].flatten())
 
-    _fit([p for part in wanted for p in part.parameters()], loss, how, how.seeing, 3e-3)
+    _fit([p for part in wanted for p in part.parameters()], loss, how, how.seeing, 3e-3, "learning to see")
     model.config.frozen_vision = True
     for part in (model.see, model.seen):
         part.requires_grad_(False)
@@ -135,7 +135,7 @@ def learn_answers(
                 total = total + count / how.batch * imitation_loss(model, renderer, chosen, noisy)
         return total
 
-    return _fit([p for p in model.parameters() if p.requires_grad], loss, how, steps, how.lr)
+    return _fit([p for p in model.parameters() if p.requires_grad], loss, how, steps, how.lr, "learning to answer")
 
 
 def in_view(item: Item, draw: random.Random) -> Item:
@@ -228,11 +228,16 @@ def _noisy(pixels: Tensor, how: Schooling, step: object) -> Tensor:
 
 
 def _fit(
-    parameters: Sequence[torch.nn.Parameter], loss: Callable[[int], Tensor], how: Schooling, steps: int, lr: float
+    parameters: Sequence[torch.nn.Parameter],
+    loss: Callable[[int], Tensor],
+    how: Schooling,
+    steps: int,
+    lr: float,
+    told: str,
 ) -> float:
     """Warm-up over 20 steps, and linear decay to a tenth."""
     rates = [lr * min(1.0, (step + 1) / 20) * (1 - 0.9 * step / steps) for step in range(steps)]
-    return fit(parameters, loss, rates, weight_decay=how.weight_decay, max_grad_norm=1.0, fused=True)
+    return fit(parameters, loss, rates, weight_decay=how.weight_decay, max_grad_norm=1.0, fused=True, told=told)
 
 
 # the default model
