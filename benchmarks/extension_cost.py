@@ -82,7 +82,7 @@ ALL = (
     ),
     Example(
         *("e", "pixart.py", f"run diffusion/prdp --use pixart.py {PIXART}"),
-        *(f"run diffusion/prdp {PIXART}", "no adapter for PixArtSigmaPipeline"),
+        *(f"run diffusion/prdp {PIXART}", "no adapter for PixArtAlphaPipeline"),
     ),
     Example("f", "two_cameras.py", f"run {ARM} --use two_cameras.py witness.py", f"run {ARM}", 'environment "arm"'),
     Example(
@@ -144,7 +144,7 @@ def prepare(folder: Path) -> None:
     for name, make in models.items():
         for part in make():
             part.save_pretrained(folder / name)
-    pipelines.pixart_sigma().save_pretrained(folder / "pixart")
+    pipelines.pixart_alpha().save_pretrained(folder / "pixart")
     colours, things, rows = ("red", "green", "blue"), ("circle", "square", "dog", "cat"), []
     for number in range(40):
         colour, thing = colours[number % 3], things[number % 4]

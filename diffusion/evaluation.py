@@ -1,4 +1,4 @@
-"""What is reported of a policy that draws: judge, reward, fidelity, diversity and drift, and pictures to look at."""
+"""What is reported of a policy that draws: judge, reward, fidelity, diversity and drift."""
 
 from __future__ import annotations
 
@@ -9,18 +9,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
-from torch import Tensor
 
-from ..rewards.image.images import as_uint8
 from ..rewards.image.shapes import per_prompt_diversity
 from ..splitting import Part, deal
-from ..trainers.randomness import generator
 from ..trainers.scoring import score, total_of
 from ..types import Actor, Rollout, Task
 
 if TYPE_CHECKING:
-    from ..trainers.runs.run_folder import RunFolder
     from .setting import Setting
 
 KEY = (2**31,)
@@ -100,7 +95,7 @@ def _look(
     _judge(setting, rollouts, seen)
     pictures = torch.unflatten(torch.stack([r.output for r in rollouts]), 0, (len(tasks), len(copies)))
     if len(copies) > 1:
-        seen.figures["diversity"] += [per_prompt_diversity(pictures)] * len(tasks)
+        seen.figures["diversity"] += [per_prompt_diversity(pictures.flatten(2, -3))] * len(tasks)
     if system is policy:
         seen.figures["kl"] += [drift(setting, policy, rollouts[:: len(copies)])] * len(tasks)
     else:
@@ -142,40 +137,11 @@ def _judge(setting: Setting, rollouts: list[Rollout], seen: _Sums) -> None:
 
 def drift(setting: Setting, policy: Any, rollouts: Sequence[Rollout]) -> float:
     """Mean over rollouts of sum_t |mu - mu_start|^2 / (2 sigma^2): KL of the two chains, exact on the policy's own."""
-    if not bool(rollouts[0].mask.any()):
+    if not any(bool(rollout.mask.any()) for rollout in rollouts):
         return 0.0
     with torch.no_grad():
         now = policy.evaluate_actions(policy.collate(rollouts), {"kl:start"}, {"start": setting.start})
     return float(now.kl["start"].sum(-1).mean())
-
-
-def write_grids(setting: Setting, folder: RunFolder) -> None:
-    """samples/images/KIND-before.png and -after.png: a row per prompt, a column per noise, the same in both."""
-    place = folder.samples / "images"
-    place.mkdir(parents=True, exist_ok=True)
-    for kind, tasks in (("seen", setting.prompts.seen), ("unseen", setting.prompts.unseen)):
-        order = torch.randperm(len(tasks), generator=generator("grid", kind)).tolist()
-        chosen = [tasks[i] for i in order[: setting.config.grid]]
-        for side, policy in (("before", setting.start), ("after", setting.shown)):
-            rollouts = _draw(policy, chosen, range(6))
-            pictures = torch.unflatten(torch.stack([r.output for r in rollouts]), 0, (len(chosen), 6))
-            grid(pictures).save(place / f"{kind}-{side}.png")
-        (place / f"{kind}.txt").write_text("\n".join(str(task.prompt) for task in chosen) + "\n")
-
-
-def grid(pictures: Tensor, gap: int = 1, least: int = 64) -> Image.Image:
-    """[R, C, 3, H, W] as one image; small pictures are enlarged without smoothing to ``least`` pixels."""
-    rows, columns = pictures.shape[:2]
-    scale = max(1, -(-least // pictures.shape[-1]))
-    pixels = torch.from_numpy(as_uint8(pictures.flatten(0, 1).nan_to_num(0, 0, 0)))  # a ruined policy is shown too
-    pixels = pixels.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
-    height, width = pixels.shape[1:3]
-    gap = gap * scale
-    whole = torch.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, dtype=torch.uint8)
-    for i, picture in enumerate(pixels):
-        top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
-        whole[top : top + height, left : left + width] = picture
-    return Image.fromarray(whole.numpy())
 
 
 def _score(rollout: Rollout) -> float:

@@ -26,6 +26,7 @@ from ..trainers.objectives import Metrics, Term
 from ..trainers.randomness import generator
 from ..trainers.scoring import columns
 from ..types import Batch, Evaluation, RewardFunction
+from .faults import is_sound
 from .sampler import at
 
 if TYPE_CHECKING:
@@ -67,9 +68,15 @@ class RewardGradient(Term):
     def __call__(self, now: Evaluation, batch: Batch) -> tuple[Tensor, Metrics]:
         if now.outputs is None:
             raise ValueError("the policy returned no outputs: choose one with the capability 'outputs'")
-        copies = now.outputs.shape[1] if now.outputs.ndim == 5 else 1
-        images = now.outputs.reshape(-1, *now.outputs.shape[-3:])
-        rollouts = [rollout for rollout in batch.payload["rollouts"] for _ in range(copies)]
+        drawn = batch.payload["rollouts"]
+        copies = now.outputs.shape[1] if "renoised" in batch.columns else 1
+        images = now.outputs.flatten(0, 1) if "renoised" in batch.columns else now.outputs
+        rollouts = [rollout for rollout in drawn for _ in range(copies)]
+        sound = [row for row, rollout in enumerate(rollouts) if is_sound(rollout)]
+        if not sound:
+            return 0.0 * images.sum(), {"objective/loss": 0.0}
+        if len(sound) < len(rollouts):
+            images, rollouts = images[sound], [rollouts[row] for row in sound]
         scores: Any = None
         reward = self.reward
         if isinstance(reward, GradientKept):
@@ -157,12 +164,14 @@ class _Piece:
     """Rows that were cut alike: where the gradient begins and what is decoded.
 
     Attributes:
+        places: of what is made of them, among all outputs of the batch.
         first, last: steps with gradient are first <= i < last.
         estimate: decode the model's estimate of the picture at step ``first`` instead of running the chain to its end.
         start: [N, ...] latents where the gradient begins.
     """
 
     rows: Tensor
+    places: Tensor
     first: int
     last: int
     estimate: bool
@@ -172,34 +181,27 @@ class _Piece:
 
 
 def pictures(policy: DenoisingPolicy, batch: Batch) -> Tensor:
-    """[B, 3, H, W] (or [B, n, 3, H, W] renoised) from the payload's own random numbers, without a graph."""
-    found: list[Tensor] = []
-    order: list[Tensor] = []
+    """[B, *output_shape] (or [B, n, *output_shape] renoised) from the payload's own random numbers, without a graph.
+
+    Zeros where the rollout's picture is not finite.
+    """
+    copies = int(batch.columns["renoised"][0]) if "renoised" in batch.columns else 0
+    whole = torch.zeros(max(1, copies) * len(batch), *policy.adapter.output_shape, device=policy.device)
     with torch.no_grad(), policy.mixed():
         for piece in _pieces(policy, batch):
             if not piece.estimate and policy._sampled_now(batch):  # what the end of the chain decoded to
-                drawn = [batch.payload["rollouts"][int(row)].output for row in piece.rows]
-                found.append(torch.stack(drawn).to(policy.device))
+                drawn = torch.stack([batch.payload["rollouts"][int(row)].output for row in piece.rows])
             else:
-                found.append(_finish(policy, piece, _states(policy, batch, piece)[-1]).float())
-            order.append(piece.rows)
-    whole = torch.cat(found)[torch.cat(order).argsort(stable=True)]
-    copies = int(batch.columns["renoised"][0]) if "renoised" in batch.columns else 0
+                drawn = _finish(policy, piece, _states(policy, batch, piece)[-1]).float()
+            whole[piece.places.to(whole.device)] = drawn.to(whole)
     return torch.unflatten(whole, 0, (len(batch), copies)) if copies else whole
 
 
 def pull(policy: DenoisingPolicy, batch: Batch, cotangent: Tensor) -> None:
     """Add the gradient of <cotangent, pictures> to the policy's parameters."""
-    copies = cotangent.shape[1] if cotangent.ndim == 5 else 0
-    flat = cotangent.flatten(0, 1) if copies else cotangent
+    flat = cotangent.flatten(0, 1) if "renoised" in batch.columns else cotangent
     for piece in _pieces(policy, batch):
-        if copies:
-            rows = torch.cat(
-                [torch.arange(int(r) * copies, int(r) * copies + copies) for r in torch.unique(piece.rows)]
-            )
-        else:
-            rows = piece.rows
-        given = flat[rows.to(flat.device)].to(policy.device)
+        given = flat[piece.places.to(flat.device)].to(policy.device)
         if policy.checkpointing:
             _pull_by_steps(policy, batch, piece, given)
         else:
@@ -228,7 +230,7 @@ def _pull_by_steps(policy: DenoisingPolicy, batch: Batch, piece: _Piece, given: 
 
 
 def _pieces(policy: DenoisingPolicy, batch: Batch) -> Iterator[_Piece]:
-    """The batch in pieces of at most ``at_once`` pictures that share a cut."""
+    """What is finite of the batch, in pieces of at most ``at_once`` pictures that share a cut."""
     steps = policy.sampler.steps
     named = batch.columns
     kinds = [name for name in ("last_steps", "renoised", "only_step") if name in named]
@@ -236,16 +238,18 @@ def _pieces(policy: DenoisingPolicy, batch: Batch) -> Iterator[_Piece]:
         raise ValueError(f"a chain can be cut in one way: {' and '.join(kinds)} are both there")
     kind = kinds[0] if kinds else "last_steps"
     cuts = named[kind] if kinds else torch.full((len(batch),), steps)
+    sound = torch.tensor([is_sound(rollout) for rollout in batch.payload["rollouts"]])
     for cut in torch.unique(cuts).tolist():
         size = max(1, policy.at_once // int(cut)) if kind == "renoised" else policy.at_once
-        for rows in torch.split((cuts == cut).nonzero()[:, 0], size):
+        for rows in torch.split(((cuts == cut) & sound).nonzero()[:, 0], size):
             yield _piece(policy, batch, rows, kind, int(cut))
 
 
 def _piece(policy: DenoisingPolicy, batch: Batch, rows: Tensor, kind: str, cut: int) -> _Piece:
     steps, path = policy.sampler.steps, batch.payload["path"]
-    rollouts = [batch.payload["rollouts"][int(row)] for row in rows]
+    rollouts, places = [batch.payload["rollouts"][int(row)] for row in rows], rows
     if kind == "renoised":
+        places = (cut * rows[:, None] + torch.arange(cut)).flatten()
         rollouts = [r for r in rollouts for _ in range(cut)]
         rows = rows.repeat_interleave(cut)
         draws = [generator("renoised", int(r.payload["seed"]), copy % cut) for copy, r in enumerate(rollouts)]
@@ -257,8 +261,8 @@ def _piece(policy: DenoisingPolicy, batch: Batch, rows: Tensor, kind: str, cut: 
         noise = torch.stack([policy._noise(int(r.payload["seed"]), steps) for r in rollouts])[:, 1:]
         first, end = (cut, cut) if kind == "only_step" else (steps - cut, steps)
         start, estimate = path[rows, first], kind == "only_step"
-    condition = policy._condition([(r.train_task or r.task).prompt for r in rollouts])
-    return _Piece(rows, first, end, estimate, start.to(policy.device), noise.to(policy.device), condition)
+    condition = policy.conditions([(r.train_task or r.task).prompt for r in rollouts])
+    return _Piece(rows, places, first, end, estimate, start.to(policy.device), noise.to(policy.device), condition)
 
 
 def _states(policy: DenoisingPolicy, batch: Batch, piece: _Piece) -> list[Tensor]:

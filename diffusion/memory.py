@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
 from .pipelines import PipelineAdapter
+
+TEXT = "word " * 64
+"""Of what length a prompt is taken to be, where its length matters."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +23,7 @@ class Plan:
 
     Attributes:
         parameters, trainable: counts of the denoiser's weights.
-        weights: of the whole pipeline. gradients, optimiser: of AdamW.
+        weights: of the whole pipeline. gradients, optimiser: of AdamW. copies: of the trained weights, as the start's.
         activations: what backward needs, kept at once. latents: the chains' states, in float32.
     """
 
@@ -27,16 +32,17 @@ class Plan:
     weights: int
     gradients: int
     optimiser: int
+    copies: int
     activations: int
     latents: int
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimiser + self.activations + self.latents
+        return self.weights + self.gradients + self.optimiser + self.copies + self.activations + self.latents
 
     def __str__(self) -> str:
         unit, size = ("GiB", 2**30) if self.total >= 2**30 else ("MiB", 2**20)
-        parts = ("weights", "gradients", "optimiser", "activations", "latents")
+        parts = ("weights", "gradients", "optimiser", "copies", "activations", "latents")
         sizes = ", ".join(f"{name} {getattr(self, name) / size:.2f}" for name in parts)
         share = f"{self.trainable:,} of {self.parameters:,} parameters trained"
         return f"about {self.total / size:.2f} {unit}: {sizes}; {share}"
@@ -52,6 +58,7 @@ def memory_plan(
     guided: bool = False,
     decoded: bool = False,
     dtype: torch.dtype | None = None,
+    forks: int = 0,
 ) -> Plan:
     """Estimate what training takes on the adapter's device.
 
@@ -67,6 +74,7 @@ def memory_plan(
         guided: classifier-free guidance, two rows per picture.
         decoded: the gradient passes through the decoder, too (reward gradients).
         dtype: of autocast; None computes in the weights' own.
+        forks: copies of the trained weights that live as long as the run.
 
     Raises:
         ValueError: a count below 1, or more steps with gradient than steps.
@@ -84,21 +92,21 @@ def memory_plan(
         # the decoder's are gone when a checkpointed step is recomputed
         more = fixed + batch * per_row
         activations = max(activations, more) if checkpointing else activations + more
-    channels, height, width = adapter.latent_shape
     return Plan(
         parameters=sum(p.numel() for p in adapter.denoiser.parameters()),
         trainable=sum(p.numel() for p in trained),
         weights=sum(_bytes(p) for part in parts for p in (*part.parameters(), *part.buffers())),
         gradients=sum(map(_bytes, trained)),
         optimiser=2 * sum(map(_bytes, trained)),
+        copies=forks * sum(map(_bytes, trained)),
         activations=activations,
-        latents=4 * batch * (steps + 1) * channels * height * width,
+        latents=4 * batch * (steps + 1) * math.prod(adapter.latent_shape),
     )
 
 
 def denoiser_activations(adapter: PipelineAdapter, dtype: torch.dtype | None = None) -> tuple[int, int]:
     """Bytes that one call of the denoiser saves for backward: (whatever the batch, per row)."""
-    condition = adapter.encode([""])
+    condition = adapter.encode([TEXT])
     timestep = torch.zeros(1, device=adapter.device)
 
     def call(rows: int) -> Tensor:
@@ -142,7 +150,14 @@ def _saved(
         weights = [*module.parameters(), *module.buffers()]
         weights += [fake.from_tensor(weight) for weight in weights]  # autograd saves some themselves, some as fakes
         mixed = torch.autocast(device.type, dtype, enabled=dtype is not None)
-        with torch.enable_grad(), mixed, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        # Tables that diffusers caches, such as Qwen-Image's rotations, would be fakes from then on.
+        uncached = patch.object(torch.compiler, "is_exporting", lambda: True)
+        with (
+            torch.enable_grad(),
+            mixed,
+            uncached,
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        ):
             out = call(rows)
         own = {_storage(w) for w in weights}
         found = {_storage(t): cast(Any, t).untyped_storage().nbytes() for t in kept}

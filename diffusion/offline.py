@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 
 
 class Recorded(TrainingWrapper):
-    """Hands out recorded pictures of the prompts it knows, each time with other random levels and noise."""
+    """Hands out recorded pictures of the prompts it knows, each time with other random levels and noise.
+
+    All pictures of a prompt share them, as the two of a pair do in the published scripts of Diffusion-DPO: what differs
+    between their errors is then the pictures.
+    """
 
     def __init__(self, policy: DenoisingPolicy, rollouts: Sequence[Rollout]) -> None:
         super().__init__(policy)
@@ -39,8 +43,8 @@ class Recorded(TrainingWrapper):
     def attempt(self, tasks: Sequence[Task], n: int, *, key: Key, **sampling: Any) -> list[Rollout]:
         found = []
         for task in tasks:
-            for i, known in enumerate(self.by_prompt[task.prompt][:n]):
-                fresh = {"seed": torch.tensor(seed_of("replay", *key, task.id, i))}
+            for known in self.by_prompt[task.prompt][:n]:
+                fresh = {"seed": torch.tensor(seed_of("replay", *key, task.id))}
                 found.append(replace(known, task=task, payload={**known.payload, **fresh}, scores={}, info=known.info))
         return found
 

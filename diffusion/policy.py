@@ -30,6 +30,8 @@ from ..trainers.policy import References, TorchPolicy, collate
 from ..trainers.randomness import generator, seed_of
 from ..trainers.weights import move
 from ..types import Batch, Decisions, Evaluation, Graph, Key, Mode, Once, Rollout, Task
+from .conditions import Conditions
+from .faults import discarded, faults_of, is_sound
 from .pipelines import PipelineAdapter
 from .sampler import Sampler
 
@@ -53,14 +55,18 @@ class DenoisingPolicy(TorchPolicy):
         adapter: the pipeline; what of its denoiser requires gradients is trained.
         sampler: the chain that is sampled and trained.
         guidance: scale of classifier-free guidance, in sampling and in training; 1 is none.
+        evaluation_guidance: the same where it acts to be looked at; None is that of training.
         at_once: denoiser calls (times 2 with guidance) whose graph or activations are held at once. Larger batches
             are evaluated without a graph and recomputed piece by piece in backward, with the same gradient.
         forward_draws: forward decisions per picture, at different levels of the chain.
         checkpointing: rebuild one step at a time for reward gradients; False holds the graph of all of them.
-        autocast: bfloat16 on GPU, None on CPU.
+        autocast: dtype of mixed precision, or None.
 
-    A rollout's payload: path [T + 1, ...] from noise to latents, seed [] of all its random numbers, and round [], a
-    number that all rollouts of one call of ``act`` share.
+    A rollout's payload: path [T + 1, ...] from noise to latents, seed [] of all its random numbers, guidance [] that it
+    was drawn with, and round [], a number that all rollouts of one call of ``act`` share.
+
+    What is not finite is nothing that one could learn from: such a rollout decides nothing, its path is 0, its output
+    NaN, and ``info["fault"]`` says why.
     """
 
     capabilities = frozenset({"exact", "forward", "kl", "outputs"})
@@ -71,6 +77,7 @@ class DenoisingPolicy(TorchPolicy):
         sampler: Sampler,
         *,
         guidance: float = 1.0,
+        evaluation_guidance: float | None = None,
         at_once: int = 1024,
         forward_draws: int = 2,
         checkpointing: bool = True,
@@ -80,9 +87,10 @@ class DenoisingPolicy(TorchPolicy):
             raise UsageError(f"at_once and forward_draws are 1 or more, not {at_once} and {forward_draws}")
         super().__init__(adapter.denoiser, piece=2**31, autocast=autocast)
         self.adapter, self.sampler, self.guidance = adapter, sampler, guidance
+        self.evaluation_guidance = guidance if evaluation_guidance is None else evaluation_guidance
         self.at_once, self.forward_draws, self.checkpointing = at_once, forward_draws, checkpointing
         self._own: dict[str, Tensor] | None = None  # a fork's trained weights; None: the module's
-        self._conditions: dict[str | None, Mapping[str, Tensor]] = {}
+        self.conditions = Conditions(adapter)
         self._number = next(_numbers)
 
     # --- acting ----------------------------------------------------------------------------------
@@ -99,7 +107,7 @@ class DenoisingPolicy(TorchPolicy):
         window: int | None = None,
         keep_graph: bool = False,
     ) -> list[Rollout]:
-        """n pictures per task; ``output`` is a float tensor [3, H, W] in 0..1.
+        """n pictures per task; ``output`` is a float tensor [3, H, W] in 0..1, of a video [F, 3, H, W].
 
         Args:
             greedy: no noise but that of the start: the deterministic chain.
@@ -116,41 +124,41 @@ class DenoisingPolicy(TorchPolicy):
         pairs = [(task, seed_of(*key, task.id, sample)) for task in tasks for sample in range(n)]
         found: list[Rollout] = []
         keep = keep_graph and mode == "train" and len(pairs) * int(chain.decides.sum()) <= self.at_once
+        guidance = self.guidance if mode == "train" else self.evaluation_guidance
         with self.mixed():  # as in learning, or the weights of now would seem to be others
             for part in _batched(pairs, self.at_once):
-                found += self._draw(part, chain, shared, keep)
+                found += self._draw(part, chain, shared, keep, guidance)
         return found
 
-    def _draw(self, pairs: Sequence[tuple[Task, int]], chain: Sampler, shared: Tensor, keep: bool) -> list[Rollout]:
+    def _draw(
+        self, pairs: Sequence[tuple[Task, int]], chain: Sampler, shared: Tensor, keep: bool, guidance: float
+    ) -> list[Rollout]:
         noise = torch.stack([self._noise(seed, chain.steps) for _, seed in pairs]).to(self.device)
-        condition = self._condition([task.prompt for task, _ in pairs])
+        condition = self.conditions([task.prompt for task, _ in pairs])
         x = noise[:, 0] * chain.levels.start
         path, log_probs, means = [x], torch.zeros(len(pairs), chain.steps), {}
         for i in range(chain.steps):
             step, random = torch.full((len(pairs),), i), bool(chain.std[i] > 0)
             with torch.set_grad_enabled(keep and random):
-                mean = chain.mean(step, x, self._predict(chain, step, x, condition))
+                mean = chain.mean(step, x, self._predict(chain, step, x, condition, guidance))
             x = mean.detach() + chain.std[i] * noise[:, i + 1]
             if random:
                 log_probs[:, i] = chain.log_prob(step, x, mean.detach()).float().cpu()
                 means[i] = mean
             path.append(x)
-        graph = Once(Means({seed: row for row, (_, seed) in enumerate(pairs)}, means)) if keep else None
         pictures = self.adapter.decode(x).float().cpu()
         paths, version = torch.stack(path, 1).cpu(), self._version()
-        return [
-            Rollout(
-                task,
-                pictures[row],
-                {"path": paths[row], "seed": torch.tensor(seed), "round": shared},
-                log_probs[row],
-                chain.decides.clone(),
-                torch.arange(chain.steps),
-                version=version,
-                graph=graph,
-            )
-            for row, (task, seed) in enumerate(pairs)
-        ]
+        faults = faults_of([task.id for task, _ in pairs], paths, pictures)
+        keep = keep and not any(faults)  # in a graph, one row's NaN is in the gradient of all
+        graph = Once(Means({seed: row for row, (_, seed) in enumerate(pairs)}, means)) if keep else None
+        found = []
+        for row, (task, seed) in enumerate(pairs):
+            payload = {"path": paths[row], "seed": torch.tensor(seed), "round": shared}
+            payload["guidance"] = torch.tensor(guidance, dtype=torch.float64)
+            mask, segments = chain.decides.clone(), torch.arange(chain.steps)
+            drawn = Rollout(task, pictures[row], payload, log_probs[row], mask, segments, version=version, graph=graph)
+            found.append(discarded(drawn, faults[row]) if faults[row] else drawn)
+        return found
 
     def encode(self, tasks: Sequence[Task], outputs: Sequence[Any], key: Key = (0,)) -> list[Rollout]:
         """Pictures [3, H, W] in 0..1 as rollouts for forward decisions: nobody knows the chain that led to them."""
@@ -181,17 +189,17 @@ class DenoisingPolicy(TorchPolicy):
         }
         if not forward:
             self._check_lengths(rollouts)
-            paths = torch.stack([r.payload["path"] for r in rollouts])
-            return collate(rollouts, size, payload | {"path": paths})
+            paths, guidance = (torch.stack([r.payload[name] for r in rollouts]) for name in ("path", "guidance"))
+            return collate(rollouts, size, payload | {"path": paths, "guidance": guidance})
         draws = [self._forward_draw(int(seed)) for seed in payload["seed"]]
         drawn = {
             "clean": latents,
             "level": torch.stack([d[0] for d in draws]),
             "noise": torch.stack([d[1] for d in draws]),
         }
-        mask = torch.ones(self.forward_draws, dtype=torch.bool)
         place = torch.arange(self.forward_draws)
-        redone = [replace(r, mask=mask, segments=place, log_probs=None) for r in rollouts]
+        masks = [torch.full((self.forward_draws,), is_sound(r)) for r in rollouts]
+        redone = [replace(r, mask=m, segments=place, log_probs=None) for r, m in zip(rollouts, masks, strict=True)]
         batch = collate(redone, size, payload | drawn)
         return replace(batch, log_probs={})
 
@@ -286,7 +294,7 @@ class DenoisingPolicy(TorchPolicy):
     ) -> dict[str, Tensor]:
         """[N] log-probabilities and divergences of the decisions (rows, steps), with graph."""
         data, prompts = batch.payload, [batch.payload["rollouts"][int(i)] for i in rows]
-        condition = self._condition([(r.train_task or r.task).prompt for r in prompts])
+        condition = self.conditions([(r.train_task or r.task).prompt for r in prompts])
         if "clean" in data:
             level = data["level"][rows, steps].cpu()
             clean, noise = data["clean"][rows], data["noise"][rows, steps]
@@ -298,12 +306,14 @@ class DenoisingPolicy(TorchPolicy):
                 found[f"kl:{name}"] = ((now - then) ** 2).flatten(1).sum(1) / 2
             return found
         x, onto = data["path"][rows, steps], data["path"][rows, steps + 1]
+        guidance = _one_guidance(data["guidance"][rows])
         mean = self._kept_means(batch, rows, steps)
         if mean is None:
-            mean = self.sampler.mean(steps, x, self._predict(self.sampler, steps, x, condition))
+            mean = self.sampler.mean(steps, x, self._predict(self.sampler, steps, x, condition, guidance))
         found = {"log_probs": self.sampler.log_prob(steps, onto, mean)}
         for name in _policies(needs):
-            other = self.sampler.mean(steps, x, self._predicted_by(references[name], steps, x, condition))
+            theirs = self._predicted_by(references[name], steps, x, condition, guidance)
+            other = self.sampler.mean(steps, x, theirs)
             found[f"kl:{name}"] = self.sampler.kl(steps, mean, other)
         return found
 
@@ -323,8 +333,10 @@ class DenoisingPolicy(TorchPolicy):
         return torch.cat([mean[drawn[steps == i]] for i, mean in means.items()])[order.argsort()]
 
     @torch.no_grad()
-    def _predicted_by(self, other: Any, step: Tensor, x: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
-        prediction: Tensor = other._predict(self.sampler, step, x, condition)
+    def _predicted_by(
+        self, other: Any, step: Tensor, x: Tensor, condition: Mapping[str, Tensor], guidance: float | None = None
+    ) -> Tensor:
+        prediction: Tensor = other._predict(self.sampler, step, x, condition, guidance)
         return prediction
 
     def _decisions(self, batch: Batch, live: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -333,33 +345,27 @@ class DenoisingPolicy(TorchPolicy):
         rows, steps = mask.nonzero().unbind(1)
         return rows, steps
 
-    def _predict(self, chain: Sampler, step: Tensor, x: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
-        """The model's output for x [N, ...] at steps [N], guided."""
+    def _predict(
+        self,
+        chain: Sampler,
+        step: Tensor,
+        x: Tensor,
+        condition: Mapping[str, Tensor],
+        guidance: float | None = None,
+    ) -> Tensor:
+        """The model's output for x [N, ...] at steps [N], guided; None is the guidance of training."""
+        scale = self.guidance if guidance is None else guidance
         levels = chain.levels
         seen = x * levels.input_scale.to(x)[step].reshape(-1, *[1] * (x.ndim - 1))
         timestep = levels.timesteps[step].to(self.device)
-        unconditional = None if self.guidance == 1.0 else self._condition([None] * len(x))
-        return self.adapter.predict_guided(self._denoise, seen, timestep, condition, unconditional, self.guidance)
+        plain = scale == 1.0 or self.adapter.distilled
+        unconditional = None if plain else self.conditions([None] * len(x))
+        return self.adapter.predict_guided(self._denoise, seen, timestep, condition, unconditional, scale)
 
     def _denoise(self, *inputs: Any, **named: Any) -> Any:
         if self._own is None:
             return self.module(*inputs, **named)
         return functional_call(self.module, self._own, inputs, named)
-
-    def _condition(self, prompts: Sequence[str | None]) -> dict[str, Tensor]:
-        """What the denoiser is told of prompts, one row each; None is the empty prompt. Encoded once per prompt."""
-        new = [p for p in dict.fromkeys(prompts) if p not in self._conditions]
-        if new:
-            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                told = [p for p in new if p is not None]
-                rows = self.adapter.encode(told) if told else {}
-                self._conditions |= {p: {k: v[i] for k, v in rows.items()} for i, p in enumerate(told)}
-                if None in new:
-                    self._conditions[None] = {k: v[0] for k, v in self.adapter.unconditional(1).items()}
-        known = list(dict.fromkeys(prompts))
-        place = torch.tensor([known.index(p) for p in prompts], device=self.device)
-        first = self._conditions[known[0]]
-        return {k: torch.stack([self._conditions[p][k] for p in known])[place] for k in first}
 
     # --- weights ---------------------------------------------------------------------------------
 
@@ -396,6 +402,13 @@ class DenoisingPolicy(TorchPolicy):
 
     def parameters(self) -> Iterable[nn.Parameter]:
         return () if self._own is not None else (p for p in self.module.parameters() if p.requires_grad)
+
+
+def _one_guidance(scales: Tensor) -> float:
+    scale, *others = sorted(set(scales.tolist()))
+    if others:
+        raise ValueError(f"rollouts that were drawn with guidance {scale:g} and {others[0]:g} are evaluated apart")
+    return float(scale)
 
 
 def _policies(needs: Iterable[str]) -> list[str]:

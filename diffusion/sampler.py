@@ -15,6 +15,10 @@ tested), and the stochastic flow of Flow-GRPO (arXiv 2505.05470, checked against
 
     std = s sqrt(sigma - sigma'),  kept = sigma' - s^2 (sigma - sigma') / (2 sigma),  s = a sqrt(sigma / (1 - sigma)).
 
+A consistency model jumps to its picture and adds fresh noise: std = sigma', kept = 0 (LCM, arXiv 2310.04378), or goes
+down to a lower level s = (1 - gamma) t' first: std = sqrt(1 - alpha'^2 / alpha_s^2), kept = alpha' sigma_s / alpha_s
+(TCD, arXiv 2402.19159); neither was checked against its paper, both against diffusers' schedulers.
+
 Since x_0_hat and eps_hat are linear in x and in the model's output p, the mean of a step is two numbers: mean_x x +
 mean_p p. Where std is 0 there is no decision: such steps have no log-probability.
 """
@@ -24,43 +28,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import UsageError
-
-Kind = Literal["auto", "ddim", "ddpm", "euler_ancestral", "flow_ancestral", "flow_sde"]
-Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
-
-OF_CLASS: dict[str, Kind] = {
-    "DDIMScheduler": "ddim",
-    "DDPMScheduler": "ddpm",
-    "EulerAncestralDiscreteScheduler": "euler_ancestral",
-    "FlowMatchEulerDiscreteScheduler": "flow_sde",
-}
-"""What "auto" takes for a pipeline's scheduler."""
-
-
-@dataclass(frozen=True)
-class Levels:
-    """Where a chain of T steps passes.
-
-    Attributes:
-        timesteps: [T] what the model is told.
-        alpha, sigma: [T + 1] in double precision, from noise to picture.
-        prediction: what the model's output means.
-        input_scale: [T] the model sees input_scale * x.
-        start: standard deviation of the noise that a chain starts from.
-    """
-
-    timesteps: Tensor
-    alpha: Tensor
-    sigma: Tensor
-    prediction: Prediction
-    input_scale: Tensor
-    start: float = 1.0
+from .schedulers import Kind, Levels, kind_for, levels_of
 
 
 @dataclass(frozen=True)
@@ -154,73 +128,49 @@ def sampler_for(
     """The chain of a diffusers scheduler.
 
     Args:
-        kind: "auto" follows the scheduler's class. "ddim" and "ddpm" (eta 1) suit any scheduler with
-            ``alphas_cumprod``, "euler_ancestral" Euler's sigmas, "flow_ancestral" and "flow_sde" flow matching.
-        eta: share of the ancestral noise (DDIM's); 0 is deterministic.
+        kind: "auto" takes what suits the scheduler's class, see ``schedulers.SUITABLE``: "ddim" and "ddpm" (eta 1) any
+            table of noise, "euler_ancestral" Euler's sigmas, "lcm" and "tcd" their own schedulers, "flow_ancestral" and
+            "flow_sde" flow matching.
+        eta: share of the ancestral noise (DDIM's), or the gamma of TCD; 0 is deterministic.
         noise_level: a of the flow SDE.
         least_std: a step with less noise than this is made deterministic: it explores nothing, and its
             log-probability would drown all others. Flow schedulers end in such a step.
         set_timesteps: for schedulers whose ``set_timesteps`` wants more than a number.
 
     Raises:
-        UsageError: the scheduler has no Gaussian step, or not of this kind, or clips its estimates; a number of steps
-            that it cannot take, or an eta beyond 0..1.
+        UsageError: a scheduler without steps of this kind, or that clips its estimates; a number of steps that it
+            cannot take, or an eta beyond 0..1.
     """
     if steps < 1:
         raise UsageError(f"a picture takes at least 1 denoising step, not {steps}")
     if not 0 <= eta <= 1:
         raise UsageError(f"eta is a share of the noise between 0 and 1, not {eta:g}")
-    name = type(scheduler).__name__
-    if kind == "auto":
-        if name not in OF_CLASS:
-            known = ", ".join(OF_CLASS)
-            hint = "; its noise schedule suits sampler ddim" if hasattr(scheduler, "alphas_cumprod") else ""
-            raise UsageError(f"{name} has no Gaussian step (those of {known} have){hint}")
-        kind = OF_CLASS[name]
+    kind, name = kind_for(scheduler, kind), type(scheduler).__name__
     try:
         (set_timesteps or _set_timesteps)(scheduler, steps)
-    except ValueError as error:  # PNDM wants four or more, and says so in terms of its arrays
+    except (ValueError, IndexError) as error:  # PNDM wants four or more, and says so in terms of its arrays
         raise UsageError(f"{name} cannot be prepared for {steps} steps ({error}): try another number") from error
-    levels = _levels(scheduler, kind)
+    levels = levels_of(scheduler, kind)
     if kind == "flow_sde":
         std, kept = _flow_noise(levels, noise_level)
+    elif kind == "lcm":
+        std, kept = eta * levels.sigma[1:], (1 - eta**2) ** 0.5 * levels.sigma[1:]
+    elif kind == "tcd":
+        std, kept = _tcd_noise(levels, scheduler, eta)
     else:
         std, kept = _ancestral_noise(levels, 1.0 if kind == "ddpm" else eta)
     silent = std < least_std
-    return _table(levels, torch.where(silent, 0.0, std), torch.where(silent, levels.sigma[1:], kept))
+    skip = scheduler.get_scalings_for_boundary_condition_discrete if _has_boundary(scheduler, kind) else None
+    std, kept = torch.where(silent, 0.0, std), torch.where(silent, levels.sigma[1:], kept)
+    return _table(levels, std, kept, None if skip is None else skip(levels.timesteps.double()))
 
 
 def _set_timesteps(scheduler: Any, steps: int) -> None:
     scheduler.set_timesteps(steps)
 
 
-def _levels(scheduler: Any, kind: Kind) -> Levels:
-    config, name = scheduler.config, type(scheduler).__name__
-    prediction: Prediction = getattr(config, "prediction_type", "flow")
-    if getattr(config, "thresholding", False) or getattr(config, "clip_sample", False):
-        raise UsageError(f"{name} clips its estimate of the picture, so a step is not Gaussian: set clip_sample=False")
-    if kind in ("flow_sde", "flow_ancestral"):
-        if "FlowMatch" not in name:
-            raise UsageError(f"sampler {kind} is for flow matching; {name} is none")
-        sigma = scheduler.sigmas.double().cpu()
-        return Levels(scheduler.timesteps.cpu(), 1 - sigma, sigma, "flow", torch.ones(len(sigma) - 1))
-    if kind == "euler_ancestral":
-        if not hasattr(scheduler, "sigmas") or "FlowMatch" in name:
-            raise UsageError(f"sampler {kind} needs a scheduler with Euler's sigmas; {name} has none")
-        sigma = scheduler.sigmas.double().cpu()
-        scale = 1 / (sigma[:-1] ** 2 + 1).sqrt()
-        start = float(scheduler.init_noise_sigma)
-        return Levels(scheduler.timesteps.cpu(), torch.ones_like(sigma), sigma, prediction, scale.float(), start)
-    if not hasattr(scheduler, "alphas_cumprod"):
-        raise UsageError(f"sampler {kind} needs a scheduler with alphas_cumprod; {name} has none")
-    if getattr(config, "variance_type", "fixed_small") not in ("fixed_small", "fixed_small_log", None):
-        raise UsageError(f"variance_type {config.variance_type} is not supported: a step's noise must be fixed_small")
-    products = scheduler.alphas_cumprod.double().cpu()
-    # Whole and without repetition: Euler's lie between those of the table, PNDM's name the second one twice.
-    timesteps = scheduler.timesteps.cpu().round().long().unique_consecutive()
-    last = getattr(scheduler, "final_alpha_cumprod", torch.tensor(1.0))
-    product = torch.cat([products[timesteps], torch.as_tensor(last).double().reshape(1)])
-    return Levels(timesteps, product.sqrt(), (1 - product).sqrt(), prediction, torch.ones(len(timesteps)))
+def _has_boundary(scheduler: Any, kind: Kind) -> bool:
+    return kind == "lcm" and hasattr(scheduler, "get_scalings_for_boundary_condition_discrete")
 
 
 def _ancestral_noise(levels: Levels, eta: float) -> tuple[Tensor, Tensor]:
@@ -238,12 +188,24 @@ def _flow_noise(levels: Levels, noise_level: float) -> tuple[Tensor, Tensor]:
     return (rate * dt).sqrt(), sigma_next - rate * dt / (2 * sigma)
 
 
+def _tcd_noise(levels: Levels, scheduler: Any, gamma: float) -> tuple[Tensor, Tensor]:
+    """Down to level (1 - gamma) t' with the noise that the model sees, and up to t' with fresh noise."""
+    onto = torch.cat([levels.timesteps[1:], torch.zeros(1, dtype=torch.long)])
+    lower = scheduler.alphas_cumprod.double().cpu()[((1 - gamma) * onto).floor().long()]
+    share = levels.alpha[1:] ** 2 / lower
+    return (1 - share).clamp(min=0).sqrt(), (share * (1 - lower)).sqrt()
+
+
 def _ends(values: Tensor) -> tuple[Tensor, Tensor]:
     return values[:-1], values[1:]
 
 
-def _table(levels: Levels, std: Tensor, kept: Tensor) -> Sampler:
-    """The linear form of x' = alpha' x_0_hat + kept eps_hat."""
+def _table(levels: Levels, std: Tensor, kept: Tensor, boundary: tuple[Tensor, Tensor] | None = None) -> Sampler:
+    """The linear form of x' = alpha' x_0_hat + kept eps_hat.
+
+    Args:
+        boundary: (skip, out) [T] of a consistency model, whose estimate is skip x + out x_0_hat.
+    """
     (alpha, alpha_next), (sigma, _) = _ends(levels.alpha), _ends(levels.sigma)
     if levels.prediction == "epsilon":
         if bool((alpha == 0).any()):
@@ -255,11 +217,12 @@ def _table(levels: Levels, std: Tensor, kept: Tensor) -> Sampler:
         clean_x, clean_p = torch.zeros_like(alpha), torch.ones_like(alpha)
     elif levels.prediction == "flow":
         clean_x, clean_p = torch.ones_like(alpha), -sigma
-    elif levels.prediction == "v_prediction":
+    else:
         square = alpha**2 + sigma**2
         clean_x, clean_p = alpha / square, -sigma / square.sqrt()
-    else:
-        raise UsageError(f"prediction_type {levels.prediction} is not supported: epsilon, v_prediction or sample are")
+    if boundary is not None:
+        skip, out = boundary
+        clean_x, clean_p = skip + out * clean_x, out * clean_p
     mean_x = alpha_next * clean_x + kept * (1 - alpha * clean_x) / sigma
     mean_p = alpha_next * clean_p - kept * alpha * clean_p / sigma
     return Sampler(levels, *(table.float() for table in (mean_x, mean_p, std, clean_x, clean_p)))

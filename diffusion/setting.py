@@ -5,20 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NoReturn, cast
 
 from ..errors import UsageError
 from ..families import name_of
 from ..trainers import setting as shared
 from ..trainers.config import BY_MODEL, RunConfig, grouped
 from ..trainers.ranges import Amount, Count, Range, Whole
-from ..working import LONG, working
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from ..rewards.image.shapes import AttributeReward, NearestRender
+    from ..rewards.reward import Reward
     from ..tables import Table
     from ..trainers.learner import AnchorSet
     from ..trainers.runs.run_folder import RunFolder
@@ -74,8 +74,12 @@ class DiffusionConfig(RunConfig):
     lora_targets: tuple[str, ...] = grouped("model", ("all-linear",))
     """Ends of module names that get an adapter, such as to_q; all-linear takes every linear layer, attention those of
     the attention layers."""
+    lora_alpha: Amount = grouped("model", 0.0)
+    """The adapters' factor is alpha / rank; 0 takes the rank."""
+    lora_path: str = grouped("model", "")
+    """A LoRA to start from and go on training, whose rank, alpha and targets stay: a folder, a file or a hub name."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = grouped("model", "auto")
-    """Of the pipeline's weights; auto is fp32 on CPU and bf16 on GPU. Adapters are fp32."""
+    """Of the pipeline's weights and of computing; auto is fp32 on CPU and bf16 on GPU. What is trained is fp32."""
     data: str = grouped("data", "")
     """A text file with a prompt per line; FILE.jsonl, .json, .csv, .tsv or .parquet, or OWNER/NAME@CONFIG:SPLIT of the
     hub, with a column "prompt"; empty takes the small world's captions."""
@@ -87,6 +91,14 @@ class DiffusionConfig(RunConfig):
     guidance_scale: Amount | None = grouped("sampling", None)
     """Scale of classifier-free guidance, in drawing and in learning; None is 1 (no guidance), and the usual scale of a
     guidance-distilled model, whose denoiser is told it."""
+    negative_prompt: str = grouped("sampling", "")
+    """What guidance leads away from."""
+    height: Count | None = grouped("sampling", None)
+    """Of the pictures in pixels; None is the pipeline's own."""
+    width: Count | None = grouped("sampling", None)
+    """Of the pictures in pixels; None is the pipeline's own."""
+    num_frames: Count | None = grouped("sampling", None)
+    """Of a video; None is the pipeline's own."""
     micro_batch_size: int = BY_MODEL
     """Denoiser calls held in memory at once; gradients are those of the whole batch."""
     rewards: tuple[str, ...] = ("attributes",)
@@ -103,12 +115,14 @@ class DiffusionConfig(RunConfig):
     """Most prompts of each kind, seen and unseen, that an evaluation draws."""
     eval_episodes: int = 4
     """Pictures per prompt at an evaluation, at fixed noise."""
+    eval_guidance_scale: Amount | None = grouped("evaluation", None)
+    """Guidance of evaluations, the gate and samples; None is that of training."""
     grid: Whole = grouped("logging", 6)
-    """Prompts of each kind whose pictures are shown before and after."""
-    sampler: Literal["auto", "ddim", "ddpm", "euler_ancestral", "flow_ancestral", "flow_sde"] = "auto"
-    """Kind of Gaussian step; auto follows the pipeline's scheduler, and is flow_ancestral for flow matching."""
+    """Prompts of each kind whose pictures are shown before and after; 0 shows none."""
+    sampler: Literal["auto", "ddim", "ddpm", "euler_ancestral", "lcm", "tcd", "flow_ancestral", "flow_sde"] = "auto"
+    """Kind of Gaussian step; auto takes the one that suits the pipeline's scheduler."""
     eta: Amount = 1.0
-    """Share of the ancestral noise."""
+    """Share of the ancestral noise, or TCD's gamma."""
     noise_level: Amount = 0.7
     """a of the flow SDE (Flow-GRPO, arXiv 2505.05470; checked against the code)."""
     keep_graph: bool = True
@@ -162,6 +176,21 @@ class Setting(shared.Setting):
 
         average = {} if self.average is None else {"average": self.average}
         return {"policy": learner, "watch": Watch(), **average}
+
+    def learner(self, *args: Any, **options: Any) -> Learner:
+        """As in every modality; what learns from the chain's steps needs random ones.
+
+        Raises:
+            UsageError: no step is random.
+        """
+        made: Any = super().learner(*args, **options)
+        if not ({"forward", "outputs"} & made.objective.needs or self.policy.sampler.decides.any()):
+            raise UsageError(
+                "no step of this chain is random, so there is nothing to learn from: --num-inference-steps 2 or more, "
+                "--eta or --noise-level above 0"
+            )
+        learner: Learner = made
+        return learner
 
     def described(self) -> dict[str, str]:
         config, policy = self.config, self.policy
@@ -225,6 +254,8 @@ class Setting(shared.Setting):
         from .prompts import Prompts
 
         adapter = self.policy.adapter
+        if adapter.video:
+            raise UsageError(f"{table.name} holds pairs of pictures, and this pipeline draws videos")
         pairs = pairs_of(table, (adapter.height, adapter.width))
         for task, _, _ in pairs if self.world is not None else ():
             if task.prompt not in shapes.LABELS:
@@ -253,7 +284,7 @@ class Setting(shared.Setting):
         return evaluate(self, actor)
 
     def finish(self, folder: RunFolder) -> None:
-        from .evaluation import write_grids
+        from .grids import write_grids
 
         write_grids(self, folder)
         folder.write_card()
@@ -284,14 +315,12 @@ def start(
 
     from ..calling import require_columns
     from ..trainers.data import remember
-    from ..trainers.distributed import barrier, device, is_main
-    from ..trainers.lora import add_lora
+    from ..trainers.distributed import barrier, is_main
+    from .building import build_policy, check_learns, plan, precision
     from .gradients import check_differentiable
-    from .lora import attention
-    from .pipelines import adapter_for, check_dtype, load
-    from .policy import DenoisingPolicy
     from .prompts import prompts_table, shapes_prompts
     from .small.pretraining import default_pipeline, quiet
+    from .videos import per_frame
     from .watch import MovingAverage
 
     small = not config.model
@@ -301,8 +330,7 @@ def start(
         raise UsageError(f"{least}, not {config.group_size}")
     if small:
         torch.set_num_threads(1)  # more gain nothing at this size
-    dtypes = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    check_dtype(dtypes[config.dtype], device())
+    precision(config)
     prompts = read_own(config) if config.data else shapes_prompts(config.split, config.gate_prompts)
     if config.data:
         remember(folder, data=prompts_table(config.data))
@@ -318,30 +346,13 @@ def start(
             default_pipeline()
         barrier()  # the others read what the main process made
     source = str(default_pipeline()) if small else config.model
-    with working(f"loading {config.model or 'the small default pipeline'}", after=LONG):
-        pipeline = load(source, dtype=dtypes[config.dtype], device=device())
-    adapter = adapter_for(pipeline, guidance=config.guidance_scale)
-    if world is not None:
-        _check_size(adapter)
-    if config.lora_rank:
-        named: Any = {("all-linear",): "all-linear", ("attention",): attention(adapter.denoiser)}
-        targets = named.get(config.lora_targets, config.lora_targets)
-        add_lora(adapter.denoiser, config.lora_rank, targets, seed=config.seed)
-    else:
-        adapter.denoiser.requires_grad_(True)
-    guidance = (
-        (adapter.guidance if adapter.distilled else 1.0) if config.guidance_scale is None else config.guidance_scale
-    )
-    policy = DenoisingPolicy(
-        adapter,
-        sampler(config, adapter),
-        guidance=guidance,
-        at_once=config.micro_batch_size,
-        forward_draws=forward_draws,
-        autocast=torch.bfloat16 if device().type == "cuda" else None,
-    )
+    fits = _check_size if world is not None else lambda adapter: None
+    policy = build_policy(config, source, forward_draws=forward_draws, check=fits)
+    if policy.adapter.video:
+        reward, judge = (asked and per_frame(cast("Reward", asked)) for asked in (reward, judge))
     if is_main():
-        print(f"memory: {_plan(config, policy, differentiable)}")
+        print(f"memory: {plan(config, policy, differentiable)}")
+    check_learns(policy)
     average = MovingAverage(policy, config.ema) if config.ema else None
     return Setting(config, policy, policy.fork("start"), prompts, reward, judge, world, average)
 
@@ -375,33 +386,6 @@ def _check_words(prompts: Prompts) -> None:
         raise UsageError(f'no word of "{strange[0]}" is known: {says}: give --model for other prompts')
     if is_main() and (partly := sum(bool(unknown) for _, unknown in read.values())):
         print(f"{says}; it overlooks the other words of {partly} of {len(read)} prompts")
-
-
-def _plan(config: DiffusionConfig, policy: DenoisingPolicy, differentiable: bool) -> Any:
-    from .memory import memory_plan
-
-    pictures = config.tasks_per_step * config.group_size
-    steps = policy.sampler.steps
-    return memory_plan(
-        policy.adapter,
-        batch=min(config.micro_batch_size, pictures if differentiable else pictures * steps),
-        steps=steps,
-        grad_steps=steps if differentiable else 1,
-        guided=policy.guidance != 1.0,
-        decoded=differentiable,
-    )
-
-
-def sampler(config: DiffusionConfig, adapter: Any) -> Any:
-    """The chain that a config asks for."""
-    from .sampler import sampler_for
-
-    flow = "FlowMatch" in type(adapter.scheduler).__name__
-    kind = "flow_ancestral" if config.sampler == "auto" and flow else config.sampler
-    noise: Any = {"eta": config.eta, "noise_level": config.noise_level}
-    return sampler_for(
-        adapter.scheduler, config.num_inference_steps, kind, **noise, set_timesteps=adapter.set_timesteps
-    )
 
 
 def rewards(config: DiffusionConfig, differentiable: bool) -> tuple[Any, RewardFunction | None, Any]:

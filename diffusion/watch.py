@@ -13,6 +13,7 @@ from torch import Tensor
 from ..trainers.actors import TrainingWrapper
 from ..trainers.contracts import Learner
 from ..types import Key, Players, Rollout, Task
+from .faults import is_sound
 
 if TYPE_CHECKING:
     from .policy import DenoisingPolicy
@@ -41,7 +42,7 @@ class Watch(Learner):
         self.queries += len(rollouts)
         metrics = {"queries": float(self.queries)}
         groups: dict[str, list[Tensor]] = defaultdict(list)
-        for rollout in rollouts:
+        for rollout in filter(is_sound, rollouts):
             groups[rollout.group_key].append(rollout.output)
         spreads = [torch.stack(g).std(0).mean() for g in groups.values() if len(g) > 1]
         if not spreads:

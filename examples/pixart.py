@@ -1,21 +1,23 @@
-"""A diffusers family: PixArt-Sigma, whose transformer reads T5 and is told which of its tokens are padding.
+"""A diffusers family: PixArt-alpha, whose transformer reads T5 and is told which of its tokens are padding.
 
-autotelic run diffusion/prdp --use examples/pixart.py --model PixArt-alpha/PixArt-Sigma-XL-2-512-MS \
+autotelic run diffusion/prdp --use examples/pixart.py --model PixArt-alpha/PixArt-XL-2-512x512 \
     --data prompts.txt --rewards clip
 """
 
 from autotelic import PipelineAdapter, register
 
 
-@register("pipeline", "PixArtSigmaPipeline")
-class PixArtSigmaAdapter(PipelineAdapter):
-    """Draws what ``PixArtSigmaPipeline.__call__`` draws without its binning of resolutions."""
+@register("pipeline", "PixArtAlphaPipeline")
+class PixArtAlphaAdapter(PipelineAdapter):
+    """Draws what ``PixArtAlphaPipeline.__call__`` draws without its binning of resolutions."""
 
     denoiser_name = "transformer"
     usual_guidance = 4.5
 
     def _encode(self, prompts):
-        states, mask, _, _ = self.pipeline.encode_prompt(prompts, False, device=self.device, clean_caption=True)
+        states, mask, _, _ = self.pipeline.encode_prompt(
+            prompts, False, device=self.device, clean_caption=True, max_sequence_length=120
+        )
         return {"encoder_hidden_states": states, "encoder_attention_mask": mask}
 
     def _encode_negative(self):

@@ -24,11 +24,16 @@ FAMILIES: dict[str, Callable[..., Any]] = {
     "sdxl": tiny.stable_diffusion_xl,
     "sd3": tiny.stable_diffusion_3,
     "flux": tiny.flux,
+    "qwen": tiny.qwen_image,
+    "sana": tiny.sana,
+    "wan": tiny.wan,
 }
+LARGE: dict[str, Any] = {"height": 32, "width": 32}
+SIZES: dict[str, dict[str, Any]] = {"qwen": LARGE, "sana": LARGE, "wan": LARGE | {"num_frames": 5}}
 
 
 def prepared(family: str) -> PipelineAdapter:
-    return adapter_for(FAMILIES[family](), height=16, width=16)
+    return adapter_for(FAMILIES[family](), **SIZES.get(family, {"height": 16, "width": 16}))
 
 
 def answer(adapter: PipelineAdapter, grad: bool = False) -> Tensor:
@@ -60,7 +65,7 @@ def test_a_saved_lora_draws_the_same_in_a_fresh_pipeline(family: str, targets: A
     assert file.name == "pytorch_lora_weights.safetensors" and file.is_file()
     fresh = FAMILIES[family]()
     fresh.load_lora_weights(tmp_path)
-    again = answer(adapter_for(fresh, height=16, width=16))
+    again = answer(adapter_for(fresh, **SIZES.get(family, {"height": 16, "width": 16})))
     torch.testing.assert_close(again, after, rtol=0, atol=1e-6)
 
 
@@ -88,10 +93,13 @@ def test_the_adapters_alone_are_trained_and_all_of_them_are_reached(family: str)
     shake(trainable)
     answer(adapter, grad=True).square().sum().backward()
     silent = {name for name, p in named.items() if p.grad is None or p.grad.abs().sum() == 0}
-    unread = "transformer_blocks.1.attn.add_q_proj."  # the text stream ends in the last block of Stable Diffusion 3
-    assert silent == {name for name in named if family == "sd3" and name.startswith(unread)}
+    unread = {  # the text stream ends in the last block
+        "sd3": ("transformer_blocks.1.attn.add_q_proj.",),
+        "qwen": ("transformer_blocks.0.attn.add_q_proj.", "transformer_blocks.0.attn.to_add_out."),
+    }
+    assert silent == {name for name in named if name.startswith(unread.get(family, "none of them"))}
     joint = any("add_k_proj" in name for name in named)
-    assert joint == (family in ("sd3", "flux"))
+    assert joint == (family in ("sd3", "flux", "qwen"))
     assert {name.partition(".lora_")[0].split("attn")[-1].partition(".")[2] for name in named} <= set(ATTENTION)
 
 
@@ -130,7 +138,7 @@ def truly_saved(adapter: PipelineAdapter, rows: int, decoded: bool) -> int:
         kept.append(tensor)
         return tensor
 
-    condition = adapter.encode(["red"] * rows)
+    condition = adapter.encode([memory.TEXT] * rows)
     x = torch.randn(rows, *adapter.latent_shape, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         out = adapter.decode(x) if decoded else adapter.predict(adapter.denoiser, x, torch.zeros(rows), condition)
@@ -186,14 +194,15 @@ def test_a_plan_adds_up(settings: dict[str, Any], activations: int, monkeypatch:
     trainable = add_lora(adapter.denoiser, 2, attention(adapter.denoiser))
     monkeypatch.setattr(memory, "denoiser_activations", lambda adapter, dtype: (100, 10))
     monkeypatch.setattr(memory, "decoder_activations", lambda adapter, dtype: (7, 70))
-    how: dict[str, Any] = {"batch": 4, "steps": 6} | settings
+    how: dict[str, Any] = {"batch": 4, "steps": 6, "forks": 3} | settings
     plan = memory_plan(adapter, **how)
     count = sum(p.numel() for p in trainable)
     assert (plan.trainable, plan.gradients, plan.optimiser) == (count, 4 * count, 8 * count)
     assert plan.parameters == sum(p.numel() for p in adapter.denoiser.parameters())
     assert plan.activations == activations
     assert plan.latents == how["batch"] * 7 * (4 * 8 * 8) * 4
-    assert plan.total == plan.weights + 12 * count + activations + plan.latents
+    assert plan.copies == 3 * 4 * count
+    assert plan.total == plan.weights + 24 * count + activations + plan.latents
     parts = [adapter.pipeline.vae, adapter.pipeline.text_encoder, adapter.denoiser]
     positions = adapter.pipeline.text_encoder.embeddings.position_ids.numel() * 8
     assert plan.weights == positions + sum(4 * p.numel() for part in parts for p in part.parameters())
@@ -207,11 +216,11 @@ def test_guidance_costs_no_second_row_where_it_is_an_input() -> None:
 
 
 def test_a_plan_is_one_line_for_people() -> None:
-    assert str(Plan(2_000_000, 1_000, 3 * 2**30, 2**28, 2**29, 2**30, 0)) == (
-        "about 4.75 GiB: weights 3.00, gradients 0.25, optimiser 0.50, activations 1.00, latents 0.00; "
+    assert str(Plan(2_000_000, 1_000, 3 * 2**30, 2**28, 2**29, 2**27, 2**30, 0)) == (
+        "about 4.88 GiB: weights 3.00, gradients 0.25, optimiser 0.50, copies 0.12, activations 1.00, latents 0.00; "
         "1,000 of 2,000,000 parameters trained"
     )
-    assert str(Plan(20, 10, 2**20, 0, 0, 2**19, 2**20)).startswith("about 2.50 MiB: weights 1.00, gradients 0.00")
+    assert str(Plan(20, 10, 2**20, 0, 0, 0, 2**19, 2**20)).startswith("about 2.50 MiB: weights 1.00, gradients 0.00")
 
 
 @pytest.mark.parametrize("wrong", [{"batch": 0}, {"steps": 0}, {"grad_steps": 7}, {"grad_steps": 0}])

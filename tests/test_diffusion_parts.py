@@ -7,10 +7,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from autotelic.diffusion.beta import PairwiseLearner, group_spread
+from autotelic.diffusion.grids import SIDE, write_grid
 from autotelic.diffusion.prompts import file_prompts, read_prompts, shapes_prompts, source_of
 from autotelic.diffusion.watch import MovingAverage, Watch
 from autotelic.errors import UsageError
@@ -147,6 +150,40 @@ def test_a_watch_warns_once_when_pictures_become_alike(caplog: pytest.LogCapture
     checkpoint.save(tmp_path / "fresh", fresh.state_dict())
     fresh.load_state_dict(checkpoint.load(tmp_path / "fresh"))
     assert fresh.first is None and not fresh.warned
+
+
+# --- sheets ----------------------------------------------------------------------------------------
+
+
+def test_small_pictures_are_enlarged_without_smoothing(tmp_path: Path) -> None:
+    """Two rows, three columns of 16 x 16 pixels: four times as large, with a white gap of four pixels between."""
+    pictures = torch.rand(2, 3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    path = write_grid(pictures, tmp_path / "seen-before")
+    assert path.name == "seen-before.png"
+    sheet = torch.from_numpy(np.array(Image.open(path)))
+    assert sheet.shape == (2 * 68 - 4, 3 * 68 - 4, 3)
+    assert bool((sheet[64:68] == 255).all()) and bool((sheet[:, 64:68] == 255).all())
+    wanted = (pictures[1, 2] * 255).round().byte().permute(1, 2, 0)
+    assert torch.equal(sheet[68::4, 136::4], wanted) and torch.equal(sheet[71::4, 139::4], wanted)
+
+
+def test_large_pictures_are_made_smaller_and_what_is_not_finite_is_grey(tmp_path: Path) -> None:
+    pictures = torch.ones(2, 6, 3, 600, 400)
+    pictures[1, 0] = torch.nan
+    path = write_grid(pictures, tmp_path / "unseen-after")
+    assert path.name == "unseen-after.webp"
+    sheet = np.array(Image.open(path)).astype(int)
+    height, width = sheet.shape[:2]
+    assert 1500 <= width <= SIDE + 6 and height == pytest.approx(2 * width * 600 / (6 * 400), rel=0.02)
+    assert abs(sheet[height * 3 // 4, 20] - 127).max() < 4 and sheet[height // 4, 20].min() > 250
+
+
+def test_a_sheet_of_videos_moves(tmp_path: Path) -> None:
+    video = torch.linspace(0, 1, 5).view(1, 1, 5, 1, 1, 1).expand(1, 2, 5, 3, 64, 64)
+    with Image.open(write_grid(video, tmp_path / "seen-after")) as sheet:
+        assert (sheet.n_frames, sheet.size) == (5, (129, 64))  # type: ignore[attr-defined]
+        sheet.seek(4)
+        assert np.array(sheet.convert("RGB"))[32, 32].min() > 245
 
 
 # --- averaged weights ----------------------------------------------------------------------------

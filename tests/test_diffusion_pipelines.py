@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,16 @@ from diffusers import DDPMPipeline, DDPMScheduler, EulerDiscreteScheduler, Stabl
 from torch import Tensor
 
 from autotelic import plugins
-from autotelic.diffusion import pipelines
-from autotelic.diffusion.pipelines import FluxAdapter, PipelineAdapter, StableDiffusionAdapter, adapter_for, load
+from autotelic.diffusion.pipelines import (
+    FluxAdapter,
+    PipelineAdapter,
+    StableDiffusionAdapter,
+    adapter_for,
+    load,
+    loading,
+    preview,
+)
+from autotelic.diffusion.pipelines.flux import PackedAdapter
 from autotelic.errors import UsageError
 from autotelic.testing import pipelines as tiny
 
@@ -30,6 +38,10 @@ class Case:
     settings: dict[str, Any]
     negative: str = ""
     scale: float = 3.0
+    size: dict[str, int] = field(default_factory=lambda: SIZE)
+    latents: tuple[int, ...] = (4, 8, 12)
+    called: dict[str, Any] = field(default_factory=dict)  # what else the pipeline's call is told, and the adapter
+    adapted: dict[str, Any] = field(default_factory=dict)
 
 
 NORMALISED = {"latents_mean": [0.1, 0.2, 0.3, 0.4], "latents_std": [1.0, 2.0, 3.0, 4.0]}
@@ -48,7 +60,19 @@ CASES = {
     "flux": Case(tiny.flux, {}),
     "flux-schnell": Case(tiny.flux, {"distilled": False}, negative="ugly"),
 }
-FAMILIES = ["sd", "sdxl", "sd3", "flux"]
+LARGE: dict[str, Any] = {"size": {"height": 32, "width": 64}, "negative": "very ugly"}
+BINNED: dict[str, Any] = {"use_resolution_binning": False}
+FIVE: dict[str, Any] = {"num_frames": 5}
+CASES |= {
+    "sana": Case(tiny.sana, {}, **LARGE, latents=(4, 16, 32), called=BINNED),
+    "sana-unguided": Case(tiny.sana, {}, **LARGE, scale=1.0, latents=(4, 16, 32), called=BINNED),
+    "pixart": Case(tiny.pixart_sigma, {}, **LARGE, latents=(4, 16, 32), called=BINNED),
+    "qwen": Case(tiny.qwen_image, {}, **LARGE, latents=(4, 4, 8)),
+    "qwen-unguided": Case(tiny.qwen_image, {}, **LARGE, scale=1.0, latents=(4, 4, 8)),
+    "wan": Case(tiny.wan, {}, **LARGE, latents=(4, 2, 4, 8), called=FIVE, adapted=FIVE),
+    "wan-2.2": Case(tiny.wan, {"expand_timesteps": True}, **LARGE, latents=(4, 2, 4, 8), called=FIVE, adapted=FIVE),
+}
+FAMILIES = ["sd", "sdxl", "sd3", "flux", "sana", "pixart", "qwen", "wan"]
 
 
 def noise_for(adapter: PipelineAdapter, count: int = 2, seed: int = 0) -> Tensor:
@@ -57,14 +81,21 @@ def noise_for(adapter: PipelineAdapter, count: int = 2, seed: int = 0) -> Tensor
 
 def from_pipeline(case: Case, adapter: PipelineAdapter, noise: Tensor, output: str) -> Tensor:
     """What the pipeline's own call makes of the noise in three steps."""
-    how: dict[str, Any] = {"guidance_scale": case.scale}
-    if isinstance(adapter, FluxAdapter) and not adapter.distilled:
-        how = {"true_cfg_scale": case.scale, "negative_prompt": [case.negative] * len(PROMPTS)}
+    negative: Any = case.negative if case.called is BINNED else [case.negative] * len(PROMPTS)
+    how: dict[str, Any] = {"guidance_scale": case.scale} | case.called
+    packed = isinstance(adapter, PackedAdapter)
+    if packed and not adapter.distilled:
+        how = {"true_cfg_scale": case.scale, "negative_prompt": negative}
     elif case.negative:
-        how["negative_prompt"] = [case.negative] * len(PROMPTS)
-    latents = adapter.pack(noise) if isinstance(adapter, FluxAdapter) else noise
-    made = adapter.pipeline(PROMPTS, num_inference_steps=3, latents=latents, output_type=output, **SIZE, **how).images
-    return adapter.unpack(made) if isinstance(adapter, FluxAdapter) and output == "latent" else made
+        how["negative_prompt"] = negative
+    latents = adapter.pack(noise) if packed else noise
+    out = adapter.pipeline(PROMPTS, num_inference_steps=3, latents=latents, output_type=output, **case.size, **how)
+    made = out.frames if adapter.video else out.images
+    return adapter.unpack(made) if packed and output == "latent" else made
+
+
+def adapter_of(case: Case) -> Any:
+    return adapter_for(case.build(**case.settings), **case.size, **case.adapted, negative_prompt=case.negative)
 
 
 @torch.no_grad()
@@ -81,8 +112,8 @@ def by_hand(case: Case, adapter: PipelineAdapter, noise: Tensor, prompts: list[s
 @pytest.mark.parametrize("name", CASES)
 def test_an_adapter_samples_what_its_pipeline_samples(name: str) -> None:
     case = CASES[name]
-    adapter = adapter_for(case.build(**case.settings), **SIZE, negative_prompt=case.negative)
-    assert adapter.latent_shape == (4, 8, 12)
+    adapter = adapter_of(case)
+    assert adapter.latent_shape == case.latents
     noise = noise_for(adapter)
     latents = by_hand(case, adapter, noise, PROMPTS)
     torch.testing.assert_close(latents, from_pipeline(case, adapter, noise, "latent"), rtol=0, atol=1e-5)
@@ -92,21 +123,23 @@ def test_an_adapter_samples_what_its_pipeline_samples(name: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_conditions_are_rows_of_one_length(family: str) -> None:
-    adapter = adapter_for(CASES[family].build(), **SIZE)
+def test_conditions_are_rows_that_can_be_stacked(family: str) -> None:
+    adapter = adapter_of(CASES[family])
     both, first = adapter.encode(PROMPTS), adapter.encode(PROMPTS[:1])
     empty = adapter.unconditional(3)
     assert set(both) == set(first) == set(empty)
+    joined = adapter.stacked([{name: rows[0] for name, rows in one.items()} for one in (first, empty, empty)])
     for name, rows in both.items():
         assert not rows.requires_grad
-        assert rows.shape[1:] == first[name].shape[1:] == empty[name].shape[1:]
-        assert (len(rows), len(first[name]), len(empty[name])) == (2, 1, 3)
-        torch.testing.assert_close(rows[:1], first[name], rtol=0, atol=1e-6)
+        assert (len(rows), len(first[name]), len(empty[name]), len(joined[name])) == (2, 1, 3, 3)
+        own = first[name].shape[1] if first[name].ndim > 1 else None  # of one prompt alone a text may be shorter
+        torch.testing.assert_close(rows[:1, :own], first[name], rtol=0, atol=1e-5)
+        torch.testing.assert_close(joined[name][:1, :own], first[name])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_only_the_denoiser_is_trainable_and_pictures_pass_a_gradient(family: str) -> None:
-    adapter = adapter_for(CASES[family].build(), **SIZE)
+    adapter = adapter_of(CASES[family])
     for name, part in adapter.pipeline.components.items():
         if isinstance(part, torch.nn.Module):
             assert all(p.requires_grad == (name == adapter.denoiser_name) for p in part.parameters())
@@ -115,7 +148,7 @@ def test_only_the_denoiser_is_trainable_and_pictures_pass_a_gradient(family: str
     out = adapter.predict(adapter.denoiser, noise, time, adapter.encode(PROMPTS[:1]))
     assert out.shape == noise.shape
     picture = adapter.decode(out)
-    assert picture.shape == (1, 3, 16, 24)
+    assert picture.shape == (1, *adapter.output_shape)
     assert picture.dtype == torch.float32
     picture.mean().backward()
     assert noise.grad is not None and noise.grad.abs().sum() > 0
@@ -186,6 +219,31 @@ def test_pictures_are_clamped_and_clamped_values_pass_no_gradient() -> None:
     assert values.grad is not None
     assert values.grad[[0, 4]].tolist() == [0, 0]
     assert values.grad[[2, 3]].tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("name", ["sana", "pixart", "qwen", "wan"])
+def test_what_is_encoded_is_decoded_to_what_the_vae_alone_makes_of_it(name: str) -> None:
+    adapter = adapter_of(CASES[name])
+    drawn = torch.rand(2, *adapter.output_shape, generator=torch.Generator().manual_seed(0))
+    latents = adapter.encode_images(drawn)
+    assert latents.shape == (2, *adapter.latent_shape)
+    vae, given = adapter.pipeline.vae, 2 * drawn - 1
+    given = given.transpose(1, 2) if adapter.video else given[:, :, None] if name == "qwen" else given
+    code = vae.encode(given, return_dict=False)[0]
+    raw = code.mode() if hasattr(code, "mode") and not isinstance(code, Tensor) else code
+    direct = (vae.decode(raw, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
+    direct = direct.transpose(1, 2) if adapter.video else direct[:, :, 0] if name == "qwen" else direct
+    torch.testing.assert_close(adapter.decode(latents), direct, rtol=0, atol=1e-5)
+
+
+def test_a_video_of_other_frames_or_with_two_denoisers_is_refused() -> None:
+    assert adapter_for(tiny.wan()).output_shape == (81, 3, 480, 832), "the default of the pipeline's call"
+    with pytest.raises(UsageError, match="cannot draw 6 frames: use a multiple of 4 and one more"):
+        adapter_for(tiny.wan(), num_frames=6)
+    two = tiny.wan()
+    two.register_modules(transformer_2=two.transformer)
+    with pytest.raises(UsageError, match="two denoisers"):
+        adapter_for(two)
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl-normalised", "sd3", "flux"])
@@ -264,6 +322,25 @@ def test_an_unknown_pipeline_is_refused_until_it_is_registered(monkeypatch: pyte
 # loading
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_a_pipeline_is_looked_at_before_its_weights_are_there(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    made = case.build(**case.settings)
+    made.save_pretrained(tmp_path)
+    for weights in tmp_path.rglob("*.safetensors"):
+        weights.unlink()
+    seen, whole = preview(tmp_path, **case.size, **case.adapted), adapter_of(case)
+    assert seen is not None and {p.device.type for p in seen.denoiser.parameters()} == {"meta"}
+    assert (seen.latent_shape, seen.output_shape) == (whole.latent_shape, whole.output_shape)
+    shapes, theirs = ({n: p.shape for n, p in each.denoiser.named_parameters()} for each in (seen, whole))
+    assert shapes == theirs
+    for each in (seen, whole):
+        each.set_timesteps(each.scheduler, 3)
+    assert torch.equal(seen.scheduler.timesteps, whole.scheduler.timesteps)
+    with pytest.raises(UsageError, match="cannot draw 17 x"):
+        preview(tmp_path, height=17, width=64, **case.adapted)
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pipeline")
@@ -302,7 +379,7 @@ def test_a_folder_that_holds_no_pipeline_is_told_in_one_line(saved: Path, tmp_pa
         with pytest.raises(UsageError, match=told):
             load(tmp_path)
     index.write_text(json.dumps({"_class_name": "NoSuchPipeline"}))
-    with pytest.raises(UsageError, match=r"names the class NoSuchPipeline, which diffusers .* does not have"):
+    with pytest.raises(UsageError, match=r"is of the class NoSuchPipeline, which diffusers .* does not have"):
         load(tmp_path)
     with pytest.raises(UsageError, match=r"model_index.json is one file: .*from_single_file"):
         load(index)
@@ -317,7 +394,7 @@ def test_a_name_that_cannot_be_fetched_is_told_in_one_line(monkeypatch: pytest.M
         assert name == "someone/something"
         raise OSError("no connection\nto the hub")
 
-    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", refuse)
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "load_config", refuse)
     with pytest.raises(UsageError, match=r"^cannot load the pipeline someone/something: no connection to the hub$"):
         load("someone/something")
 
@@ -325,7 +402,7 @@ def test_a_name_that_cannot_be_fetched_is_told_in_one_line(monkeypatch: pytest.M
 def test_a_pipeline_of_the_projects_own_is_found_by_its_name(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(pipelines.OWN_PIPELINES, "OwnPipeline", __name__)
+    monkeypatch.setitem(loading.OWN_PIPELINES, "OwnPipeline", __name__)
     folder = tmp_path / "own"
     OwnPipeline(**tiny.stable_diffusion().components, requires_safety_checker=False).save_pretrained(folder)
     assert type(load(folder)) is OwnPipeline

@@ -502,7 +502,7 @@ def test_prompts_are_encoded_in_full_precision() -> None:
     policy = policy_of("sd", autocast=torch.bfloat16)
     policy.act(TASKS, 1)
     right = policy.adapter.encode([TASKS[0].prompt])["encoder_hidden_states"]
-    assert torch.equal(policy._condition([TASKS[0].prompt])["encoder_hidden_states"], right)
+    assert torch.equal(policy.conditions([TASKS[0].prompt])["encoder_hidden_states"], right)
 
 
 def test_a_prompt_is_encoded_once() -> None:
@@ -513,7 +513,7 @@ def test_a_prompt_is_encoded_once() -> None:
     batch = policy.collate(policy.act([*TASKS, Task("again", TASKS[0].prompt)], 2))
     policy.evaluate_actions(batch)
     policy.fork("fork").evaluate_actions(batch)
-    assert asked == [[TASKS[0].prompt, TASKS[1].prompt]]
+    assert asked == [[TASKS[0].prompt], [TASKS[1].prompt]], "each by itself, so that its row depends on no other"
 
 
 @pytest.mark.parametrize(

@@ -292,7 +292,7 @@ def test_captions_rewards_do_not_go_with_prompts_of_ones_own(
     ("options", "what", "hint"),
     [
         (["--lora-targets", "to_q", "to_x"], 'unknown LoRA target "to_x"', "did you mean to_"),
-        (["--sampler", "ddim"], "sampler ddim needs a scheduler with alphas_cumprod", "FlowMatchEuler"),
+        (["--sampler", "ddim"], "sampler ddim does not suit FlowMatchEulerDiscreteScheduler", "flow_ancestral"),
         (["--model", "./nowhere"], "nowhere does not exist", "save_pretrained"),
     ],
 )
@@ -323,13 +323,15 @@ def test_a_pipeline_without_an_adapter_is_refused(tmp_path: Path, capsys: pytest
 
 
 def test_a_scheduler_without_a_gaussian_step_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from diffusers import PNDMScheduler
+    from diffusers import IPNDMScheduler, PNDMScheduler
 
-    made, folder = tiny_pipelines.stable_diffusion(), str(tmp_path / "pndm")
-    made.scheduler = PNDMScheduler.from_config(made.scheduler.config)
+    made, folder = tiny_pipelines.stable_diffusion(), str(tmp_path / "ipndm")
+    made.scheduler = IPNDMScheduler()
     made.save_pretrained(folder)
-    refused([], "PNDMScheduler has no Gaussian step", "suits sampler ddim", folder, tmp_path, capsys)
-    refused(["--sampler", "ddim"], "PNDMScheduler cannot be prepared for 3 steps", "", folder, tmp_path, capsys)
+    refused([], "no denoising step is known for IPNDMScheduler", "DDIMScheduler", folder, tmp_path, capsys)
+    made.scheduler = PNDMScheduler()
+    made.save_pretrained(folder)
+    refused([], "PNDMScheduler cannot be prepared for 3 steps", "try another number", folder, tmp_path, capsys)
 
 
 def test_pictures_of_another_size_than_the_small_worlds_want_prompts_of_their_own(

@@ -14,6 +14,7 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    IPNDMScheduler,
     PNDMScheduler,
 )
 from torch.distributions import Normal, kl_divergence
@@ -114,8 +115,8 @@ def test_the_stochastic_flow_is_that_of_flow_grpo() -> None:
         mean = x * (1 + s**2 / (2 * sigma) * dt) + v * (1 + s**2 * (1 - sigma) / (2 * sigma)) * dt
         torch.testing.assert_close(sampler.mean(torch.full((2,), i), x, v), mean)
         assert float(sampler.std[i]) == pytest.approx(s * (-dt) ** 0.5, rel=1e-5)
-    auto = sampler_for(scheduler, 5)
-    assert auto.std.tolist() == pytest.approx([*sampler.std.tolist()[:4], 0.0]), "auto is flow_sde"
+    assert sampler_for(scheduler, 5, "flow_sde").std.tolist() == pytest.approx([*sampler.std.tolist()[:4], 0.0])
+    assert torch.equal(sampler_for(scheduler, 5).std, sampler_for(scheduler, 5, "flow_ancestral").std)
 
 
 def test_densities_are_those_of_a_normal_distribution() -> None:
@@ -211,16 +212,16 @@ def test_other_schedules_suit_ddim() -> None:
 
 REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     (ddim(), {"eta": 1.5}, "eta is a share of the noise between 0 and 1, not 1.5"),
-    (PNDMScheduler(), {}, "PNDMScheduler has no Gaussian step .*; its noise schedule suits sampler ddim"),
+    (IPNDMScheduler(), {}, "no denoising step is known for IPNDMScheduler: .* DDIMScheduler.* from_config"),
     (DDIMScheduler(), {}, "DDIMScheduler clips .* set clip_sample=False"),
     (DDPMScheduler(clip_sample=False, thresholding=True), {}, "DDPMScheduler clips"),
     (DDPMScheduler(clip_sample=False, variance_type="learned"), {}, "variance_type learned is not supported"),
     (ddim(**ZERO_SNR), {}, "epsilon says nothing .* use v_prediction"),
     (ddim("other"), {}, "prediction_type other is not supported"),
-    (ddim(), {"kind": "flow_sde"}, "sampler flow_sde is for flow matching; DDIMScheduler is none"),
-    (flow(), {"kind": "ddim"}, "sampler ddim needs a scheduler with alphas_cumprod; FlowMatch"),
-    (flow(), {"kind": "euler_ancestral"}, "sampler euler_ancestral needs .* Euler's sigmas; FlowMatch"),
-    (ddim(), {"kind": "euler_ancestral"}, "sampler euler_ancestral needs .* Euler's sigmas; DDIM"),
+    (ddim(), {"kind": "flow_sde"}, "sampler flow_sde does not suit DDIMScheduler: ddim, ddpm do"),
+    (flow(), {"kind": "ddim"}, "sampler ddim does not suit FlowMatchEuler.*: flow_ancestral, flow_sde, lcm do"),
+    (flow(), {"kind": "euler_ancestral"}, "sampler euler_ancestral does not suit FlowMatch"),
+    (ddim(), {"kind": "euler_ancestral"}, "sampler euler_ancestral does not suit DDIM"),
 ]
 
 

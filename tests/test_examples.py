@@ -81,7 +81,7 @@ def test_pixart_draws_what_its_pipeline_draws(scale: float, forget: Callable[[],
     module_at(str(ROOT / "examples" / "pixart.py"))
     prompts = ["a red circle", "two blue squares"]
     noise = torch.randn(2, 4, 8, 12, generator=torch.Generator().manual_seed(0))
-    adapter = adapter_for(tiny.pixart_sigma(), height=16, width=24, negative_prompt="ugly")
+    adapter = adapter_for(tiny.pixart_alpha(), height=16, width=24, negative_prompt="ugly")
     adapter.set_timesteps(adapter.scheduler, 3)
     condition, without, latents = adapter.encode(prompts), adapter.unconditional(2), noise
     for t in adapter.scheduler.timesteps:

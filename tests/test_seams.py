@@ -11,7 +11,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 REASONS: dict[str, tuple[str, ...]] = {
     "models, processors and configs of libraries, whose families differ in what they have": (
-        *("diffusion/lora.py", "diffusion/memory.py", "diffusion/pipelines.py", "diffusion/sampler.py"),
+        *(
+            "diffusion/lora.py",
+            "diffusion/memory.py",
+            "diffusion/pipelines/base.py",
+            "diffusion/pipelines/loading.py",
+            "diffusion/schedulers.py",
+            "diffusion/sampler.py",
+        ),
         *(
             "rewards/image/hub.py",
             "rewards/models/vlm.py",
@@ -27,7 +34,7 @@ REASONS: dict[str, tuple[str, ...]] = {
         *("envs/simulator.py", "envs/snapshots.py"),
     ),
     "a person's function, class, array or module, which promises nothing": (
-        *("diffusion/gradients.py", "envs/worker.py", "rewards/audit.py"),
+        *("diffusion/gradients.py", "diffusion/videos.py", "envs/worker.py", "rewards/audit.py"),
         *(
             "rewards/progress/clip_progress.py",
             "rewards/models/exhibits.py",

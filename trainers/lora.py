@@ -49,6 +49,18 @@ def add_lora(
 
     if rank < 1:
         raise UsageError(f"a LoRA has a rank of at least 1, not {rank}")
+    chosen = layers_for(module, targets)
+    factor: Any = rank if alpha is None else alpha
+    return _inject(module, LoraConfig(r=rank, lora_alpha=factor, target_modules=chosen), seed)
+
+
+def layers_for(module: nn.Module, targets: Targets) -> list[str]:
+    """What targets name in a network.
+
+    Raises:
+        UsageError: one that is no layer of it, none at all, or a network that has adapters already.
+    """
+    _check_bare(module)
     chosen = _linear(module) if targets == "all-linear" else list(targets)
     layers = [name for name, part in module.named_modules() if isinstance(part, nn.Linear | nn.Conv2d) and name]
     for target in chosen:
@@ -56,8 +68,7 @@ def add_lora(
             raise unknown("LoRA target", target, {_short(name) for name in layers})
     if not chosen:
         raise UsageError(f"{type(module).__name__} has no layer inside it for a LoRA to adapt")
-    factor: Any = rank if alpha is None else alpha
-    return _inject(module, LoraConfig(r=rank, lora_alpha=factor, target_modules=chosen), seed)
+    return chosen
 
 
 def has_lora(module: nn.Module) -> bool:
@@ -182,11 +193,15 @@ def _short(name: str) -> str:
 def _inject(module: nn.Module, config: Any, seed: int) -> list[nn.Parameter]:
     from peft import inject_adapter_in_model
 
-    if has_lora(module):
-        raise UsageError(f"{type(module).__name__} has a LoRA already")
+    _check_bare(module)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         inject_adapter_in_model(config, module, adapter_name=NAME)
+    return adapters_alone(module)
+
+
+def adapters_alone(module: nn.Module) -> list[nn.Parameter]:
+    """Let nothing of a network require gradients but its adapters, in float32; returns these."""
     trained = []
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(is_adapter(name))
@@ -194,3 +209,13 @@ def _inject(module: nn.Module, config: Any, seed: int) -> list[nn.Parameter]:
             parameter.data = parameter.data.float()
             trained.append(parameter)
     return trained
+
+
+def _check_bare(module: nn.Module) -> None:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if any(isinstance(part, BaseTunerLayer) for part in module.modules()):
+        raise UsageError(
+            f"{type(module).__name__} has a LoRA already: merge it first, a pipeline's with fuse_lora() and "
+            "unload_lora_weights(), a model's with merge_and_unload(); or save it, and let a run start from it"
+        )

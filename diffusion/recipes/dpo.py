@@ -1,20 +1,23 @@
 """Preferred pictures become likelier than rejected ones, from pairs collected before: Diffusion-DPO.
 
 Diffusion-DPO (Wallace et al., arXiv:2311.12908): direct preference optimisation on the forward process; both pictures
-of a pair are noised again and the policy's denoising error is compared with the start's. Offline: no picture is drawn
-in training. Not checked: the time weighting, absorbed in beta. Without a pairs file the start draws a record once, and
-the reward ranks it. Numbers are not tuned.
+of a pair are noised again, to the same level with the same noise, and the policy's denoising error is compared with the
+start's. Offline: no picture is drawn in training. Without a pairs file the start draws a record once, and the reward
+ranks it.
 
-Differs: the two pictures of a pair get levels and noise of their own, where the published code shares them, so that the
-margin is noisier; draws are summed inside the sigmoid; and beta weighs a sum over the latent, there a mean.
+Checked against the code (SalesforceAIResearch/DiffusionDPO): -log sigmoid(-beta / 2 ((e_w - e_l) - (e_w - e_l)_ref)), e
+the squared error averaged over the latent, all levels weighted alike; recalled: beta 5,000. There a pair is noised to
+one level a step, here to a few. Numbers of the small default are not tuned.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from ...trainers.config import POLICY_GRADIENT
+from ...trainers.config import BY_MODEL, POLICY_GRADIENT
 from ...trainers.ranges import Count, Positive
 from ..setting import DiffusionConfig, start
 
@@ -27,13 +30,15 @@ if TYPE_CHECKING:
 class Config(DiffusionConfig):
     """Numbers without a source are not tuned."""
 
+    SMALL: ClassVar[Mapping[str, Any]] = {"beta": 768.0}
+    LOADED: ClassVar[Mapping[str, Any]] = {"beta": 5000.0}
     FIXED: ClassVar[tuple[str, ...]] = (*POLICY_GRADIENT, "reference", "kl_coef")
 
     pairs: str = ""
     """A file (as of --data) with the columns prompt, chosen and rejected, paths of pictures; empty lets the start draw
     and the reward rank."""
-    beta: Positive = 1.0
-    """Nats of a squared error count this much."""
+    beta: Positive = BY_MODEL
+    """Weight of a squared error that is averaged over the latent, as in the published script."""
     forward_draws: Count = 4
     """Levels at which a picture is noised again."""
 
@@ -54,6 +59,9 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     else:
         size = setting.config.group_size
         recorded, reward = setting.policy.act(setting.prompts.seen, size, key=(config.seed, 1)), None
-    learner = setting.learner(DPO(config.beta, "start", decisions="forward"), prepare=[best_worst])
+    chosen: Any = setting.config
+    beta = chosen.beta / math.prod(setting.policy.adapter.latent_shape)  # scores are sums over the latent
+    objective = DPO(beta, "start", decisions="forward", level="decision")
+    learner = setting.learner(objective, prepare=[best_worst])
     actor = Recorded(setting.policy, recorded)
     return setting.experiment([setting.stage(learner, reward, actor=actor)])

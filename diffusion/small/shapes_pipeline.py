@@ -16,7 +16,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
-from ..pipelines import PipelineAdapter
+from ..pipelines.base import PipelineAdapter
 
 STEPS = 6
 """Denoising steps of a picture."""
@@ -114,7 +114,7 @@ class ShapesAdapter(PipelineAdapter):
         return self._latent_channels(), self.height, self.width
 
     def set_timesteps(self, scheduler: Any, steps: int) -> None:
-        set_even_timesteps(scheduler, steps, self.device)
+        set_even_timesteps(scheduler, steps, torch.device("cpu"))
 
     def _default_size(self) -> tuple[int, int]:
         side = int(cast(Any, self.denoiser).config.sample_size)

@@ -1,6 +1,7 @@
 """Tiny pipelines of the real diffusers classes, made offline in well under a second each, with random weights.
 
-They draw 16 x 16 pixels from 8 x 8 latents. Tokenizers are built from parts: letters and nothing merged.
+They draw 16 x 16 pixels from 8 x 8 latents where nothing else is said. Tokenizers are built from parts: letters and
+nothing merged.
 """
 
 from __future__ import annotations
@@ -11,27 +12,43 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderDC,
     AutoencoderKL,
+    AutoencoderKLQwenImage,
+    AutoencoderKLWan,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    PixArtAlphaPipeline,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+    SanaPipeline,
+    SanaTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    WanPipeline,
+    WanTransformer3DModel,
 )
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
+    UMT5Config,
+    UMT5EncoderModel,
 )
 
 SIZE = 16
@@ -201,9 +218,7 @@ def flux(distilled: bool = True) -> FluxPipeline:
     )
 
 
-@_seeded
-def pixart_sigma() -> PixArtSigmaPipeline:
-    """Has no adapter in this package: for tests of one's own."""
+def pixart_parts() -> dict[str, Any]:
     transformer = PixArtTransformer2DModel(
         sample_size=SIZE // 2,
         patch_size=2,
@@ -216,6 +231,103 @@ def pixart_sigma() -> PixArtSigmaPipeline:
         caption_channels=TEXT,
         use_additional_conditions=False,
     )
-    return PixArtSigmaPipeline(
-        tokenizer=t5_tokenizer(), text_encoder=t5(TEXT), vae=vae(), transformer=transformer, scheduler=ddim()
+    text = {"tokenizer": t5_tokenizer(), "text_encoder": t5(TEXT)}
+    return text | {"vae": vae(), "transformer": transformer, "scheduler": ddim()}
+
+
+@_seeded
+def pixart_sigma() -> PixArtSigmaPipeline:
+    """Its transformer predicts a variance as well."""
+    return PixArtSigmaPipeline(**pixart_parts())
+
+
+@_seeded
+def pixart_alpha() -> PixArtAlphaPipeline:
+    """Has no adapter in this package: for tests of one's own."""
+    return PixArtAlphaPipeline(**pixart_parts())
+
+
+@_seeded
+def sana() -> SanaPipeline:
+    """[B, 4, 16, 16] latents of 32 x 32 pixels; its call takes multiples of 32."""
+    sizes = {"hidden_size": TEXT, "intermediate_size": 32, "head_dim": 8, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "sliding_window": 64}
+    text = Gemma2Config(vocab_size=len(t5_tokenizer()), **sizes, **heads)
+    transformer = SanaTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=8,
+        cross_attention_dim=16,
+        caption_channels=TEXT,
+        sample_size=16,
+    )
+    coder = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+    layers = {"encoder_layers_per_block": (1, 1), "decoder_layers_per_block": (1, 1)}
+    scales = {"encoder_qkv_multiscales": ((), ()), "decoder_qkv_multiscales": ((), ())}
+    return SanaPipeline(
+        tokenizer=t5_tokenizer(),
+        text_encoder=Gemma2Model(text).eval(),
+        vae=AutoencoderDC(latent_channels=4, attention_head_dim=8, scaling_factor=0.4, **coder, **layers, **scales),
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+
+
+LATENTS = {"latents_mean": [0.1, 0.2, 0.3, 0.4], "latents_std": [1.0, 1.5, 2.0, 2.5]}
+
+
+@_seeded
+def qwen_image() -> QwenImagePipeline:
+    """[B, 4, 4, 4] latents of 32 x 32 pixels."""
+    transformer = QwenImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=TEXT,
+        axes_dims_rope=(4, 6, 6),
+    )
+    coder = {"base_dim": 4, "z_dim": 4, "num_res_blocks": 1, "dim_mult": [1, 1, 1, 1]}
+    text: dict[str, Any] = {"hidden_size": TEXT, "intermediate_size": 32, "num_hidden_layers": 1}
+    text |= {"vocab_size": len(t5_tokenizer())}
+    text |= {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512}
+    text |= {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10_000.0}}
+    seen = {"depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 32, "out_hidden_size": TEXT}
+    reader = Qwen2_5_VLConfig(text_config=text, vision_config=seen)
+    return QwenImagePipeline(
+        tokenizer=t5_tokenizer(),
+        text_encoder=Qwen2_5_VLForConditionalGeneration(reader).eval(),
+        vae=AutoencoderKLQwenImage(**coder, **LATENTS),
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    )
+
+
+@_seeded
+def wan(expand_timesteps: bool = False) -> WanPipeline:
+    """[B, 4, 2, 4, 4] latents of five frames of 32 x 32 pixels; ``expand_timesteps`` as Wan 2.2 TI2V-5B."""
+    transformer = WanTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=12,
+        num_attention_heads=2,
+        text_dim=TEXT,
+        freq_dim=16,
+        ffn_dim=32,
+    )
+    coder = {"base_dim": 4, "z_dim": 4, "num_res_blocks": 1, "dim_mult": [1, 1, 1, 1]}
+    sizes = {"d_model": TEXT, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    return WanPipeline(
+        tokenizer=t5_tokenizer(),
+        text_encoder=UMT5EncoderModel(UMT5Config(vocab_size=len(t5_tokenizer()), **sizes)).eval(),
+        vae=AutoencoderKLWan(**coder, **LATENTS),
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        expand_timesteps=expand_timesteps,
     )
