@@ -274,6 +274,16 @@ def test_a_policy_of_videos_finds_its_decisions_again_in_any_number_of_pieces() 
     assert policy.collate(encoded, "forward").payload["noise"].shape == (2, 2, 4, 2, 4, 4)
 
 
+def test_the_small_default_reads_as_much_of_a_long_prompt_as_it_can() -> None:
+    from .small_drawing import shapes_policy
+
+    policy = shapes_policy()
+    caption, longer = TASKS[0].prompt, " ".join(["red"] * 40)
+    told = policy.adapter.encode([caption, longer])["told"]
+    assert bool(told.isfinite().all())
+    torch.testing.assert_close(told[:1], policy.adapter.encode([caption])["told"])
+
+
 def test_what_a_skeleton_lacks_is_not_asked_for(tmp_path: Path) -> None:
     """A pipeline whose classes are one's own is loaded as ever."""
     from autotelic.diffusion.pipelines import loading

@@ -46,7 +46,8 @@ class ShapesPipeline(DiffusionPipeline, SanaLoraLoaderMixin):
 
     def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
         """[B, D] one vector per prompt: the sum of its tokens' states over the root of their number; 0 for no words."""
-        told = self.tokenizer(list(prompts), padding=True, return_tensors="pt").to(self.text_encoder.device)
+        most = {"truncation": True, "max_length": self.text_encoder.config.max_position_embeddings}
+        told = self.tokenizer(list(prompts), padding=True, return_tensors="pt", **most).to(self.text_encoder.device)
         if not told.input_ids.numel():  # the empty prompt
             return torch.zeros(len(prompts), self.text_encoder.config.hidden_size, device=self.text_encoder.device)
         states = self.text_encoder(told.input_ids, attention_mask=told.attention_mask).last_hidden_state
