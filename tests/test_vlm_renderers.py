@@ -143,8 +143,9 @@ def test_grpo_trains_a_registered_family(tmp_path: Path, capfd: pytest.CaptureFi
     model, processor = tiny.vlm("gemma3")
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
-    Image.fromarray(PICTURES[0]).save(tmp_path / "one.png")
-    rows = [{"prompt": "what is red ?", "image": "one.png", "answer": "red"} for _ in range(12)]
+    for number in range(12):
+        Image.fromarray(PICTURES[0] // 13 + number).save(tmp_path / f"{number}.png")
+    rows = [{"prompt": "what is red ?", "image": f"{number}.png", "answer": "red"} for number in range(12)]
     (tmp_path / "q.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     named = ["--use", str(EXAMPLE), "--model", str(tmp_path / "model"), "--data", str(tmp_path / "q.jsonl")]
     sizes = ["--max-new-tokens", "3", "--gate-labels", "2", "--lora-rank", "2", "--tasks-per-step", "4"]

@@ -65,7 +65,7 @@ OWN: dict[str, dict[str, tuple[str, ...]]] = {
         "rho": ("nan", "1", "-2"),
         "bc_steps": ("-1",),
         "settle": ("-1",),
-        "workers": ("-1",),
+        "workers": ("-2",),
         "videos": ("-1",),
         "gate_states": ("0",),
         "completion": ("nan", "-1"),
