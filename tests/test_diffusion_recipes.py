@@ -293,7 +293,7 @@ def test_captions_rewards_do_not_go_with_prompts_of_ones_own(
     [
         (["--lora-targets", "to_q", "to_x"], 'unknown LoRA target "to_x"', "did you mean to_"),
         (["--sampler", "ddim"], "sampler ddim does not suit FlowMatchEulerDiscreteScheduler", "flow_ancestral"),
-        (["--model", "./nowhere"], "nowhere does not exist", "save_pretrained"),
+        (["--model", "./nowhere"], "there is no folder ./nowhere", "--model"),
     ],
 )
 def test_what_the_pipeline_cannot_do_is_refused(
