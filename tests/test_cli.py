@@ -312,6 +312,22 @@ def test_a_failing_check_is_told_by_its_last_line() -> None:
     assert doctor._in_process("nonsense") == doctor.Finding("nonsense", False, "KeyError: 'nonsense'")
 
 
+@pytest.mark.parametrize(
+    ("works", "asked", "taken"),
+    [("egl osmesa", "", "egl"), ("osmesa", "", "osmesa"), ("egl osmesa", "osmesa", "osmesa"), ("", "", None)],
+)
+def test_doctor_names_the_backend_that_runs_take(
+    works: str, asked: str, taken: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from autotelic.envs.rendering import HEADLESS
+
+    assert tuple(doctor.GL_LIBRARIES) == HEADLESS, "the order of runs"
+    monkeypatch.setenv("MUJOCO_GL", asked)
+    monkeypatch.setattr(doctor, "_rendering", lambda backend: doctor.Finding(backend, backend in works.split(), "?"))
+    found = [finding.name for finding in doctor._renderings() if "what runs take" in finding.text]
+    assert found == [taken] * (taken is not None)
+
+
 def test_only_what_training_needs_decides_health() -> None:
     good, bad = doctor.Finding("torch", True, ""), doctor.Finding("rendering (egl)", False, "")
     assert doctor.healthy([good, bad, doctor.Finding("cores", None, "2")])
@@ -599,7 +615,7 @@ def short(completions, **_): return [0.0]
         ("anything", "constant answer"),
         ("half", "gold answer"),
         ("endless", "returned inf"),
-        ("short", "returned 1 scores for 4 samples"),
+        ("short", "returned 1 score for 4 samples"),
     ],
 )
 def test_check_tells_a_reward_that_can_be_fooled(
@@ -676,7 +692,7 @@ def test_doctor_puts_adapters_into_models() -> None:
 
 
 def test_an_extra_that_is_missing_or_cannot_be_imported_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "pip install 'autotelic[x]'" in doctor._extra("x", ["no-such-package"]).text
+    assert "pip install -e '.[x]'" in doctor._extra("x", ["no-such-package"]).text
     monkeypatch.setattr(doctor, "_in_process", lambda check: doctor.Finding(check, False, "ImportError: no"))
     bad = doctor._extra("x", ["numpy"])
     assert bad == doctor.Finding("extra x", False, "ImportError: no") and doctor.healthy([bad])
