@@ -44,6 +44,7 @@ class Config:
     max_steps: int = 3
     seed: int = 0
     reward_breaks_at: int = -1
+    learner_breaks_at: int = -1
     interrupted_at: int = -1
     stopped_in: str = ""
     eval_episodes: int = 4
@@ -77,6 +78,8 @@ def build(config: Config, folder: Any) -> Any:
         def update(self, rollouts):
             if self.value == config.interrupted_at:
                 os.kill(os.getpid(), signal.SIGINT)
+            if self.value == config.learner_breaks_at:
+                raise RuntimeError("out of salt")
             self.value += 1
             return {"count": float(self.value)}
 
@@ -272,11 +275,17 @@ def test_a_finished_run_is_not_gone_on_with(toy: Path, capsys: pytest.CaptureFix
 def test_an_unexpected_error_keeps_its_traceback_and_names_the_run(
     toy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["run", "toy/count", "--reward-breaks-at", "2"]) == 1
+    assert cli.main(["run", "toy/count", "--learner-breaks-at", "2"]) == 1
     error = capsys.readouterr().err
-    assert "out of sugar" in error and "Traceback" in error
+    assert "out of salt" in error and "Traceback" in error
     assert error.rstrip().endswith("continue with: autotelic resume runs/count-1")
     assert cli.main(["resume", "runs/count-1"]) == 1  # it breaks at the same place again
+
+
+def test_a_reward_that_raises_is_one_line(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "toy/count", "--reward-breaks-at", "2"]) == 2
+    error = one_line(capsys)
+    assert "out of sugar" in error and error.rstrip().endswith("continue with: autotelic resume runs/count-1")
 
 
 def test_a_damaged_checkpoint_is_one_line(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
