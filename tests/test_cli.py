@@ -44,6 +44,7 @@ class Config:
     max_steps: int = 3
     seed: int = 0
     reward_breaks_at: int = -1
+    learner_breaks_at: int = -1
     interrupted_at: int = -1
     stopped_in: str = ""
     eval_episodes: int = 4
@@ -77,6 +78,8 @@ def build(config: Config, folder: Any) -> Any:
         def update(self, rollouts):
             if self.value == config.interrupted_at:
                 os.kill(os.getpid(), signal.SIGINT)
+            if self.value == config.learner_breaks_at:
+                raise RuntimeError("out of salt")
             self.value += 1
             return {"count": float(self.value)}
 
@@ -272,11 +275,17 @@ def test_a_finished_run_is_not_gone_on_with(toy: Path, capsys: pytest.CaptureFix
 def test_an_unexpected_error_keeps_its_traceback_and_names_the_run(
     toy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["run", "toy/count", "--reward-breaks-at", "2"]) == 1
+    assert cli.main(["run", "toy/count", "--learner-breaks-at", "2"]) == 1
     error = capsys.readouterr().err
-    assert "out of sugar" in error and "Traceback" in error
+    assert "out of salt" in error and "Traceback" in error
     assert error.rstrip().endswith("continue with: autotelic resume runs/count-1")
     assert cli.main(["resume", "runs/count-1"]) == 1  # it breaks at the same place again
+
+
+def test_a_reward_that_raises_is_one_line(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "toy/count", "--reward-breaks-at", "2"]) == 2
+    error = one_line(capsys)
+    assert "out of sugar" in error and error.rstrip().endswith("continue with: autotelic resume runs/count-1")
 
 
 def test_a_damaged_checkpoint_is_one_line(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -310,6 +319,22 @@ def test_a_crashing_check_is_a_finding(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_failing_check_is_told_by_its_last_line() -> None:
     assert doctor._in_process("nonsense") == doctor.Finding("nonsense", False, "KeyError: 'nonsense'")
+
+
+@pytest.mark.parametrize(
+    ("works", "asked", "taken"),
+    [("egl osmesa", "", "egl"), ("osmesa", "", "osmesa"), ("egl osmesa", "osmesa", "osmesa"), ("", "", None)],
+)
+def test_doctor_names_the_backend_that_runs_take(
+    works: str, asked: str, taken: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from autotelic.envs.rendering import HEADLESS
+
+    assert tuple(doctor.GL_LIBRARIES) == HEADLESS, "the order of runs"
+    monkeypatch.setenv("MUJOCO_GL", asked)
+    monkeypatch.setattr(doctor, "_rendering", lambda backend: doctor.Finding(backend, backend in works.split(), "?"))
+    found = [finding.name for finding in doctor._renderings() if "what runs take" in finding.text]
+    assert found == [taken] * (taken is not None)
 
 
 def test_only_what_training_needs_decides_health() -> None:
@@ -599,7 +624,7 @@ def short(completions, **_): return [0.0]
         ("anything", "constant answer"),
         ("half", "gold answer"),
         ("endless", "returned inf"),
-        ("short", "returned 1 scores for 4 samples"),
+        ("short", "returned 1 score for 4 samples"),
     ],
 )
 def test_check_tells_a_reward_that_can_be_fooled(
@@ -676,7 +701,7 @@ def test_doctor_puts_adapters_into_models() -> None:
 
 
 def test_an_extra_that_is_missing_or_cannot_be_imported_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "pip install 'autotelic[x]'" in doctor._extra("x", ["no-such-package"]).text
+    assert "pip install -e '.[x]'" in doctor._extra("x", ["no-such-package"]).text
     monkeypatch.setattr(doctor, "_in_process", lambda check: doctor.Finding(check, False, "ImportError: no"))
     bad = doctor._extra("x", ["numpy"])
     assert bad == doctor.Finding("extra x", False, "ImportError: no") and doctor.healthy([bad])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from types import SimpleNamespace
@@ -320,11 +321,13 @@ def test_films_are_captioned_by_what_came_of_them(tmp_path: Path, monkeypatch: p
     run = RunFolder.create(tmp_path / "run", recipe="x", config={}, command="")
     actor: Any = Painted()
     before: Any = "before"
-    tasks = [SimpleNamespace(id=f"push/{seed}", category="my/push", seed=seed) for seed in (1, 2)]
+    tasks = [SimpleNamespace(id=f"push/{seed}", category="my/push", seed=seed, prompt="go") for seed in (1, 2)]
     filming.film(run, actor, tasks, before, View(32))  # type: ignore[arg-type]
     assert [name for name, *_ in told] == ["my-push-1.webp", "my-push-2.webp"]
     assert told[0][3] == ("before: no success", "after: success")
     assert told[0][1].shape[1] == 24 and told[0][2].shape[1] == 32, "the one from before stands left"
+    captions = json.loads((run.samples / "videos" / "captions.json").read_text())
+    assert captions["my-push-2"] == "my/push: go; before: no success, after: success"
     assert actor.policy == "after", "the actor is given back as it was"
 
 

@@ -381,10 +381,10 @@ def _train(experiment: Experiment, folder: RunFolder, *, resume: bool) -> int:
         except Diverged as error:  # with what is good evaluated and saved
             diverged = error
         except UsageError as error:
+            again = _mended(error, folder, again)
             raise UsageError(f"{error}; the run is kept, {again}" if folder.checkpoints() else str(error)) from error
         except Exception as error:
-            if copy := copy_in(error, folder.path):  # resume reads the copy, so mending the original alone helps nobody
-                again = f"mend {copy}, then {again}"
+            again = _mended(error, folder, again)
             if isinstance(error.__cause__, UsageError):  # within a reward, which names itself and the sample
                 raise UsageError(f"{error.__cause__}; the run is kept, {again}") from error
             traceback.print_exc()
@@ -401,6 +401,12 @@ def _train(experiment: Experiment, folder: RunFolder, *, resume: bool) -> int:
     if diverged is not None:
         raise diverged
     return 0
+
+
+def _mended(error: Exception, folder: RunFolder, again: str) -> str:
+    """How to go on after an error; resume reads the copy of a plugin, so mending the original alone helps nobody."""
+    copy = copy_in(error, folder.path)
+    return f"mend {copy}, then {again}" if copy else again
 
 
 def _write_report(folder: RunFolder) -> None:

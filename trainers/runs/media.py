@@ -61,7 +61,8 @@ def samples_of(folder: RunFolder, kind: str) -> Samples:
     paths = sorted(place.glob("*")) if place.is_dir() else []
     prompts = {_name_and_side(path)[0]: _lines(path) for path in paths if path.suffix == ".txt"}
     missing = prompts.pop("missing", [])
-    captions = json.loads((place / CAPTIONS).read_text()) if (place / CAPTIONS).is_file() else {}
+    told = json.loads((place / CAPTIONS).read_text()) if (place / CAPTIONS).is_file() else {}
+    captions = {name.replace("_", "-"): str(text) for name, text in told.items()}
     sides: dict[str, dict[str, Markup]] = {}
     left, found = MAX_EMBEDDED, Samples()
     for path in (path for path in paths if path.suffix in MEDIA):
@@ -77,7 +78,7 @@ def samples_of(folder: RunFolder, kind: str) -> Samples:
         if name in prompts:
             found.sheets.append((name, ordered, prompts[name]))
         else:
-            found.pairs.append((str(captions.get(name, _SEED.sub("", name))), ordered))
+            found.pairs.append((captions.get(name, _SEED.sub("", name)), ordered))
     if not (sides or found.skipped):  # what was missing once may have been made since
         found.missing = " ".join(missing)
     return found
