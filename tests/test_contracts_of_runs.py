@@ -293,7 +293,7 @@ def facts(path: Path, experiment: Any) -> Any:
 def test_a_proxy_of_the_family_that_trains_is_no_judge() -> None:
     both = 0.5 * of({GROUND_TRUTH}) + of({"votes"})
     for judge, reward in ((of({"votes"}), of({"votes"})), (of({"votes", "clip"}), both), (both, of({"votes"}))):
-        with pytest.raises(UsageError, match="the gate's judge and the training reward are both of the family 'votes'"):
+        with pytest.raises(UsageError, match="the judge and the training reward are both of the family 'votes'"):
             gated(judge, reward)
     assert gated(of({"clip"}), both)
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from autotelic.errors import UsageError
 from autotelic.families import GROUND_TRUTH, of_family
 from autotelic.rewards.reward import Reward
 from autotelic.trainers import gates
 from autotelic.trainers.gates import BestSoFar, NonInferiority
+from autotelic.trainers.loop import train
 from autotelic.trainers.runs.alarms import Alarm, AlarmLimits, Watcher, check_evidence
 from autotelic.types import Rollout, Task
+
+from .toy_run import build, folder_at, honest, spelled
 
 PROBES = [Task(f"{category}-{i}", i, category=category) for category in ("reach", "push") for i in range(4)]
 
@@ -262,3 +267,43 @@ def test_clean_metrics_raise_no_alarm() -> None:
     assert watched([{"reward": float("nan")}] * 20, AlarmLimits()) == []
     below_zero = [{"objective/entropy": -1.0}] * 5 + [{"objective/entropy": -0.5}] * 5
     assert watched(below_zero, AlarmLimits()) == [], "the entropy of a density may be negative"
+
+
+# ------------------------------------------------------------------------------------------------ judges that fail
+
+
+def test_a_judge_whose_machine_fails_is_told_from_one_that_does_not_apply(tmp_path: Path) -> None:
+    """The loop waits for the first, and the second ends the run."""
+    down = [True, True, False]
+
+    def remote(completions: list[Any], tasks: list[Task], **columns: Any) -> list[float]:
+        if down[0]:
+            raise ConnectionError("no server there")
+        return spelled(completions, tasks)
+
+    remote.families = frozenset({"remote"})  # type: ignore[attr-defined]
+
+    def wakes(completions: list[Any], tasks: list[Task], **columns: Any) -> list[float]:
+        if not tasks[0].id.startswith("probe"):
+            down.pop(0) if len(down) > 1 else None
+        return honest(completions=completions, tasks=tasks)
+
+    def made(probes: Any, judge: Any, **options: Any) -> Any:
+        return BestSoFar(probes, remote, patience=9)
+
+    folder = folder_at(tmp_path / "run")
+    train(build(wakes, 3, made, gate_every=1), folder)
+    reasons = [row["reason"] for row in folder.read("gate")]
+    assert reasons[0].startswith("the judge could not be asked") and "the judge's" in reasons[-1]
+    with pytest.raises(UsageError, match="a gate's judge must score every probe"):
+        BestSoFar(PROBES, lambda tasks, **_: [None] * len(tasks)).look(level(1.0, 1.0))
+
+
+def test_a_training_reward_that_does_not_apply_to_a_probe_is_left_out_of_the_evidence() -> None:
+    def partly(tasks: Sequence[Task], **columns: Any) -> list[float | None]:
+        return [None if task.category == "push" else 1.0 for task in tasks]
+
+    base = level(1.0, 0.6)
+    verdict = BestSoFar(PROBES, judge, reward=partly)(level(0.7, 1.0), {"base": base})
+    assert "reward_change_from_base" in verdict.evidence["reach"]
+    assert "reward_change_from_base" not in verdict.evidence["push"]

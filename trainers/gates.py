@@ -27,6 +27,10 @@ CHUNK = 64
 """Attempts at probes that are held at once."""
 
 
+class JudgeFailed(RuntimeError):
+    """A machine that a judge asks failed twice; the loop then waits for the next look."""
+
+
 class Gate(ABC):
     """Whatever answers keep, wait, repair or roll back.
 
@@ -83,6 +87,7 @@ class ProbeGate(Gate):
         mine = share(range(len(self.probes)))
         rewards = [reward for reward in (self.reward, self.judge) if reward is not None]
         told: list[tuple[int, list[float | None]]] = []
+        unasked = False
         for first in range(0, len(mine), CHUNK):
             some = mine[first : first + CHUNK]
             rollouts = actor.act([self.probes[index] for index in some], 1, key=(0,), mode="evaluate", **self.sampling)
@@ -90,13 +95,18 @@ class ProbeGate(Gate):
                 raise UsageError(f"an actor answered {len(some)} probes by {len(rollouts)} rollouts: one each")
             values: list[list[float | None]] = [[] for _ in some]
             for reward in rewards:
-                score(rollouts, reward)
+                metrics = score(rollouts, reward)
+                unasked = unasked or (reward is self.judge and "faults/infrastructure" in metrics)
                 for row, rollout in zip(values, rollouts, strict=True):
                     row.append(total_of(rollout))
             told += zip(some, values, strict=True)
+        if any(gather([unasked])):
+            raise JudgeFailed("the judge could not be asked about every probe: a connection failed, or a server did")
         sides: list[Scores] = [{} for _ in rewards]
         for index, row in sorted(gather(told)):
             for scores, value in zip(sides, row, strict=True):
+                if value is None and scores is not sides[-1]:  # the reward applies to some probes only
+                    continue
                 if value is None:
                     raise UsageError(f"a gate's judge must score every probe, and gave None to {self.probes[index].id}")
                 scores.setdefault(self.probes[index].category, []).append(value)
@@ -115,7 +125,7 @@ class ProbeGate(Gate):
             rows[category] = row = {"candidate": _mean(scores)}
             for name, (reference, before) in self._known.items():
                 row[name] = _mean(reference[category])
-                if proxy:
+                if category in proxy and category in before:
                     row[f"reward_change_from_{name}"] = _mean(proxy[category]) - _mean(before[category])
         return rows
 

@@ -19,18 +19,19 @@ from typing import Any
 import torch
 
 from ..errors import UsageError
-from ..families import declared, families_of, proxies
-from ..types import Actor, Curriculum, Gate, Learner, RewardFunction, Rollout, Verdict
+from ..families import declared, families_of, require_independent
+from ..types import Actor, Curriculum, Gate, Learner, RewardFunction, Rollout, TrainerState, Verdict
 from ..working import LONG, working
 from .contracts import require
 from .curricula import apart
 from .distributed import barrier, from_main, gather, is_main, reduce_counts, same_everywhere, share
+from .gates import JudgeFailed
 from .runs.alarms import Alarm, AlarmLimits, Watcher, check_evidence
 from .runs.callbacks import Callback, RunInfo
 from .runs.interruption import interruptible
 from .runs.progress import Progress
 from .runs.run_folder import RunFolder, checkpoint_name
-from .scoring import RewardError, score
+from .scoring import RewardError, score, tell_state
 from .weights import checksum, is_finite
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,8 @@ class Stage:
             _check_players(name, learner, self.actor.players)
         if self.gate is not None:
             require("gate", self.gate)
-            _check_independence(self.gate, self.reward)
+            if self.gate.judge is not None:
+                require_independent(self.gate.judge, self.reward)
 
     @property
     def parts(self) -> dict[str, Learner]:
@@ -104,16 +106,6 @@ def _check_players(name: str, learner: Learner, players: tuple[str, ...]) -> Non
         return
     if strange := [player for player in learner.players if player not in players]:
         raise UsageError(f"the learner {name!r} names the player {strange[0]!r}: there is {', '.join(players)}")
-
-
-def _check_independence(gate: Gate, reward: RewardFunction) -> None:
-    if gate.judge is None:
-        return
-    if shared := sorted(proxies(families_of(gate.judge) & families_of(reward))):
-        raise UsageError(
-            f"the gate's judge and the training reward are both of the family {shared[0]!r}: give the gate a judge "
-            "of another family, or --gate none"
-        )
 
 
 @dataclass
@@ -280,6 +272,7 @@ class _Run:
         """One iteration: sample, act, score, learn, gate, record."""
         started, cpu = time.perf_counter(), self.experiment.cpu_clock()
         with stage.guard():
+            tell_state(TrainerState(self.iteration, sum(each.steps for each in self.experiment.stages)))
             tasks = share(apart(from_main(stage.curriculum.sample(stage.tasks_per_step))))
             key = (self.experiment.seed, self.iteration)
             rollouts = stage.actor.act(tasks, stage.group_size, key=key, **stage.sampling) if tasks else []
@@ -370,7 +363,10 @@ class _Run:
             return None
         candidate = stage.actor.evaluated()
         with working("asking the gate", after=LONG):
-            verdict = from_main(stage.gate(candidate, {"base": self.base, "promoted": self.promoted_actor}))
+            try:
+                verdict = from_main(stage.gate(candidate, {"base": self.base, "promoted": self.promoted_actor}))
+            except JudgeFailed as error:
+                verdict = Verdict("wait", str(error))
         if verdict.stop:
             self.step = stage.steps
         if verdict.decision == "keep":

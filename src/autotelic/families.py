@@ -59,7 +59,8 @@ def require_independent(judge: Any, reward: Any) -> None:
     """
     if shared := sorted(proxies(families_of(judge) & families_of(reward))):
         raise UsageError(
-            f"the judge and the training reward are both of the family {shared[0]!r}: name a judge of another family"
+            f"the judge and the training reward are both of the family {shared[0]!r}: give the gate a judge of another "
+            "family, or --gate none"
         )
 
 
