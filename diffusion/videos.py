@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..calling import MADE
 from ..rewards.reward import Reward
 from ..trainers.scoring import columns
 from ..types import Score
@@ -44,20 +45,18 @@ class _PerFrame:
         ]
         table = columns(single)
         if isinstance(videos, Tensor):  # with gradient
-            made = [name for name, column in table.items() if column[:1] and column[0] is single[0].output]
-            table |= dict.fromkeys(made, torch.stack(pictures))
+            table |= dict.fromkeys(MADE, torch.stack(pictures))
         counts = [len(places) for places in looked_at]
         return {name: _means(scores, counts) for name, scores in self.reward(**table).items()}
 
 
-def _means(scores: Any, counts: Sequence[int]) -> Any:
-    """Of each video's frames; None where none of them has a score."""
-    if isinstance(scores, Tensor):
-        return torch.stack([part.mean() for part in torch.split(scores, list(counts))])
+def _means(scores: Sequence[Score], counts: Sequence[int]) -> list[Score]:
+    """Of each video's frames, with their gradient; None where none of them has a score."""
     found: list[Score] = []
     place = 0
     for count in counts:
-        known = [float(score) for score in scores[place : place + count] if score is not None]
-        found.append(sum(known) / len(known) if known else None)
+        known = [torch.as_tensor(score) for score in scores[place : place + count] if score is not None]
+        mean = torch.stack(known).mean() if known else None
+        found.append(mean if mean is None or mean.requires_grad else mean.item())
         place += count
     return found

@@ -110,6 +110,8 @@ def _context(size: int) -> Any:
     failures = []
     for backend in _backends():
         before = os.environ.get("PYOPENGL_PLATFORM")
+        if "OpenGL" not in sys.modules:  # another process's choice may have come along in the environment
+            os.environ["PYOPENGL_PLATFORM"] = backend
         try:
             context = importlib.import_module(f"mujoco.{backend}").GLContext(size, size)
         except Exception as error:  # each binding has its own kinds

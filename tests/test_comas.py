@@ -382,7 +382,24 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def test_the_recipe_trains_every_agent_and_evaluates_the_first(cache: None, tmp_path: Path) -> None:
     path = tmp_path / "run"
-    assert main(["run", "vlm/comas", "--debug", "--agents", "3", "--rounds", "2", "--output-dir", str(path)]) == 0
+    assert (
+        main(
+            [
+                "run",
+                "vlm/comas",
+                "--debug",
+                "--agents",
+                "3",
+                "--rounds",
+                "2",
+                "--demonstrations",
+                "14",
+                "--output-dir",
+                str(path),
+            ]
+        )
+        == 0
+    )
     folder = RunFolder.open(path)
     last = folder.metrics()[-1]
     for player in ("agent0", "agent1", "agent2"):
@@ -408,7 +425,9 @@ TURNED: dict[str, Callable[[comas.Config], comas.Config]] = {
 @pytest.fixture(scope="module")
 def plain(cache: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.Tensor, torch.Tensor]:
     """The first agent's weights before and after two rounds of the preset."""
-    return after_two_rounds(replace(comas.Config.tiny(), lr=1e-2), tmp_path_factory.mktemp("plain") / "run")
+    return after_two_rounds(
+        replace(comas.Config.tiny(), lr=1e-2, demonstrations=14), tmp_path_factory.mktemp("plain") / "run"
+    )
 
 
 def after_two_rounds(config: comas.Config, path: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -423,5 +442,7 @@ def after_two_rounds(config: comas.Config, path: Path) -> tuple[torch.Tensor, to
 @pytest.mark.parametrize("knob", TURNED)
 def test_every_field_of_the_recipe_is_felt(knob: str, plain: tuple[torch.Tensor, torch.Tensor], tmp_path: Path) -> None:
     before, after = plain
-    _, turned = after_two_rounds(TURNED[knob](replace(comas.Config.tiny(), lr=1e-2)), tmp_path / "run")
+    _, turned = after_two_rounds(
+        TURNED[knob](replace(comas.Config.tiny(), lr=1e-2, demonstrations=14)), tmp_path / "run"
+    )
     assert (after - turned).norm() > 1e-3 * (after - before).norm()

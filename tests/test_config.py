@@ -24,6 +24,7 @@ from autotelic.trainers.objectives import NFT, PPOClip
 from autotelic.trainers.ranges import Amount, Count, Number, Positive, Range, Share, Whole, check_ranges, ranges_of
 from autotelic.trainers.runs.run_folder import RunFolder
 from autotelic.trainers.setting import make, settled
+from autotelic.types import Task
 from autotelic.vla.recipes import evolve_vla
 from autotelic.vla.setting import Setting as RobotSetting
 from autotelic.vlm.recipes import grpo, self_critique, sft
@@ -208,7 +209,8 @@ def test_the_preset_of_two_steps_is_merged_and_leaves_out_what_is_fixed() -> Non
 
 
 def setting_of(config: Any) -> Any:
-    return RobotSetting(config, ("metaworld/reach-v3",), None, {}, None, [])  # type: ignore[arg-type]
+    shown: Any = {"metaworld/reach-v3": [SimpleNamespace(actions=np.zeros((9, 4)))]}
+    return RobotSetting(config, ("metaworld/reach-v3",), None, shown, None, [])  # type: ignore[arg-type]
 
 
 def test_batch_size_and_minibatches_say_how_many_gradient_steps() -> None:
@@ -267,7 +269,7 @@ class Needy:
 def test_names_and_places_become_what_they_stand_for(tmp_path: Path) -> None:
     path = tmp_path / "own_ways.py"
     path.write_text(OWN)
-    config, sources = grpo.Config(kl_coef=0.4).resolved(True), {"a": []}
+    config, sources = grpo.Config(kl_coef=0.4).resolved(True), {"a": [Task("t", "x")]}
     offered: dict[str, Any] = {"config": config, "longest": 7}
     assert make("objective", "grpo", **offered) == (PPOClip(), advantages.grpo(0.1))
     assert make("objective", "dr_grpo", **offered) == (PPOClip(aggregate=7), advantages.dr_grpo())
@@ -304,7 +306,7 @@ def test_every_name_that_help_tells_can_be_made() -> None:
     config = grpo.Config().resolved(True)
     offered: dict[str, dict[str, Any]] = {
         "gate": {"probes": [1, 2], "judge": len},
-        "curriculum": {"sources": {"a": []}},
+        "curriculum": {"sources": {"a": [Task("t", "x")]}},
         "objective": {"longest": 3},
     }
     for kind, names in NAMES.items():

@@ -459,13 +459,13 @@ def bare(actor: Any) -> Any:
 def test_the_report_shows_the_system_and_beside_it_the_policy_alone() -> None:
     system = Remembering(uneven(), Memory())
     system.memory.update([SimpleNamespace(task=task) for task in QUESTIONS])  # type: ignore[list-item]
-    questions = SimpleNamespace(held_out=QUESTIONS, verify=spelled, blind={})
-    setting: Any = SimpleNamespace(questions=questions, config=SimpleNamespace(samples=0))
+    questions = SimpleNamespace(held_out=QUESTIONS, verify=spelled, blind={}, small_world=True)
+    setting: Any = SimpleNamespace(questions=questions, verify=spelled, config=SimpleNamespace(samples=0))
     told = evaluate_answers(setting, system)
     assert told["outcomes"]["true"]["success"] == [1, 1]
     right = spelled([r.output for r in system.policy.act(QUESTIONS, 1, key=(2**31,))], QUESTIONS)
     alone = [told["figures"][category]["policy alone"] for category in ("true", "lie")]
-    assert alone == [sum(x == 1 for x in right[i : i + 2]) / 2 for i in (0, 2)] and alone != [1.0, 1.0]
+    assert alone == [sum(right[i : i + 2]) / 2 for i in (0, 2)] and alone != [1.0, 1.0]
     assert "policy alone" not in evaluate_answers(setting, system.policy)["figures"]["true"]
     scaffolded = Demonstrations(system.policy, [])
     assert "policy alone" not in evaluate_answers(setting, scaffolded)["figures"]["true"]

@@ -245,14 +245,14 @@ def test_a_reward_of_videos_sees_all_of_them_and_none_stays_none() -> None:
 
 
 def test_a_gradient_reaches_the_frames_that_are_looked_at() -> None:
-    def bright(images: Any, **_: Any) -> Tensor:
-        return torch.stack(list(images)).mean((1, 2, 3))
+    def bright(outputs: Any, **_: Any) -> Tensor:
+        return torch.stack(list(outputs)).mean((1, 2, 3))
 
     rollouts = videos(1.0, 0.5)
     outputs = torch.stack([rollout.output for rollout in rollouts]).clone().requires_grad_()
     table = columns(rollouts) | dict.fromkeys(("images", "outputs", "completions", "episodes"), outputs)
     total: Any = per_frame(Reward(bright, differentiable=True))(**table)["total"]
-    total.sum().backward()
+    torch.stack(list(total)).sum().backward()
     assert outputs.grad is not None
     reached = outputs.grad.abs().sum((2, 3, 4)) > 0
     assert reached.sum(1).tolist() == [FRAMES, FRAMES] and bool(reached[:, [0, -1]].all())

@@ -292,7 +292,7 @@ def test_answers_are_learned_and_those_given_are_only_read() -> None:
     policy = untrained()
     items = [
         Item("how many red", TASKS[0].images[0], "p4 p5 = 2"),
-        Item("what is up of red_disc", TASKS[1].images[0], "p4 p0 = blue_plus", f"p4 = red_disc {END} again"),
+        Item("what is up of red_disc", TASKS[1].images[0], "p4 p0 = blue_plus", "p4 = red_disc again"),
     ]
     loss = lessons.imitation_loss(model_of(policy), GlimpseRenderer(), items, lambda pixels: pixels.float())
     sums, count = 0.0, 0

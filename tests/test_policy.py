@@ -143,9 +143,9 @@ def test_a_model_is_built_without_memory() -> None:
 
 
 def test_demonstrations_are_encoded_with_a_chunk_at_every_step() -> None:
-    """Two steps are two chunks of three steps of four tokens; nobody knows how likely they were."""
+    """Two steps are two chunks of three steps of four tokens, of which those shown count: two steps and one."""
     _, batch = make("tokens")
-    assert batch.mask.sum(-1).tolist() == [2 * 12, 5 * 12, 3 * 12, 7 * 12]
+    assert batch.mask.sum(-1).tolist() == [(2 + 1) * 4, (3 * 3 + 2 + 1) * 4, (3 + 2 + 1) * 4, (5 * 3 + 2 + 1) * 4]
     assert batch.segments[0, :24].tolist() == [0] * 12 + [1] * 12
     assert batch.log_probs["behaviour"].abs().max() == 0
     assert batch.groups.sum(-1).tolist() == [1, 1, 1, 1]

@@ -43,6 +43,8 @@ def test_what_cannot_be_found_is_named(
     words: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
     told = ["run", "vla/evolve_vla", "--debug", "--tasks", "reach-v3", "--workers", "1", *words]
     assert main([*told, "--output-dir", "run"]) == 2
     assert line in capsys.readouterr().err

@@ -127,8 +127,8 @@ def test_choices_are_candidates_where_an_input_names_them() -> None:
 
 
 def test_an_evaluation_without_the_systems_part_gives_other_answers() -> None:
-    questions = SimpleNamespace(held_out=QUESTIONS, verify=spelled, blind={})
-    setting: Any = SimpleNamespace(questions=questions, config=SimpleNamespace(samples=0))
+    questions = SimpleNamespace(held_out=QUESTIONS, verify=spelled, blind={}, small_world=True)
+    setting: Any = SimpleNamespace(questions=questions, verify=spelled, config=SimpleNamespace(samples=0))
     actor = system(threshold=ALWAYS)
     report = evaluate(setting, actor)
     alone = evaluate(setting, actor.bare())

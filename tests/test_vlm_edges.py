@@ -192,5 +192,5 @@ def test_a_picture_that_is_broken_inside_is_told_before_a_run_begins(
         assert 0 < row["answers/truncated"] == -row["reward/truncated"]
     assert metrics[-1]["answers/truncated_count"] >= metrics[0]["answers/truncated_count"] > 0
     (tmp_path / "7.png").write_bytes((tmp_path / "6.png").read_bytes())
-    assert main(["resume", str(tmp_path / "run")]) == 2
+    assert main(["resume", str(tmp_path / "run"), "--max-steps", "+1"]) == 2
     assert f"{asked} was changed since" in capfd.readouterr().err.splitlines()[-1]
