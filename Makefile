@@ -36,7 +36,7 @@ test: setup
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo --no-cache
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 demo: setup
 	@$(BIN)/autotelic run vla/evolve_vla --output-dir runs/demo-$$(date +%Y%m%d-%H%M%S)

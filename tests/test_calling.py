@@ -260,7 +260,7 @@ def test_scores_are_read_from_whatever_holds_numbers(result: Any, scores: list[A
         *([1.0, math.inf], {"total": 3.0}, [[1.0, math.nan], 1.0], [{"a": 1}, 2], [object(), 1.0]),
         np.array(["1", "2"]),
     ],
-    ids=str,
+    ids=lambda value: str(value).partition(" at 0x")[0],
 )
 def test_anything_else_is_refused_with_the_name_of_the_reward(result: Any) -> None:
     with pytest.raises(RewardError, match=r"^reward it returned ") as told:
