@@ -210,6 +210,7 @@ def train(experiment: Experiment, folder: RunFolder, *, resume: bool = False) ->
         error = raised
         raise
     finally:
+        tell_state(TrainerState())
         run.tell(lambda callback: callback.on_end(error))
 
 

@@ -466,7 +466,7 @@ def _(folder: Path) -> object:
 def _(folder: Path) -> object:
     from autotelic.envs.simulator import EnvSpec, View, make_simulator, register, spec_of
 
-    name = "first-hour/hill"
+    name = "first-hour/knoll"
     try:
         spec_of(name)
     except UsageError:
