@@ -45,7 +45,7 @@ REASONS: dict[str, tuple[str, ...]] = {
         *("rewards/progress/vlm_progress.py", "src/autotelic/auditing.py", "src/autotelic/check.py"),
         *("src/autotelic/calling.py", "src/autotelic/families.py", "src/autotelic/listing.py"),
         *("src/autotelic/images.py", "src/autotelic/numbers.py"),
-        *("src/autotelic/tables.py", "vlm/verification.py"),
+        *("src/autotelic/tables.py",),
         *("src/autotelic/plugins.py", "src/autotelic/sandbox_peer.py", "src/autotelic/sweep.py"),
         *("src/autotelic/trainer.py", "trainers/contracts.py", "trainers/scoring.py"),
         *("vla/actor.py", "vla/environments.py", "vla/recipes/evolve_vla.py", "vlm/credit.py"),

@@ -10,15 +10,17 @@ from typing import Any
 import pytest
 import torch
 
+from autotelic.calling import check_references, require_columns
 from autotelic.errors import UsageError
 from autotelic.families import GROUND_TRUTH, of_family
 from autotelic.rewards.names import verifiers
 from autotelic.rewards.reward import Reward
+from autotelic.rewards.text.code_tests import CodeTests
 from autotelic.rewards.text.verifiers import BoxIoU, Choice, Exact, Numeric
 from autotelic.types import Rollout, Task
 from autotelic.vlm import evaluation
 from autotelic.vlm.evaluation import evaluate, sampled
-from autotelic.vlm.verification import Verification, check_references, told, verification
+from autotelic.vlm.verification import Verification, told, verification
 
 TASKS = [Task(f"t{i}", "how many ?", reference=i, category="ab"[i % 2]) for i in range(10)]
 
@@ -140,7 +142,7 @@ def test_a_question_is_graded_by_the_first_verifier_whose_columns_it_has() -> No
 
 
 def test_answers_that_a_verifier_cannot_read_are_told_before_a_run() -> None:
-    check_references(Verification([Numeric()]), TASKS)
+    check_references(Numeric(), TASKS)
     for verifier, reference, extra, what in (
         (Numeric(), "four", {}, "holds no number"),
         (Reward(Choice(), "choice"), 3, {"options": ["a", "b"]}, "index of none"),
@@ -149,7 +151,16 @@ def test_answers_that_a_verifier_cannot_read_are_told_before_a_run() -> None:
         odd = Task("odd", "?", reference=reference, extra=extra)
         fine = Task("fine", "?", reference="1", extra={"options": ["1", "2"]})
         with pytest.raises(UsageError, match=f"odd: .*{what}"):
-            check_references(Verification([verifier]), [fine, odd] if isinstance(verifier, Numeric) else [odd])
+            check_references(verifier, [fine, odd] if isinstance(verifier, Numeric) else [odd])
+
+
+def test_tests_of_programs_are_looked_at_where_a_question_has_them() -> None:
+    """Beside questions that have an answer and no tests, which are another verifier's."""
+    answered, tested = Task("a", "?", reference="4"), Task("t", "?", extra={"tests": ["assert f() == 1"]})
+    require_columns(Reward(CodeTests(), "code"), [answered, tested])
+    odd = Task("odd", "?", extra={"tests": [{"neither": 1}]})
+    with pytest.raises(UsageError, match="reward code, task odd: "):
+        require_columns(Reward(CodeTests(), "code"), [answered, odd])
 
 
 def test_a_right_answer_in_words() -> None:

@@ -297,6 +297,8 @@ class _Run:
         best = stage.gate is None or not waits
         if verdict is not None or self.step == stage.steps or self.iteration % self.experiment.save_every == 0:
             self.save(best=best)
+        if self.iteration % CHECKSUM_EVERY == 0 or self.step == stage.steps:
+            same_everywhere("weights", checksum(stage.actor.state_dict()))
         return metrics
 
     def _score(self, stage: Stage, rollouts: list[Rollout]) -> dict[str, float]:
@@ -436,8 +438,6 @@ class _Run:
                 self._alarm([Alarm("not saved", "", f"no checkpoint of round {self.iteration}: {error}")])
                 self.saved = before
         self.saved = from_main(self.saved)
-        if self.iteration % CHECKSUM_EVERY == 0 or self.step == stage.steps:
-            same_everywhere("weights", checksum(stage.actor.state_dict()))
 
     def _save_policy(self) -> None:
         """Replace RUN/policy as a whole."""

@@ -61,16 +61,21 @@ def tensors_of(state: Any) -> Iterator[Tensor]:
 
 
 def is_finite(state: Any) -> bool:
-    """Whether no tensor of a nested state holds NaN or infinity."""
-    floats = (tensor for tensor in tensors_of(state) if tensor.is_floating_point())
-    return all(bool(tensor.isfinite().all()) for tensor in floats)
+    """Whether no tensor of a nested state holds NaN or infinity; a device is waited for once."""
+    found: dict[torch.device, list[Tensor]] = {}
+    for tensor in tensors_of(state):
+        if tensor.is_floating_point():
+            found.setdefault(tensor.device, []).append(tensor.isfinite().all())
+    return all(bool(torch.stack(several).all()) for several in found.values())
 
 
 def checksum(state: Any) -> tuple[str, str]:
     """Sum and sum of magnitudes of a nested state's tensors, to the bit; equal states have equal ones."""
-    parts = [tensor.detach().double() for tensor in tensors_of(state)]
-    sums = [sum(float(one) for one in map(of, parts)) for of in (torch.sum, lambda part: part.abs().sum())]
-    return float(sums[0]).hex(), float(sums[1]).hex()
+    plain = magnitude = 0.0
+    for tensor in tensors_of(state):
+        exact = tensor.detach().double()
+        plain, magnitude = plain + float(exact.sum()), magnitude + float(exact.abs().sum())
+    return plain.hex(), magnitude.hex()
 
 
 def check_trains(module: nn.Module) -> None:

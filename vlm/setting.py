@@ -400,11 +400,11 @@ def read_own(config: LanguageConfig, labels: bool, began: Mapping[str, Any] | No
     Args:
         began: the config that a run began with, where another number is evaluated now.
     """
+    from ..calling import check_references
     from ..rewards.names import verifiers
     from ..trainers.config import fixed
     from .asking import OWN
     from .questions import from_file
-    from .verification import check_references
 
     fields = asdict(config) | dict(began or {})
     unnamed = "rewards" in fixed(type(config))  # the recipe's own, which no question of a file is graded by
@@ -421,8 +421,8 @@ def read_own(config: LanguageConfig, labels: bool, began: Mapping[str, Any] | No
         ungraded=not unnamed,
         split=config.split,
     )
-    if questions.verify is not None:
-        check_references(questions.verify, list(questions.everything()))
+    for verifier in [] if questions.verify is None else questions.verify.verifiers:
+        check_references(verifier, questions.everything())
     if is_small(config):
         _check_words(questions)
     return questions

@@ -6,13 +6,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from ..calling import call, picked, settled
-from ..errors import UsageError
+from ..calling import call, has, picked, settled
 from ..families import GROUND_TRUTH, name_of, needs_of
 from ..returned import scores_of
-from ..rewards.reward import Reward
-from ..rewards.text.code_tests import CodeTests
-from ..rewards.text.verifiers import Exact, Verifier
+from ..rewards.text.verifiers import Exact
 from ..tables import canonical
 from ..types import Score, Task
 
@@ -56,36 +53,12 @@ class Verification:
         return scores
 
 
-def check_references(verify: Verification, tasks: Sequence[Task]) -> None:
-    """Refuse, before a run begins, a right answer or a test that a verifier cannot read.
-
-    Raises:
-        UsageError: naming the question and what is wrong with it.
-    """
-    for verifier in verify.verifiers:
-        function = verifier.function if isinstance(verifier, Reward) else verifier
-        if isinstance(function, Verifier | CodeTests):
-            for task in tasks:
-                if has(task, needs_of(function)):
-                    try:
-                        function.check(task.reference, {name: task.extra.get(name) for name in function.reads})
-                    except (ValueError, TypeError) as error:
-                        said = str(error).removeprefix("sample 0: ")
-                        raise UsageError(f"{task.id}: {said}, and {name_of(verifier)} asks for it") from error
-
-
 def verification(verifiers: Sequence[Any], tasks: Sequence[Task]) -> Verification | None:
     """Those of some verifiers that apply to a task; ``exact`` where none does and there are answers; else None."""
     applying = [verifier for verifier in verifiers if any(has(task, needs_of(verifier)) for task in tasks)]
     if not applying and any(task.reference is not None for task in tasks):
         applying = [Exact()]
     return Verification(applying) if applying else None
-
-
-def has(task: Task, columns: Sequence[str]) -> bool:
-    """Whether a question has values in columns."""
-    values = (task.reference if name == "references" else task.extra.get(name) for name in columns)
-    return all(value is not None and value != [] for value in values)
 
 
 def told(task: Task) -> str:

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .errors import UsageError
-from .families import name_of
+from .families import name_of, needs_of
 from .images import as_pil
 from .types import Task
 
@@ -208,12 +208,32 @@ def require_columns(reward: Any, tasks: Iterable[Task], *, tokens: bool = False)
                     f'reward {name_of(term)} needs the column "{column}", and none of the {len(tasks)} tasks has it: '
                     f"they have {have}"
                 )
-        check: Any = getattr(getattr(term, "function", term), "check", None)
-        for task in [task for task in tasks if task.reference is not None] if check is not None else ():
+        check_references(term, tasks)
+
+
+def check_references(reward: Any, tasks: Iterable[Task]) -> None:
+    """Refuse a reference, or what else a verifier ``needs`` of a task, that it cannot read, before anything runs.
+
+    A verifier has a method ``check`` (reference, the columns that it ``reads``), which raises there; others pass.
+
+    Raises:
+        UsageError: one line with reward, task and what is wrong.
+    """
+    function = getattr(reward, "function", reward)
+    check: Any = getattr(function, "check", None)
+    for task in tasks if check is not None else ():
+        if has(task, needs_of(function)):
             try:
-                check(task.reference, task.extra)
-            except ValueError as error:
-                raise UsageError(f"reward {name_of(term)}, task {task.id}: {error}") from error
+                check(task.reference, {name: task.extra.get(name) for name in getattr(function, "reads", ())})
+            except (ValueError, TypeError) as error:
+                said = str(error).removeprefix("sample 0: ")
+                raise UsageError(f"reward {name_of(reward)}, task {task.id}: {said}") from error
+
+
+def has(task: Task, columns: Sequence[str]) -> bool:
+    """Whether a task has values in columns."""
+    values = (task.reference if name == "references" else task.extra.get(name) for name in columns)
+    return all(value is not None and value != [] for value in values)
 
 
 def _needs(function: Any) -> tuple[str, ...]:

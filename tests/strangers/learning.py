@@ -237,7 +237,7 @@ def fitted_to_nan(folder: Path) -> object:
 
 
 def with_policy(folder: Path, end: Callable[[], object]) -> object:
-    """Whether RUN/policy holds the weights when a run ended in some way."""
+    """Whether RUN/policy holds the weights of the last checkpoint, not of the start, when a run ended in some way."""
 
     @contextmanager
     def ends(rounds: list[int] = []) -> Iterator[None]:  # noqa: B006
@@ -252,7 +252,10 @@ def with_policy(folder: Path, end: Callable[[], object]) -> object:
     experiment.save = lambda path: (path.mkdir(), torch.save(policy.state_dict(), path / "w"))[0]
     with suppress(KeyboardInterrupt, RuntimeError):
         train(experiment, folder_at(folder / "run"))
-    return (folder / "run" / "policy" / "w").is_file()
+    run_folder = RunFolder.open(folder / "run")
+    kept, last = torch.load(run_folder.path / "policy" / "w"), run_folder.load_checkpoint("latest")
+    weights = last["now"]["policy"]["policy"]
+    return last["iteration"] >= 2 and all(torch.equal(kept[name], weights[name]) for name in weights)
 
 
 def _fails() -> None:
