@@ -78,6 +78,11 @@ class Faults:
         self.iteration += 1
 
 
+def unlucky(rollout: Any) -> bool:
+    """Whether a sample is one of those, one in four, that a reward that raises cannot read."""
+    return int(1e6 * abs(float(rollout.log_probs.sum()))) % 4 == 0
+
+
 class Faulty:
     """A reward that fails in the rounds that have such a fault, and then as every time."""
 
@@ -90,10 +95,8 @@ class Faulty:
         scores = self.reward(**columns)
         scores = [*(scores["total"] if isinstance(scores, Mapping) else scores)]
         match self.faults.now:
-            case "raises" if len(scores) > 1:  # at the first sample alone
-                raise ValueError("this sample cannot be read")
-            case "raises" if columns["rollouts"][0].task.id.endswith("0"):
-                raise ValueError("this sample cannot be read")
+            case "raises" if any(map(unlucky, columns["rollouts"])):
+                raise ValueError("a sample cannot be read")
             case "late":
                 time.sleep(0.2)
             case "nan":
