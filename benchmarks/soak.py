@@ -43,6 +43,8 @@ RATE = 0.05
 """How often a round has a fault."""
 INTERRUPTIONS = 6
 SETTLED, GROWTH = 500, 0.02
+QUESTIONS = 2**20
+"""Bytes of questions that a model that speaks keeps: full before memory is looked at, unlike the default's 1 GiB."""
 
 
 def fault_of(kinds: Sequence[str], seed: int, iteration: int) -> str:
@@ -166,6 +168,8 @@ def one(modality: str, path: Path, seed: int, rounds: int) -> None:
     folder = RunFolder.open(path) if resume else RunFolder.create(path, recipe=recipe, config={}, command="soak")
     with closing(module.build(config, folder)) as experiment:
         stage = experiment.stages[0]
+        if modality == "vlm":
+            stage.actor.renderer.store.limit = QUESTIONS
         stage = replace(stage, reward=Faulty(stage.reward, faults), guard=faults.round)
         experiment = replace(experiment, stages=[stage], callbacks=[Listener()], finish=lambda folder: None)
         try:

@@ -13,15 +13,15 @@ from .point_mass import INSTRUCTION, PointMass, arrived, straight
 
 gymnasium.register("test/SoakMass-v0", "tests.soak_mass:SoakMass")
 NAME = "soak/point-mass"
-ONE_IN = 200
+ONE_IN = 40
 
 
 class SoakMass(PointMass):
-    """Hangs in the third step from one start in ``ONE_IN`` that training draws."""
+    """Hangs in the third step from one start in ``ONE_IN``."""
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         observation = super().reset(seed=seed, options=options)
-        self.steps, self.hangs = 0, seed is not None and seed % ONE_IN == ONE_IN - 1
+        self.steps, self.hangs = 0, int(1e6 * abs(self.mark[0])) % ONE_IN == 0
         return observation
 
     def step(self, action: Any) -> Any:

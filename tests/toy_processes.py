@@ -1,8 +1,10 @@
-"""Toy runs of two processes that disagree: ``torchrun ... -m tests.toy_processes disagree|differ FOLDER``."""
+"""Toy runs of two processes that disagree: ``torchrun ... -m tests.toy_processes disagree|differ|leave FOLDER``."""
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import torch
 
 from autotelic.errors import UsageError
+from autotelic.trainers import distributed
 from autotelic.trainers.distributed import barrier, gather, is_main
 from autotelic.trainers.gates import BestSoFar, NonInferiority
 from autotelic.trainers.loop import Experiment, Stage, train
@@ -73,8 +76,20 @@ def differ(folder: Path) -> list[object]:
     return gather(["nothing"])
 
 
+def leave(_: Path) -> list[object]:
+    """Whether gloo's threads end with the group, whatever was imported since there was one."""
+    before = len(os.listdir("/proc/self/task"))
+    gather([0])
+    importlib.import_module("torch.distributed.nn.functional")  # as torch's compiler does in the midst of a run
+    during = len(os.listdir("/proc/self/task"))
+    main = is_main()
+    distributed._leave()
+    after = len(os.listdir("/proc/self/task"))
+    return [during > before, after - before] if main else []
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    said = {"disagree": disagree, "differ": differ}[sys.argv[1]](Path(sys.argv[2]))
-    if is_main():
+    said = {"disagree": disagree, "differ": differ, "leave": leave}[sys.argv[1]](Path(sys.argv[2]))
+    if said and os.environ["RANK"] == "0":
         print(json.dumps({"says": said}))

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed.nn  # before a group exists: see _leave
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 from torch import Tensor
@@ -29,14 +30,15 @@ def _state() -> PartialState:
 
 @cache
 def _leave_at_exit() -> None:
-    """Gloo's threads may still hold tensors when Python ends, and letting go of them then aborts the process.
-
-    Told in pytorch/pytorch#179291; the likeliest cause of an abort in 1 of 43 runs of two processes.
-    """
     atexit.register(_leave)
 
 
 def _leave() -> None:
+    """End gloo's threads while Python still runs: one that lets go of a tensor afterwards aborts the process.
+
+    They end with the last reference to the group. ``torch.distributed.nn`` takes one for each of its functions, as the
+    default of an argument, if it is imported (by torch's compiler, for one) once there is a group.
+    """
     if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
         torch.distributed.destroy_process_group()
 

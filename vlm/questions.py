@@ -82,7 +82,7 @@ def blind_baseline(known: Sequence[Task], asked: Sequence[Task]) -> dict[str, fl
 # the small world
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4 * len(scenes.TYPES))  # training walks on: old blocks are hardly asked for again
 def _block(kind: str, number: int, seed: int, split: int, labels: bool) -> list[Task]:
     name = f"train-{seed}-{number}"
     return scenes.tasks(scenes.questions(kind, BLOCK, name, split=split), name, labels=labels, known=labels)

@@ -440,6 +440,19 @@ def weights_differ(folder: Path) -> object:
     return _two("differ", folder)
 
 
+@case(
+    "gloo's threads end before Python does",
+    kind="processes",
+    modality="core",
+    entry="run",
+    required=Gives([True, 0]),
+    by="machine",
+    slow=True,
+)
+def gloo_left(folder: Path) -> object:
+    return _two("leave", folder)
+
+
 def _two(what: str, folder: Path) -> object:
     """What two gloo processes say, a JSON line each (see tests/toy_processes.py)."""
     import subprocess
