@@ -211,6 +211,12 @@ def slope(path: Path) -> float:
     return rise * (x[-1] - x[0]) / mean
 
 
+def hung(rows: Sequence[Mapping[str, float]]) -> dict[str, int]:
+    """How many rounds had a simulator that hung: nothing else is an environment's fault here."""
+    count = sum(row.get("faults/environment", 0) > 0 for row in rows)
+    return {"hung simulator": count} if count else {}
+
+
 def compared(modality: str, folder: Path, seed: int, rounds: int) -> dict[str, Any]:
     """A run at a stretch and an interrupted one."""
     from autotelic.trainers.runs.run_folder import RunFolder
@@ -229,7 +235,7 @@ def compared(modality: str, folder: Path, seed: int, rounds: int) -> dict[str, A
     return {
         "rounds": len(rows["straight"]),
         "starts": starts["interrupted"],
-        "faults": json.loads((paths["straight"] / "faults.json").read_text()),
+        "faults": json.loads((paths["straight"] / "faults.json").read_text()) | hung(runs["straight"].metrics()),
         "same_weights": checksum(states["straight"]["now"]) == checksum(states["interrupted"]["now"]),
         "same_metrics": rows["straight"] == rows["interrupted"],
         "memory_growth": round(slope(paths["straight"]), 4),
