@@ -338,6 +338,51 @@ for what, name in {
         return [len(set(rows)) == 1 and len(rows) == 3, "\n# b" not in table, "<script>" not in table]
 
 
+@case(
+    "report: half of a character in the name of a task",
+    kind="report",
+    modality="core",
+    entry="report",
+    required=GoesOn(),
+    by="user",
+    waits=True,
+)
+def half_a_name(folder: Path) -> object:
+    from autotelic.trainers.runs.report import write_report
+
+    run = told(folder, HALF, (0.0, 1.0))
+    return write_report(run), run.write_card()
+
+
+# --- groups that lose members ----------------------------------------------------------------------------------------
+
+
+@case(
+    "numbers: one answer of a group of four has a finite log-probability",
+    kind="numbers",
+    modality="vlm",
+    entry="update",
+    required=Gives([3.0, 0.0]),
+    by="policy",
+    waits=True,
+)
+def last_of_a_group(folder: Path) -> object:
+    from autotelic.trainers.advantages import grpo
+    from autotelic.trainers.learner import Optimisation, PolicyLearner
+    from autotelic.trainers.objectives import PPOClip
+    from autotelic.vlm.policy import TokenPolicy
+
+    policy = TokenPolicy.of(*tiny.text(), horizon=4)
+    learner = PolicyLearner(policy, PPOClip(), Optimisation(), advantage=grpo())
+    rollouts = policy.act([Task("a", "what is one ?")], 4)
+    for number, rollout in enumerate(rollouts):
+        rollout.scores["total"] = float(number)
+        assert rollout.log_probs is not None
+        rollout.log_probs[0] = math.nan if number else -1.0
+    metrics = learner.update(rollouts)
+    return [metrics["rollouts/not_finite"], metrics["rollouts"]]
+
+
 # --- servers that tell nonsense --------------------------------------------------------------------------------------
 
 
