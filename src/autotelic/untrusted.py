@@ -46,7 +46,8 @@ def shortened(text: str, kept: int) -> str:
 
 def by_bytes(text: str, tokens: int) -> str:
     """A text of at most so many tokens of any tokenizer: none of them is less than a byte."""
-    head = whole(text[:tokens]).encode()[:tokens].decode(errors="ignore")
+    text = whole(text)
+    head = text[:tokens].encode()[:tokens].decode(errors="ignore")
     return shortened(text, len(head))
 
 

@@ -345,7 +345,6 @@ for what, name in {
     entry="report",
     required=GoesOn(),
     by="user",
-    waits=True,
 )
 def half_a_name(folder: Path) -> object:
     from autotelic.trainers.runs.report import write_report
@@ -364,7 +363,6 @@ def half_a_name(folder: Path) -> object:
     entry="update",
     required=Gives([3.0, 0.0]),
     by="policy",
-    waits=True,
 )
 def last_of_a_group(folder: Path) -> object:
     from autotelic.trainers.advantages import grpo

@@ -34,6 +34,7 @@ from ...errors import UsageError, unknown
 from ...json_files import object_of, read_object, value_of
 from ...numbers import plain
 from ...types import Rollout
+from ...untrusted import whole
 from . import checkpoint
 from .card import card_text
 from .checkpoint import CheckpointError
@@ -271,7 +272,7 @@ def _write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w") as file:
-        file.write(text)
+        file.write(whole(text))
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
