@@ -162,6 +162,25 @@ def nested_answer(folder: Path) -> object:
     return asked(lines(folder, [{"prompt": "a", "answer": answer}]))
 
 
+for kind in ("yaml", "json"):
+
+    @case(
+        f"config: brackets inside brackets, {kind}",
+        kind="data files",
+        modality="core",
+        entry="option",
+        required=Refuses(f"flags.{kind}.*brackets"),
+        by="user",
+        waits=True,
+    )
+    def deep_config(folder: Path, kind: str = kind) -> object:
+        from autotelic.config_files import read_config
+
+        path = folder / f"flags.{kind}"
+        path.write_text("a: " * (kind == "yaml") + "[" * 3000)
+        return read_config(str(path))
+
+
 # --- instructions of robots ----------------------------------------------------------------------------------------
 
 HALF = "a \ud83d dog"
