@@ -171,7 +171,6 @@ for kind in ("yaml", "json"):
         entry="option",
         required=Refuses(f"flags.{kind}.*brackets"),
         by="user",
-        waits=True,
     )
     def deep_config(folder: Path, kind: str = kind) -> object:
         from autotelic.config_files import read_config
@@ -370,6 +369,24 @@ def half_a_name(folder: Path) -> object:
 
     run = told(folder, HALF, (0.0, 1.0))
     return write_report(run), run.write_card()
+
+
+@case(
+    "numbers: a reward that does not apply to one attempt of an evaluation, in the audit",
+    kind="numbers",
+    modality="core",
+    entry="audit",
+    required=Gives([0.5, 0.0]),
+    by="user",
+    waits=True,
+)
+def one_unknown_score(folder: Path) -> object:
+    from autotelic.trainers.runs.comparison import audit
+
+    first = {"success": [0, 1, 1], "score": [0.0, math.nan, 1.0]}
+    second = {"success": [0, 1, 1], "score": [1.0, 1.0, math.nan]}
+    (found,) = audit({"outcomes": {"push": first}}, {"outcomes": {"push": second}})
+    return [found.reward_change, found.success_change]
 
 
 # --- groups that lose members ----------------------------------------------------------------------------------------
