@@ -378,7 +378,6 @@ def half_a_name(folder: Path) -> object:
     entry="audit",
     required=Gives([0.5, 0.0]),
     by="user",
-    waits=True,
 )
 def one_unknown_score(folder: Path) -> object:
     from autotelic.trainers.runs.comparison import audit

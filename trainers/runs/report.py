@@ -350,7 +350,7 @@ def _audit_row(each: Audit, show: Outcomes) -> dict[str, str]:
         "category": each.category,
         "auc": "n/a" if math.isnan(each.auc) else f"{each.auc:.2f}",
         "counts": f"{each.successes} / {each.failures}",
-        "reward_change": f"{each.reward_change:+.3g}",
+        "reward_change": figure(each.reward_change, "+"),
         "success_change": show.change(each.success_change),
         "finding": each.finding,
     }
