@@ -144,6 +144,81 @@ for modality, entry, file, door in FILES:
         )(damaged(file, content, door))
 
 
+# --- settings of another kind than what is wanted -------------------------------------------------------------------
+
+
+def saved_robot(folder: Path) -> Callable[[], object]:
+    from autotelic.vla.network import ActionModel
+    from autotelic.vla.policy import ActionPolicy
+
+    ActionPolicy(ActionModel(4, 2, chunk=2, hidden=8)).save_pretrained(folder)
+    return lambda: ActionPolicy.from_pretrained(str(folder))
+
+
+def saved_adapters(folder: Path) -> Callable[[], object]:
+    from autotelic.trainers.lora import add_lora, load_lora, save_lora
+
+    network = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    add_lora(network, 2, ["0"])
+    save_lora(network, folder)
+    return lambda: load_lora(torch.nn.Sequential(torch.nn.Linear(4, 4)), folder)
+
+
+def saved_actions(folder: Path) -> Callable[[], object]:
+    from autotelic.vla.openvla import SETTINGS, _settings
+
+    folder.mkdir()
+    (folder / SETTINGS).write_text(json.dumps({"view": None, "scale": [[0.0], [1.0]]}))
+    return lambda: _settings(str(folder))
+
+
+def listed_statistics(folder: Path) -> Callable[[], object]:
+    from autotelic.vla.openvla import statistics_of
+
+    folder.mkdir()
+    (folder / "statistics.json").write_text('{"bridge": {"action": {"q01": [0], "q99": [1]}}}')
+    return lambda: statistics_of(json.loads((folder / "statistics.json").read_text()))
+
+
+def adapted_model(folder: Path) -> Callable[[], object]:
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "a"}')
+    return lambda: language_model(folder)
+
+
+ODD: list[tuple[str, str, str, Callable[[Path], Callable[[], object]], dict[str, Any]]] = [
+    ("vla", "model", "policy.json", saved_robot, {"likelihood": ["a"], "chunk": "x"}),
+    ("vla", "model", "config.json", saved_robot, {"head": True, "std": {"a": 1}, "action_size": 7, "hidden": [1]}),
+    ("vla", "model", "action_policy.json", saved_actions, {"view": 1, "scale": [1, 2, 3, 4]}),
+    ("vla", "model", "statistics.json", listed_statistics, {"bridge": {"action": {"q01": "a", "q99": "b"}}}),
+    ("vla", "action scale", "statistics.json", listed_statistics, {"bridge": None}),
+    ("core", "LoRA", "adapter_config.json", saved_adapters, {"bias": [], "lora_alpha": "x", "rank_pattern": []}),
+    ("vlm", "model", "adapter_config.json", adapted_model, {"base_model_name_or_path": ["a"]}),
+]
+
+
+def odd(file: str, change: dict[str, Any], made: Callable[[Path], Callable[[], object]]) -> Callable[[Path], object]:
+    def act(folder: Path) -> object:
+        read, path = made(folder / "model"), folder / "model" / file
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        return read()
+
+    return act
+
+
+for modality, entry, file, made, changes in ODD:
+    for key, value in changes.items():
+        case(
+            f"settings: {key} of {file} is {json.dumps(value)}, {modality}",
+            kind="robot data" if entry == "action scale" else "data files",
+            modality=modality,
+            entry=entry,
+            required=Refuses("model|statistics|adapter_config"),
+            by="user",
+            waits=True,
+        )(odd(file, {key: value}, made))
+
+
 # --- brackets inside brackets --------------------------------------------------------------------------------------
 
 
