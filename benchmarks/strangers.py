@@ -33,6 +33,7 @@ def tried(case: Case) -> dict[str, Any]:
         "case": case.name,
         "kind": case.kind,
         "modality": case.modality,
+        "entry_point": case.entry_point,
         "entry": case.entry,
         "by": case.by,
         "required": type(case.required).__name__.lower() + "".join(f" {v!r}" for v in asdict(case.required).values()),

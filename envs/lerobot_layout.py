@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError, unknown
+from ..json_files import object_of, read_object
 from .demonstrations import Demonstration
 from .simulator import IMAGES
 
@@ -165,15 +165,9 @@ def layout_of_dataset(folder: str | Path) -> Layout:
     """
     folder = Path(folder)
     try:
-        info = json.loads((folder / "meta/info.json").read_text())
+        info = read_object(folder / "meta/info.json", "codebase_version", "fps", "features", "data_path")
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{folder} is not a LeRobotDataset: it has no meta/info.json") from None
-    except ValueError as error:
-        raise UsageError(f"{folder}/meta/info.json is not JSON: {error}") from None
-    needed = ("codebase_version", "fps", "features", "data_path")
-    missing = [key for key in needed if not isinstance(info, dict) or key not in info]
-    if missing:
-        raise UsageError(f"{folder}/meta/info.json lacks {', '.join(missing)}")
     features = info["features"]
     if not isinstance(features, dict) or not all(isinstance(feature, dict) for feature in features.values()):
         raise UsageError(f"{folder}/meta/info.json: its features are no objects by name")
@@ -260,11 +254,8 @@ def _lines(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
     for number, line in enumerate(path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UsageError(f"{path}, line {number} is not JSON ({error}): fetch the dataset again") from None
-        if not isinstance(row, dict) or any(name not in row for name in needed):
+        row = object_of(line, f"{path}, line {number}")
+        if any(name not in row for name in needed):
             raise UsageError(f"{path}, line {number} is no object with {' and '.join(needed)}")
         try:
             found.append(row | {name: int(row[name]) for name in needed if name != "task"})

@@ -27,7 +27,7 @@ REASONS: dict[str, tuple[str, ...]] = {
             "vlm/renderer.py",
         ),
         *("vla/openvla.py", "vlm/loading.py", "vlm/processing.py", "vlm/transformers_backbone.py"),
-        *("vlm/checks.py", "vlm/keeping.py", "vlm/reach.py", "vlm/untrusted.py"),
+        *("vlm/checks.py", "vlm/keeping.py", "vlm/reach.py", "src/autotelic/untrusted.py"),
     ),
     "simulators of others, whose attributes are their state": (
         *("envs/gym_simulator.py", "envs/metaworld.py", "envs/mujoco_content.py"),

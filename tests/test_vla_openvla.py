@@ -253,7 +253,7 @@ def test_what_cannot_be_loaded_is_told_in_one_line(tmp_path: Path) -> None:
         OpenVLAPolicy.from_pretrained(str(tmp_path))
     with pytest.raises(UsageError, match='unknown LoRA target "nowhere"'):
         OpenVLAPolicy.from_pretrained(str(tmp_path), action_size=2, bins=8, lora_rank=2, lora_targets=["nowhere"])
-    with pytest.raises(UsageError, match='has no place for the "'):
+    with pytest.raises(UsageError, match='wants a place for the "'):
         policy(prompt="go")
 
 

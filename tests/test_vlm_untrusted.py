@@ -16,10 +16,10 @@ from transformers import PreTrainedTokenizerFast
 from autotelic.errors import UsageError
 from autotelic.testing import vlms as tiny
 from autotelic.types import Task
+from autotelic.untrusted import Plain, by_bytes, has_half, shortened, whole
 from autotelic.vlm.conversation import Conversation, Reply, Turn
 from autotelic.vlm.policy import TokenPolicy
 from autotelic.vlm.processing import ProcessorRenderer
-from autotelic.vlm.untrusted import Plain, by_bytes, has_half, shortened, whole
 
 FAMILIES = (*tiny.TEXTS, *tiny.VLMS)
 PICTURE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -126,8 +126,8 @@ class PolicyLearner(Learner):
         Among them are "rollouts/not_finite", "steps/skipped" and "steps/skipped_in_a_row", how many of the latest
         steps were not taken.
         """
-        whole = [rollout for rollout in rollouts if _is_finite(rollout)]
-        applicable = self._applicable(whole)
+        whole = {id(rollout) for rollout in rollouts if _is_finite(rollout)}
+        applicable = self._applicable(rollouts, whole)
         counts = {"rollouts": len(applicable), "rollouts/not_finite": len(rollouts) - len(whole)}
         metrics = reduce_counts({name: float(count) for name, count in counts.items()})
         if not metrics["rollouts"]:
@@ -165,9 +165,9 @@ class PolicyLearner(Learner):
             group["lr"] *= after / before
         self.updates += 1
 
-    def _applicable(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
-        """Rollouts with a score, less those whose score is the only one left in a group that is compared."""
-        scored = [r for r in rollouts if r.scores.get("total", 0.0) is not None]
+    def _applicable(self, rollouts: Sequence[Rollout], whole: Collection[int]) -> list[Rollout]:
+        """Rollouts with a score and finite, less those that are the only one left of a group that is compared."""
+        scored = [r for r in rollouts if id(r) in whole and r.scores.get("total", 0.0) is not None]
         if plain := next((r for r in scored if r.is_plain), None):
             raise UsageError(f"the rollout of {plain.task.id} holds no decision to train {self.policy_name} on")
         if self.advantage is None or not self.advantage.compares:

@@ -6,7 +6,6 @@ steps of a small learning rate would be lost in half precision.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError, unknown
+from ..json_files import read_object
 from .weights import is_adapter
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def load_lora(module: nn.Module, folder: str | Path) -> list[nn.Parameter]:
     config, weights = Path(folder) / CONFIG, Path(folder) / WEIGHTS
     if not config.is_file() or not weights.is_file():
         raise UsageError(f"{folder} holds no adapters: there are no {CONFIG} and {WEIGHTS}")
-    if (kind := json.loads(config.read_text()).get("peft_type")) != "LORA":
+    if (kind := read_object(config).get("peft_type")) != "LORA":
         raise UsageError(f"{folder} holds adapters of PEFT's kind {kind}: a LoRA is wanted")
     state = {name.removeprefix(PREFIX): tensor for name, tensor in load_file(weights).items()}
     foreign = f"the adapters in {folder} do not fit {type(module).__name__}"

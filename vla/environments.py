@@ -5,13 +5,13 @@ All of it follows from the specs of the environments (``envs/simulator.py``).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import UsageError, unknown
+from ..json_files import read_object
 from ..plugins import is_named, named
 
 if TYPE_CHECKING:
@@ -261,7 +261,7 @@ def _foreign_policy(name: str, action_size: int, chunk: int) -> ChunkPolicy | No
     from .openvla import SETTINGS, OpenVLAPolicy
 
     folder = Path(name)
-    description = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
+    description = read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
     if "type" in description:
         return LeRobotPolicy.from_pretrained(name, chunk=chunk)
     if (folder / SETTINGS).is_file():

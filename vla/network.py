@@ -14,6 +14,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from ..json_files import read_object
 from ..trainers.lora import has_lora
 from .chunk_policy import ChunkPolicy, Seen
 
@@ -202,7 +203,7 @@ def _settings(name_or_path: str) -> dict[str, Any]:
             place = Path(hf_hub_download(name_or_path, SETTINGS))
         except EntryNotFoundError:
             return {}
-    return dict(json.loads(place.read_text())) if place.exists() else {}
+    return read_object(place) if place.exists() else {}
 
 
 def word_rows(instructions: Sequence[str], buckets: int) -> Tensor:

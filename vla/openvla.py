@@ -16,6 +16,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,11 @@ from torch import Tensor
 from ..envs.action_scale import ActionScale
 from ..envs.simulator import View
 from ..errors import UsageError, unknown
+from ..json_files import read_object
 from ..rewards.models.weights import loading
 from ..trainers.lora import CONFIG, Targets, add_lora, load_lora, save_pretrained
 from ..types import Evaluation
+from ..untrusted import plain_of
 from .chunk_policy import ChunkPolicy, Seen
 
 PROMPT = "In: What action should the robot take to {instruction}?\nOut:"
@@ -82,8 +85,9 @@ class OpenVLAPolicy(ChunkPolicy):
         self.capabilities = frozenset({"exact", "entropy", "kl"})
         self.processor, self.prompt, self.ending = processor, prompt, tuple(ending)
         self.bins, self.scale, self.at_once = bins, scale, at_once
-        if "{instruction}" not in prompt:
-            raise UsageError(f'{self.name}: the prompt {prompt!r} has no place for the "{{instruction}}"')
+        self.plain = plain_of(processor)
+        if {field for _, field, _, _ in Formatter().parse(prompt) if field is not None} != {"instruction"}:
+            raise UsageError(f'{self.name}: the prompt {prompt!r} wants a place for the "{{instruction}}" alone')
         if scale is not None and len(scale.low) != action_size:
             raise UsageError(f"{self.name}: actions have {action_size} numbers, the scale has {len(scale.low)}")
         self.vocabulary = _vocabulary(model) if vocabulary is None else vocabulary
@@ -186,7 +190,7 @@ class OpenVLAPolicy(ChunkPolicy):
                 yield torch.tensor(rows), self._inputs(text, pictures)
 
     def _text(self, instruction: str) -> str:
-        question = self.prompt.format(instruction=instruction.lower())
+        question = self.prompt.format(instruction=self.plain(instruction.lower()))
         if getattr(self.processor, "chat_template", None):
             content = [{"type": "image"}, {"type": "text", "text": question}]
             told = [{"role": "user", "content": content}]
@@ -352,7 +356,7 @@ def _settings(name: str) -> dict[str, Any]:
     path = Path(name) / SETTINGS
     if not path.is_file():
         return {}
-    settings: dict[str, Any] = json.loads(path.read_text())
+    settings = read_object(path, "view", "scale")
     settings["view"] = None if settings["view"] is None else View(**settings["view"])
     settings["scale"] = None if settings["scale"] is None else ActionScale.between(*settings["scale"])
     return settings
@@ -362,7 +366,7 @@ def _load(name: str, dtype: torch.dtype | str, device_map: Any, trusted: bool) -
     from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
 
     adapters = Path(name) / CONFIG
-    source = json.loads(adapters.read_text())["base_model_name_or_path"] if adapters.is_file() else name
+    source = read_object(adapters, "base_model_name_or_path")["base_model_name_or_path"] if adapters.is_file() else name
     with loading(source):
         config, _ = PreTrainedConfig.get_config_dict(source)
         if not config:

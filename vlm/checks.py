@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..errors import UsageError
 from ..types import Task
-from .untrusted import has_half
+from ..untrusted import has_half
 
 if TYPE_CHECKING:
     from .processing import ProcessorRenderer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from ..errors import UsageError
+from ..json_files import read_object
 from ..plugins import named, names
 from ..rewards.models.weights import loading
 from ..trainers.lora import CONFIG, Targets, add_lora, ends_with, load_lora, save_pretrained
@@ -132,7 +132,7 @@ def load(
 
 def _base_of(adapters: Path) -> str:
     """The model that adapters are of: a folder, as it stands or beside theirs, or a hub name."""
-    source = json.loads(adapters.read_text()).get("base_model_name_or_path")
+    source = read_object(adapters).get("base_model_name_or_path")
     if not source:
         raise UsageError(f"{adapters} does not say of which model it is: write its base_model_name_or_path")
     for place in (Path(source), adapters.parent / source):

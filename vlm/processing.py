@@ -14,11 +14,11 @@ from torch.nn.functional import pad
 from ..errors import UsageError
 from ..images import PIXEL_LIMIT, as_pil
 from ..types import Task
+from ..untrusted import Plain, mapped, shortened, whole
 from .backbone import Prompt
 from .checks import TaskCheck
 from .reach import reach_of
 from .renderer import Renderer, between_turns
-from .untrusted import Plain, mapped, shortened, whole
 
 _VISUAL = re.compile(r"image|img|vision|video|audio|<row_\d+_col_\d+>", re.IGNORECASE)
 _VISUAL_ID = re.compile(r"(image|img|vision|video|audio|row_col|boi|eoi)\w*(_token|_token_id|_token_index|_ids|_tag)$")

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..types import Task
+from ..untrusted import by_bytes, whole
 from .backbone import Prompt
 from .keeping import PromptStore
 from .reach import Reach
-from .untrusted import by_bytes, whole
 
 SHOWN = "shown"
 """Payload entries of images shown after the first prompt: "shown.0.tokens", the places [2] where their reply begins and

@@ -39,9 +39,9 @@ from ..errors import UsageError
 from ..images import as_pil
 from ..trainers.actors import TrainingWrapper
 from ..types import Key, Rollout, Task
+from ..untrusted import mapped, whole
 from .decoding import check_temperature
 from .policy import TokenPolicy
-from .untrusted import mapped, whole
 
 _PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
 """HTTP statuses that another try may mend."""
@@ -56,6 +56,8 @@ NEUTRAL: Mapping[str, Any] = {
 }
 """Fields with which the policy's own distribution is drawn from; a server fills what is not sent from the model's
 generation settings."""
+LEAST = -1e9
+"""Log-probability of a token: a smaller one is none that was sampled."""
 OWN = frozenset({"model", "messages", "n", "max_tokens", "temperature", "logprobs", "seed"})
 """What the actor says itself."""
 BENDING = frozenset(
@@ -265,9 +267,12 @@ class ServerActor(TrainingWrapper):
         """The sampled ids, one per log-probability: told by the server, or the text's own if they read the same."""
         told = choice.get("token_ids")
         if told is None and all(token.startswith("token_id:") for token in said):
-            told = [int(token.removeprefix("token_id:")) for token in said]
+            told = [
+                int(number) if number.isdecimal() and len(number) < 10 else -1
+                for number in (t.removeprefix("token_id:") for t in said)
+            ]
         if told is not None:
-            return [int(i) for i in told] if len(told) == len(said) else None
+            return list(told) if len(told) == len(said) else None
         ids: Tensor = self.policy.renderer.tokens(text)
         with_end = len(said) == len(ids) and choice.get("finish_reason") == "stop"
         ids = ids if with_end else ids[:-1]
@@ -322,11 +327,16 @@ def _data_url(image: Any) -> str:
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
+def _check_ids(told: Any) -> None:
+    if told is not None and not (isinstance(told, list) and all(type(number) is int for number in told)):
+        raise ServerError(f"the server tells ids that are no whole numbers: {str(told)[:_KEPT]}")
+
+
 def _checked(text: bytes, n: int) -> dict[str, Any]:
     """An answer as the protocol has it: n choices, each with a text and a log-probability per token."""
     try:
         answer = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         start = text[:_KEPT].decode(errors="replace")
         raise _Retry(f"the answer is no JSON: {start!r}") from error
     choices = answer.get("choices") if isinstance(answer, dict) else None
@@ -337,13 +347,15 @@ def _checked(text: bytes, n: int) -> dict[str, Any]:
     for choice in choices:
         try:
             entries = choice["logprobs"]["content"]
-            fine = all(float(entry["logprob"]) <= 1e-3 for entry in entries)
+            fine = all(LEAST < float(entry["logprob"]) <= 1e-3 for entry in entries)
             fine = fine and isinstance(choice["message"]["content"], str | None)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             fine = False
         if not fine:
             raise ServerError(
                 "a completion comes without the log-probability of every token: the server must answer logprobs=true"
             )
+        _check_ids(choice.get("token_ids"))
+    _check_ids(answer.get("prompt_token_ids"))
     found: dict[str, Any] = answer
     return found

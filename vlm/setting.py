@@ -332,13 +332,14 @@ def start(config: LanguageConfig, folder: RunFolder | None = None, *, labels: bo
 
 def is_small(config: LanguageConfig) -> bool:
     """Whether the model is the small default, or a folder that a run with it wrote."""
-    import json
     from pathlib import Path
+
+    from ..json_files import read_object
 
     description = Path(config.model) / "config.json"
     if not config.model or not description.is_file():
         return not config.model
-    return bool(json.loads(description.read_text()).get("model_type") == "glimpse")
+    return bool(read_object(description).get("model_type") == "glimpse")
 
 
 def load_policy(config: LanguageConfig) -> TokenPolicy:

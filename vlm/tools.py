@@ -24,8 +24,8 @@ from ..rewards.image.images import as_float
 from ..rewards.text.answers import without_thoughts
 from ..sandbox import run_code
 from ..types import Task
+from ..untrusted import by_bytes, whole
 from .conversation import Reply, Turn
-from .untrusted import by_bytes, whole
 
 Tool = Callable[..., Any]
 """Called with the images so far and the call's arguments as keywords; returns text, a number, an image, or a list of

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
 import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from ...errors import UsageError
+from ...json_files import read_object
 from ...plugins import named, names
 from .base import PipelineAdapter
 
@@ -163,12 +163,7 @@ def _index(name_or_path: str | Path) -> tuple[str, dict[str, Any]]:
     if not file.is_file():
         what = "has no model_index.json" if source.is_dir() else "does not exist"
         raise UsageError(f"{source} {what}: a pipeline is saved with pipeline.save_pretrained(folder)")
-    try:
-        index = json.loads(file.read_text())
-        str(index["_class_name"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{file} is broken: {type(error).__name__} {error}") from error
-    return str(source), index
+    return str(source), read_object(file, "_class_name")
 
 
 def _class_of(source: str, index: Mapping[str, Any]) -> Any:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ...errors import UsageError
 from ...numbers import rows_by_key
+from ...untrusted import Plain, plain_of
 from .exhibits import Prompt
 from .weights import loading
 
@@ -188,6 +189,10 @@ class VLM:
         """Model and processor."""
         return self.given or load_vlm(self.name_or_path, self.device, self.dtype)
 
+    @cached_property
+    def _plain(self) -> Plain:
+        return plain_of(self.parts[1])
+
     @property
     def _tokenizer(self) -> Any:
         processor = self.parts[1]
@@ -275,25 +280,24 @@ class VLM:
     def _inputs(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
         model, processor = self.parts
         inputs = processor.apply_chat_template(
-            [_conversation(prompt) for prompt in prompts],
+            [self._conversation(prompt) for prompt in prompts],
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
-            sanitize_control_tokens=True,
             processor_kwargs={"padding": True, "padding_side": "left"},
         )
         return {k: v.to(model.device, model.dtype if v.is_floating_point() else None) for k, v in inputs.items()}
 
+    def _conversation(self, prompt: Prompt) -> list[dict[str, Any]]:
+        parts = [
+            {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part}
+            for part in prompt
+        ]
+        return [{"role": "user", "content": self._plain.blocks(parts)}]
+
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "parts"}
-
-
-def _conversation(prompt: Prompt) -> list[dict[str, Any]]:
-    parts = [
-        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part} for part in prompt
-    ]
-    return [{"role": "user", "content": parts}]
+        return {key: value for key, value in vars(self).items() if key not in ("parts", "_plain")}
 
 
 def _pictures(prompt: Prompt) -> int:
@@ -304,7 +308,7 @@ def _digest(how: str, prompt: Prompt) -> bytes:
     content = hashlib.sha256(how.encode())
     for part in prompt:
         if isinstance(part, str):
-            content.update(b"\0words" + part.encode())
+            content.update(b"\0words" + part.encode(errors="surrogatepass"))
         else:
             content.update(b"\0picture" + f"{part.mode}{part.size}".encode() + part.tobytes())
     return content.digest()

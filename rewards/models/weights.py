@@ -21,7 +21,7 @@ def loading(name: str) -> Iterator[None]:
         yield
     except UsageError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UsageError(
             f'cannot load "{name}" ({reason}): give a local folder or file, or the id of a model on a hub that this '

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from .errors import UsageError, unknown
+from .json_files import value_of
 from .plugin_files import absolute
 
 
@@ -40,7 +40,9 @@ def read_config(name: str) -> ConfigFile:
     if not path.is_file():
         raise UsageError(f"there is no file {path} to take a config from")
     try:
-        content = json.loads(path.read_text()) if path.suffix == ".json" else _yaml(path.read_text())
+        content = value_of(path.read_bytes(), str(path)) if path.suffix == ".json" else _yaml(path.read_text())
+    except UsageError:
+        raise
     except (ValueError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {path}: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -58,6 +60,8 @@ def _yaml(text: str) -> Any:
         return yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
+    except RecursionError as error:
+        raise ValueError("too many brackets inside each other") from error
 
 
 def as_words(file: ConfigFile, config: Any) -> list[str]:

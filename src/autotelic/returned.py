@@ -16,6 +16,9 @@ from torch import Tensor
 from .errors import RewardError
 from .types import Score
 
+LARGEST = float(np.finfo(np.float32).max)
+"""What learning computes with has single precision: beyond it a score is infinite."""
+
 
 def scores_of(name: str, result: Any, columns: Mapping[str, Any]) -> dict[str, list[Score]]:
     """Lists of scores by name, "total" among them.
@@ -25,7 +28,8 @@ def scores_of(name: str, result: Any, columns: Mapping[str, Any]) -> dict[str, l
         columns: what it was called with; ``tasks``, where they are there, are counted and named.
 
     Raises:
-        RewardError: something else, another number of scores than samples, or an infinite one; with reward and sample.
+        RewardError: something else, another number of scores than samples, or one that is infinite in single precision;
+            with reward and sample.
     """
     if isinstance(result, tuple) and len(result) == 2 and _is_information(*result):
         result = result[0]
@@ -96,6 +100,6 @@ def _number(name: str, value: Any, sample: str) -> float:
         number = math.inf if isinstance(value, str | bytes) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.inf
-    if math.isinf(number):
+    if math.isinf(number) or abs(number) > LARGEST:
         raise RewardError(f"reward {name} returned {' '.join(str(value).split())[:60]} for sample {sample}")
     return number

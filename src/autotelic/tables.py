@@ -28,6 +28,7 @@ from typing import Any
 
 from .cache import cache_folder
 from .errors import UsageError
+from .json_files import DEEPEST, is_deep
 
 PICTURES = ("image", "images", "chosen", "rejected")
 """Columns that name pictures, relative to the file."""
@@ -177,6 +178,8 @@ def parse_object(text: str, where: str) -> dict[str, Any]:
 def _parse(text: str, where: str) -> Any:
     try:
         value = json.loads(text, strict=False, object_pairs_hook=_object, parse_float=_float, parse_constant=_no_number)
+        if text.count("[") + text.count("{") > DEEPEST and is_deep(value):
+            raise RecursionError
         if "\\u" in text:  # an escape may stand for half of a character
             canonical(value).encode()
     except json.JSONDecodeError as error:

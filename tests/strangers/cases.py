@@ -46,6 +46,33 @@ KINDS = (
     "processes",  # several processes disagree
 )
 MODALITIES = ("core", "vlm", "vla", "diffusion")
+ENTRY_POINTS = {  # each with the places of it that cases name
+    "options": (
+        *("option", "flag", "path", "command line", "plugin file", "extra", "notebook", "README", "--debug", "--use"),
+        *("--height", "--num-frames", "--num-inference-steps", "--negative-prompt", "--eval-guidance-scale", "--grid"),
+    ),
+    "data": (
+        *("data", "--data", "questions", "prompts", "pairs", "curriculum", "Trainer"),  # files and rows
+        *("dataset", "action scale", "layout"),  # of robots
+    ),
+    "model": (
+        *("model", "--model", "LoRA", "--lora-path", "--lora-targets", "--lora-alpha", "--dtype", "stage"),
+        *("scheduler", "sampler", "memory line"),
+    ),
+    "prompt": ("prompt", "blocks", "role"),  # what a policy is asked: questions, instructions, texts to draw
+    "picture": ("picture", "opener", "crop"),
+    "policy": ("policy", "sampling", "act", "answer", "example"),  # what it writes, does and draws
+    "tool": ("tool", "tool call", "reply"),
+    "sandbox": ("program",),
+    "reward": ("reward", "own reward", "judge", "asking judge", "critic"),
+    "environment": ("environment",),
+    "server": ("server",),  # one that samples
+    "update": ("update", "learner", "fit", "run"),
+    "evaluation": ("evaluation", "gate"),
+    "checkpoint": ("checkpoint", "save", "resume", "export", "finish"),
+    "report": ("report", "terminal", "audit", "metrics", "sweep"),
+}
+_POINTS = {place: point for point, places in ENTRY_POINTS.items() for place in places}
 By = Literal["policy", "user", "machine"]
 REFUSALS = (UsageError, Refusal, RewardError)
 
@@ -96,7 +123,7 @@ class Case:
     Attributes:
         name: place in a list of reports and what it is about, such as "vlm A8: a thousand brackets in a tool call".
         kind, modality: of ``KINDS`` and ``MODALITIES``; "core" is what the modalities share.
-        entry: where it enters, such as "reward" or "tool call".
+        entry: the place where it enters, of those of ``ENTRY_POINTS``, such as "own reward" or "tool call".
         required: what must come of it.
         by: who caused it; nothing that a policy causes may end a run.
         act: the case; gets an empty folder.
@@ -115,6 +142,10 @@ class Case:
     slow: bool = False
     needs: tuple[str, ...] = ()
     waits: bool = False
+
+    @property
+    def entry_point(self) -> str:
+        return _POINTS[self.entry]
 
     def run(self, folder: Path) -> Ended:
         if missing := [name for name in self.needs if importlib.util.find_spec(name) is None]:
@@ -158,6 +189,7 @@ def case(
 ) -> Callable[[Callable[[Path], object]], Callable[[Path], object]]:
     """State a case; the arguments are those of ``Case``."""
     assert kind in KINDS and modality in MODALITIES and name not in _cases, f"{name}: {kind}, {modality}"
+    assert entry in _POINTS, f"{name}: {entry} is a place of no entry point"
 
     def state(act: Callable[[Path], object]) -> Callable[[Path], object]:
         _cases[name] = Case(name, kind, modality, entry, required, by, act, slow, tuple(needs), waits)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from markupsafe import escape
 
 from ...numbers import Interval, Outcomes, figure, p_value
 from .comparison import Comparison, Row, compare
@@ -19,7 +22,8 @@ def card_text(folder: RunFolder, citation: Sequence[str] = ()) -> str:
     parts = [f"# {folder.path.resolve().name}", f"A run of the recipe `{folder.recipe}` with autotelic."]
     parts += ["## Results", *_results(folder)]
     parts += ["## Labels and gate", *_gate(folder, facts.get("label_account"))]
-    parts += ["## Command", f"```\n{folder.command}\n```"]
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", folder.command)), default=0))
+    parts += ["## Command", f"{fence}\n{folder.command}\n{fence}"]
     parts += ["Everything needed to repeat it is in `config.json`; the curves and samples are in `report.html`."]
     parts += ["## Versions", ", ".join(f"{name} {number}" for name, number in facts["versions"].items())]
     if citation:
@@ -37,7 +41,7 @@ def _results(folder: RunFolder) -> list[str]:
         return ["The evaluations before and after share no category."]
     unit = evaluations["after"].get("unit", "success")
     tested = any(row.p is not None for row in found.rows)
-    heads = [unit, "attempts", "before", "after", "change", *(["p"] if tested else [])]
+    heads = [_inline(unit), "attempts", "before", "after", "change", *(["p"] if tested else [])]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for row in (*found.rows, *([found.mean] if len(found.rows) > 1 else [])):
         lines.append(f"| {' | '.join(_cells(row, found)[: len(heads)])} |")
@@ -48,19 +52,24 @@ def _results(folder: RunFolder) -> list[str]:
             "In percent, in brackets 95 % intervals; p is the exact McNemar test of the same attempts before and "
             "after, two-sided, Holm-corrected over the categories (pooled and uncorrected in the last row)."
         )
-    return ["\n".join(lines), legend, *_figures(evaluations), *dict.fromkeys(notes)]
+    return ["\n".join(lines), legend, *_figures(evaluations), *map(_inline, dict.fromkeys(notes))]
 
 
 def _figures(evaluations: Mapping[str, Any]) -> list[str]:
     figures = figures_of(evaluations["before"], evaluations["after"])
     if figures is None:
         return []
-    heads = [f"{category} {side}" for category in figures.categories for side in ("before", "after")]
+    heads = [f"{_inline(category)} {side}" for category in figures.categories for side in ("before", "after")]
     lines = [f"| figure | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
     for name, pairs in figures.rows:
         cells = [figure(value, digits=4) for pair in pairs for value in pair]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(f"| {_inline(name)} | {' | '.join(cells)} |")
     return ["\n".join(lines)]
+
+
+def _inline(text: str) -> str:
+    """Words that somebody else wrote, as one line of Markdown without HTML that stays in its cell of a table."""
+    return str(escape(" ".join(str(text).split()))).replace("|", "\\|")
 
 
 def _cells(row: Row, found: Comparison) -> list[str]:
@@ -71,7 +80,7 @@ def _cells(row: Row, found: Comparison) -> list[str]:
         return show.value(value, sign) + (f" [{limits}]" if limits else "")
 
     return [
-        row.category,
+        _inline(row.category),
         str(row.episodes[1]),
         cell(row.before, row.before_interval),
         cell(row.after, row.after_interval),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -156,6 +157,8 @@ def _axis(low: float, high: float) -> tuple[float, float, list[float]]:
     """Limits around the data and two or three round ticks inside them."""
     if high - low < 1e-12 * max(1.0, abs(high)):
         low, high = low - max(abs(low) * 0.1, 0.5), high + max(abs(high) * 0.1, 0.5)
+    most = sys.float_info.max / 16  # so that a difference of two limits is still a number
+    low, high = max(-most, low), min(most, high)
     raw = (high - low) / 2
     power = 10.0 ** math.floor(math.log10(raw))
     step = power * max(factor for factor in (1, 2, 5) if factor * power <= raw * 1.0001)

@@ -133,7 +133,7 @@ def _fault(folder: Path) -> str | None:
     try:
         manifest = json.loads(written)
         found, writer, files = manifest["format"], manifest["autotelic"], manifest["files"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return f"has an unreadable {MANIFEST}"
     if found != FORMAT:
         return f"has format {found}, written by autotelic {writer}; autotelic {__version__} reads format {FORMAT}"

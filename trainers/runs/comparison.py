@@ -152,7 +152,7 @@ def audit(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Audit]:
         success = success > (0 if set(success) <= {0, 1} else np.median(success))
         separation = auc(score, success) if known.any() else float("nan")
         wins = int(success.sum())
-        change = mean(second["score"]) - mean(first["score"])
+        change = mean(filter(math.isfinite, second["score"])) - mean(filter(math.isfinite, first["score"]))
         gained = mean(second["success"]) - mean(first["success"])
         words = _finding(separation, wins, len(success) - wins, change, gained)
         found.append(Audit(category, separation, wins, len(success) - wins, change, gained, words))

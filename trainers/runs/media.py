@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
+from ...json_files import read_object, value_of
 from .run_folder import RunFolder
 
 MEDIA = {".mp4": "video/mp4", ".webm": "video/webm", ".webp": "image/webp", ".gif": "image/gif", ".png": "image/png"}
@@ -61,7 +61,7 @@ def samples_of(folder: RunFolder, kind: str) -> Samples:
     paths = sorted(place.glob("*")) if place.is_dir() else []
     prompts = {_name_and_side(path)[0]: _lines(path) for path in paths if path.suffix == ".txt"}
     missing = prompts.pop("missing", [])
-    told = json.loads((place / CAPTIONS).read_text()) if (place / CAPTIONS).is_file() else {}
+    told = read_object(place / CAPTIONS) if (place / CAPTIONS).is_file() else {}
     captions = {name.replace("_", "-"): str(text) for name, text in told.items()}
     sides: dict[str, dict[str, Markup]] = {}
     left, found = MAX_EMBEDDED, Samples()
@@ -88,7 +88,7 @@ def answers_of(folder: RunFolder) -> list[dict[str, Any]]:
     """The rows of samples/answers/answers.json, pictures embedded."""
     place = folder.path / "samples" / "answers"
     file = place / "answers.json"
-    rows: list[dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else []
+    rows: list[dict[str, Any]] = value_of(file.read_bytes(), str(file)) if file.is_file() else []
     for row in rows:
         picture = place / str(row.get("picture", ""))
         row["media"] = _element(picture, *_for_page(picture), 1) if picture.is_file() else None

@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ...numbers import Outcomes, figure, p_value
+from ...untrusted import whole
 from .charts import before_after
 from .comparison import Audit, Comparison, Row, audit, compare, outcome_interval
 from .curves import along_training, evaluation_curves, metric_curves, queries_of, trade_off_of
@@ -46,7 +47,7 @@ def write_report(folder: RunFolder) -> Path:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     path = folder.path / "report.html"
-    path.write_text(environment.get_template("report.html").render(_content(folder)))
+    path.write_text(whole(environment.get_template("report.html").render(_content(folder))))
     return path
 
 
@@ -349,7 +350,7 @@ def _audit_row(each: Audit, show: Outcomes) -> dict[str, str]:
         "category": each.category,
         "auc": "n/a" if math.isnan(each.auc) else f"{each.auc:.2f}",
         "counts": f"{each.successes} / {each.failures}",
-        "reward_change": f"{each.reward_change:+.3g}",
+        "reward_change": figure(each.reward_change, "+"),
         "success_change": show.change(each.success_change),
         "finding": each.finding,
     }

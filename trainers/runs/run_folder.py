@@ -31,8 +31,10 @@ from typing import Any
 
 from ... import __version__
 from ...errors import UsageError, unknown
+from ...json_files import object_of, read_object, value_of
 from ...numbers import plain
 from ...types import Rollout
+from ...untrusted import whole
 from . import checkpoint
 from .card import card_text
 from .checkpoint import CheckpointError
@@ -81,7 +83,7 @@ class RunFolder:
         path = Path(path)
         if not (path / "config.json").is_file():
             raise unknown("run", str(path), (str(found.parent) for found in path.parent.glob("*/config.json")))
-        return cls(path, json.loads((path / "config.json").read_text()))
+        return cls(path, read_object(path / "config.json", "recipe", "config", "command"))
 
     def describe(self, **facts: Any) -> None:
         """Add facts to config.json that are known only once the run is built, such as ``label_account``."""
@@ -125,8 +127,8 @@ class RunFolder:
     def read(self, name: str) -> list[dict[str, Any]]:
         """Every whole record of NAME.jsonl; an empty list where there is no such file."""
         path = self.path / f"{name}.jsonl"
-        text = path.read_text() if path.exists() else ""
-        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        return [object_of(line, f"{path} line {number}") for number, line in enumerate(lines, 1) if line.strip()]
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write NAME.json atomically; arrays and tensors become lists, NaN null, infinities strings."""
@@ -137,12 +139,12 @@ class RunFolder:
     def read_json(self, name: str) -> Any:
         """The content of NAME.json; None where there is no such file."""
         path = self._json_path(name)
-        return json.loads(path.read_text()) if path.exists() else None
+        return value_of(path.read_bytes(), str(path)) if path.exists() else None
 
     def evaluations(self) -> dict[str, dict[str, Any]]:
         """Every evaluation by name ("before", "iteration-000010", "after"), in the order of their iterations."""
         names = sorted(path.stem for path in self.path.glob("evaluations/*.json"))
-        found = {name: self.read_json(f"evaluations/{name}") for name in names}
+        found = {name: read_object(self._json_path(f"evaluations/{name}")) for name in names}
         order = {"before": -1, "after": 1}
         return dict(sorted(found.items(), key=lambda item: (item[1].get("iteration", 0), order.get(item[0], 0))))
 
@@ -270,7 +272,7 @@ def _write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w") as file:
-        file.write(text)
+        file.write(whole(text))
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)

@@ -1,6 +1,7 @@
 """Untrusted text: what users, tools and policies write stays text, whatever control tokens it spells.
 
-There is one door from such text to ids, ``Renderer.plain``; prompts, replies, answers and judges all go through it.
+``Plain`` is the one door from such text to ids: prompts, replies and answers go through it as ``Renderer.plain``, and
+so do what judges read and the instructions of robots.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def shortened(text: str, kept: int) -> str:
 
 def by_bytes(text: str, tokens: int) -> str:
     """A text of at most so many tokens of any tokenizer: none of them is less than a byte."""
-    head = whole(text[:tokens]).encode()[:tokens].decode(errors="ignore")
+    text = whole(text)
+    head = text[:tokens].encode()[:tokens].decode(errors="ignore")
     return shortened(text, len(head))
 
 
@@ -110,6 +112,12 @@ class Plain:
             return [(0, len(text))]
         places = zip(read["input_ids"], read["offset_mapping"], strict=True)
         return [(first, after) for number, (first, after) in places if number in self.ids and after > first]
+
+
+def plain_of(processor: Any) -> Plain:
+    """Of a processor or a tokenizer: what it marks pictures with is a control token, too."""
+    marks = [name for key, name in vars(processor).items() if key.endswith("_token") and isinstance(name, str)]
+    return Plain(getattr(processor, "tokenizer", processor), marks)
 
 
 def _broken(name: str) -> str:
