@@ -15,7 +15,9 @@ from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     IPNDMScheduler,
+    LCMScheduler,
     PNDMScheduler,
+    TCDScheduler,
 )
 from torch.distributions import Normal, kl_divergence
 
@@ -47,6 +49,14 @@ def euler(prediction: str = "epsilon", **settings: Any) -> Any:
     return EulerAncestralDiscreteScheduler(prediction_type=prediction, **settings)
 
 
+def lcm(prediction: str = "epsilon", **settings: Any) -> Any:
+    return in_double(LCMScheduler(prediction_type=prediction, **LATENT, **settings))
+
+
+def tcd(prediction: str = "epsilon", **settings: Any) -> Any:
+    return in_double(TCDScheduler(prediction_type=prediction, clip_sample=False, **LATENT, **settings))
+
+
 def flow(**settings: Any) -> Any:
     return FlowMatchEulerDiscreteScheduler(shift=3.0, **settings)
 
@@ -63,6 +73,8 @@ CASES: list[Any] = [
         ("ddpm", ddpm, {}, {"least_std": 0.0}, {}),
         ("ddpm-trailing", ddpm, {"timestep_spacing": "trailing"}, {"least_std": 0.0}, {}),
         ("euler", euler, {}, {"least_std": 0.0}, {}),
+        ("lcm", lcm, {}, {"least_std": 0.0}, {}),
+        ("tcd", tcd, {}, {"least_std": 0.0, "eta": 0.3}, {"eta": 0.3}),
     ]
     if (name, prediction) not in (("euler", "sample"), ("ddim-zero-snr", "epsilon"))
 ]

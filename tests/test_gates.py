@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,11 @@ class Performer:
 
     scores: dict[str, Sequence[float]]
     asked: int = 0
+    how: dict[str, Any] = field(default_factory=dict)
 
-    def act(self, tasks: Sequence[Task], n: int, *, key: tuple[int, ...] = (0,), **_: Any) -> list[Rollout]:
+    def act(self, tasks: Sequence[Task], n: int, **how: Any) -> list[Rollout]:
         self.asked += 1
+        self.how = how
         none = torch.zeros(1)
         return [Rollout(t, self.scores[t.category][t.prompt], {}, none, none.bool(), none.long()) for t in tasks]
 
@@ -89,6 +91,8 @@ def test_after_its_repairs_a_gate_only_rolls_back_and_remembers_that() -> None:
     against = {"base": level(1.0, 1.0), "promoted": level(1.0, 1.0)}
     gate = NonInferiority(PROBES, judge, repairs=2)
     assert [gate(level(0.0, 1.0), against).decision for _ in range(3)] == ["repair", "repair", "rollback"]
+    usual = NonInferiority(PROBES, judge)
+    assert [usual(level(0.0, 1.0), against).decision for _ in range(4)] == ["repair"] * 3 + ["rollback"]
     resumed = NonInferiority(PROBES, judge, repairs=2)
     resumed.load_state_dict(gate.state_dict())
     assert resumed(level(0.0, 1.0), against).decision == "rollback"
@@ -101,6 +105,17 @@ def test_frozen_policies_are_looked_at_once() -> None:
     for _ in range(3):
         gate(level(0.6, 0.6), {"base": base, "promoted": promoted})
     assert (base.asked, promoted.asked) == (1, 1)
+
+
+def test_every_look_is_the_same_look() -> None:
+    """The keys are frozen as the probes are: a resumed run, and another version, draw what this one drew."""
+    base, candidate = level(0.5, 0.5), level(0.6, 0.6)
+    gate = BestSoFar(PROBES, judge)
+    for _ in range(2):
+        gate(candidate, {"base": base})
+        assert base.how == candidate.how == {"key": (0,), "mode": "evaluate", "greedy": True}
+    BestSoFar(PROBES, judge, sampling={"temperature": 0.5})(candidate, {"base": base})
+    assert candidate.how == {"key": (0,), "mode": "evaluate", "temperature": 0.5}
 
 
 def test_the_judge_decides_and_the_training_reward_is_only_told() -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from autotelic.rewards.reward import Reward
+from autotelic.trainers import learner as learning
 from autotelic.trainers.advantages import ReinforcePlusPlus, drop_zero_spread, grpo
 from autotelic.trainers.gates import CHUNK, BestSoFar, Gate
 from autotelic.trainers.learner import Optimisation, PolicyLearner
@@ -25,7 +26,7 @@ from autotelic.trainers.objectives import Entropy, KLPenalty, PPOClip, Reinforce
 from autotelic.trainers.policy import TorchPolicy
 from autotelic.trainers.runs.run_folder import RunFolder
 from autotelic.trainers.scoring import RewardError, score
-from autotelic.types import Actor, Verdict
+from autotelic.types import Actor, Batch, Verdict
 
 from .toy_run import ITERATIONS, Moments, build, folder_at, honest, lying, spelled, spelling_task
 from .toys import DenoiserToy, TokenToy
@@ -402,17 +403,42 @@ def test_an_objective_without_its_advantage_is_refused() -> None:
 
 
 def test_scored_rollouts_without_partners_do_not_stop_a_run() -> None:
-    """None for three of a group's four leaves one that nobody can be compared with: it is left out."""
+    """None for three of a group's four leaves one that nobody can be compared with, and is left out; two are not."""
     policy = TokenToy(4)
     learner = PolicyLearner(policy, Reinforce(), Optimisation(), advantage=grpo())
     rollouts = policy.act([spelling_task("true", 0), spelling_task("lie", 0)], 4)
-    for number, rollout in enumerate(rollouts):
-        rollout.scores["total"] = None if number < 3 else float(number % 3)
-    assert learner.update(rollouts)["rollouts"] == 4
+    for unscored, learned in ((3, 4), (2, 6)):
+        for number, rollout in enumerate(rollouts):
+            rollout.scores["total"] = None if number < unscored else float(number % 3)
+        assert learner.update(rollouts)["rollouts"] == learned
+    with pytest.raises(ValueError, match="sample 2 or more per task"):  # one from the start is a mistake, and told
+        learner.update(rollouts[-1:])
     for rollout in rollouts:
         rollout.scores["total"] = None
     told = learner.update(rollouts)
     assert (told["rollouts"], told["steps/skipped"], told["learned"]) == (0.0, 0.0, 0.0)
+
+
+def test_a_process_without_rollouts_takes_part_with_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics of an advantage wait for every process: one row stands in, without decision, return or group."""
+    seen: list[Batch] = []
+
+    def elsewhere(counts: dict[str, float]) -> dict[str, float]:
+        return {name: value + 2 for name, value in counts.items()}  # another process has two
+
+    def recorded(batch: Batch) -> torch.Tensor:
+        seen.append(batch)
+        return grpo()(batch) + ReinforcePlusPlus()(batch)
+
+    monkeypatch.setattr(learning, "reduce_counts", elsewhere)
+    policy = TokenToy(4)
+    before = [p.detach().clone() for p in policy.parameters()]
+    assert PolicyLearner(policy, Reinforce(), Optimisation(), advantage=recorded).update([])["learned"] == 1.0
+    assert all(map(torch.equal, policy.parameters(), before))
+    (batch,) = seen
+    assert batch.mask.tolist() == [[False]] and batch.segments.tolist() == batch.dims.tolist() == [[0]]
+    assert batch.rewards["total"].shape == (1, 1) and batch.returns.isnan().all() and batch.groups.shape == (0, 1)
+    assert recorded(batch).tolist() == [[0.0]]
 
 
 def test_harm_without_demonstrations_is_answered_by_all_of_them() -> None:

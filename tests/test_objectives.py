@@ -110,6 +110,9 @@ def test_groups_of_one_are_refused() -> None:
     with pytest.raises(ValueError, match="2 or more per task, not 1"):
         advantages.grpo().check(1)
     advantages.grpo().check(2)
+    with pytest.raises(ValueError, match="2 or more per task, not 1"):
+        advantages.ReinforcePlusPlus("group").check(1)
+    advantages.ReinforcePlusPlus().check(1)
 
 
 def test_per_segment_advantages_compare_rewards_to_go() -> None:
@@ -120,6 +123,19 @@ def test_per_segment_advantages_compare_rewards_to_go() -> None:
     assert near(
         advantages.GroupRelative(scale="none", per_segment=True)(batch), [[0, 0, 0.5], [-2, -0.5, -0.5], [2, 0, 0]]
     )
+    # Shaping counts in the segment of its decision. To go: (4.5, 3), (1, 1), (5); means 3.5 and 2.
+    batch.shaping = torch.tensor([[0.5, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    assert near(
+        advantages.GroupRelative(scale="none", per_segment=True)(batch), [[1, 1, 1], [-2.5, -1, -1], [1.5, 0, 0]]
+    )
+
+
+def test_shaping_is_answered_for_from_its_decision_on() -> None:
+    batch = make_batch([1, 0], lengths=[1, 3])
+    batch.shaping = torch.tensor([[2.0, 0.0, 0.0], [1.0, 0.0, -1.0]])
+    # With the return: 3 and 0, -1, -1. Mean 1/4, deviations 11/4, -1/4, -5/4, -5/4; variance (172/16) / 3.
+    wanted = [[11 / 4, 0, 0], [-1 / 4, -5 / 4, -5 / 4]]
+    assert near(advantages.ReinforcePlusPlus()(batch), torch.tensor(wanted, dtype=D) / (43 / 12) ** 0.5)
 
 
 def test_reinforce_plus_plus_counts_decisions() -> None:

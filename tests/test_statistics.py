@@ -16,6 +16,9 @@ def test_wilson_against_published_values() -> None:
     assert st.wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
     assert st.wilson(29, 29)[0] == pytest.approx(1 - st.wilson(0, 29)[1])
     assert st.wilson(0, 0) == (0.0, 1.0)
+    for n in range(1, 400):
+        low, high = st.wilson(0, n)[0], st.wilson(n, n)[1]
+        assert 0 <= low < 1e-15 and 1 - 1e-15 < high <= 1, "no rounding leads out of 0..1"
 
 
 def test_student_t_quantiles_against_the_table() -> None:
@@ -23,6 +26,8 @@ def test_student_t_quantiles_against_the_table() -> None:
     for degrees, value in table.items():
         assert st.student_t_quantile(0.975, degrees) == pytest.approx(value, abs=5e-5)
     assert st.student_t_quantile(0.05, 6) == pytest.approx(-1.9432, abs=5e-5)
+    far = st.student_t_quantile(1 - 1e-6, 1)  # Cauchy's: the tangent of (p - 1/2) pi
+    assert far == pytest.approx(math.tan(math.pi * (0.5 - 1e-6)), rel=1e-8)
 
 
 def test_mean_interval_by_hand() -> None:
@@ -40,6 +45,32 @@ def test_paired_difference_against_a_published_example() -> None:
     assert st.paired_difference_interval(before, after) == pytest.approx((0.026, 0.507), abs=5e-4)
     low, high = st.paired_difference_interval([1] * 20, [1] * 20)
     assert low == pytest.approx(-st.wilson(0, 20)[1]) and high == pytest.approx(st.wilson(0, 20)[1])
+
+
+def test_paired_difference_with_correlation_by_hand() -> None:
+    """Halves of 20, so that all four distances to Wilson's limits are d = 0.200702."""
+    before = [1] * 10 + [0] * 10
+    alike, unlike = [1] * 8 + [0] * 2 + [1] * 2 + [0] * 8, [1] * 2 + [0] * 8 + [1] * 8 + [0] * 2
+    # Covariance 0.4 - 1/4 - 1/40 = 1/8 over spread 1/4: correlation 1/2, and d sqrt(1 - 2 / 2 + 1) = d.
+    assert st.paired_difference_interval(before, alike) == pytest.approx((-0.200702, 0.200702), abs=5e-7)
+    # Covariance 0.1 - 1/4, uncorrected: correlation -0.6, and d sqrt(2 + 1.2).
+    half = 0.200702 * math.sqrt(3.2)
+    assert st.paired_difference_interval(before, unlike) == pytest.approx((-half, half), abs=1e-6)
+    # 10 and 15 of 20: spread sqrt(1/4 x 3/16), covariance (10 / 20) - 3/8 - 1/40 = 1/10, correlation 0.4619.
+    below, above = 0.75 - st.wilson(15, 20)[0], st.wilson(15, 20)[1] - 0.75
+    correlation = 0.1 / math.sqrt(3 / 64)
+    low, high = (math.sqrt(side**2 - 2 * correlation * side * 0.200702 + 0.200702**2) for side in (below, above))
+    more = [1] * 15 + [0] * 5
+    assert st.paired_difference_interval(before, more) == pytest.approx((0.25 - low, 0.25 + high), abs=1e-6)
+
+
+def test_p_of_a_mean_by_hand() -> None:
+    # 0 and 2: mean 1, standard error 1, and P(T > 1) = 1/4 with one degree of freedom
+    assert st.mean_p([0, 2]) == st.mean_p([0, -2]) == pytest.approx(0.5)
+    # 0, 1, 2: t = sqrt(3) with two degrees, P(T <= t) = 1/2 + t / (2 sqrt(2 + t^2))
+    assert st.mean_p([0, 1, 2]) == pytest.approx(1 - math.sqrt(3 / 5))
+    assert (st.mean_p([1, 1]), st.mean_p([0, 0])) == (0.0, 1.0)
+    assert math.isnan(st.mean_p([3]))
 
 
 def test_paired_difference_of_scores_is_students_t() -> None:

@@ -24,7 +24,7 @@ _MARKS = (
 )
 _LATEX_WORDS = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}")
 
-_ARTICLE = re.compile(r"^(?:an?|the) (?=\w)")
+_ARTICLE = re.compile(r"^(?:an?|the) (?=[*`\"'$]*\w)")
 _TYPED = str.maketrans("\u2019\u2018\u201c\u201d\u2010\u2011\u2013\u2212", "''\"\"----")
 _QUOTES = "*`\"'$ \u2018\u2019\u201c\u201d"
 
@@ -129,7 +129,7 @@ def normalise(text: str) -> str:
     text = _LATEX_WORDS.sub(r"\1", unicodedata.normalize("NFKC", text)).casefold().translate(_TYPED)
     text = " ".join(text.split())
     bare = text.strip(_QUOTES).rstrip(".!,;: ").strip(_QUOTES)
-    return _ARTICLE.sub("", bare) or text
+    return _ARTICLE.sub("", bare).strip(_QUOTES) or text
 
 
 def vote_of(text: str) -> str | None:

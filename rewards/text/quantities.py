@@ -316,8 +316,8 @@ class _Scanner:
             if not self.pieces and before[0] in ("word", "number") and after[0] in ("number", "command"):
                 self._stop(",")  # a hyphen
             elif (
-                (not binary and self.pieces and not "".join(self.pieces).strip("*/({^ +-"))
-                or binary
+                binary
+                or (self.pieces and not "".join(self.pieces).strip("*/({^ +-"))
                 or after[0] in ("number", "command")
                 or after[1] in ("(", ".", "{")
             ):
