@@ -12,6 +12,7 @@ import torch
 
 from ..rewards.image.shapes import per_prompt_diversity
 from ..splitting import Part, deal
+from ..trainers.distributed import spread
 from ..trainers.scoring import score, total_of
 from ..types import Actor, Rollout, Task
 
@@ -45,16 +46,18 @@ def evaluate(setting: Setting, actor: Actor) -> dict[str, Any]:
     copies = range(first, first + setting.config.eval_episodes)
     at_once = max(1, setting.config.micro_batch_size // max(1, len(copies)))
     for name, several in (("seen", setting.prompts.seen), ("unseen", setting.prompts.unseen)):
-        tasks, seen = some(several, setting.config.eval_prompts), _Sums()
+        tasks = some(several, setting.config.eval_prompts)
         if len(tasks) < len(several):
             notes.append(f"Of {len(several)} {name} prompts {len(tasks)} are drawn.")
-        for start in range(0, len(tasks), at_once):
-            _look(setting, system, policy, tasks[start : start + at_once], copies, seen)
+        seen = _Sums()
+        for part in spread(tasks, at_once, lambda few: [_looked(setting, system, policy, few, copies)]):
+            seen.add(part)
         values = {figure: _mean(listed) for figure, listed in seen.figures.items()}
-        outcomes[name] = {"score": seen.reward, "seeds": seen.names, "success": seen.success}
+        names = [f"{task}/{row}" for row, task in enumerate(seen.tasks)]
+        outcomes[name] = {"score": seen.reward, "seeds": names, "success": seen.success}
         figures[name] = values
-        spread = float(torch.tensor(seen.reward).std()) if len(seen.reward) > 1 else math.inf
-        if values["reward_ode"] - values["reward"] > SHORTFALL * spread:
+        deviation = float(torch.tensor(seen.reward).std()) if len(seen.reward) > 1 else math.inf
+        if values["reward_ode"] - values["reward"] > SHORTFALL * deviation:
             notes.append(
                 f"On {name} prompts, sampled pictures score {values['reward']:.3g} and deterministic ones "
                 f"{values['reward_ode']:.3g}: the sampler's noise hides what the model can do: use less."
@@ -82,16 +85,22 @@ class _Sums:
 
     reward: list[float] = field(default_factory=list)
     success: list[float] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
+    tasks: list[str] = field(default_factory=list)
     figures: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
+    def add(self, others: _Sums) -> None:
+        """Those of further pictures."""
+        self.reward += others.reward
+        self.success += others.success
+        self.tasks += others.tasks
+        for figure, values in others.figures.items():
+            self.figures[figure] += values
 
-def _look(
-    setting: Setting, system: Any, policy: Any, tasks: Sequence[Task], copies: Sequence[int], seen: _Sums
-) -> None:
+
+def _looked(setting: Setting, system: Any, policy: Any, tasks: Sequence[Task], copies: Sequence[int]) -> _Sums:
     """Draw and judge some prompts; a figure that is a mean over prompts counts once for each."""
-    rollouts = _draw(system, tasks, copies)
-    seen.names += [f"{r.task.id}/{len(seen.names) + i}" for i, r in enumerate(rollouts)]
+    rollouts, seen = _draw(system, tasks, copies), _Sums()
+    seen.tasks += [rollout.task.id for rollout in rollouts]
     _judge(setting, rollouts, seen)
     pictures = torch.unflatten(torch.stack([r.output for r in rollouts]), 0, (len(tasks), len(copies)))
     if len(copies) > 1:
@@ -105,6 +114,7 @@ def _look(
     plain = _draw(system, tasks, copies[:1], greedy=True)
     score(plain, setting.reward)
     seen.figures["reward_ode"] += map(_score, plain)
+    return seen
 
 
 def _draw(policy: Any, tasks: Sequence[Task], copies: Sequence[int], **sampling: Any) -> list[Rollout]:

@@ -55,10 +55,14 @@ def distance(observation: NDArray[np.float32]) -> float:
     return float(np.linalg.norm(observation[:2] - observation[2:]))
 
 
+def register_point_mass() -> None:
+    register(NAME, EnvSpec("test/PointMass-v0", INSTRUCTION, 8, arrived, expert=straight))
+
+
 @contextmanager
 def simulators(chunk: int = 4, lanes: int = 256) -> Iterator[Pool]:
     """A pool in this process."""
-    register(NAME, EnvSpec("test/PointMass-v0", INSTRUCTION, 8, arrived, expert=straight))
+    register_point_mass()
     with Pool([NAME], chunk=chunk, workers=0, lanes=lanes) as pool:
         yield pool
 

@@ -6,8 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
+
+from autotelic.trainers import distributed
 from autotelic.trainers.loop import train
 from autotelic.trainers.runs.run_folder import RunFolder
 
@@ -46,6 +51,24 @@ def test_a_run_by_two_processes_is_that_of_one(tmp_path: Path) -> None:
         assert here["updates"] == there["updates"] == 2
         assert [row["iteration"] for row in two.metrics()] == [1, 2]
         assert two.evaluations() == one.evaluations()
+
+
+def test_work_is_spread_in_contiguous_parts_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "gather", list)
+    done: list[list[list[int]]] = []
+
+    def double(some: Sequence[int]) -> list[int]:
+        done[-1].append(list(some))
+        return [2 * item for item in some]
+
+    said = []
+    for index in range(3):
+        state = SimpleNamespace(num_processes=3, process_index=index)
+        monkeypatch.setattr(distributed, "_state", lambda state=state: state)
+        done.append([])
+        said += distributed.spread(range(7), 2, double)
+    assert said == [0, 2, 4, 6, 8, 10, 12]
+    assert done == [[[0, 1], [2]], [[3, 4], [5]], [[6]]]
 
 
 LEAVES = """

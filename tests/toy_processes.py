@@ -1,4 +1,4 @@
-"""Toy runs of two processes that disagree: ``torchrun ... -m tests.toy_processes disagree|differ|leave FOLDER``."""
+"""Toy runs of two processes: ``torchrun ... -m tests.toy_processes disagree|differ|evaluate|leave FOLDER``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,35 @@ def differ(folder: Path) -> list[object]:
     return gather(["nothing"])
 
 
+RUNS = (
+    ("vlm/grpo", ("--samples", "2", "--sampled-questions", "3")),
+    ("vla/oracle_grpo", ("--tasks", "point-mass", "--workers", "0", "--videos", "0")),
+    ("diffusion/ddpo", ()),
+)
+
+
+def evaluate(folder: Path) -> list[object]:
+    """The evaluation of each modality's smallest run at its start, as every process has it."""
+    from autotelic.options import parse, run_options
+    from autotelic.recipes import find_recipe
+
+    from .point_mass import register_point_mass
+
+    register_point_mass()
+    says: list[object] = []
+    for recipe, flags in RUNS:
+        module = find_recipe(recipe).load()
+        config = parse(run_options(module.Config.tiny()), flags, recipe).config
+        path = folder / f"{recipe} by {distributed.processes()}"
+        if is_main():
+            RunFolder.create(path, recipe=recipe, config={}, command="")
+        barrier()
+        with closing(module.build(config, RunFolder.open(path))) as experiment:
+            result = experiment.evaluate(stage_of(experiment).actor)
+        says.append(gather([json.loads(json.dumps(result))]))
+    return says
+
+
 def leave(_: Path) -> list[object]:
     """Whether gloo's threads end with the group, whatever was imported since there was one."""
     before = len(os.listdir("/proc/self/task"))
@@ -90,6 +120,7 @@ def leave(_: Path) -> list[object]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    said = {"disagree": disagree, "differ": differ, "leave": leave}[sys.argv[1]](Path(sys.argv[2]))
-    if said and os.environ["RANK"] == "0":
+    parts = {"disagree": disagree, "differ": differ, "evaluate": evaluate, "leave": leave}
+    said = parts[sys.argv[1]](Path(sys.argv[2]))
+    if said and os.environ.get("RANK", "0") == "0":
         print(json.dumps({"says": said}))

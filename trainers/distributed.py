@@ -7,7 +7,7 @@ counts over all processes, so gradients are summed here, never averaged.
 from __future__ import annotations
 
 import atexit
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from ..errors import UsageError
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def _state() -> PartialState:
@@ -98,6 +99,18 @@ def share(groups: Sequence[Item]) -> list[Item]:
 def gather(items: list[Any]) -> list[Any]:
     """Every process's items, in process order."""
     return items if processes() == 1 else list(gather_object(items))
+
+
+def spread(items: Sequence[Item], at_once: int, work: Callable[[Sequence[Item]], Iterable[Result]]) -> list[Result]:
+    """What ``work`` gives for all items, in their order, everywhere; each process does a part.
+
+    Args:
+        at_once: how many items ``work`` gets in one call.
+    """
+    state = _state()
+    each = -(-len(items) // int(state.num_processes))
+    mine = items[state.process_index * each :][:each]
+    return gather([result for first in range(0, len(mine), at_once) for result in work(mine[first : first + at_once])])
 
 
 def same_everywhere(what: str, value: object) -> None:

@@ -18,7 +18,7 @@ from ..errors import UsageError
 from ..families import GROUND_TRUTH, families_of, needs_of
 from ..statistics import non_inferiority
 from ..types import Actor, RewardFunction, Task, Verdict
-from .distributed import gather, share
+from .distributed import gather, spread
 from .scoring import score, total_of
 
 Scores = dict[str, list[float]]
@@ -84,13 +84,12 @@ class ProbeGate(Gate):
 
         Several processes look at a part of the probes each, a few at a time: of an attempt its scores stay.
         """
-        mine = share(range(len(self.probes)))
         rewards = [reward for reward in (self.reward, self.judge) if reward is not None]
-        told: list[tuple[int, list[float | None]]] = []
         unasked = False
-        for first in range(0, len(mine), CHUNK):
-            some = mine[first : first + CHUNK]
-            rollouts = actor.act([self.probes[index] for index in some], 1, key=(0,), mode="evaluate", **self.sampling)
+
+        def ask(some: Sequence[Task]) -> list[list[float | None]]:
+            nonlocal unasked
+            rollouts = actor.act(some, 1, key=(0,), mode="evaluate", **self.sampling)
             if len(rollouts) != len(some):
                 raise UsageError(f"an actor answered {len(some)} probes by {len(rollouts)} rollouts: one each")
             values: list[list[float | None]] = [[] for _ in some]
@@ -99,17 +98,19 @@ class ProbeGate(Gate):
                 unasked = unasked or (reward is self.judge and "faults/infrastructure" in metrics)
                 for row, rollout in zip(values, rollouts, strict=True):
                     row.append(total_of(rollout))
-            told += zip(some, values, strict=True)
+            return values
+
+        told = spread(self.probes, CHUNK, ask)
         if any(gather([unasked])):
             raise JudgeFailed("the judge could not be asked about every probe: a connection failed, or a server did")
         sides: list[Scores] = [{} for _ in rewards]
-        for index, row in sorted(gather(told)):
+        for probe, row in zip(self.probes, told, strict=True):
             for scores, value in zip(sides, row, strict=True):
                 if value is None and scores is not sides[-1]:  # the reward applies to some probes only
                     continue
                 if value is None:
-                    raise UsageError(f"a gate's judge must score every probe, and gave None to {self.probes[index].id}")
-                scores.setdefault(self.probes[index].category, []).append(value)
+                    raise UsageError(f"a gate's judge must score every probe, and gave None to {probe.id}")
+                scores.setdefault(probe.category, []).append(value)
         return sides[-1], sides[0] if len(sides) > 1 else {}
 
     def remember(self, against: Mapping[str, Actor]) -> None:

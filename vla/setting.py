@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from ..errors import UsageError
@@ -278,20 +278,25 @@ class Setting(shared.Setting):
     def evaluate(self, actor: Any) -> Mapping[str, Any]:
         """The oracle's and the reward's outcome per held-out state, acting greedily."""
         from ..envs.splits import seeds
+        from ..trainers.distributed import spread
         from ..trainers.scoring import score
 
         states = seeds("eval", self.config.eval_episodes, self.config.eval_offset)
         tasks = [self.task(name, seed) for name in self.names for seed in states]
 
-        def look(system: Any) -> dict[str, Any]:
-            rollouts = system.act(tasks, 1, mode="evaluate", greedy=True, oracle=True, render=self.watched)
+        def acted(system: Any, some: Sequence[Task]) -> list[tuple[int, float | None]]:
+            rollouts = system.act(some, 1, mode="evaluate", greedy=True, oracle=True, render=self.watched)
             score(rollouts, self.told)
+            return [(int(bool(rollout.output.success)), rollout.scores["total"]) for rollout in rollouts]
+
+        def look(system: Any) -> dict[str, Any]:
             outcomes: dict[str, Any] = {}
-            for rollout in rollouts:
-                row = outcomes.setdefault(rollout.task.category, {"success": [], "score": [], "seeds": []})
-                row["success"].append(int(bool(rollout.output.success)))
-                row["score"].append(rollout.scores["total"])
-                row["seeds"].append(rollout.task.seed)
+            told = spread(tasks, max(1, len(tasks)), partial(acted, system))
+            for task, (success, value) in zip(tasks, told, strict=True):
+                row = outcomes.setdefault(task.category, {"success": [], "score": [], "seeds": []})
+                row["success"].append(success)
+                row["score"].append(value)
+                row["seeds"].append(task.seed)
             return outcomes
 
         system, bare = actor.evaluated(), actor.bare()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from ..families import name_of
 from ..images import as_pil
+from ..trainers.distributed import spread
 from ..trainers.scoring import score, total_of
 from ..types import Actor, Rollout, Task
 
@@ -23,7 +24,7 @@ KEY = (2**31,)
 
 
 CHUNK = 256
-"""Answers that are held at once; of each its score stays."""
+"""Answers that a process holds at once; of each its score stays."""
 
 
 def evaluate(setting: Setting, actor: Actor) -> dict[str, Any]:
@@ -39,21 +40,20 @@ def evaluate(setting: Setting, actor: Actor) -> dict[str, Any]:
     system, bare = actor.evaluated(), actor.bare()
     outcomes: dict[str, Any] = {}
     figures: dict[str, dict[str, float]] = {}
-    for task, value, info in _graded(system, asked, verify):
-        row = outcomes.setdefault(task.category, {"success": [], "seeds": []})
+    for category, identity, value, info in _graded(system, asked, verify):
+        row = outcomes.setdefault(category, {"success": [], "seeds": []})
         row["success"].append(value)
-        row["seeds"].append(task.id)
-        named = figures.setdefault(task.category, {"truncated": 0.0})
-        for name in ("truncated", "adapted"):
-            if name in info:
-                named[name] = named.get(name, 0.0) + float(info[name])
+        row["seeds"].append(identity)
+        named = figures.setdefault(category, {"truncated": 0.0})
+        for name, amount in info.items():
+            named[name] = named.get(name, 0.0) + float(amount)
     for category, named in figures.items():
         named |= {name: total / len(outcomes[category]["success"]) for name, total in named.items()}
         named["blind"] = setting.questions.blind.get(category, float("nan"))
     if bare is not system:
         alone: dict[str, list[float]] = defaultdict(list)
-        for task, value, _ in _graded(bare, asked, verify):
-            alone[task.category].append(value)
+        for category, _, value, _ in _graded(bare, asked, verify):
+            alone[category].append(value)
         for category, values in alone.items():
             figures[category]["policy alone"] = sum(values) / len(values)
     if k := setting.config.samples:
@@ -66,12 +66,22 @@ def evaluate(setting: Setting, actor: Actor) -> dict[str, Any]:
     return {"unit": unit, "outcomes": outcomes, "figures": figures, "notes": notes, "controls": {"blind": blind}}
 
 
-def _graded(actor: Any, asked: Sequence[Task], verify: Any) -> Iterator[tuple[Task, float, Mapping[str, Any]]]:
-    """Tasks with the score of a greedy answer and what is told of it, a chunk at a time."""
-    for first in range(0, len(asked), CHUNK):
-        for rollout in _answers(actor, asked[first : first + CHUNK], verify):
-            if (value := total_of(rollout)) is not None:
-                yield rollout.task, int(value) if value in (0, 1) else value, rollout.info
+def _graded(actor: Any, asked: Sequence[Task], verify: Any) -> list[tuple[str, str, float, dict[str, Any]]]:
+    """Category and id of every question that the verifier applies to, with the score of a greedy answer and what is
+    told of it."""
+
+    def grade(some: Sequence[Task]) -> list[tuple[str, str, float, dict[str, Any]]]:
+        return [
+            (rollout.task.category, rollout.task.id, int(value) if value in (0, 1) else value, _told(rollout.info))
+            for rollout in _answers(actor, some, verify)
+            if (value := total_of(rollout)) is not None
+        ]
+
+    return spread(asked, CHUNK, grade)
+
+
+def _told(info: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: info[name] for name in ("truncated", "adapted") if name in info}
 
 
 def _answers(actor: Any, asked: Sequence[Task], verify: Any) -> list[Rollout]:
@@ -90,15 +100,18 @@ def sampled(
     for task in tasks:
         by_category[task.category].append(task)
     chosen = [task for several in by_category.values() for task in several[:per_category]]
-    found: dict[str, list[list[float]]] = defaultdict(list)
-    some = max(1, CHUNK // k)
-    for first in range(0, len(chosen), some):
-        rollouts = actor.act(chosen[first : first + some], k, key=KEY, mode="evaluate")
+
+    def grade(some: Sequence[Task]) -> list[tuple[str, list[float]]]:
+        rollouts = actor.act(some, k, key=KEY, mode="evaluate")
         score(rollouts, verify)
-        for start in range(0, len(rollouts), k):
-            values = [value for r in rollouts[start : start + k] if (value := total_of(r)) is not None]
-            if values:
-                found[rollouts[start].task.category].append(values)
+        values = [
+            [v for r in rollouts[i : i + k] if (v := total_of(r)) is not None] for i in range(0, len(rollouts), k)
+        ]
+        return [(task.category, several) for task, several in zip(some, values, strict=True) if several]
+
+    found: dict[str, list[list[float]]] = defaultdict(list)
+    for category, values in spread(chosen, max(1, CHUNK // k), grade):
+        found[category].append(values)
     return {
         category: (
             sum(sum(values) / len(values) for values in several) / len(several),

@@ -453,15 +453,41 @@ def gloo_left(folder: Path) -> object:
     return _two("leave", folder)
 
 
-def _two(what: str, folder: Path) -> object:
-    """What two gloo processes say, a JSON line each (see tests/toy_processes.py)."""
+@case(
+    "diffusion B2: an evaluation shared by processes is that of one",
+    kind="processes",
+    modality="core",
+    entry="run",
+    required=Gives([[True, True], [True, True], [True, True]]),
+    by="machine",
+    slow=True,
+)
+def evaluation_shared(folder: Path) -> object:
+    (alone, two) = (_said([], "evaluate", folder), _two("evaluate", folder))
+    return [[_rounded(each) == _rounded(one) for each in several] for (one,), several in zip(alone, two, strict=True)]
+
+
+def _rounded(value: Any) -> Any:
+    """What it says, numbers to four digits."""
+    if isinstance(value, dict):
+        return {name: _rounded(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_rounded(each) for each in value]
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
+def _two(what: str, folder: Path) -> Any:
+    """What two gloo processes say (see tests/toy_processes.py)."""
+    return _said(["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"], what, folder)
+
+
+def _said(launch: Sequence[str], what: str, folder: Path) -> Any:
     import subprocess
     import sys
 
     root = Path(__file__).parents[2]
-    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [sys.executable, "-m", *launch, "-m", "tests.toy_processes", what, str(folder)],
+        [sys.executable, "-m", *launch, "tests.toy_processes", what, str(folder)],
         cwd=root,
         env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"},
         capture_output=True,
