@@ -42,7 +42,12 @@ REASONS: dict[str, tuple[str, ...]] = {
             "rewards/isolated_worker.py",
         ),
         *("rewards/names.py", "rewards/progress/estimates.py", "rewards/reward.py", "rewards/text/verifiers.py"),
-        *("rewards/progress/vlm_progress.py", "src/autotelic/auditing.py", "src/autotelic/check.py"),
+        *(
+            "rewards/progress/vlm_progress.py",
+            "src/autotelic/auditing.py",
+            "src/autotelic/check.py",
+            "src/autotelic/json_files.py",
+        ),
         *("src/autotelic/calling.py", "src/autotelic/families.py", "src/autotelic/listing.py"),
         *("src/autotelic/images.py", "src/autotelic/numbers.py"),
         *("src/autotelic/tables.py",),

@@ -47,7 +47,7 @@ from autotelic.vlm.tools import ToolBox
 from .small_drawing import shapes_policy
 from .strangers import toy_envs
 from .strangers.cases import ENTRY_POINTS, KINDS, MODALITIES, all_cases
-from .strangers.cells import of_instruction, of_judge, special, told
+from .strangers.cells import ODD, adapted_model, of_instruction, of_judge, special, told
 from .strangers.drawing import KNOWN, scheduler_of
 from .strangers.env_doors import played, spec
 from .strangers.speech import TOOLS
@@ -392,6 +392,26 @@ def test_settings_that_were_cut_off_or_altered_are_an_object_or_one_line(tmp_pat
             assert str(path) in str(error) and "\n" not in str(error)
             ends["refused"] += 1
     assert min(ends.values()) > 50
+
+
+@pytest.mark.parametrize("number", [n for n, row in enumerate(ODD) if row[3] is not adapted_model])  # asks a hub
+def test_settings_that_say_anything_are_taken_or_end_in_one_line(number: int, tmp_path: Path) -> None:
+    _, _, file, made, _ = ODD[number]
+    draw, read, path, ends = random.Random(number), made(tmp_path / "model"), tmp_path / "model" / file, Counter[str]()
+    strange = [value for value in STRANGE if isinstance(value, str | int | float | list | dict | None)]
+    whole = path.read_text()
+    for _ in range(60):
+        settings = json.loads(whole)
+        container, key = draw.choice(places(settings))
+        container[key] = draw.choice(strange)
+        path.write_text(json.dumps(settings))
+        try:
+            read()
+            ends["taken"] += 1
+        except UsageError as error:
+            assert "\n" not in str(error)
+            ends["refused"] += 1
+    assert ends["refused"]
 
 
 def test_config_files_that_were_cut_off_or_altered_are_flags_or_one_line(tmp_path: Path) -> None:

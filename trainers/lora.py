@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError, unknown
-from ..json_files import read_object
+from ..json_files import as_written, read_object
 from .weights import is_adapter
 
 if TYPE_CHECKING:
@@ -140,13 +140,9 @@ def load_lora(module: nn.Module, folder: str | Path) -> list[nn.Parameter]:
         raise UsageError(f"{folder} holds adapters of PEFT's kind {kind}: a LoRA is wanted")
     state = {name.removeprefix(PREFIX): tensor for name, tensor in load_file(weights).items()}
     foreign = f"the adapters in {folder} do not fit {type(module).__name__}"
-    try:
+    with as_written(foreign):
         trained = _inject(module, LoraConfig.from_pretrained(str(folder)), 0)
         result: Any = set_peft_model_state_dict(module, state, adapter_name=NAME)
-    except (ValueError, RuntimeError) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError(f"{foreign}: {str(error).splitlines()[0]}") from error
     if result.unexpected_keys:
         raise UsageError(f"{foreign}: it has no {result.unexpected_keys[0]}")
     if lacking := sorted(name for name in result.missing_keys if is_adapter(name)):

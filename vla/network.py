@@ -14,7 +14,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from ..json_files import read_object
+from ..json_files import as_written, read_object
 from ..trainers.lora import has_lora
 from .chunk_policy import ChunkPolicy, Seen
 
@@ -189,7 +189,8 @@ class NetworkPolicy(ChunkPolicy):
     @classmethod
     def from_pretrained(cls, name_or_path: str, **policy: Any) -> Self:
         """A policy from a folder or a hub repository; arguments given here replace those it was saved with."""
-        return cls(cls.network.from_pretrained(name_or_path), **{**_settings(name_or_path), **policy})
+        with as_written(f"no policy can be made of {name_or_path}"):
+            return cls(cls.network.from_pretrained(name_or_path), **{**_settings(name_or_path), **policy})
 
 
 def _settings(name_or_path: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from torch import Tensor
 from ..envs.action_scale import ActionScale
 from ..envs.simulator import View
 from ..errors import UsageError, unknown
-from ..json_files import read_object
+from ..json_files import as_written, read_object
 from ..rewards.models.weights import loading
 from ..trainers.lora import CONFIG, Targets, add_lora, load_lora, save_pretrained
 from ..types import Evaluation
@@ -308,10 +308,11 @@ def statistics_of(listed: Mapping[str, Any], name: str | None = None) -> ActionS
         raise UsageError(f"the model knows actions of {len(listed)} data sets: give statistics, one of {shown}")
     if name not in listed:
         raise unknown("statistics", name, listed)
-    found = listed[name].get("action") or {}
-    for low, high in (("q01", "q99"), ("min", "max")):
-        if low in found and high in found:
-            return ActionScale.between(found[low], found[high], found.get("mask"))
+    with as_written(f"the statistics of {name} are none"):
+        found = listed[name].get("action") or {}
+        for low, high in (("q01", "q99"), ("min", "max")):
+            if low in found and high in found:
+                return ActionScale.between(found[low], found[high], found.get("mask"))
     has = ", ".join(found) or "nothing"
     raise UsageError(f"the statistics of {name} say {has} of its actions; needed are q01 and q99, or min and max")
 
@@ -357,8 +358,9 @@ def _settings(name: str) -> dict[str, Any]:
     if not path.is_file():
         return {}
     settings = read_object(path, "view", "scale")
-    settings["view"] = None if settings["view"] is None else View(**settings["view"])
-    settings["scale"] = None if settings["scale"] is None else ActionScale.between(*settings["scale"])
+    with as_written(f"{path} holds no settings"):
+        settings["view"] = None if settings["view"] is None else View(**settings["view"])
+        settings["scale"] = None if settings["scale"] is None else ActionScale.between(*settings["scale"])
     return settings
 
 

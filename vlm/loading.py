@@ -133,14 +133,14 @@ def load(
 def _base_of(adapters: Path) -> str:
     """The model that adapters are of: a folder, as it stands or beside theirs, or a hub name."""
     source = read_object(adapters).get("base_model_name_or_path")
-    if not source:
+    if not source or not isinstance(source, str):
         raise UsageError(f"{adapters} does not say of which model it is: write its base_model_name_or_path")
     for place in (Path(source), adapters.parent / source):
         if place.is_dir():
             return str(place)
     if Path(source).is_absolute() or source.startswith(".") or source.count("/") > 1:
         raise UsageError(f"{source} is not there, of which {adapters} is: mend its base_model_name_or_path")
-    return str(source)
+    return source
 
 
 def _model_class(config: Any, source: str) -> tuple[Any, bool]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,22 @@ def object_of(text: str | bytes, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UsageError(f"{where} is no JSON object but holds a {type(value).__name__}")
     return value
+
+
+@contextmanager
+def as_written(where: str) -> Iterator[None]:
+    """While something is made of settings: what they say that is of another kind or value ends in one line.
+
+    Args:
+        where: where they stand and what they do not do, such as "the adapters in here do not fit".
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError, RuntimeError, ImportError) as error:
+        told = next(iter(str(error).splitlines()), "").rstrip(": ")
+        raise UsageError(f"{where}: {told} ({type(error).__name__})") from error
 
 
 def is_deep(value: Any) -> bool:

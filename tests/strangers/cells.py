@@ -148,8 +148,7 @@ for modality, entry, file, door in FILES:
 
 
 def saved_robot(folder: Path) -> Callable[[], object]:
-    from autotelic.vla.network import ActionModel
-    from autotelic.vla.policy import ActionPolicy
+    from autotelic.vla.policy import ActionModel, ActionPolicy
 
     ActionPolicy(ActionModel(4, 2, chunk=2, hidden=8)).save_pretrained(folder)
     return lambda: ActionPolicy.from_pretrained(str(folder))
@@ -188,7 +187,7 @@ def adapted_model(folder: Path) -> Callable[[], object]:
 
 ODD: list[tuple[str, str, str, Callable[[Path], Callable[[], object]], dict[str, Any]]] = [
     ("vla", "model", "policy.json", saved_robot, {"likelihood": ["a"], "chunk": "x"}),
-    ("vla", "model", "config.json", saved_robot, {"head": True, "std": {"a": 1}, "action_size": 7, "hidden": [1]}),
+    ("vla", "model", "config.json", saved_robot, {"head": True, "origin": "x", "action_size": 7, "hidden": [1]}),
     ("vla", "model", "action_policy.json", saved_actions, {"view": 1, "scale": [1, 2, 3, 4]}),
     ("vla", "model", "statistics.json", listed_statistics, {"bridge": {"action": {"q01": "a", "q99": "b"}}}),
     ("vla", "action scale", "statistics.json", listed_statistics, {"bridge": None}),
@@ -215,7 +214,6 @@ for modality, entry, file, made, changes in ODD:
             entry=entry,
             required=Refuses("model|statistics|adapter_config"),
             by="user",
-            waits=True,
         )(odd(file, {key: value}, made))
 
 
