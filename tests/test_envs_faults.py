@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from autotelic.envs import pool as pool_module
 from autotelic.envs.pool import EpisodeRequest, Pool
 from autotelic.envs.simulator import EnvSpec, View
 
@@ -46,6 +47,28 @@ def test_an_episode_that_kills_or_stops_a_worker_twice_is_over_and_nobody_else_n
                 assert mine.fault is None and mine.success == alone.success
             assert time.monotonic() - started < 60
         assert pool.faults == 2
+
+
+def test_where_workers_died_often_an_episode_that_kills_one_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a patience of one death the first killer, row 0, is tried again; the next one in the run is not."""
+    monkeypatch.setattr(pool_module, "PATIENCE", 1)
+    name = named(wrong("exit"))
+    with Pool([name], workers=1, lanes=1) as pool:
+        pool.build()
+        requests = [EpisodeRequest(name, seed, 10) for seed in (5, 7, 6)]
+        one, two, good = pool.run(requests, to_the_right((0, 1)))
+    assert one.fault is not None and "seed 5, after step 4" in one.fault and "2 times" in one.fault
+    assert two.fault is not None and "seed 7, after step 4" in two.fault and "1 times" in two.fault
+    assert good.fault is None and good.steps == 10
+
+
+def test_one_run_has_robots_of_one_size() -> None:
+    def less_seen() -> Any:
+        return toys.Relative(toys.Plain())
+
+    names = [named(spec(make, success=never)) for make in (toys.Plain, less_seen)]
+    with Pool(names, workers=0) as pool, pytest.raises(ValueError, match=r"one \(observation size, action size\)"):
+        pool.run([EpisodeRequest(name, 0, 4) for name in names], to_the_right(()))
 
 
 def test_frames_of_an_episode_that_cannot_begin_are_black() -> None:

@@ -162,6 +162,12 @@ def test_bad_requests_and_answers_are_refused_in_one_line(here):
     with pytest.raises(ValueError, match="stop returned shape"):
         here.run(REQUESTS[:2], act, stop=lambda rows, observations: np.zeros(3, bool))
     assert here.run([], act) == []
+    for how in ({"chunk": 0}, {"lanes": 0}, {"workers": -1}):
+        with pytest.raises(ValueError, match=r"chunk \(.*\) and lanes \(.*\) start at 1, workers \(.*\) at 0"):
+            Pool([REACH], **({"workers": 0} | how))
+    with Pool([REACH], chunk=1, lanes=1, workers=0) as least:
+        (episode,) = least.run([EpisodeRequest(REACH, 1, 2)], lambda rows, observations: np.zeros((1, 1, 4)))
+        assert episode.actions.shape == (2, 1, 4)
 
 
 def test_an_answer_that_is_not_finite_ends_its_episode_alone(here):

@@ -144,6 +144,11 @@ def test_reinforce_plus_plus_counts_decisions() -> None:
     assert near(advantages.ReinforcePlusPlus()(batch), [[1.5, 0, 0], [-0.5, -0.5, -0.5]])
     # With the group mean taken off first: 1/2, -1/2 x 3, mean -1/4, deviations 3/4 and -1/4: the same here.
     assert near(advantages.ReinforcePlusPlus("group")(batch), [[1.5, 0, 0], [-0.5, -0.5, -0.5]])
+    # Two groups of one decision each: deviations from 7/4 without the baseline, and from 0 with it.
+    batch, apart = make_batch([1, 0, 4, 2], [[0, 1], [2, 3]]), torch.tensor([-0.75, -1.75, 2.25, 0.25], dtype=D)
+    assert near(advantages.ReinforcePlusPlus()(batch)[:, 0], apart / (8.75 / 3) ** 0.5)
+    within = torch.tensor([0.5, -0.5, 1.0, -1.0], dtype=D)
+    assert near(advantages.ReinforcePlusPlus("group")(batch)[:, 0], within / (2.5 / 3) ** 0.5)
 
 
 def test_reinforce_plus_plus_sums_over_processes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,3 +37,9 @@ def test_answers_that_hardly_anything_parts_are_one() -> None:
 def test_votes_are_normalised_answers() -> None:
     assert vote_of("so the answer is: The **Cat**.") == vote_of(r"\boxed{a cat}") == normalise("cat") == "cat"
     assert vote_of("= ") is None and vote_of("") is None
+
+
+def test_a_list_goes_on_to_the_next_empty_line_where_it_is_asked_for() -> None:
+    below, bullets, line = "Answer:\n7\n8\n\nso", "Answer: - 7\n- 8\n\nso", "Answer: 7\n8\n\nso"
+    assert [answer_of(text, lines=True) for text in (below, bullets, line)] == ["7\n8", "- 7\n- 8", "7"]
+    assert [answer_of(text) for text in (below, bullets, line)] == ["7", "- 7", "7"]

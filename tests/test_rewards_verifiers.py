@@ -220,6 +220,10 @@ def test_sets_are_compared_by_f1_or_exactly() -> None:
     """{a, b, d} against {a, b, c, e}: 2 in common, F1 = 2 · 2 / (3 + 4)."""
     assert rate(SetMatch(), "Answer: d, B and a; a", ["a", "b", "c", "e"]) == pytest.approx(4 / 7)
     assert rate(SetMatch(False), "[b, a]", "a, b") == 1.0 and rate(SetMatch(False), "a", "a, b") == 0.0
+    assert rate(SetMatch(False), "(1,2); (3,4)", "(3, 4); (1.0, 2)") == 1.0, "parts that have parts"
+    assert (
+        rate(SetMatch(), "(1,2); (3,5)", "(3, 4); (1, 2)") == 0.5 and rate(SetMatch(False), "(a); [b]", "b, a") == 1.0
+    )
     assert rate(SetMatch(), "none", []) == 1.0 and rate(SetMatch(), "a", []) == rate(SetMatch(), "none", ["a"]) == 0.0
     assert rate(SetMatch(), "sandy, ands", ["sandy", "ands"]) == 1.0
 
@@ -272,8 +276,11 @@ def test_a_program_is_judged_by_the_tests_it_passes() -> None:
     completions = [good, bad, "def double(:", "", good]
     verifier = CodeTests(limits=Limits(seconds=5))
     assert verifier(completions, [tests, tests, tests, tests, None]) == [1.0, pytest.approx(1 / 3), 0.0, 0.0, None]
-    assert CodeTests(False, workers=2)(completions[:2], [tests, "assert double(2) == 4"]) == [1.0, 1.0]
+    with pytest.raises(UsageError, match="programs are run by 0 workers; at least 1 is needed"):
+        CodeTests(workers=0)
+    assert CodeTests(False, workers=1)(completions[:2], [tests, "assert double(2) == 4"]) == [1.0, 1.0]
     assert program_of("```\na\n```\n```py\nb\n```") == "b\n" and program_of("a") == "a"
+    assert program_of("```py\na\n```\nThat is all.\n```js\nb\n```\nc") == "a\n", "what stands behind a block is prose"
     with pytest.raises(ValueError, match=r"^sample 0: a test is a statement or a pair \(input, output\), not int"):
         verifier(["x"], [[3]])
 

@@ -190,7 +190,7 @@ def test_a_scale_from_actions_by_hand() -> None:
     rows[:, 0] = np.linspace(-3, 5, 200)  # cut at its quantiles
     rows[:, 1] = 7  # never moves
     rows[150, 2] = 1  # a gripper that closes once
-    rows[:, 3] = np.where(np.arange(200) < 100, -2, 4)  # a switch
+    rows[:, 3] = np.where(np.arange(200) < 50, -2, 4)  # a switch, whose lower quantile would be 2.5
     scale = ActionScale.of(rows, 0.25)
     np.testing.assert_allclose(scale.low, [-1, 7, 0, -2])
     np.testing.assert_allclose(scale.high, [3, 7, 1, 4])

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -89,6 +90,30 @@ def test_a_program_is_the_main_module() -> None:
 def test_every_end_is_told_in_one_line(code: str, error: str) -> None:
     result = run_code(code, tests=["assert True"])
     assert (result.ok, result.passed, result.error) == (False, (False,), error)
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "line"),
+    [
+        (128 + signal.SIGXCPU, "", "used more CPU time than it was given"),
+        (128 + signal.SIGHUP, "as it said", "was ended by SIGHUP"),
+        (128 + signal.SIGKILL, "", "was ended by SIGKILL"),
+        (128, "", "ended with exit code 128"),
+        (255, "", "ended with exit code 255"),
+        (1, "Traceback\nValueError: x\n\n", "ValueError: x"),
+        (1, "y" * 301, "y" * 300),
+        (3, " \n", "ended with exit code 3"),
+    ],
+)
+def test_a_status_says_how_a_program_ended(status: int, said: str, line: str) -> None:
+    assert sandbox._ending(status, said) == line
+
+
+def test_limits_in_the_kernels_units() -> None:
+    usual = {"RLIMIT_CPU": 5, "RLIMIT_AS": 2**29, "RLIMIT_FSIZE": 2**22, "RLIMIT_NPROC": 32}
+    assert sandbox._limits(Limits()) == usual | {"RLIMIT_NOFILE": 64, "RLIMIT_CORE": 0}
+    some = {"RLIMIT_CPU": 2, "RLIMIT_AS": 3 * 2**20, "RLIMIT_FSIZE": 2 * 2**20, "RLIMIT_NPROC": 7}
+    assert sandbox._limits(Limits(1.2, 3, 2, 10, 7)) == some | {"RLIMIT_NOFILE": 64, "RLIMIT_CORE": 0}
 
 
 def test_leaving_early_passes_no_test() -> None:

@@ -104,7 +104,7 @@ def test_holm_by_hand() -> None:
 def test_auc_by_hand_and_against_all_pairs() -> None:
     assert st.auc([0.9, 0.8, 0.3, 0.1], [1, 0, 1, 0]) == 0.75  # three of four pairs in order
     assert st.auc([1, 1, 1], [1, 0, 1]) == 0.5
-    assert math.isnan(st.auc([1, 2], [1, 1]))
+    assert math.isnan(st.auc([1, 2], [1, 1])) and math.isnan(st.auc([1, 2], [0, 0]))
     rng = np.random.default_rng(0)
     scores, labels = rng.integers(0, 5, 60), rng.integers(0, 2, 60)
     pairs = [(a > b) + (a == b) / 2 for a in scores[labels == 1] for b in scores[labels == 0]]

@@ -165,6 +165,7 @@ WORSE = Performer({"count": [1, 0, 0, 0], "chain": [1, 0, 0, 0]})
 def test_a_fall_is_an_alarm_beyond_z_standard_errors() -> None:
     against = {"base": START, "promoted": START}
     assert Canary(PROBES, judge, z=2.05)(WORSE, against).decision == "wait"
+    assert Canary(PROBES, judge)(WORSE, against).decision == "repair", "two, where nothing is said"
     verdict = Canary(PROBES, judge, z=2.049)(WORSE, against)
     assert verdict.decision == "repair" and not verdict.stop and verdict.harmed == ()
     assert "0.375 under base (standard error 0.18) and 0.375 under promoted" in verdict.reason
@@ -212,6 +213,8 @@ def test_evidence_shows_a_reward_that_rises_while_the_judge_falls() -> None:
     assert [alarm.about for alarm in alarms] == ["count", "chain"]
     with pytest.raises(ValueError, match="compares 2 or more probes, not 1"):
         Canary(PROBES[:1], judge)
+    two = Performer({"count": [1, 0]})
+    assert Canary(PROBES[:2], judge)(two, {"base": two}).decision == "keep"
 
 
 def test_a_false_alarm_is_as_rare_as_it_says() -> None:

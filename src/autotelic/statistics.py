@@ -110,8 +110,7 @@ def paired_difference_interval(before: ArrayLike, after: ArrayLike, level: float
     n, p, q = len(x), float(x.mean()), float(y.mean())
     (p_low, p_high), (q_low, q_high) = wilson(p * n, n, level), wilson(q * n, n, level)
     spread, covariance = math.sqrt(p * (1 - p) * q * (1 - q)), float(np.mean(x * y)) - p * q
-    if covariance > 0:
-        covariance = max(covariance - 1 / (2 * n), 0.0)
+    covariance = min(covariance, max(covariance - 1 / (2 * n), 0.0))
     correlation = covariance / spread if spread > 0 else 0.0
     down, up = (q - q_low, p_high - p), (q_high - q, p - p_low)
     low = math.sqrt(max(0.0, down[0] ** 2 - 2 * correlation * down[0] * down[1] + down[1] ** 2))
@@ -168,7 +167,7 @@ def auc(scores: ArrayLike, labels: ArrayLike) -> float:
     x, y = _pair(scores, labels)
     positive = y > 0
     n, m = int(positive.sum()), int((~positive).sum())
-    if n == 0 or m == 0:
+    if not n * m:
         return math.nan
     return float((_ranks(x)[positive].sum() - n * (n + 1) / 2) / (n * m))
 
