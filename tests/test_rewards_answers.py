@@ -30,7 +30,7 @@ def test_thoughts_are_left_out(text: str, spoken: str) -> None:
 def test_answers_that_hardly_anything_parts_are_one() -> None:
     one, two = r"\boxed{1}", r"\boxed{2}"
     assert answer_of(f"{one} or {two}") == "1 or 2" and answer_of(f"{one}, {two}") == "1, 2"
-    assert answer_of(f"{one} then {two}") == "2"
+    assert answer_of(f"{one} then {two}") == "2" and answer_of(f"{one}, {two}, {one}") == "1, 2, 1"
     assert answer_of(one + " " * 19 + two) == "1, 2" and answer_of(one + " " * 20 + two) == "2"
 
 
