@@ -13,7 +13,7 @@ from .point_mass import INSTRUCTION, PointMass, arrived, straight
 
 gymnasium.register("test/SoakMass-v0", "tests.soak_mass:SoakMass")
 NAME = "soak/point-mass"
-ONE_IN = 40
+ONE_IN = 200
 
 
 class SoakMass(PointMass):
