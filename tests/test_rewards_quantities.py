@@ -57,6 +57,8 @@ HALF, QUARTERS = Fraction(1, 2), Fraction(3, 4)
         ("7 m/s^2", [7]),
         ("7 cm^2", [7]),
         ("7 m/s^ 2", [7]),
+        ("7 m/s^{-2}", [7]),
+        ("7 m^{ 2 } of it", [7]),
         ("(- 7)", [-7]),
         ("the 7th", [7]),
         ("90^\\circ", [90]),
@@ -80,7 +82,7 @@ def test_a_text_gives_one_number(text: str, values: list[Fraction]) -> None:
 
 
 NONE = "5 or 7|1 2 3|5, 7|5-ft-7|7x|x + 7|7 - x|2x = 14|x = 5 or x = 7|x = 5, x = 7|7 = 8|3:00|12:30 pm|2024-01-07"
-NONE += "|7 = seven|x = 7 = seven|7:07|7_8|x = 7, y = 8|5 = 5 or 3 + 4 = 7|3 + 4 = 7 is not so"
+NONE += "|6 = 7 = 7|7 = seven|x = 7 = seven|7:07|7_8|x = 7, y = 8|5 = 5 or 3 + 4 = 7|3 + 4 = 7 is not so"
 NONE += "|1/7/2024|1.2.3|v1.2|x2|seven|7/0|12,34|1.234,50|not 7|7 is wrong|at least 7|> 7|\\pm 7|\\ge 7|7i|\\infty"
 NONE += "|\\sin 7|\\binom{7}{1}|between 5 and 7|5. 6. 7.|9^9^9^9|9^{9^{9^9}}|7k||+|="
 
@@ -104,6 +106,12 @@ def test_irrational_numbers_are_compared_to_fifty_digits() -> None:
     some, more = 1 + Fraction(1, 5 * 10**40), 1 + Fraction(1, 10**40)  # written out in more than 40 digits, or not
     assert near(Fraction(1), some) and not near(Fraction(1), more)
     assert near(Fraction(2), Fraction(1), tolerance=1) and not near(Fraction(2), Fraction(1), relative=0.5)
+
+
+def test_brackets_around_all_of_an_expression_are_no_part_of_it() -> None:
+    for text, worked_out in (("((3/4))", True), ("{ (3/4) }", True), ("(3)/(4)", False)):
+        found = worth(text)
+        assert found is not None and (found.values, found.worked_out) == ((QUARTERS,), worked_out), text
 
 
 def test_what_is_too_long_is_no_number() -> None:
