@@ -43,3 +43,10 @@ def test_a_list_goes_on_to_the_next_empty_line_where_it_is_asked_for() -> None:
     below, bullets, line = "Answer:\n7\n8\n\nso", "Answer: - 7\n- 8\n\nso", "Answer: 7\n8\n\nso"
     assert [answer_of(text, lines=True) for text in (below, bullets, line)] == ["7\n8", "- 7\n- 8", "7"]
     assert [answer_of(text) for text in (below, bullets, line)] == ["7", "- 7", "7"]
+
+
+def test_a_box_in_a_box_does_not_hide_the_words_around_it() -> None:
+    assert answer_of(r"\boxed{\boxed{1} or 2}") == "1 or 2"
+    assert answer_of(r"\boxed{\boxed{\frac{1}{2}}}") == r"\frac{1}{2}"
+    assert answer_of(r"\boxed{3} \boxed{4 \boxed{5}") == "5"  # the one around it is never closed
+    assert answer_of("\\boxed{" * 20_000 + "1" + "}" * 20_000) is not None

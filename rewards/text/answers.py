@@ -16,6 +16,7 @@ _THOUGHTS = re.compile(r"(?i:[<â—](/?)(?:think|thinking|thoughts?|reasoning)[>â
 _Part = tuple[int, int, str]  # where it begins and ends, and what stands in it
 _JOINED = re.compile(r"[\s$*]*(?:[,;/]|or|and|,? ?and/or|,? ?or|,? ?and)?[\s$*]*", re.IGNORECASE)
 _TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
+_BOX = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _BRACES = re.compile(r"\\boxed\s*\{|\{|\}")
 _MARKS = (
     re.compile(r"####\s*"),
@@ -79,17 +80,31 @@ def answer_of(text: str, whole: bool = True, equations: bool = True, lines: bool
 
 
 def _boxed(text: str) -> str | None:
-    """What stands in the last complete boxes, braces matched; read once, however many are left open."""
+    """What stands in the last complete boxes, braces matched; read once, however many are left open.
+
+    A box in a box is no answer of its own: what hedges around it would be lost.
+    """
     opened: list[tuple[int, int | None]] = []
-    found: list[_Part] = []
+    found: list[tuple[int, int, int]] = []  # where a box starts and ends, and where its inside starts
     for brace in _BRACES.finditer(text):
         if brace.group() != "}":
             opened.append((brace.end(), brace.start() if brace.group() != "{" else None))
         elif opened:
             inside, start = opened.pop()
             if start is not None:
-                found.append((start, brace.end(), text[inside : brace.start()]))
-    return _last_of(text, sorted(found))
+                found.append((start, brace.end(), inside))
+    outer: list[_Part] = []
+    for start, end, inside in sorted(found):
+        if not outer or start >= outer[-1][1]:
+            outer.append((start, end, _unboxed(text[inside : end - 1])))
+    return _last_of(text, outer)
+
+
+def _unboxed(text: str) -> str:
+    """What stands in a box without boxes of its own; those below the third are left."""
+    for _ in range(3):
+        text = _BOX.sub(r"\1", text)
+    return text
 
 
 def _tagged(text: str) -> str | None:
