@@ -167,7 +167,7 @@ def auc(scores: ArrayLike, labels: ArrayLike) -> float:
     x, y = _pair(scores, labels)
     positive = y > 0
     n, m = int(positive.sum()), int((~positive).sum())
-    if not n * m:
+    if n * m == 0:
         return math.nan
     return float((_ranks(x)[positive].sum() - n * (n + 1) / 2) / (n * m))
 
