@@ -117,14 +117,17 @@ def children(pid: int) -> list[int]:
 
 
 def memory() -> int:
-    """Bytes that this process and its descendants hold, shared pages counted once between them."""
+    """Bytes that this process and its descendants hold, shared pages counted once between them.
+
+    Pages of files are left out: their share falls and rises with whoever else on the machine has loaded them.
+    """
     total = 0
     for pid in (os.getpid(), *children(os.getpid())):
         try:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         except OSError:
             continue
-        total += sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        total += sum(1024 * int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
     return total
 
 
