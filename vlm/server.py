@@ -272,7 +272,7 @@ class ServerActor(TrainingWrapper):
                 for number in (t.removeprefix("token_id:") for t in said)
             ]
         if told is not None:
-            return list(told) if len(told) == len(said) else None
+            return told if len(told) == len(said) else None
         ids: Tensor = self.policy.renderer.tokens(text)
         with_end = len(said) == len(ids) and choice.get("finish_reason") == "stop"
         ids = ids if with_end else ids[:-1]

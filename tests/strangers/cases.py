@@ -15,7 +15,7 @@ import pkgutil
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -84,7 +84,7 @@ class Gives:
     value: object
 
     def met_by(self, ended: Ended) -> bool:
-        return ended.how == "value" and _alike(ended.value, self.value)
+        return ended.how == "value" and alike(ended.value, self.value)
 
 
 @dataclass(frozen=True)
@@ -230,14 +230,20 @@ def program(command: Sequence[str], folder: Path, timeout: float, environment: d
     raise RuntimeError(f"exit code {done.returncode}: {done.stderr[-2000:]}")
 
 
-def _alike(seen: Any, wanted: Any) -> bool:
+def alike(seen: Any, wanted: Any) -> bool:
+    """Whether two values are equal, floats within 1e-4 of each other; NaN is NaN."""
+    if isinstance(wanted, Mapping):
+        same = isinstance(seen, Mapping) and seen.keys() == wanted.keys()
+        return same and all(alike(seen[name], value) for name, value in wanted.items())
     if isinstance(wanted, float) or (isinstance(seen, float) and isinstance(wanted, int)):
         try:
-            return math.isclose(float(seen), wanted, rel_tol=1e-4, abs_tol=1e-6)
+            number = float(seen)
         except (TypeError, ValueError):
             return False
+        nothing = math.isnan(number) and math.isnan(wanted)
+        return nothing or math.isclose(number, wanted, rel_tol=1e-4, abs_tol=1e-6)
     if isinstance(wanted, (list, tuple)):
         same = isinstance(seen, Iterable) and not isinstance(seen, str)
         rows = list(seen) if same else []
-        return same and len(rows) == len(wanted) and all(_alike(a, b) for a, b in zip(rows, wanted, strict=True))
+        return same and len(rows) == len(wanted) and all(alike(a, b) for a, b in zip(rows, wanted, strict=True))
     return bool(seen == wanted)

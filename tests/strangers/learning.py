@@ -27,7 +27,7 @@ from autotelic.types import Batch, Evaluation, Rollout
 
 from ..toy_run import NUMBERS, build, folder_at, honest, spelled, spelling_task
 from ..toys import TokenToy
-from .cases import Gives, GoesOn, Refuses, case
+from .cases import Gives, GoesOn, Refuses, alike, case
 
 
 class Poisoned(TokenToy):
@@ -464,16 +464,7 @@ def gloo_left(folder: Path) -> object:
 )
 def evaluation_shared(folder: Path) -> object:
     (alone, two) = (_said([], "evaluate", folder), _two("evaluate", folder))
-    return [[_rounded(each) == _rounded(one) for each in several] for (one,), several in zip(alone, two, strict=True)]
-
-
-def _rounded(value: Any) -> Any:
-    """What it says, numbers to four digits."""
-    if isinstance(value, dict):
-        return {name: _rounded(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_rounded(each) for each in value]
-    return f"{value:.4g}" if isinstance(value, float) else value
+    return [[alike(each, one) for each in several] for (one,), several in zip(alone, two, strict=True)]
 
 
 def _two(what: str, folder: Path) -> Any:
