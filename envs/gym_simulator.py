@@ -111,7 +111,7 @@ class GymSimulator(Simulator):
                     f"which has {self.observation_size} numbers"
                 )
         self._observation: Any = None
-        self.total_reward, self._steps = 0.0, 0
+        self.total_reward, self._earned, self._steps = 0.0, 0.0, 0
         self._terminated = self._over = False
         self._info: Mapping[str, Any] = {}
         self._seed = 0
@@ -204,6 +204,7 @@ class GymSimulator(Simulator):
     def step(self, actions: NDArray[np.float32]) -> None:
         check_actions(self.spec.source, actions, self.action_size)
         self._acted = (self._acted, np.array(actions, np.float32))
+        self._earned = 0.0
         for action in actions:
             if self._over:
                 return
@@ -211,6 +212,7 @@ class GymSimulator(Simulator):
                 answer = self.env.step(self._decode(action))
                 self._observation, reward, self._terminated, truncated, self._info = _checked(answer)
                 self.total_reward += reward
+                self._earned += reward
             except Exception as error:
                 raise EnvironmentFault(f"at step {self._steps + 1}: {raised(error)}") from error
             self._steps += 1
@@ -248,9 +250,17 @@ class GymSimulator(Simulator):
     def state_size(self, state: _State) -> int:
         return state.snapshot.nbytes + (0 if state.given is None else len(cloudpickle.dumps(state.given)))
 
+    def reward(self) -> float:
+        """The sum of the rewards of the last chunk's steps."""
+        return self._earned
+
     @property
     def over(self) -> bool:
         return self._over
+
+    @property
+    def terminated(self) -> bool:
+        return self._terminated
 
     def expert(self) -> Callable[[], NDArray[np.float32]] | None:
         expert = self.spec.expert

@@ -198,6 +198,10 @@ class MetaWorldSimulator(Simulator):
         self._remember()
         return float(reward), info
 
+    def reward(self) -> float:
+        """MetaWorld's dense reward of the state at the chunk's end."""
+        return self.judge()[0]
+
     def _evaluate(self) -> tuple[Any, dict[str, Any]]:
         self._refresh()
         judged: tuple[Any, dict[str, Any]] = self.env.evaluate_state(self.full_observation(), self._action)

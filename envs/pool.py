@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -61,9 +61,12 @@ class Episode:
             ``steps - (S - 1) * C`` were executed.
         steps: environment steps.
         stopped: ended by ``stop``.
-        success: latched over chunk ends; None when the oracle was not read.
+        success: at a chunk's end, at any or (where the spec says that it is not latched) at the last; None when the
+            oracle was not read.
         fault: why it could not go on, with environment, seed and step, or None. It counts as failed, and its last
             observation is the one before. One that could not begin has zeros, and a chunk of zeros in 0 steps.
+        terminated: the environment ended it for good, so that no state follows the last; None as for success.
+        rewards: [S] float32, what each chunk earned in the environment's own terms, or None.
         images: camera -> [S + 1, size, size, 3] uint8, taken with the observations, or None.
     """
 
@@ -77,6 +80,8 @@ class Episode:
     success: bool | None
     images: Mapping[str, NDArray[np.uint8]] | None
     fault: str | None = None
+    terminated: bool | None = None
+    rewards: NDArray[np.float32] | None = None
 
     @property
     def frames(self) -> NDArray[np.uint8] | None:
@@ -175,6 +180,7 @@ class Pool:
         *,
         stop: Stop | None = None,
         oracle: bool = False,
+        rewards: bool = False,
         render: View | None = None,
         see: bool = False,
         keep: bool = True,
@@ -186,9 +192,10 @@ class Pool:
                 are taken. Horizon 0 gives the initial observation only.
             act: called in this process on all live episodes at once.
             stop: asked on each new observation at a chunk's end.
-            oracle: read success at the start and at chunk ends. Without ``stop`` an episode ends at the first chunk's
-                end at which it has succeeded, since nothing more can change; with ``stop`` it goes on until that or
-                the horizon.
+            oracle: read success at the start and at chunk ends, and where the environment ends an episode, which ends
+                there. Without ``stop`` and ``rewards`` an episode also ends at the first chunk's end at which it has
+                succeeded, if success is latched, since nothing more can change.
+            rewards: read what each chunk earned; with ``oracle`` only.
             render: take pictures wherever there is an observation.
             see: call ``act`` and ``stop`` with these pictures as a third argument.
             keep: leave the pictures on the episodes. False leaves None there and spares the picture after an
@@ -205,6 +212,8 @@ class Pool:
         """
         if oracle:
             require_oracle("success in Pool.run(oracle=True)")
+        if rewards and not oracle:
+            raise ValueError("Pool.run(rewards=True) needs oracle=True: rewards are the environment's own knowledge")
         if see and render is None:
             raise ValueError("Pool.run(see=True) needs render=View(...): nobody takes pictures otherwise")
         if not (see or keep):
@@ -212,21 +221,15 @@ class Pool:
         if not requests:
             return []
         environments = {request.environment for request in requests}
-        sizes = {self.sizes(environment) for environment in environments}
-        if len(sizes) > 1:
-            raise ValueError(f"one run needs environments of one (observation size, action size), not {sorted(sizes)}")
-        if render is not None and not render.cameras:
-            cameras = {self.cameras(environment) for environment in environments}
-            if len(cameras) > 1:
-                raise UsageError(f"one run needs environments with the same cameras, not {sorted(cameras)}: name some")
-            render = replace(render, cameras=cameras.pop())
+        shape, render = self._common(environments, render)
         workers = self._workers if render is None else self._painters
-        shape = (*sizes.pop(), self.chunk)
         with self._counted():
             watched = keep or stop is not None
             modes = {name: self._modes[name] for name in environments}
             room = self.lanes if all(mode.restores for mode in modes.values()) else min(self.lanes, INSTANCES)
-            run = _Run(workers, requests, room, oracle, render, keep, watched, oracle and stop is None, modes, shape)
+            ends = oracle and stop is None and not rewards
+            looks = _Looks(oracle, rewards, render, keep, watched, ends)
+            run = _Run(workers, requests, room, looks, modes, shape)
             while run.tick():
                 if stop is not None and len(run.stepped):
                     seen = run.seen(run.stepped, see)
@@ -291,6 +294,18 @@ class Pool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _common(self, environments: Set[str], render: View | None) -> tuple[tuple[int, int, int], View | None]:
+        """(D, A, C) of environments that one run has, and the view with the cameras that they have."""
+        sizes = {self.sizes(environment) for environment in environments}
+        if len(sizes) > 1:
+            raise ValueError(f"one run needs environments of one (observation size, action size), not {sorted(sizes)}")
+        if render is not None and not render.cameras:
+            cameras = {self.cameras(environment) for environment in environments}
+            if len(cameras) > 1:
+                raise UsageError(f"one run needs environments with the same cameras, not {sorted(cameras)}: name some")
+            render = replace(render, cameras=cameras.pop())
+        return (*sizes.pop(), self.chunk), render
+
     def _description(self, environment: str) -> tuple[Mapping[str, Feature], tuple[str, ...]]:
         self._check(environment)
         if environment not in self._described:
@@ -330,6 +345,10 @@ class _Lane:
     steps: int = 0
     stopped: bool = False
     success: bool = False
+    latched: bool = True
+    over: bool = False
+    terminated: bool = False
+    rewards: list[float] = field(default_factory=list)
     fault: str | None = None
 
     def next_actions(self) -> NDArray[np.float32]:
@@ -343,11 +362,22 @@ class _Lane:
         return [actions[: self.steps - start] for actions, start in zip(self.actions, starts, strict=True)]
 
 
+@dataclass(frozen=True)
+class _Looks:
+    """What a run reads: ``keep`` leaves pictures on the episodes, ``watched`` says that someone sees the last too."""
+
+    oracle: bool
+    rewards: bool
+    render: View | None
+    keep: bool
+    watched: bool
+    ends_on_success: bool
+
+
 class _Run:
     """The state of one :meth:`Pool.run`: who is live, on which worker, and what was seen.
 
-    ``stepped`` are the rows that the last tick stepped (the others it started). ``keep`` leaves pictures on the
-    episodes, ``watched`` says that someone looks at the last one too.
+    ``stepped`` are the rows that the last tick stepped (the others it started).
     """
 
     def __init__(
@@ -355,19 +385,15 @@ class _Run:
         workers: Sequence[Here | Process],
         requests: Sequence[EpisodeRequest],
         room: int,
-        oracle: bool,
-        render: View | None,
-        keep: bool,
-        watched: bool,
-        ends_on_success: bool,
+        looks: _Looks,
         modes: Mapping[str, Mode],
         shape: tuple[int, int, int],
     ) -> None:
         self.workers, self.room, self.modes = workers, room, modes
         self.size, self.chunk = shape[0], (shape[2], shape[1])
-        self.oracle, self.render, self.ends_on_success = oracle, render, ends_on_success
-        self.keep, self.watched = keep, watched
-        self.lanes = [_Lane(request) for request in requests]
+        self.looks = looks
+        latched = {name: spec_of(name).latched for name in modes}
+        self.lanes = [_Lane(request, latched=latched[request.environment]) for request in requests]
         self.home = _homes(requests, len(workers))
         self.waiting = deque(range(len(requests)))
         self.active: list[int] = []
@@ -400,9 +426,10 @@ class _Run:
         tick = Tick(
             [(row, self.lanes[row].next_actions()) for row in going],
             [(row, self.lanes[row].request.environment, self.lanes[row].request.seed) for row in new],
-            self.oracle,
-            self.render,
-            frozenset() if self.watched else frozenset(filter(self._last, going)),
+            self.looks.oracle,
+            self.looks.render,
+            frozenset() if self.looks.watched else frozenset(filter(self._last, going)),
+            self.looks.rewards,
         )
         return (tick,)
 
@@ -474,9 +501,11 @@ class _Run:
                 np.stack(lane.actions) if lane.actions else nothing,
                 lane.steps,
                 lane.stopped,
-                lane.success and lane.fault is None if self.oracle else None,
-                stacked(lane.frames) if self.render is not None and self.keep else None,
+                lane.success and lane.fault is None if self.looks.oracle else None,
+                stacked(lane.frames) if self.looks.render is not None and self.looks.keep else None,
                 lane.fault,
+                lane.terminated and lane.fault is None if self.looks.oracle else None,
+                np.array(lane.rewards, np.float32) if self.looks.rewards else None,
             )
             for lane in self.lanes
         ]
@@ -503,13 +532,16 @@ class _Run:
 
     def _add(self, lane: _Lane, look: Look) -> None:
         lane.observations.append(look.observation)
-        lane.success |= look.success
-        if self.render is not None:
-            lane.frames = [*(lane.frames if self.keep else ()), look.frames]
+        lane.success = look.success or (lane.latched and lane.success)
+        lane.over, lane.terminated = look.over, look.terminated
+        if len(lane.observations) > 1:
+            lane.rewards.append(look.reward)
+        if self.looks.render is not None:
+            lane.frames = [*(lane.frames if self.looks.keep else ()), look.frames]
 
     def _nothing(self, lane: _Lane) -> Look:
         """What stands for what an episode that cannot go on would have shown: what it showed last."""
-        frames = lane.frames[-1] if lane.frames else {} if self.render is None else black(self.render, ())
+        frames = lane.frames[-1] if lane.frames else {} if self.looks.render is None else black(self.looks.render, ())
         observation = lane.observations[-1] if lane.observations else np.zeros(self.size, np.float32)
         return Look(observation, False, frames)
 
@@ -519,8 +551,8 @@ class _Run:
         return lane.steps + len(lane.next_actions()) >= lane.request.horizon
 
     def _over(self, lane: _Lane) -> bool:
-        over = lane.stopped or lane.fault is not None
-        solved = self.ends_on_success and lane.success and lane.steps > 0
+        over = lane.stopped or lane.over or lane.fault is not None
+        solved = self.looks.ends_on_success and lane.latched and lane.success and lane.steps > 0
         return over or lane.steps >= lane.request.horizon or solved
 
     def _replays(self, rows: Sequence[int]) -> list[Replay]:

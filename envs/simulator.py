@@ -150,9 +150,18 @@ class Simulator(ABC):
     def success(self) -> bool:
         """Whether the current state solves the task. Oracle knowledge: the caller asks ``require_oracle`` first."""
 
+    def reward(self) -> float:
+        """What the last chunk of steps earned, or the state at its end, as the environment has it. Oracle knowledge."""
+        raise Refusal(f"{type(self).__name__} has no reward of its own")
+
     @property
     def over(self) -> bool:
         """Whether the episode has ended and nothing that is done changes it any more."""
+        return False
+
+    @property
+    def terminated(self) -> bool:
+        """Whether it has ended for good, so that no state follows: Gymnasium's terminated, and not truncated."""
         return False
 
     def frame(self, view: View, camera: str = "") -> NDArray[np.uint8]:
@@ -248,6 +257,8 @@ class EnvSpec:
         expert: (environment, observation [D]) -> action [A], for demonstrations.
         layout: where things stand in a flattened observation: "hand", "object", "goal" and the like.
         proprioception: the part of an observation that a robot feels of itself.
+        latched: an episode that was a success at a chunk's end is one, and may end there; otherwise success is that of
+            the last state, as in tasks of keeping something up.
         timeout: seconds that a reset or a chunk of steps may take in a worker process, which is ended then; 0 waits for
             ever.
         practice: (environment's name, seed, steps, chunk) -> (observation [D] -> chunk [C, A]), an expert gone astray
@@ -274,6 +285,7 @@ class EnvSpec:
     expert: Callable[[Any, NDArray[np.float32]], NDArray[np.float32]] | None = None
     layout: Mapping[str, slice] = field(default_factory=dict)
     proprioception: slice = field(default_factory=lambda: slice(0, 0))
+    latched: bool = True
     timeout: float = 60.0
     practice: Callable[[str, int, int, int], Callable[[NDArray[np.float32]], NDArray[np.float32]]] | None = None
 

@@ -56,7 +56,8 @@ class Tick:
     Attributes:
         steps: (row, actions [c, A] to execute).
         starts: (row, environment, seed), started after that.
-        oracle: answer whether each observed state is a success.
+        oracle: answer whether each observed state is a success, and whether it is the episode's end.
+        rewards: answer what each chunk earned.
         render: how to take the pictures of each observed state, or None.
         unseen: rows whose pictures nobody will look at; they are left black.
     """
@@ -66,6 +67,7 @@ class Tick:
     oracle: bool
     render: View | None
     unseen: frozenset[int] = frozenset()
+    rewards: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +77,9 @@ class Look:
     observation: NDArray[np.float32]
     success: bool
     frames: dict[str, NDArray[np.uint8]]
+    over: bool = False
+    terminated: bool = False
+    reward: float = 0.0
 
 
 Seen = dict[int, Look | str]
@@ -351,7 +356,9 @@ class Worker:
             live.state = simulator.save()
         if self._mode(live.environment).seeded:
             live.generators = global_generators.get()
-        return Look(observation, success, frames)
+        over, terminated = tick.oracle and simulator.over, tick.oracle and simulator.terminated
+        reward = simulator.reward() if tick.rewards and live.steps else 0.0
+        return Look(observation, success, frames, over, terminated, reward)
 
 
 def black(view: View, cameras: Sequence[str]) -> dict[str, NDArray[np.uint8]]:

@@ -169,7 +169,7 @@ def test_success_judges_the_outcome_and_the_end_freezes():
     frozen = simulator.observe()
     simulator.step(np.zeros((5, 2), np.float32))
     np.testing.assert_array_equal(simulator.observe(), frozen)
-    assert not simulator.success() and simulator._terminated
+    assert not simulator.success() and simulator.terminated
 
 
 def balance(env, observation):
@@ -215,3 +215,40 @@ def test_specs_that_cannot_join(registered):
         resolve("hill")
     with Pool(["mountain"], workers=0) as pool, pytest.raises(Refusal, match="no scripted expert"):
         pool.demonstrate("mountain", [0], horizon=5, settle=0)
+
+
+def falls(outcome: Outcome) -> bool:
+    return outcome.steps >= 12 and not outcome.terminated
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_rewards_of_chunks_and_the_end_that_the_environment_says(registered, workers):
+    registered("gym/falling", EnvSpec("CartPole-v1", "keep it up", 12, falls, latched=False, chunk=2))
+    with Pool(["gym/falling"], workers=workers) as pool:
+        left = lambda rows, seen: np.tile(np.array([1, 0], np.float32), (len(rows), 2, 1))  # noqa: E731
+        requests = [EpisodeRequest("gym/falling", seed, 12) for seed in range(3)]
+        episodes = pool.run(requests, left, oracle=True, rewards=True)
+        blind = pool.run(requests, left)
+        with pytest.raises(ValueError, match="oracle=True"):
+            pool.run(requests, left, rewards=True)
+    for episode, unjudged in zip(episodes, blind, strict=True):
+        alone = gymnasium.make("CartPole-v1")
+        alone.reset(seed=episode.seed)
+        paid, ended = [], False
+        while not ended:
+            _, reward, ended, _, _ = alone.step(0)
+            paid.append(reward)
+        assert episode.rewards is not None and episode.rewards.shape == (len(episode.actions),)
+        assert episode.rewards.sum() == sum(paid) < 12 and episode.terminated and episode.success is False
+        assert unjudged.rewards is None and unjudged.terminated is None and len(unjudged.actions) == 6
+
+
+def test_a_success_that_is_not_latched_is_that_of_the_last_state(registered):
+    early = lambda outcome: outcome.steps == 2  # noqa: E731
+    for latched in (True, False):
+        registered(f"gym/early-{latched}", EnvSpec("CartPole-v1", "be early", 6, early, latched=latched, chunk=2))
+    for latched, steps in ((True, 2), (False, 6)):
+        with Pool([f"gym/early-{latched}"], workers=0) as pool:
+            sway = lambda rows, seen: np.tile(np.array([[1, 0], [0, 1]], np.float32), (len(rows), 1, 1))  # noqa: E731
+            (episode,) = pool.run([EpisodeRequest(f"gym/early-{latched}", 0, 6)], sway, oracle=True)
+        assert (episode.success, episode.steps) == (latched, steps)

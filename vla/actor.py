@@ -82,6 +82,7 @@ class RobotActor(SystemWrapper):
         mode: Mode = "train",
         greedy: bool = False,
         oracle: bool = False,
+        rewards: bool = False,
         render: View | None = None,
     ) -> list[Rollout]:
         """n episodes per task, in task order.
@@ -89,6 +90,7 @@ class RobotActor(SystemWrapper):
         Args:
             greedy: the most probable action instead of a sample.
             oracle: read success (refused while sealed); ``output.success`` is None otherwise.
+            rewards: read what each chunk earned in the environment's own terms, ``output.rewards``; with ``oracle``.
             render: how to take the frames to keep at chunk ends.
 
         Raises:
@@ -106,7 +108,7 @@ class RobotActor(SystemWrapper):
             self.estimator.begin([str(task.prompt) for task in asked])
         watch = session.watch if watching else None
         how = {"render": self._view(render), "see": self._sees_frames}
-        episodes = self.pool.run(requests, session.decide, stop=watch, oracle=oracle, **how)  # type: ignore[arg-type]
+        episodes = self.pool.run(requests, session.decide, stop=watch, oracle=oracle, rewards=rewards, **how)  # type: ignore[arg-type]
         return [session.rollout(row, episode) for row, episode in enumerate(episodes)]
 
     def bare(self) -> RobotActor:
