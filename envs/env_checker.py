@@ -24,6 +24,9 @@ from .splits import seeds
 CHUNKS = 6
 """Chunks of random actions that an episode is tried for."""
 
+LANES = 256
+"""Episodes in progress, where nothing else limits them."""
+
 STARTS = 40
 """Initial states of the evaluation that are looked at, as far as the time allows."""
 
@@ -31,19 +34,41 @@ SECONDS = 0.25
 """For the initial states, and for each episode that is tried."""
 
 
+INSTANCES = 32
+"""Instances at most of an environment whose states cannot be restored, and at least for others to have several."""
+
+MEMORY = 2**30
+"""Bytes that the instances of an environment may take, as far as they are known."""
+
+DEAR = 0.15
+"""Share of a chunk's steps from which on copying states costs too much."""
+
+BUILDING = 8.0
+"""Seconds that building all instances may take, for states to be spared."""
+
+
 @dataclass(frozen=True)
 class Mode:
     """How a pool runs the episodes of an environment.
 
     Attributes:
-        restores: they take turns in one instance; otherwise each has its own.
+        restores: its states can be put back, so that episodes may take turns in one instance.
         resets: a reset leaves nothing behind; otherwise an instance begins each episode as if newly built.
         seeded: NumPy's and Python's global generators are seeded and restored with each episode.
+        own: each episode has an instance of its own all the same, which is faster where steps are cheap.
+        room: episodes in progress at most, 0 for no limit. It does not depend on ``own``, and so on no measured time.
     """
 
     restores: bool = True
     resets: bool = True
     seeded: bool = False
+    own: bool = field(default=False, compare=False)
+    room: int = field(default=0, compare=False)
+
+    @property
+    def turns(self) -> bool:
+        """Whether episodes take turns in one instance."""
+        return self.restores and not self.own
 
 
 @dataclass(frozen=True)
@@ -290,14 +315,46 @@ class _Trial:
                 difference = found[0].differs(found[-1])
             if not difference:
                 cost = f"{turns.size / 1e6:.3g} MB and {1e3 * turns.seconds / turns.moves:.2g} ms per state"
-                yield Trait("saved state", True, f"goes on bit for bit; {cost}", told=turns.size > 50e6)
+                self.mode = self.spared(turns, numbers, straight, chunks)
+                faster = "; an instance per episode is faster" if self.mode.own else ""
+                yield Trait("saved state", True, f"goes on bit for bit; {cost}{faster}", told=turns.size > 50e6)
                 return
-        self.mode = replace(self.mode, restores=False)
+        self.mode = replace(self.mode, restores=False, room=INSTANCES)
         remedy = "correct its EnvSpec's save and restore" if self.spec.save else "give its EnvSpec save and restore"
         remedy = "" if "give its EnvSpec save" in difference else f"; {remedy} to let episodes take turns"
         yield Trait(
             "saved state", None, f"it cannot be restored ({difference}): an instance per episode{remedy}", told=True
         )
+
+    def spared(self, turns: _Turns, numbers: Sequence[int], straight: Sequence[_Seen], chunks: Any) -> Mode:
+        """The mode, with an instance per episode where these are small, quickly built, and cheaper than states."""
+        size = turns.simulator.instance_size
+        count = MEMORY // size if size and self.mode.resets and self.decides and not self.mode.seeded else 0
+        if count < INSTANCES:
+            return self.mode
+        mode = replace(self.mode, room=count)
+        if turns.seconds < DEAR * turns.stepping:
+            return mode
+        begun = time.perf_counter()
+        other = self.made()
+        quick = (time.perf_counter() - begun) * min(count, LANES) < BUILDING
+        return replace(mode, own=quick and self.abreast((turns.simulator, other), numbers, straight, chunks))
+
+    def abreast(
+        self, pair: Sequence[Simulator], numbers: Sequence[int], straight: Sequence[_Seen], chunks: Any
+    ) -> bool:
+        """Whether two episodes go on as they did alone if each has its own instance: none changes what others share."""
+        for simulator, seed in zip(pair, numbers, strict=True):
+            self.reset(simulator, seed)
+        found = [_Seen(), _Seen()]
+        for chunk in range(min(len(each.observations) for each in straight)):
+            for simulator, seen, script in zip(pair, found, chunks, strict=True):
+                if chunk:
+                    simulator.step(script[chunk - 1])
+                seen.observations.append(observed(simulator))
+                seen.successes.append(simulator.success())
+                seen.rewards.append(simulator.total_reward)
+        return not any(replace(alone, fault="").differs(seen) for alone, seen in zip(straight, found, strict=True))
 
     def starts(self, simulator: Simulator) -> Iterator[Trait]:
         """How many initial states of the evaluation differ, and how many are successes."""
@@ -322,11 +379,14 @@ class _Trial:
 
 
 class _Turns:
-    """Episodes that take turns of a chunk each in one instance; seconds, moves and bytes of their states."""
+    """Episodes that take turns of a chunk each in one instance.
+
+    Seconds, moves and bytes are those of their states; their steps took ``stepping`` seconds.
+    """
 
     def __init__(self, trial: _Trial, simulator: Simulator, pristine: Any) -> None:
         self.trial, self.simulator, self.pristine = trial, simulator, pristine
-        self.seconds, self.moves, self.size = 0.0, 0, 0
+        self.seconds, self.stepping, self.moves, self.size = 0.0, 0.0, 0, 0
 
     def play(self, numbers: Sequence[int], straight: Sequence[_Seen], chunks: Any) -> list[_Seen]:
         """The episodes, as far as they went alone; the first is begun a second time at the end."""
@@ -356,8 +416,9 @@ class _Turns:
         self.simulator.restore(state[0])
         if self.trial.mode.seeded:
             global_generators.put(state[1])
-        self.seconds += time.perf_counter() - started
+        restored = time.perf_counter()
         self.simulator.step(chunk)
+        self.seconds, self.stepping = self.seconds + restored - started, self.stepping + time.perf_counter() - restored
         return self._looked(seen)
 
     def _looked(self, seen: _Seen) -> tuple[Any, Any]:

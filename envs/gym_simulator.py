@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
@@ -114,7 +115,7 @@ class GymSimulator(Simulator):
         self.total_reward, self._earned, self._steps = 0.0, 0.0, 0
         self._terminated = self._over = False
         self._info: Mapping[str, Any] = {}
-        self._seed = 0
+        self._seed, self._begun = 0, True
         self._acted: Acted = None
 
     def _hold(self, env: Any) -> None:
@@ -145,7 +146,7 @@ class GymSimulator(Simulator):
         self._observation, self._info = answer
         self.total_reward, self._steps = 0.0, 0
         self._terminated = self._over = False
-        self._seed, self._acted = seed, None
+        self._seed, self._acted, self._begun = seed, None, True
 
     def _seed_spaces(self, seed: int, seeded: dict[int, Any]) -> dict[int, Any]:
         """Let the seed decide what an environment draws from its spaces, but for those that were seeded already."""
@@ -166,7 +167,10 @@ class GymSimulator(Simulator):
         own = self.spec.save is None
         roots, apart = (self._chain, []) if own else (self._chain[: self._chain.index(self._inner)], [self._inner])
         try:
-            self._before = take(roots, self._before, apart)
+            first, self._before = self._before is None, take(roots, self._before, apart, thorough=self._begun)
+            self._begun = False
+            if first and own:
+                self.instance_size = self._before.nbytes + self._before.models
         except Uncopyable as error:
             raise Refusal(
                 f"the state of {self.spec.source!r} cannot be copied: {error}; give its EnvSpec save and restore"
@@ -424,6 +428,8 @@ def _copied(value: Any) -> Any:
     """An observation or an info of its own: an environment may go on writing into what it returned."""
     if isinstance(value, np.ndarray):
         return value.copy()
+    if type(value) in (float, int, bool, str, np.float64, NoneType):
+        return value
     if type(value) is dict:
         return {name: _copied(each) for name, each in value.items()}
     try:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .env_checker import Checked, Mode
+from .env_checker import INSTANCES, Checked, Mode
 from .process import Call, Here, Process, WorkerDied, exchange
 from .simulator import EnvSpec, Feature, View, spec_of
 from .worker import CHECKING
@@ -65,7 +65,7 @@ def is_checked(name: str, view: View | None) -> bool:
 class _Trial:
     """Environments that one worker is to describe, and to try where this process has not; but not to death."""
 
-    unknown = Mode(restores=False)
+    unknown = Mode(restores=False, room=INSTANCES)
 
     def __init__(self, worker: Here | Process, names: Sequence[str], view: View | None) -> None:
         self.worker, self.names, self.view, self.deaths = worker, names, view, 0

@@ -18,7 +18,7 @@ from ..errors import UsageError
 from ..machine import cores
 from .demonstrations import Demonstration as Demonstration
 from .demonstrations import first_film, stacked
-from .env_checker import Mode
+from .env_checker import LANES, Mode
 from .joining import join
 from .oracle import require_oracle
 from .process import Call, Here, Process, WorkerDied, exchange
@@ -33,9 +33,6 @@ argument: frames of the same rows, camera -> [n, size, size, 3] uint8."""
 
 Stop = Callable[..., NDArray[np.bool_]]
 """(rows [n], observations [n, D]) -> bool [n]; True ends the episode. With ``see`` frames too, as for ``act``."""
-
-INSTANCES = 32
-"""Episodes in progress at most where each has an instance of its own."""
 
 PATIENCE = 8
 """Workers that may die of episodes in a run before an episode that killed one is not tried again."""
@@ -121,7 +118,7 @@ class Pool:
     """
 
     def __init__(
-        self, environments: Sequence[str], *, chunk: int | None = None, workers: int | None = None, lanes: int = 256
+        self, environments: Sequence[str], *, chunk: int | None = None, workers: int | None = None, lanes: int = LANES
     ) -> None:
         known = specs(environments)
         chunk = _common_chunk(known) if chunk is None else chunk
@@ -226,7 +223,9 @@ class Pool:
         with self._counted():
             watched = keep or stop is not None
             modes = {name: self._modes[name] for name in environments}
-            room = self.lanes if all(mode.restores for mode in modes.values()) else min(self.lanes, INSTANCES)
+            if render is not None:  # one instance draws for all, where it can
+                modes = {name: replace(mode, own=False) for name, mode in modes.items()}
+            room = min([self.lanes, *(mode.room for mode in modes.values() if mode.room)])
             ends = oracle and stop is None and not rewards
             looks = _Looks(oracle, rewards, render, keep, watched, ends)
             run = _Run(workers, requests, room, looks, modes, shape)

@@ -113,12 +113,14 @@ class Simulator(ABC):
         action_size: A, numbers in an action; each is meant to lie in [-1, 1].
         cameras: whose pictures are taken where a view names none.
         total_reward: of the episode so far, where the environment has one of its own; only a check compares it.
+        instance_size: bytes that another instance would take, 0 where nobody knows.
     """
 
     observation_size: int
     action_size: int
     cameras: tuple[str, ...] = (DRAWN,)
     total_reward: float = 0.0
+    instance_size: int = 0
 
     @property
     def features(self) -> Mapping[str, Feature]:

@@ -58,7 +58,17 @@ _ATOMS = frozenset(
     }
 )
 """Types whose objects never change, or are no state, as locks, which nobody holds between two steps."""
-_ATOMIC_BASES = (type, Enum, np.generic, logging.Logger, logging.Handler, ModuleType, re.Pattern, BaseException)
+_ATOMIC_BASES = (
+    type,
+    Enum,
+    np.generic,
+    np.dtype,
+    logging.Logger,
+    logging.Handler,
+    ModuleType,
+    re.Pattern,
+    BaseException,
+)
 
 _DRAWS = re.compile(r"render(er|context|ing)?\b|viewer|glcontext|(^|\.)_?render(er|ing)?\.", re.IGNORECASE)
 _DRAWING_LIBRARIES = frozenset({"pygame", "glfw", "OpenGL", "pyglet", "moderngl", "matplotlib", "tkinter", "vispy"})
@@ -75,15 +85,16 @@ class Snapshot:
 
     Attributes:
         nbytes: of the copies that it does not share with the snapshot before it.
+        models: of the MuJoCo models, which are not copied while they do not change.
     """
 
-    __slots__ = ("arrays", "frozen", "nbytes", "parts")
+    __slots__ = ("arrays", "frozen", "models", "nbytes", "parts")
 
     def __init__(self) -> None:
         self.parts: list[tuple[Put, Any, Any]] = []
         self.arrays: dict[int, tuple[Any, Any]] = {}
         self.frozen: dict[int, tuple[Any, Any]] = {}
-        self.nbytes = 0
+        self.nbytes = self.models = 0
 
     def put_back(self) -> None:
         """Write every content into its object."""
@@ -96,18 +107,22 @@ class Snapshot:
             put(live, _exchanged(content, fresh))
 
 
-def take(roots: Sequence[Any], before: Snapshot | None = None, apart: Sequence[Any] = ()) -> Snapshot:
+def take(
+    roots: Sequence[Any], before: Snapshot | None = None, apart: Sequence[Any] = (), thorough: bool = True
+) -> Snapshot:
     """The content of everything that can be reached from some objects.
 
     Args:
         roots: objects; nothing holds them that would have to be put back.
         before: an earlier snapshot, whose copies of large arrays are kept where they have not changed.
         apart: objects that are left alone, with what can be reached through them only.
+        thorough: look at the larger arrays of MuJoCo's models too (meshes, textures, height fields), which otherwise
+            count as those of the last look.
 
     Raises:
         Uncopyable: something cannot be looked into, and cannot be copied.
     """
-    walk = _Walk(before)
+    walk = _Walk(before, thorough)
     walk.seen.update((id(each), each) for each in apart)
     for root in roots:
         walk.push(root, ())
@@ -131,8 +146,8 @@ def take(roots: Sequence[Any], before: Snapshot | None = None, apart: Sequence[A
 class _Walk:
     """The state of one ``take``."""
 
-    def __init__(self, before: Snapshot | None) -> None:
-        self.snapshot = Snapshot()
+    def __init__(self, before: Snapshot | None, thorough: bool) -> None:
+        self.snapshot, self.thorough = Snapshot(), thorough
         self.before = before.arrays if before is not None else {}
         self.seen: dict[int, Any] = {}
         self.stack: list[tuple[Any, Way, bool]] = []
@@ -192,7 +207,7 @@ def _put_list(live: Any, content: Any) -> None:
 
 def _dict(walk: _Walk, value: Any, way: Way, fixed: bool) -> None:
     walk.keep(_put_ordered if isinstance(value, OrderedDict) else _put_dict, value, dict(value))
-    walk.push_all(((f"{key}'s key", key) for key in value), way, True)
+    walk.push_all(((f"{key}'s key", key) for key in value if type(key) not in _ATOMS), way, True)
     walk.push_all(value.items(), way)
 
 
@@ -345,9 +360,10 @@ def _mujoco_data(walk: _Walk, value: Any, way: Way, fixed: bool) -> None:
 
 
 def _mujoco_model(walk: _Walk, value: Any, way: Way, fixed: bool) -> None:
-    live, before = walk.before.get(id(value), (None, None))
-    content = mujoco_content.of_model(value, before if live is value else None)
+    before = walk.before.get(id(value), (None, None))[1]
+    content = mujoco_content.of_model(value, walk.thorough)
     walk.snapshot.arrays[id(value)] = value, content
+    walk.snapshot.models += int(value.nbuffer)
     walk.snapshot.nbytes += 0 if content is before else content.nbytes
     walk.keep(mujoco_content.put_model, value, content)
 

@@ -288,7 +288,7 @@ class Worker:
     def _started(self, live: _Live) -> tuple[Simulator, dict[View, dict[str, NDArray[np.uint8]]]]:
         """The simulator in the episode's initial state, and the pictures that were taken of it before."""
         environment, seed, mode = live.environment, live.seed, self._mode(live.environment)
-        if not mode.restores:
+        if not mode.turns:
             idle = self.idle.get(environment)
             live.own = idle.pop() if idle else self._built(environment)
             self._begin(live)

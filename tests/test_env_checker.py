@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import random
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 
-from autotelic.envs import global_generators, joining
-from autotelic.envs import pool as pools
+from autotelic.envs import env_checker, global_generators, joining
 from autotelic.envs.env_checker import Mode, check_env
 from autotelic.envs.pool import EpisodeRequest, Pool
 from autotelic.envs.simulator import EnvSpec, Refusal, View, register
@@ -102,7 +102,7 @@ def test_instances_are_used_again_only_if_a_reset_makes_them_as_new(make: Any, m
     assert len(built) - before == {toys.Handle: 5, toys.Undetermined: 5, toys.Leaves: 1}[make]
 
 
-def test_at_most_so_many_instances_are_alive_and_lanes_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_most_so_many_instances_are_alive_and_lanes_change_nothing() -> None:
     name = named(spec(toys.Handle, success=near))
     asked: list[int] = []
 
@@ -113,7 +113,7 @@ def test_at_most_so_many_instances_are_alive_and_lanes_change_nothing(monkeypatc
     requests = [EpisodeRequest(name, seed // 2, 6) for seed in range(10)]
     with Pool([name], workers=0) as pool:
         whole = pool.run(requests, act)
-        monkeypatch.setattr(pools, "INSTANCES", 3)
+        pool._modes = {name: replace(mode, room=3) for name, mode in pool._modes.items()}
         few = pool.run(requests, act)
     assert asked[0] == 10 and max(asked[3:]) == 3
     for a, b in zip(whole, few, strict=True):
@@ -175,3 +175,34 @@ def test_spaces_that_a_reset_makes_anew_are_seeded_too() -> None:
     drawing, quiet = (check_env(named(spec(make, success=never))) for make in (Anew, Quiet))
     assert drawing.mode == quiet.mode == Mode() and not quiet.warnings
     assert [line for line in drawing.warnings if "draws from its action_space" in line] == drawing.warnings
+
+
+@pytest.mark.parametrize(("make", "own"), [(toys.Plain, True), (toys.SharedCount, False), (toys.GlobalNumpy, False)])
+def test_cheap_environments_get_an_instance_per_episode_unless_instances_disturb_each_other(
+    make: Any, own: bool
+) -> None:
+    name = named(spec(make, success=near))
+    checked = check_env(name)
+    assert checked.mode.restores and checked.mode.own is own and checked.mode.turns is not own
+    assert any("an instance per episode is faster" in trait.text for trait in checked.traits) is own
+    requests = [EpisodeRequest(name, seed // 3, 6) for seed in range(9)]
+    act = lambda rows, seen: np.sin(rows[:, None, None] + np.arange(4).reshape(1, 2, 2)) + 0 * seen[:, None, :2]  # noqa: E731
+    with Pool([name], workers=0) as pool:
+        found = pool.run(requests, act)
+        assert bool(pool._workers[0]._worker.idle or pool._workers[0]._worker.episodes) and pool._modes[name].own is own
+        pool._modes = {name: replace(pool._modes[name], own=False)}
+        turns = pool.run(requests, act)
+    for a, b in zip(found, turns, strict=True):
+        np.testing.assert_array_equal(a.observations, b.observations)
+
+
+def test_instances_are_spared_where_they_are_large_slow_to_build_or_hardly_dearer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = named(spec(toys.Plain, success=near))
+    assert check_env(name).mode.own
+    for constant, value in (("MEMORY", 100), ("BUILDING", 0.0), ("DEAR", 1e9)):
+        with monkeypatch.context() as patched:
+            patched.setattr(env_checker, constant, value)
+            mode = check_env(name).mode
+            assert not mode.own and bool(mode.room) is (constant != "MEMORY")

@@ -291,3 +291,67 @@ def test_mujocos_model_and_data_come_back_to_the_last_bit() -> None:
         each.put_back()
         assert model.opt.timestep == 0.002 and model.opt.gravity[2] == -5 and model.geom_friction[0, 0] == 0.7
         assert onward() == first and box.data.qpos.tobytes() == window.tobytes()
+
+
+def test_every_option_statistic_and_array_of_a_model_is_part_of_the_state() -> None:
+    from autotelic.envs.physics import mujoco
+
+    model = mujoco.MjModel.from_xml_string(XML)
+    box = Box(model=model, data=mujoco.MjData(model))
+    snapshot, tried = take([box]), 0
+    for holder in (model.opt, model.stat, model):
+        for name in dir(holder):
+            value = getattr(holder, name)
+            if name.startswith("_") or not isinstance(value, int | float | np.ndarray):
+                continue
+            before = value.copy() if isinstance(value, np.ndarray) else value
+            try:
+                if not isinstance(value, np.ndarray):
+                    setattr(holder, name, value + 1)
+                elif value.size and value.flags.writeable and value.dtype.kind in "fiu":
+                    value[...] = value + 1
+                else:
+                    continue
+            except (AttributeError, TypeError):  # sizes cannot be set
+                continue
+            changed = take([box], snapshot)
+            snapshot.put_back()
+            assert np.array_equal(getattr(holder, name), before), name
+            changed.put_back()
+            assert not np.array_equal(getattr(holder, name), before), name
+            snapshot.put_back()
+            tried += 1
+    assert tried > 100
+
+
+def test_a_models_large_arrays_are_looked_at_where_an_episode_begins() -> None:
+    from autotelic.envs.physics import mujoco
+
+    rough = XML.replace(
+        "<worldbody>", '<asset><hfield name="hills" nrow="200" ncol="200" size="1 1 1 1"/></asset><worldbody>'
+    )
+    model = mujoco.MjModel.from_xml_string(rough)
+    box = Box(model=model)
+    flat = take([box])
+    model.hfield_data[:] = 0.5
+    hills = take([box], flat)
+    assert hills.nbytes > model.hfield_data.nbytes > flat.nbytes
+    assert take([box], hills).nbytes < 1000, "a second state shares what did not change"
+    flat.put_back()
+    assert not model.hfield_data.any()
+    hills.put_back()
+    assert (model.hfield_data == 0.5).all()
+    model.hfield_data[:] = 0.25
+    take([box], hills, thorough=False).put_back()
+    assert (model.hfield_data == 0.25).all(), "between two beginnings they count as unchanged"
+    flat.put_back()
+    assert not model.hfield_data.any()
+
+
+def test_an_environment_with_numbers_that_are_not_equal_to_themselves_takes_little() -> None:
+    from autotelic.envs.physics import mujoco
+
+    model = mujoco.MjModel.from_xml_string(XML)
+    model.body_pos[:] = np.nan
+    first = take([Box(model=model)])
+    assert take([Box(model=model)], first).nbytes < 1000

@@ -577,3 +577,17 @@ class Mission(spaces.Space[str]):
 
     def contains(self, x: Any) -> bool:
         return isinstance(x, str)
+
+
+class SharedCount(Plain):
+    """All instances count their steps together, and the wind grows with the count."""
+
+    count: ClassVar[int] = 0
+
+    def begin(self) -> None:
+        SharedCount.count = 0
+
+    def move(self, action: Any) -> None:
+        super().move(action)
+        SharedCount.count += 1
+        self.pos = self.pos + 0.01 * SharedCount.count
