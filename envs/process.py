@@ -8,17 +8,20 @@ import os
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
+from multiprocessing.reduction import send_handle
 from types import ModuleType
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
 
 from ..plugins import loaded
+from .board import Board
 from .gymnasium_ids import told
 from .simulator import EnvSpec, Refusal
 from .worker import CHECKING, NOBODY, Worker, serve
@@ -54,18 +57,22 @@ class Here:
 
     def __init__(self, specs: Mapping[str, EnvSpec]) -> None:
         self._worker = Worker(specs)
-        self._message: tuple[str, tuple[Any, ...]] = ("clear", ())
+        self._waiting: deque[tuple[str, tuple[Any, ...]]] = deque()
 
     def start(self) -> None:
         """Nothing to start."""
 
+    def forget(self) -> None:
+        """Leave what was asked and not answered."""
+        self._waiting.clear()
+
     def ask(self, command: str, *arguments: Any) -> None:
         """Keep a message until its answer is asked for."""
-        self._message = (command, arguments)
+        self._waiting.append((command, arguments))
 
     def answer(self) -> Any:
-        """Execute the kept message."""
-        command, arguments = self._message
+        """Execute the first message that was kept."""
+        command, arguments = self._waiting.popleft()
         return getattr(self._worker, command)(*arguments)
 
     def close(self) -> None:
@@ -86,6 +93,7 @@ class Process:
         self._connection: Connection | None = None
         self._at: Any = _SPAWN.RawArray("d", 3)
         self._number = 0
+        self._waiting: deque[int] = deque()
         self._finished_cpu = self._cpu = 0.0
 
     @property
@@ -100,6 +108,7 @@ class Process:
     def start(self) -> None:
         """Start the process, or a new one in place of the old."""
         self.close()
+        self._waiting.clear()
         self._connection, theirs = _SPAWN.Pipe()
         self._at[:] = NOBODY, 0, 0
         payload = cloudpickle.dumps((dict(self._specs), told()))
@@ -109,27 +118,41 @@ class Process:
             self._process.start()
         theirs.close()
 
+    def forget(self) -> None:
+        """Leave what was asked and not answered: answers that come are passed over."""
+        self._waiting.clear()
+
     def ask(self, command: str, *arguments: Any) -> None:
-        """Send a message; a dead process shows itself when the answer is asked for."""
+        """Send a message; a dead process shows itself when the answer is asked for.
+
+        A board is sent as its layout, and its memory after it.
+        """
         if self._connection is None:
             self.start()
-        assert self._connection is not None
+        assert self._connection is not None and self._process is not None
         self._number += 1
+        self._waiting.append(self._number)
+        boards = [each for each in arguments if isinstance(each, Board)]
+        sent = tuple(each.layout if isinstance(each, Board) else each for each in arguments)
         with suppress(OSError):
-            self._connection.send((self._number, command, arguments))
+            self._connection.send((self._number, command, sent))
+            for board in boards:
+                assert board.handle is not None
+                send_handle(self._connection, board.handle, self._process.pid)
 
     def answer(self) -> Any:
-        """Wait for the answer to the last message.
+        """Wait for the answer to the first message that has none.
 
         Raises:
             WorkerDied: instead of an answer.
             Refusal: the simulator's own.
         """
         assert self._connection is not None
+        wanted = self._waiting.popleft()
         try:
             # Answers to messages of a run that was interrupted may still lie in the pipe.
             number, kind = 0, ""
-            while number != self._number and kind != "start":
+            while number != wanted and kind != "start":
                 self._wait()
                 number, kind, result, self._cpu = self._connection.recv()
         except (EOFError, OSError):
@@ -196,6 +219,10 @@ class Call:
     blame: Callable[[WorkerDied], bool] = lambda death: False
     revive: Callable[[Here | Process], None] = lambda worker: None
 
+    def send(self) -> None:
+        """Ask."""
+        self.worker.ask(self.command, *self.arguments())
+
 
 def exchange(calls: Sequence[Call]) -> list[Any]:
     """Send all messages, then collect the answers in order, replacing workers that die.
@@ -204,27 +231,37 @@ def exchange(calls: Sequence[Call]) -> list[Any]:
         Refusal: a simulator's own, a worker cannot start, or DEATHS of them died.
     """
     for call in calls:
-        call.worker.ask(call.command, *call.arguments())
+        call.worker.forget()
+        call.send()
     deaths: list[WorkerDied] = []
-    return [_insist(call, deaths) for call in calls]
+    return [collect([call], deaths) for call in calls]
 
 
-def _insist(call: Call, deaths: list[WorkerDied]) -> Any:
-    """The answer to a message that was sent, from the worker or from its replacement."""
+def collect(waiting: Sequence[Call], deaths: list[WorkerDied]) -> Any:
+    """The answer to the first of the messages that a worker, or its replacement, was sent and has not answered.
+
+    Args:
+        deaths: of which no episode is to blame, so far.
+
+    Raises:
+        Refusal: as ``exchange``.
+    """
+    first = waiting[0]
     replaced = False
     while True:
         try:
             if replaced:
-                call.revive(call.worker)
-                call.worker.ask(call.command, *call.arguments())
-            return call.worker.answer()
+                first.revive(first.worker)
+                for call in waiting:
+                    call.send()
+            return first.worker.answer()
         except WorkerDied as death:
-            if not call.blame(death):
+            if not first.blame(death):
                 deaths.append(death)
             if len(deaths) >= DEATHS:
                 raise Refusal(f"{DEATHS} environment workers died, the last one thus: {death}") from None
             logger.warning("an environment worker died and is replaced, its episodes are replayed: %s", death)
-            call.worker.start()
+            first.worker.start()
             replaced = True
 
 

@@ -1,7 +1,7 @@
 """The other end of the pool: a worker that steps many episodes over one simulator per environment.
 
-A worker knows nothing of policies and imports no torch. It answers one message at a time; the pool
-sends every live episode's next actions in one message and gets every observation in one reply.
+A worker knows nothing of policies and imports no torch. It answers one message at a time, which names episodes; their
+actions, and what is seen of them, stand on a board that it shares with the pool.
 
 An episode whose simulator raises, or shows what is not finite, ends there as failed; the others go on.
 """
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError, raised
 from . import global_generators
+from .board import Board, Layout
 from .demonstrations import Demonstration, demonstrate
 from .env_checker import Checked, Mode, built, check_env
 from .gymnasium_ids import hear
@@ -49,41 +51,41 @@ Mark = Callable[[int, float], None]
 """(row, seconds that it may take; 0 for ever): tells the pool what a worker is at."""
 
 
-@dataclass(frozen=True, eq=False)
-class Tick:
-    """One step of every live episode of a worker; episodes that it does not name are over.
+@dataclass(frozen=True)
+class Looks:
+    """What is read of states in a run.
 
     Attributes:
-        steps: (row, actions [c, A] to execute).
-        starts: (row, environment, seed), started after that.
-        oracle: answer whether each observed state is a success, and whether it is the episode's end.
-        rewards: answer what each chunk earned.
-        render: how to take the pictures of each observed state, or None.
-        unseen: rows whose pictures nobody will look at; they are left black.
+        oracle: whether each is a success, and whether it is the episode's end.
+        rewards: what each chunk earned.
+        render: how to take the pictures, or None.
     """
 
-    steps: Sequence[tuple[int, NDArray[np.float32]]]
-    starts: Sequence[tuple[int, str, int]]
-    oracle: bool
-    render: View | None
-    unseen: frozenset[int] = frozenset()
+    oracle: bool = False
     rewards: bool = False
+    render: View | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
-    """What is seen of a state; frames by camera."""
+class Tick:
+    """A chunk of steps of some live episodes of a worker, whose actions stand on the board.
 
-    observation: NDArray[np.float32]
-    success: bool
-    frames: dict[str, NDArray[np.uint8]]
-    over: bool = False
-    terminated: bool = False
-    reward: float = 0.0
+    Attributes:
+        rows: [n] int64 who makes a chunk; counts: [n] int64 of how many actions.
+        over: rows whose episodes go on no more.
+        starts: (row, environment, seed), started after that.
+        unseen: rows whose pictures nobody will look at.
+    """
+
+    rows: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    over: Sequence[int] = ()
+    starts: Sequence[tuple[int, str, int]] = ()
+    unseen: frozenset[int] = frozenset()
 
 
-Seen = dict[int, Look | str]
-"""The answer to a tick: by row what is seen, or why the episode cannot go on."""
+Faults = dict[int, str]
+"""The answer to a tick: by row why the episode cannot go on. What was seen of the others stands on the board."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +134,8 @@ class Worker:
         self.episodes: dict[int, _Live] = {}
         self.initial: OrderedDict[tuple[str, int], _Initial] = OrderedDict()
         self.modes: Mapping[str, Mode] = {}
+        self.looks = Looks()
+        self.board = Board(Layout(0, 0, 0, 0))
         self.pristine: dict[str, Any] = {}
         self.idle: dict[str, list[Simulator]] = {}
 
@@ -151,55 +155,50 @@ class Worker:
             answers.append((dict(simulator.features), simulator.cameras, checked))
         return answers
 
-    def clear(self, modes: Mapping[str, Mode]) -> None:
-        """Forget every episode; from now on environments are run like this."""
+    def begin(self, board: Board, modes: Mapping[str, Mode], looks: Looks) -> None:
+        """Forget every episode; from now on environments are run like this, and what is seen goes to this board."""
         for live in self.episodes.values():
             self._release(live)
         self.episodes.clear()
         if modes != self.modes:
             self.initial.clear()
-        self.modes = modes
+        self.modes, self.board, self.looks = modes, board, looks
 
-    def tick(self, tick: Tick) -> Seen:
+    def tick(self, tick: Tick) -> Faults:
         """Step, start and look; see :class:`Tick`."""
-        seen: Seen = {}
-        before, self.episodes = self.episodes, {}
-        going = {row for row, _ in tick.steps}
-        for row, live in before.items():
-            if row not in going:
-                self._release(live)
+        faults: Faults = {}
+        for row in tick.over:
+            if row in self.episodes:
+                self._release(self.episodes.pop(row))
+        actions, episodes = self.board.actions, self.episodes
         with self._generators():
-            for row, actions in tick.steps:
-                live = before[row]
-                with self._episode(live, seen):
+            for row, count in zip(tick.rows.tolist(), tick.counts.tolist(), strict=True):
+                with self._episode(episodes[row], faults) as live:
                     simulator = self._resumed(live)
-                    simulator.step(actions)
-                    live.steps += len(actions)
-                    seen[row] = self._look(live, simulator, tick)
+                    simulator.step(actions[row, :count])
+                    live.steps += count
+                    self._look(live, simulator, row in tick.unseen)
             for row, environment, seed in tick.starts:
-                live = _Live(row, environment, seed)
-                with self._episode(live, seen):
+                with self._episode(_Live(row, environment, seed), faults) as live:
                     simulator, drawn = self._started(live)
-                    seen[row] = self._look(live, simulator, tick, drawn)
+                    self._look(live, simulator, row in tick.unseen, drawn)
         self.mark(NOBODY, 0)
-        return seen
+        return faults
 
-    def replay(self, episodes: Sequence[Replay]) -> Seen:
-        """Bring episodes back by executing again what was executed, and look."""
-        seen: Seen = {}
-        nothing = Tick([], [], False, None)
+    def replay(self, replays: Sequence[Replay]) -> Faults:
+        """Bring episodes back by executing again what was executed, and look; pictures are not taken again."""
+        faults: Faults = {}
         with self._generators():
-            for episode in episodes:
-                live = _Live(episode.row, episode.environment, episode.seed)
-                with self._episode(live, seen):
+            for replay in replays:
+                with self._episode(_Live(replay.row, replay.environment, replay.seed), faults) as live:
                     simulator, _ = self._started(live)
-                    for actions in episode.executed:
+                    for actions in replay.executed:
                         self._begin(live)
                         simulator.step(actions)
                         live.steps += len(actions)
-                    seen[episode.row] = self._look(live, simulator, nothing)
+                    self._look(live, simulator, unseen=True)
         self.mark(NOBODY, 0)
-        return seen
+        return faults
 
     def demonstrate(
         self, environment: str, seeds: Sequence[int], horizon: int, settle: int, view: View | None, mode: Mode
@@ -251,25 +250,27 @@ class Worker:
             yield
 
     @contextmanager
-    def _episode(self, live: _Live, seen: Seen) -> Iterator[None]:
+    def _episode(self, live: _Live, faults: Faults) -> Iterator[_Live]:
         """What goes wrong in here ends the episode as failed."""
         row = live.row
         self._begin(live)
         try:
-            yield
+            yield live
             self.episodes[row] = live
         except EnvironmentFault as fault:
-            seen[row] = f"{live.environment}, seed {live.seed}, {fault}"
+            faults[row] = f"{live.environment}, seed {live.seed}, {fault}"
         except Refusal:
             raise
         except UsageError as error:
-            seen[row] = f"{live.environment}, seed {live.seed}, after step {live.steps}: {error}"
+            faults[row] = f"{live.environment}, seed {live.seed}, after step {live.steps}: {error}"
         except Exception as error:
-            seen[row] = f"{live.environment}, seed {live.seed}, after step {live.steps}: {raised(error)}"
-        if isinstance(seen.get(row), str) and live.own is not None:
-            with suppress(Exception):
-                live.own.close()
-            live.own = None
+            faults[row] = f"{live.environment}, seed {live.seed}, after step {live.steps}: {raised(error)}"
+        if row in faults:
+            self.episodes.pop(row, None)
+            if live.own is not None:
+                with suppress(Exception):
+                    live.own.close()
+                live.own = None
 
     def _begin(self, live: _Live) -> None:
         """From now on this episode may take its time."""
@@ -337,33 +338,27 @@ class Worker:
         self,
         live: _Live,
         simulator: Simulator,
-        tick: Tick,
+        unseen: bool,
         drawn: dict[View, dict[str, NDArray[np.uint8]]] | None = None,
-    ) -> Look:
+    ) -> None:
         """Observe and save, with pictures from ``drawn`` or else drawn now and left there."""
-        observation = observed(simulator)
-        success = tick.oracle and simulator.success()
-        frames: dict[str, NDArray[np.uint8]] = {}
-        view = tick.render
-        if view is not None and live.row in tick.unseen:
-            frames = black(view, simulator.cameras)
-        elif view is not None:
+        row, board, view = live.row, self.board, self.looks.render
+        board.observations[row] = observed(simulator)
+        if self.looks.oracle:
+            board.success[row] = simulator.success()
+            board.over[row], board.terminated[row] = simulator.over, simulator.terminated
+        if self.looks.rewards and live.steps:
+            board.rewards[row] = simulator.reward()
+        if view is not None and not unseen:
             drawn = {} if drawn is None else drawn
             if view not in drawn:
                 drawn[view] = _pictures(live.environment, simulator, view)
-            frames = drawn[view]
+            for camera, frame in drawn[view].items():
+                board.frames[camera][row] = frame
         if live.own is None:
             live.state = simulator.save()
         if self._mode(live.environment).seeded:
             live.generators = global_generators.get()
-        over, terminated = tick.oracle and simulator.over, tick.oracle and simulator.terminated
-        reward = simulator.reward() if tick.rewards and live.steps else 0.0
-        return Look(observation, success, frames, over, terminated, reward)
-
-
-def black(view: View, cameras: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
-    """Pictures that nobody looks at."""
-    return dict.fromkeys(view.cameras or cameras, np.zeros((view.size, view.size, 3), np.uint8))
 
 
 def _pictures(environment: str, simulator: Simulator, view: View) -> dict[str, NDArray[np.uint8]]:
@@ -410,6 +405,8 @@ def serve(connection: Connection, payload: bytes, plugins: Sequence[str], at: An
             worker.close()  # GL contexts must go before GL does
             return
         try:
+            if command == "begin":
+                arguments = (Board(arguments[0], handle=recv_handle(connection)), *arguments[1:])
             answer, result = "ok", getattr(worker, command)(*arguments)
         except Refusal as refusal:
             answer, result = "refusal", refusal

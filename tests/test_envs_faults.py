@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autotelic.envs import pool as pool_module
+from autotelic.envs import episodes as episodes_module
 from autotelic.envs.pool import EpisodeRequest, Pool
 from autotelic.envs.simulator import EnvSpec, View
 
@@ -51,7 +51,7 @@ def test_an_episode_that_kills_or_stops_a_worker_twice_is_over_and_nobody_else_n
 
 def test_where_workers_died_often_an_episode_that_kills_one_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a patience of one death the first killer, row 0, is tried again; the next one in the run is not."""
-    monkeypatch.setattr(pool_module, "PATIENCE", 1)
+    monkeypatch.setattr(episodes_module, "PATIENCE", 1)
     name = named(wrong("exit"))
     with Pool([name], workers=1, lanes=1) as pool:
         pool.build()

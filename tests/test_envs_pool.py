@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,64 @@ def test_number_of_workers_changes_nothing_not_even_the_calls_of_act(here, two):
     assert logs[0] == logs[1]
     assert logs[0][0] == [0, 1, 2, 3, 4]
     assert all(rows == sorted(rows) and len(rows) <= 5 for rows in logs[0])
+
+
+MANY = [EpisodeRequest(DRAWER if row % 3 else REACH, row // 2 % 7, 5 * (row % 5) + 3) for row in range(26)]
+
+
+@pytest.mark.parametrize("lanes", [256, 6])
+def test_pipeline_stages_change_the_calls_of_act_and_nothing_else(here, two, lanes):
+    logs, results = {}, []
+    for pool in (here, two):
+        for stages in (1, 2):
+            logs[pool, stages] = calls = []
+
+            def watched(rows, observations, calls=calls):
+                calls.append(rows.tolist())
+                return act(rows, observations)
+
+            stop = lambda rows, observations: observations[:, 0] > 0.1  # noqa: E731
+            pool.lanes, pool.pipeline_stages = lanes, stages
+            results.append(pool.run(MANY, watched, stop=stop, oracle=True, rewards=True))
+            pool.lanes, pool.pipeline_stages = 256, None
+    for others in results[1:]:
+        assert_equal(results[0], others)
+        for a, b in zip(results[0], others, strict=True):
+            np.testing.assert_array_equal(a.rewards, b.rewards)
+    assert logs[here, 1] == logs[two, 1] and logs[here, 2] == logs[two, 2] != logs[here, 1]
+    assert sorted(chain(*logs[here, 1])) == sorted(chain(*logs[here, 2]))
+    room = min(lanes, 26)
+    assert max(map(len, logs[here, 1])) == room and max(map(len, logs[here, 2])) <= max(room // 2 + 2, 3)
+
+
+def test_with_two_stages_simulators_work_while_the_policy_decides(two):
+    """While ``act`` is asked about one half, the other half's chunk has been sent off."""
+    seen = []
+
+    def spying(rows, observations):
+        waiting = sum(len(worker._waiting) for worker in two._workers)
+        seen.append(waiting)
+        return act(rows, observations)
+
+    requests = [EpisodeRequest(DRAWER, seed, 25) for seed in range(8)]
+    for stages, most in ((1, 0), (2, 2)):
+        seen.clear()
+        two.pipeline_stages = stages
+        two.run(requests, spying)
+        assert max(seen) == most and seen[0] == most
+    two.pipeline_stages = None
+
+
+def test_two_stages_from_64_episodes_on(here):
+    for count, calls in ((63, 1), (64, 2)):
+        sizes = []
+        here.run(
+            [EpisodeRequest(REACH, seed % 4, 5) for seed in range(count)],
+            lambda rows, seen, sizes=sizes: sizes.append(len(rows)) or act(rows, seen),
+        )
+        assert len(sizes) == calls and sum(sizes) == count
+    with pytest.raises(ValueError, match="pipeline_stages"):
+        Pool([REACH], workers=0, pipeline_stages=3)
 
 
 def test_lanes_change_nothing(here):
@@ -200,8 +259,10 @@ def test_an_exception_in_act_leaves_the_pool_usable(two):
     assert_equal(expected, two.run(REQUESTS, act))
 
 
+@pytest.mark.parametrize("stages", [1, 2])
 @pytest.mark.parametrize("when", ["idle", "in act"])
-def test_a_killed_worker_is_replaced_and_nothing_is_lost(two, caplog, when):
+def test_a_killed_worker_is_replaced_and_nothing_is_lost(two, caplog, when, stages, monkeypatch):
+    monkeypatch.setattr(two, "pipeline_stages", stages)
     expected = two.run(REQUESTS, act, oracle=True)
     calls = 0
 
