@@ -24,7 +24,7 @@ from autotelic.vla.actor import RobotActor
 from autotelic.vla.chunk_policy import Seen
 from autotelic.vla.cloning import Cloning, clone
 from autotelic.vla.network import word_ids
-from autotelic.vla.policy import ActionModel, ActionPolicy, EpisodeNoise
+from autotelic.vla.policy import ActionModel, ActionPolicy, EpisodeNoise, taken
 
 from .point_mass import INSTRUCTION, NAME, distance, point_task, simulators
 
@@ -123,11 +123,11 @@ def test_tokens_under_the_copula_keep_their_marginals() -> None:
     policy = make_policy("tokens", bins=5, chunk=3)
     policy.model.out.weight.data.mul_(8)
     random = torch.Generator().manual_seed(0)
-    noise = torch.stack([policy.coherent_noise(3, random) for _ in range(8000)])
+    noise = policy.coherent_noise([3] * 8000, [random] * 8000)[:, None]
     seen, told = torch.tensor([[0.3, -0.4, 1.0, 0.2]]), word_ids(INSTRUCTION, 512)[None]
     wanted = (policy.model(seen, told)[0].detach() / 1.5).softmax(-1)
     shown = Seen([INSTRUCTION] * 8000, seen.expand(8000, -1))
-    choice = policy.choose(shown, [EpisodeNoise(part[None]) for part in noise], 1.5)
+    choice = policy.choose(shown, [EpisodeNoise(noise, row) for row in range(8000)], 1.5)
     assert choice.log_probs is not None
     tokens, logs = choice.stored["actions"], choice.log_probs
     frequencies = torch.nn.functional.one_hot(tokens, 5).float().mean(0)
@@ -142,12 +142,32 @@ def test_tokens_under_the_copula_keep_their_marginals() -> None:
 
 def test_noise_is_autoregressive() -> None:
     policy = ActionPolicy(ActionModel(4, 3), rho=0.8)
-    noise = policy.coherent_noise(20000, torch.Generator().manual_seed(0))
+    noise = policy.coherent_noise([20000], [torch.Generator().manual_seed(0)])[0]
     assert noise.std(0).tolist() == pytest.approx([1, 1, 1], abs=0.05)
     for lag in (1, 2, 5):
         correlation = (noise[lag:] * noise[:-lag]).mean(0)
         assert correlation.tolist() == pytest.approx([0.8**lag] * 3, abs=0.06)
     assert abs(float((noise[:, 0] * noise[:, 1]).mean())) < 0.06
+
+
+def test_noise_of_many_episodes_is_each_ones_own() -> None:
+    policy = ActionPolicy(ActionModel(4, 3, chunk=2), rho=0.8)
+    generators = lambda: [torch.Generator().manual_seed(seed) for seed in range(3)]  # noqa: E731
+    together = policy.begin(generators(), [4, 1, 3])
+    for row, (chunks, random) in enumerate(zip([4, 1, 3], generators(), strict=True)):
+        fresh = torch.randn(2 * chunks, 3, generator=random)
+        slow = [fresh[0]]
+        for step in range(1, 2 * chunks):
+            slow.append(0.8 * slow[-1] + math.sqrt(1 - 0.8**2) * fresh[step])
+        wanted = torch.stack(slow).view(chunks, 2, 3)
+        for chunk in range(chunks):
+            noise, before = taken([together[row]])
+            assert torch.equal(noise[0], wanted[chunk])
+            assert torch.equal(before[0], wanted[chunk - 1, -1]) if chunk else bool(before.isnan().all())
+    again = policy.begin(generators(), [4, 1, 3])
+    alone = [policy.begin([random], [chunks])[0] for random, chunks in zip(generators(), [4, 1, 3], strict=True)]
+    mixed, _ = taken([alone[2], again[0], again[2], alone[0]])
+    assert torch.equal(mixed[0], mixed[2]) and torch.equal(mixed[1], mixed[3]) and not torch.equal(mixed[0], mixed[1])
 
 
 def test_tokens_have_no_exact_likelihood() -> None:

@@ -151,34 +151,44 @@ class _Session:
         self, actor: RobotActor, asked: Sequence[Task], seeds: Sequence[int], greedy: bool, watching: bool
     ) -> None:
         self.actor, self.asked, self.seeds, self.watching = actor, asked, seeds, watching
-        self.randomness = None if greedy else [self._begin(task, seed) for task, seed in zip(asked, seeds, strict=True)]
-        self.stored: list[list[dict[str, Tensor]]] = [[] for _ in asked]
-        self.log_probs: list[list[Tensor]] = [[] for _ in asked]
+        policy = actor.policy
+        self.chunks = [max(1, -(-(task.horizon or actor.horizon) // policy.chunk)) for task in asked]
+        # An episode's random numbers are its own, so that other tasks do not matter.
+        randoms = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.randomness = None if greedy else policy.begin(randoms, self.chunks)
+        self.stored: dict[str, Tensor] = {}
+        self.log_probs: Tensor | None = None
+        self.decided = np.zeros(len(asked), np.int64)
         self.temperature = 1.0 if greedy else actor.temperature
 
-    def _begin(self, task: Task, seed: int) -> Any:
-        """An episode's random numbers, its own, so that other tasks do not matter."""
-        policy, horizon = self.actor.policy, task.horizon or self.actor.horizon
-        return policy.begin(torch.Generator().manual_seed(seed), -(-horizon // policy.chunk))
-
     def decide(self, rows: NDArray[np.int64], observations: Floats, frames: Frames | None = None) -> Floats:
-        fresh = np.array([not self.stored[row] for row in rows.tolist()])
+        fresh = self.decided[rows] == 0
         if self.watching and fresh.any():  # the initial observations
             first = None if frames is None else {camera: film[fresh] for camera, film in frames.items()}
             self.watch(rows[fresh], observations[fresh], first)
         randomness = None if self.randomness is None else [self.randomness[row] for row in rows.tolist()]
-        return self._decide(self._seen(rows, observations, frames), rows.tolist(), randomness)
+        return self._decide(self._seen(rows, observations, frames), rows, randomness)
 
-    def _decide(self, seen: Seen, rows: Sequence[int], randomness: Sequence[Any] | None) -> Floats:
+    def _decide(self, seen: Seen, rows: NDArray[np.int64], randomness: Sequence[Any] | None) -> Floats:
         """Ask the policy, and remember what it chose for each row."""
         choice = self.actor.policy.choose(seen, randomness, self.temperature)
         samples = self.randomness is not None and not self.actor.policy.capabilities & {"exact", "composite"}
-        for place, row in enumerate(rows):
-            self.stored[row].append({name: tensor[place] for name, tensor in choice.stored.items()})
-            if choice.log_probs is not None and not samples:
-                self.log_probs[row].append(choice.log_probs[place])
+        places = torch.from_numpy(rows), torch.from_numpy(self.decided[rows])
+        for name, tensor in choice.stored.items():
+            if name not in self.stored:
+                self.stored[name] = self._room(tensor)
+            self.stored[name][places] = tensor
+        if choice.log_probs is not None and not samples:
+            if self.log_probs is None:
+                self.log_probs = self._room(choice.log_probs)
+            self.log_probs[places] = choice.log_probs
+        self.decided[rows] += 1
         result: Floats = choice.actions.numpy()
         return result
+
+    def _room(self, tensor: Tensor) -> Tensor:
+        """[B, S, ...] for what was stored [n, ...] of one chunk."""
+        return tensor.new_zeros(len(self.asked), max(self.chunks), *tensor.shape[1:])
 
     def _seen(self, rows: NDArray[np.int64], observations: Floats, frames: Frames | None) -> Seen:
         """What the policy is given of rows that need not be of one environment."""
@@ -200,16 +210,16 @@ class _Session:
         chunks = max(1, len(episode.actions))
         frames = {camera: film[:chunks] for camera, film in (episode.images or {}).items()}
         seen = self._seen(np.full(chunks, row), episode.observations[:chunks], frames)
-        if not self.stored[row]:
-            self._decide(seen, [row], None)
-        stored = {name: torch.stack([part[name] for part in self.stored[row][:chunks]]) for name in self.stored[row][0]}
+        if not self.decided[row]:
+            self._decide(seen, np.array([row]), None)
+        stored = {name: tensor[row, :chunks].clone() for name, tensor in self.stored.items()}
         step = torch.arange(chunks * policy.chunk).view(chunks, policy.chunk)
         rollout: Rollout = policy.rollout(
             task,
             episode,
             seen,
             stored,
-            torch.cat(self.log_probs[row][:chunks]) if self.log_probs[row] else None,
+            None if self.log_probs is None else self.log_probs[row, :chunks].flatten(),
             temperature=self.temperature,
             seed=self.seeds[row],
             executed=step < episode.steps,

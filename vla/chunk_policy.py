@@ -172,9 +172,9 @@ class ChunkPolicy(TorchPolicy):
 
     # what some policies add
 
-    def begin(self, random: torch.Generator, chunks: int) -> Any:
-        """What the decisions of one episode of up to S chunks draw their random numbers from."""
-        return random
+    def begin(self, randoms: Sequence[torch.Generator], chunks: Sequence[int]) -> Sequence[Any]:
+        """What the decisions of each of B episodes, of up to so many chunks, draw their random numbers from."""
+        return randoms
 
     def compare(self, seen: Seen, stored: Mapping[str, Tensor], others: Mapping[str, Any]) -> Evaluation:
         """``score``, with the exact divergence [N, K] to other policies of the same kind."""

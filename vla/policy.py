@@ -74,16 +74,32 @@ class ActionModel(RobotNetwork):
 
 
 class EpisodeNoise:
-    """The coherent noise [S, C, A] of one episode, chunk by chunk."""
+    """The coherent noise of one episode, chunk by chunk.
 
-    def __init__(self, noise: Tensor) -> None:
-        self.noise, self.taken = noise, 0
+    Args:
+        noise: [B, S, C, A] of B episodes; row: which is its own.
+    """
 
-    def __next__(self) -> tuple[Tensor, Tensor]:
-        """The next chunk's noise [C, A] and that of the step before it [A], NaN at the episode's start."""
-        now, self.taken = self.taken, self.taken + 1
-        before = self.noise[now - 1, -1] if now else torch.full_like(self.noise[0, 0], torch.nan)
-        return self.noise[now], before
+    def __init__(self, noise: Tensor, row: int = 0) -> None:
+        self.noise, self.row, self.taken = noise, row, 0
+
+
+def taken(episodes: Sequence[EpisodeNoise]) -> tuple[Tensor, Tensor]:
+    """The next chunks' noise [N, C, A] and that of the steps before them [N, A], NaN at an episode's start."""
+    places: dict[int, list[int]] = {}
+    for place, episode in enumerate(episodes):
+        places.setdefault(id(episode.noise), []).append(place)
+    noise = torch.empty(len(episodes), *episodes[0].noise.shape[2:])
+    before = torch.empty(len(episodes), noise.shape[2])
+    for several in places.values():
+        rows = torch.tensor([episodes[place].row for place in several])
+        chunks = torch.tensor([episodes[place].taken for place in several])
+        whole = episodes[several[0]].noise
+        noise[several] = whole[rows, chunks]
+        before[several] = torch.where(chunks[:, None] > 0, whole[rows, chunks - 1, -1], torch.nan)
+    for episode in episodes:
+        episode.taken += 1
+    return noise, before
 
 
 class ActionPolicy(NetworkPolicy):
@@ -129,9 +145,10 @@ class ActionPolicy(NetworkPolicy):
 
     # acting
 
-    def begin(self, random: torch.Generator, chunks: int) -> EpisodeNoise:
-        noise = self.coherent_noise(chunks * self.chunk, random)
-        return EpisodeNoise(torch.unflatten(noise, 0, (chunks, self.chunk)))
+    def begin(self, randoms: Sequence[torch.Generator], chunks: Sequence[int]) -> list[EpisodeNoise]:
+        noise = self.coherent_noise([count * self.chunk for count in chunks], randoms)
+        noise = torch.unflatten(noise, 1, (-1, self.chunk))
+        return [EpisodeNoise(noise, row) for row in range(len(randoms))]
 
     def decide(
         self, seen: Seen, randomness: Sequence[Any] | None, temperature: float
@@ -141,7 +158,7 @@ class ActionPolicy(NetworkPolicy):
         kept = {"coherent": torch.ones(len(out), dtype=torch.bool), **self.kept(looks)}
         noise = before = None
         if randomness is not None:
-            noise, before = (torch.stack(parts) for parts in zip(*map(next, randomness), strict=True))
+            noise, before = taken(randomness)
         if self.model.head == "gaussian":
             if noise is None or before is None:
                 return out.clamp(-1, 1), {"actions": out, **kept}, None
@@ -177,14 +194,15 @@ class ActionPolicy(NetworkPolicy):
         """The bin of each action value."""
         return ((actions + 1) / 2 * self.model.bins).long().clamp(0, self.model.bins - 1)
 
-    def coherent_noise(self, steps: int, generator: torch.Generator) -> Tensor:
-        """[steps, A] AR(1) noise with standard normal marginals."""
-        fresh = torch.randn(steps, self.model.action_size, generator=generator)
+    def coherent_noise(self, steps: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
+        """[B, steps, A] AR(1) noise of B episodes with standard normal marginals, zeros where one is over."""
+        noise = torch.zeros(len(steps), max(steps), self.model.action_size)
+        for row, count, generator in zip(noise, steps, generators, strict=True):
+            torch.randn(row[:count].shape, generator=generator, out=row[:count])
         scale = math.sqrt(1 - self.rho**2)
-        noise = [fresh[0]]
-        for step in range(1, steps):
-            noise.append(self.rho * noise[-1] + scale * fresh[step])
-        return torch.stack(noise)
+        for step in range(1, noise.shape[1]):
+            noise[:, step] = self.rho * noise[:, step - 1] + scale * noise[:, step]
+        return noise
 
     # learning
 

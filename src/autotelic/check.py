@@ -309,8 +309,8 @@ def of_policy(name: str, policy: Any, options: CheckOptions) -> Iterator[Finding
     equal = bool(torch.equal(torch.as_tensor(chosen), torch.as_tensor(made.choose(seen, None).actions)))
     yield Finding(f"{name}: greedy", equal, "the same twice" if equal else "another action the second time")
     random = [torch.Generator().manual_seed(i) for i in range(2)]
-    drawn = made.choose(seen, [made.begin(r, 1) for r in random])
-    _, stored, _ = made.decide(seen, [made.begin(r.manual_seed(i), 1) for i, r in enumerate(random)], 1.0)
+    drawn = made.choose(seen, made.begin(random, [1, 1]))
+    _, stored, _ = made.decide(seen, made.begin([r.manual_seed(i) for i, r in enumerate(random)], [1, 1]), 1.0)
     stored = {**stored, "temperature": torch.ones(2)}
     again = made.score(seen, stored).log_probs
     gap = float((torch.as_tensor(drawn.log_probs) - again.detach().cpu()).abs().max())

@@ -51,9 +51,9 @@ class Strange(ChunkPolicy):
         self.capabilities = frozenset({"exact"})
         self.begun = 0
 
-    def begin(self, random: torch.Generator, chunks: int) -> Any:
-        self.begun += 1
-        return {"odd": self.begun % 2 == 0, "chunk": 0}
+    def begin(self, randoms: Sequence[torch.Generator], chunks: Sequence[int]) -> list[Any]:
+        first, self.begun = self.begun + 1, self.begun + len(randoms)
+        return [{"odd": (first + index) % 2 == 0, "chunk": 0} for index in range(len(randoms))]
 
     def decide(
         self, seen: Seen, randomness: Sequence[Any] | None, temperature: float
