@@ -123,7 +123,7 @@ class EpisodeRun:
         count, view = len(requests), looks.render
         cameras = {} if view is None else dict.fromkeys(view.cameras, view.size)
         layout = Layout(count, shape[0], *self.chunk, cameras)
-        self.board = Board(layout, shared=any(isinstance(worker, Process) for worker in workers))
+        self.board = Board(layout, shared=any(worker.apart for worker in workers))
         self.horizons = np.array([request.horizon for request in requests], np.int64)
         chunks = int(-(-self.horizons.max(initial=0) // shape[2]))
         self.observations = np.zeros((count, chunks + 1, shape[0]), np.float32)

@@ -54,6 +54,7 @@ class Here:
     """A worker in this process. Its exceptions pass through; its CPU time is this process's."""
 
     cpu_seconds = 0.0
+    apart = False
 
     def __init__(self, specs: Mapping[str, EnvSpec]) -> None:
         self._worker = Worker(specs)
@@ -85,7 +86,10 @@ class Process:
 
     Attributes:
         cpu_seconds: CPU time of this process and of those it replaced, as of their last answers.
+        apart: it is another process than this, with memory of its own.
     """
+
+    apart = True
 
     def __init__(self, specs: Mapping[str, EnvSpec]) -> None:
         self._specs = specs

@@ -74,10 +74,11 @@ REASONS: dict[str, tuple[str, ...]] = {
         *("envs/lerobot_dataset.py", "envs/lerobot_writing.py", "rewards/progress/frame_critics.py"),
     ),
     "one of two kinds of a thing, which do different work": (
-        *("envs/pool.py", "vlm/asking.py", "vlm/small/critique.py", "vlm/memory.py", "vlm/tools.py", "vlm/watch.py"),
+        *("vlm/asking.py", "vlm/small/critique.py", "vlm/memory.py", "vlm/tools.py", "vlm/watch.py"),
     ),
     "errors and what the operating system has": (
-        *("src/autotelic/cli.py", "src/autotelic/errors.py", "src/autotelic/machine.py", "trainers/faults.py"),
+        *("envs/board.py", "src/autotelic/cli.py", "src/autotelic/errors.py", "src/autotelic/machine.py"),
+        *("trainers/faults.py",),
         *("vlm/server.py",),
     ),
 }
