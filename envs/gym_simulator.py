@@ -209,11 +209,11 @@ class GymSimulator(Simulator):
         check_actions(self.spec.source, actions, self.action_size)
         self._acted = (self._acted, np.array(actions, np.float32))
         self._earned = 0.0
-        for action in actions:
+        for action in self._decode(actions):
             if self._over:
                 return
             try:
-                answer = self.env.step(self._decode(action))
+                answer = self.env.step(action)
                 self._observation, reward, self._terminated, truncated, self._info = _checked(answer)
                 self.total_reward += reward
                 self._earned += reward
@@ -516,7 +516,7 @@ def _decoder(spec: EnvSpec, space: gymnasium.Space[Any]) -> tuple[int, Callable[
     """
     if isinstance(space, spaces.Discrete):
         first = int(space.start)
-        return int(space.n), lambda action: first + int(np.argmax(action))
+        return int(space.n), lambda actions: (first + np.argmax(actions, -1)).tolist()
     feature = spec.features.get(ACTION, Feature())
     if isinstance(space, spaces.Box):
         low, high = (
@@ -540,16 +540,19 @@ def _decoder(spec: EnvSpec, space: gymnasium.Space[Any]) -> tuple[int, Callable[
 def _rescaler(
     space: spaces.Box, low: NDArray[np.float64], high: NDArray[np.float64]
 ) -> Callable[[NDArray[np.float32]], NDArray[Any]]:
-    """[-1, 1] -> the bounds, in float64; whole numbers have bins of equal width, the lowest and highest too."""
+    """[..., A] in [-1, 1] -> the bounds; whole numbers have bins of equal width, the lowest and highest too."""
     whole = np.issubdtype(space.dtype, np.integer)
     bottom, width = (low - 0.5, high - low + 1) if whole else (low, high - low)
     lowest, highest = low.astype(space.dtype), high.astype(space.dtype)
+    shape, kind = space.shape, space.dtype
 
-    def rescale(action: NDArray[np.float32]) -> NDArray[Any]:
-        unit = (np.clip(action.reshape(space.shape).astype(np.float64), -1, 1) + 1) / 2
+    def rescale(actions: NDArray[np.float32]) -> NDArray[Any]:
+        given = actions.astype(np.float64).reshape(actions.shape[:-1] + shape)
+        unit = (np.minimum(np.maximum(given, -1), 1) + 1) / 2
         scaled = bottom + unit * width
         if whole:
-            scaled = np.clip(np.rint(scaled), low, high)
-        return np.clip(scaled.astype(space.dtype), lowest, highest).astype(space.dtype)
+            scaled = np.minimum(np.maximum(np.rint(scaled), low), high)
+        result: NDArray[Any] = np.minimum(np.maximum(scaled.astype(kind), lowest), highest)
+        return result
 
     return rescale

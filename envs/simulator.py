@@ -208,9 +208,9 @@ def observed(simulator: Simulator) -> NDArray[np.float32]:
         raise UsageError(
             f"an observation of shape {list(observation.shape)}, where its size is {simulator.observation_size}"
         )
-    broken = np.flatnonzero(~np.isfinite(observation))
-    if len(broken):
-        raise UsageError(f"number {broken[0]} of the observation is {observation[broken[0]]}")
+    if not np.isfinite(observation).all():
+        broken = np.flatnonzero(~np.isfinite(observation))[0]
+        raise UsageError(f"number {broken} of the observation is {observation[broken]}")
     return observation
 
 

@@ -109,7 +109,7 @@ class _Initial:
 
 @dataclass(eq=False)
 class _Live:
-    """An episode in progress: its saved state, or the simulator that is its own."""
+    """An episode in progress: its saved state, or its own simulator; and the generators that are kept for it, if any."""
 
     row: int
     environment: str
@@ -135,6 +135,7 @@ class Worker:
         self.initial: OrderedDict[tuple[str, int], _Initial] = OrderedDict()
         self.modes: Mapping[str, Mode] = {}
         self.looks = Looks()
+        self.limits: Mapping[str, float] = {}
         self.board = Board(Layout(0, 0, 0, 0))
         self.pristine: dict[str, Any] = {}
         self.idle: dict[str, list[Simulator]] = {}
@@ -163,6 +164,7 @@ class Worker:
         if modes != self.modes:
             self.initial.clear()
         self.modes, self.board, self.looks = modes, board, looks
+        self.limits = {environment: spec_of(environment).timeout for environment in modes}
 
     def tick(self, tick: Tick) -> Faults:
         """Step, start and look; see :class:`Tick`."""
@@ -173,15 +175,9 @@ class Worker:
         actions, episodes = self.board.actions, self.episodes
         with self._generators():
             for row, count in zip(tick.rows.tolist(), tick.counts.tolist(), strict=True):
-                with self._episode(episodes[row], faults) as live:
-                    simulator = self._resumed(live)
-                    simulator.step(actions[row, :count])
-                    live.steps += count
-                    self._look(live, simulator, row in tick.unseen)
+                self._attempt(episodes[row], faults, self._go_on, actions[row, :count], row in tick.unseen)
             for row, environment, seed in tick.starts:
-                with self._episode(_Live(row, environment, seed), faults) as live:
-                    simulator, drawn = self._started(live)
-                    self._look(live, simulator, row in tick.unseen, drawn)
+                self._attempt(_Live(row, environment, seed), faults, self._start, row in tick.unseen)
         self.mark(NOBODY, 0)
         return faults
 
@@ -190,13 +186,8 @@ class Worker:
         faults: Faults = {}
         with self._generators():
             for replay in replays:
-                with self._episode(_Live(replay.row, replay.environment, replay.seed), faults) as live:
-                    simulator, _ = self._started(live)
-                    for actions in replay.executed:
-                        self._begin(live)
-                        simulator.step(actions)
-                        live.steps += len(actions)
-                    self._look(live, simulator, unseen=True)
+                live = _Live(replay.row, replay.environment, replay.seed)
+                self._attempt(live, faults, self._repeat, replay.executed)
         self.mark(NOBODY, 0)
         return faults
 
@@ -249,14 +240,32 @@ class Worker:
         with global_generators.kept() if any(mode.seeded for mode in self.modes.values()) else nullcontext():
             yield
 
-    @contextmanager
-    def _episode(self, live: _Live, faults: Faults) -> Iterator[_Live]:
-        """What goes wrong in here ends the episode as failed."""
+    def _go_on(self, live: _Live, actions: NDArray[np.float32], unseen: bool) -> None:
+        simulator = self._resumed(live)
+        simulator.step(actions)
+        live.steps += len(actions)
+        self._look(live, simulator, unseen)
+
+    def _start(self, live: _Live, unseen: bool) -> None:
+        simulator, drawn = self._started(live)
+        self._look(live, simulator, unseen, drawn)
+
+    def _repeat(self, live: _Live, executed: Sequence[NDArray[np.float32]]) -> None:
+        simulator, _ = self._started(live)
+        for actions in executed:
+            self._begin(live)
+            simulator.step(actions)
+            live.steps += len(actions)
+        self._look(live, simulator, unseen=True)
+
+    def _attempt(self, live: _Live, faults: Faults, work: Callable[..., None], *arguments: Any) -> None:
+        """What goes wrong in ``work`` ends the episode as failed."""
         row = live.row
         self._begin(live)
         try:
-            yield live
+            work(live, *arguments)
             self.episodes[row] = live
+            return
         except EnvironmentFault as fault:
             faults[row] = f"{live.environment}, seed {live.seed}, {fault}"
         except Refusal:
@@ -265,16 +274,15 @@ class Worker:
             faults[row] = f"{live.environment}, seed {live.seed}, after step {live.steps}: {error}"
         except Exception as error:
             faults[row] = f"{live.environment}, seed {live.seed}, after step {live.steps}: {raised(error)}"
-        if row in faults:
-            self.episodes.pop(row, None)
-            if live.own is not None:
-                with suppress(Exception):
-                    live.own.close()
-                live.own = None
+        self.episodes.pop(row, None)
+        if live.own is not None:
+            with suppress(Exception):
+                live.own.close()
+            live.own = None
 
     def _begin(self, live: _Live) -> None:
         """From now on this episode may take its time."""
-        self.mark(live.row, spec_of(live.environment).timeout)
+        self.mark(live.row, self.limits[live.environment])
 
     def _resumed(self, live: _Live) -> Simulator:
         """The simulator in the episode's state."""
@@ -357,7 +365,7 @@ class Worker:
                 board.frames[camera][row] = frame
         if live.own is None:
             live.state = simulator.save()
-        if self._mode(live.environment).seeded:
+        if live.generators is not None:
             live.generators = global_generators.get()
 
 
@@ -385,9 +393,11 @@ def serve(connection: Connection, payload: bytes, plugins: Sequence[str], at: An
     exception), "start" (why it could not begin) or "error" (what was raised, in a line).
     """
 
+    places = memoryview(at).cast("B").cast("d")  # quicker to write than the array itself
+
     def mark(row: int, seconds: float) -> None:
-        at[2] = 0
-        at[0], at[1], at[2] = row, time.monotonic(), seconds
+        places[2] = 0
+        places[0], places[1], places[2] = row, time.monotonic(), seconds
 
     try:
         for module in plugins:
