@@ -1,4 +1,4 @@
-"""What simulators cost beside their own steps: Gymnasium's MuJoCo environments, envpool, the driver; and are they exact?
+"""What simulators cost beside their own steps: Gymnasium's MuJoCo robots, envpool, the driver; and are they exact?
 
     python benchmarks/environments.py [--quick] [--json FILE] [--envpool benchmarks/.envpool/bin/python]
 
@@ -89,7 +89,7 @@ def fraction(gym_id: str, chunk: int, episodes: int, horizon: int, rounds: int) 
     simulator = GymSimulator(spec_of(name))
     size = simulator.action_size
     scripts = np.random.default_rng(0).uniform(-1, 1, (episodes, horizon, size)).astype(np.float32)
-    decoded = [[simulator._decode(action) for action in script] for script in scripts]
+    decoded = [[simulator.decode(action) for action in script] for script in scripts]
     env = simulator.env
     requests = [EpisodeRequest(name, seed, horizon) for seed in range(episodes)]
     chunks = scripts.reshape(episodes, horizon // chunk, chunk, size)
@@ -225,7 +225,7 @@ def driver(episodes: int, rounds: int) -> dict[str, Any]:
         requests = [EpisodeRequest(name, row // 8, horizon) for row in range(episodes)]
 
         def wall(stages: int, pause: float) -> float:
-            """Seconds of a run whose policy waits ``pause`` seconds per episode that it decides for, as for a device."""
+            """Seconds of a run whose policy waits ``pause`` seconds for each decision, as for a device."""
             pool.pipeline_stages = stages
 
             def act(rows: Any, observations: Any) -> Any:

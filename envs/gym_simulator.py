@@ -43,8 +43,8 @@ from .video import squared
 Path = tuple[Any, ...]
 """Keys of nested observations."""
 
-Acted = tuple[Any, NDArray[np.float32]] | None
-"""Actions since the reset: (those before, the last chunk)."""
+Acted = tuple[Any, Any] | None
+"""Actions since the reset, as the environment takes them: (those before, the last chunk)."""
 
 WIDEST = 1e9
 """Bounds of an action that are further apart are no bounds, but an environment's way to have none."""
@@ -104,7 +104,7 @@ class GymSimulator(Simulator):
         self._numbers = [(path, space) for path, space in leaves if _camera(path) not in self._images]
         self.observation_size = sum(_flat_size(spec.source, path, space) for path, space in self._numbers)
         self.cameras = tuple(self._images) or (DRAWN,)
-        self.action_size, self._decode = _decoder(spec, self.env.action_space)
+        self.action_size, self._rescale = _decoder(spec, self.env.action_space)
         for name, part in {**spec.layout, "proprioception": spec.proprioception}.items():
             if len(range(self.observation_size)[part]) != (part.stop or 0) - (part.start or 0):
                 raise Refusal(
@@ -207,9 +207,15 @@ class GymSimulator(Simulator):
 
     def step(self, actions: NDArray[np.float32]) -> None:
         check_actions(self.spec.source, actions, self.action_size)
-        self._acted = (self._acted, np.array(actions, np.float32))
+        self.execute(self.decode(actions))
+
+    def decode(self, actions: NDArray[np.float32]) -> Any:
+        return self._rescale(actions)
+
+    def execute(self, chunk: Any) -> None:
+        self._acted = (self._acted, chunk)
         self._earned = 0.0
-        for action in self._decode(actions):
+        for action in chunk:
             if self._over:
                 return
             try:
@@ -313,13 +319,13 @@ class GymSimulator(Simulator):
         """Go where the actions since a reset led."""
         chunks = []
         while acted is not None:
-            acted, actions = acted
-            chunks.append(actions)
+            acted, chunk = acted
+            chunks.append(chunk)
         with global_generators.kept():
             global_generators.seed(seed)
             self.reset(seed)
-            for actions in reversed(chunks):
-                self.step(actions)
+            for chunk in reversed(chunks):
+                self.execute(chunk)
 
     def _rendered(self) -> Any:
         """The environment's own rendering.

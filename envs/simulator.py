@@ -148,6 +148,14 @@ class Simulator(ABC):
     def step(self, actions: NDArray[np.float32]) -> None:
         """Physics only for actions [C, A]: no observation, reward or success in between."""
 
+    def decode(self, actions: NDArray[np.float32]) -> Any:
+        """[n, C, A] finite actions of many episodes as ``execute`` takes them, n chunks."""
+        return actions
+
+    def execute(self, chunk: Any) -> None:
+        """``step``, with what ``decode`` made of a chunk."""
+        self.step(chunk)
+
     @abstractmethod
     def success(self) -> bool:
         """Whether the current state solves the task. Oracle knowledge: the caller asks ``require_oracle`` first."""

@@ -109,7 +109,7 @@ class _Initial:
 
 @dataclass(eq=False)
 class _Live:
-    """An episode in progress: its saved state, or its own simulator; and the generators that are kept for it, if any."""
+    """An episode in progress: its saved state, or its own simulator; and the generators kept for it, if any."""
 
     row: int
     environment: str
@@ -172,10 +172,10 @@ class Worker:
         for row in tick.over:
             if row in self.episodes:
                 self._release(self.episodes.pop(row))
-        actions, episodes = self.board.actions, self.episodes
+        chunks, episodes = self._decoded(tick.rows), self.episodes
         with self._generators():
             for row, count in zip(tick.rows.tolist(), tick.counts.tolist(), strict=True):
-                self._attempt(episodes[row], faults, self._go_on, actions[row, :count], row in tick.unseen)
+                self._attempt(episodes[row], faults, self._go_on, chunks[row][:count], row in tick.unseen)
             for row, environment, seed in tick.starts:
                 self._attempt(_Live(row, environment, seed), faults, self._start, row in tick.unseen)
         self.mark(NOBODY, 0)
@@ -240,10 +240,21 @@ class Worker:
         with global_generators.kept() if any(mode.seeded for mode in self.modes.values()) else nullcontext():
             yield
 
-    def _go_on(self, live: _Live, actions: NDArray[np.float32], unseen: bool) -> None:
+    def _decoded(self, rows: NDArray[np.int64]) -> dict[int, Any]:
+        """By row the chunk to execute, those of an environment decoded together."""
+        several: dict[str, list[int]] = {}
+        for row in rows.tolist():
+            several.setdefault(self.episodes[row].environment, []).append(row)
+        found: dict[int, Any] = {}
+        for environment, members in several.items():
+            chunks = self.simulator(environment).decode(self.board.actions[members])
+            found.update(zip(members, chunks, strict=True))
+        return found
+
+    def _go_on(self, live: _Live, chunk: Any, unseen: bool) -> None:
         simulator = self._resumed(live)
-        simulator.step(actions)
-        live.steps += len(actions)
+        simulator.execute(chunk)
+        live.steps += len(chunk)
         self._look(live, simulator, unseen)
 
     def _start(self, live: _Live, unseen: bool) -> None:

@@ -243,7 +243,7 @@ def test_pictures_are_never_flattened() -> None:
         "front": ((6, 6, 3), 7),
         "side": ((6, 6, 3), 9),
     }
-    assert simulator._decode(np.array([1, -0.5], np.float32)).tolist() == [4, -2], "the spec's bounds"
+    assert simulator.decode(np.array([1, -0.5], np.float32)).tolist() == [4, -2], "the spec's bounds"
     with pytest.raises(Refusal, match="no camera 'top': there is front, side"):
         simulator.frame(View(6), "top")
     with pytest.raises(Refusal, match=r"its observation 'stack' is uint8 \[4, 6, 8\], no picture \[H, W, 3\]"):

@@ -75,7 +75,7 @@ def test_interleaved_episodes_equal_gymnasiums_own(name):
         for chunk in range(6):
             for action in scripts[episode, chunk]:
                 if not over:
-                    observation, _, over, _, _ = env.step(simulator._decode(action))
+                    observation, _, over, _, _ = env.step(simulator.decode(action))
             flat = gymnasium.spaces.flatten(env.observation_space, observation).astype(np.float32)
             np.testing.assert_array_equal(seen[episode][chunk], flat)
 
@@ -94,9 +94,9 @@ def test_a_saved_state_can_be_restored_twice():
 
 
 def test_actions_by_hand():
-    torque = GymSimulator(spec("Pendulum-v1"))._decode
+    torque = GymSimulator(spec("Pendulum-v1")).decode
     assert [torque(np.array([x], np.float32)).item() for x in (-1, 0, 0.5, 1, 7)] == [-2, 0, 1, 2, 2]
-    choose = GymSimulator(spec("Acrobot-v1"))._decode
+    choose = GymSimulator(spec("Acrobot-v1")).decode
     assert [choose(np.array(x)) for x in ([0.2, 0.1, 0.1], [-1, -1, 0])] == [0, 2]
     with pytest.raises(Refusal, match=r"Blackjack-v1.*|.*supported are Discrete and Box"):
         GymSimulator(spec("test/MultiBinary-v0"))

@@ -286,7 +286,7 @@ for _module, _ids in THIRD_PARTY.items():
             each = spec(made, success=never, kwargs={"module": module, "name": name})
             episodes = played(each, seeds=3, size=size)
             env, same = made(module, name), True
-            decode = GymSimulator(each, made(module, name))._decode
+            decode = GymSimulator(each, made(module, name)).decode
             for seed, episode in enumerate(episodes):
                 observation, _ = env.reset(seed=seed)
                 flat = [observation]
