@@ -6,8 +6,9 @@ methods, back references, windows into arrays, closures, renderers, and pointers
 so neither constructors nor pickling protocols nor finalisers have a say.
 
 What only draws (renderers, viewers, windows) is no state. Of MuJoCo's model and data everything is, down to the
-solver's warm start; a model's larger arrays (meshes, textures, height fields) are looked at where an episode begins. An object with content that Python does not see is copied by ``copy.deepcopy`` if it allows that,
-and else there is no snapshot.
+solver's warm start; a model's larger arrays (meshes, textures, height fields) are looked at where an episode begins. An
+object with content that Python does not see is copied by ``copy.deepcopy`` if it allows that, and else there is no
+snapshot.
 """
 
 from __future__ import annotations
