@@ -6,7 +6,7 @@ import copy
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import NoneType
 from typing import Any
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from ..errors import UsageError, raised
 from ..gl import before_gl
 from . import global_generators
+from .gym_pictures import MujocoPictures, cameras_of
 from .simulator import (
     ACTION,
     DRAWN,
@@ -98,12 +99,14 @@ class GymSimulator(Simulator):
         self.spec, self._judge = spec, spec.success
         self._before: Snapshot | None = None
         self._drawing = False
+        self._pictures = MujocoPictures(spec.hidden_geom_groups, self._at_seed_0)
         self._hold(self._made(spec.kwargs) if env is None else env)
         leaves = list(_leaves(self.env.observation_space))
         self._images = {_camera(path): (path, space) for path, space in leaves if _is_image(spec.source, path, space)}
         self._numbers = [(path, space) for path, space in leaves if _camera(path) not in self._images]
         self.observation_size = sum(_flat_size(spec.source, path, space) for path, space in self._numbers)
         self.cameras = tuple(self._images) or (DRAWN,)
+        self._named = [name for name in cameras_of(self.env) if name not in (*self._images, DRAWN)]
         self.action_size, self._rescale = _decoder(spec, self.env.action_space)
         for name, part in {**spec.layout, "proprioception": spec.proprioception}.items():
             if len(range(self.observation_size)[part]) != (part.stop or 0) - (part.start or 0):
@@ -132,6 +135,7 @@ class GymSimulator(Simulator):
         action = Feature((self.action_size,), *_bounds(self.spec, self.env.action_space))
         sizes = {STATE: Feature((self.observation_size,)), ACTION: action}
         shapes = {name: (*_side(space), 3) for name, (_, space) in self._images.items()} or {DRAWN: ()}
+        shapes |= dict.fromkeys(self._named, ())
         return sizes | {IMAGES + name: Feature(shape) for name, shape in shapes.items()}
 
     def reset(self, seed: int) -> None:
@@ -285,7 +289,7 @@ class GymSimulator(Simulator):
         return act
 
     def frame(self, view: View, camera: str = "") -> NDArray[np.uint8]:
-        """One of the environment's image observations, or the picture that it renders ("main"), resized.
+        """One of the environment's image observations, resized; what it renders ("main"); a camera of MuJoCo's model.
 
         Raises:
             RenderingUnavailable: it cannot be drawn, for whatever reason.
@@ -296,10 +300,13 @@ class GymSimulator(Simulator):
             path, space = self._images[camera]
             picture = _at(self._observation, path)
             picture = picture if space.shape[-1] == 3 else np.moveaxis(picture, 0, -1)
-        elif camera == DRAWN:
-            picture = self._rendered()
+        elif camera == DRAWN or camera in self._named:
+            picture = self._in_one_line(lambda: self._pictures.frame(self.env, view, camera))
+            if picture is None:
+                picture = self._in_one_line(self._rendered)
         else:
-            raise Refusal(f"{self.spec.source!r} has no camera {camera!r}: there is {', '.join(self.cameras)}")
+            known = ", ".join((*self.cameras, *self._named))
+            raise Refusal(f"{self.spec.source!r} has no camera {camera!r}: there is {known}")
         shape: tuple[int, ...] = getattr(picture, "shape", ())
         kind = getattr(picture, "dtype", type(picture).__name__)
         if len(shape) != 3 or shape[2] != 3 or kind != np.uint8:
@@ -307,7 +314,20 @@ class GymSimulator(Simulator):
         return squared(picture, view.size)
 
     def close(self) -> None:
+        self._pictures.close()
         self.env.close()
+
+    @contextmanager
+    def _at_seed_0(self) -> Iterator[Any]:
+        """An environment of this kind at the start of seed 0, for as long as it is looked at."""
+        other = GymSimulator(self.spec)
+        try:
+            with global_generators.kept():
+                global_generators.seed(0)
+                other.reset(0)
+            yield other.env
+        finally:
+            other.close()
 
     def _made(self, kwargs: Mapping[str, Any]) -> Any:
         if self.spec.make is not None:
@@ -334,18 +354,28 @@ class GymSimulator(Simulator):
         viewer decides at its first picture, such as where its camera looks, it decides at the start of seed 0, so that
         pictures do not depend on what was drawn before.
         """
-        try:
-            if not self._drawing:
-                before_gl()
-                if "mujoco" in sys.modules:  # its own viewers ask MUJOCO_GL, and take what does not work without it
-                    from .rendering import settle_backend
+        if not self._drawing:
+            before_gl()
+            if "mujoco" in sys.modules:  # its own viewers ask MUJOCO_GL, and take what does not work without it
+                from .rendering import settle_backend
 
-                    settle_backend()
-                self._begin_to_draw()
-                self._drawing = True
-            return self._drawn()
-        except Refusal:
-            raise
+                settle_backend()
+            self._begin_to_draw()
+            self._drawing = True
+        return self._drawn()
+
+    def _in_one_line(self, draw: Callable[[], Any]) -> Any:
+        """What is drawn.
+
+        Raises:
+            RenderingUnavailable: nothing, for whatever reason.
+        """
+        try:
+            return draw()
+        except Refusal as error:
+            if isinstance(error, RenderingUnavailable) or self.spec.source in str(error):
+                raise
+            raise Refusal(f"{self.spec.source!r}: {error}") from error
         except TypeError as error:
             if "render_mode" not in str(error):
                 raise RenderingUnavailable(f"{self.spec.source!r} cannot be drawn: {_first_line(error)}") from error
@@ -384,6 +414,8 @@ class GymSimulator(Simulator):
         before = [dict(vars(each)) for each in self._chain]
         for each in self._chain:
             vars(each).update(self._windows.get(id(each), {}))
+            with suppress(Exception):  # Gymnasium's viewers take for granted that theirs is the only GL context
+                each.mujoco_renderer.viewer.make_context_current()
         try:
             return self.env.render()
         finally:

@@ -11,7 +11,6 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from types import FunctionType, NoneType
@@ -20,11 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .metaworld_classes import ENV_CLS_MAP, ENV_POLICY_MAP
 from .metaworld_tasks import OBSERVATION as OBSERVATION
 from .metaworld_tasks import TASKS as TASKS
-from .physics import ENV_CLS_MAP, ENV_POLICY_MAP, mujoco
-from .rendering import Renderer, RenderingUnavailable
-from .simulator import IMAGES, SHOULDER, Feature, Quality, Simulator, View, check_actions
+from .physics import mujoco
+from .rendering import Renderer
+from .simulator import IMAGES, SHOULDER, Feature, Quality, Refusal, Simulator, View, check_actions
 
 OBSERVATION_SIZE = 21
 ACTION_SIZE = 4
@@ -244,17 +244,13 @@ class MetaWorldSimulator(Simulator):
         camera = camera or (view.cameras or self.cameras)[0]
         key = (view.size, view.quality, camera)
         if key not in self._renderers:
-            self._renderers[key] = Renderer(self.model, view, camera)
+            self._renderers[key] = Renderer(self.model, view, _camera(self.model, camera))
         self._refresh()
         places = self.data.site_xpos.copy()
         for mark, place in self.env._target_site_config:
             self.data.site(mark).xpos = place
         try:
             return self._renderers[key].draw(self.data)
-        except RenderingUnavailable:
-            with suppress(Exception):  # GL is broken, the simulator is not: the next frame starts afresh
-                self._renderers.pop(key).close()
-            raise
         finally:
             self.data.site_xpos[:] = places
 
@@ -275,6 +271,23 @@ class MetaWorldSimulator(Simulator):
     def _write_model(self, differs: Mapping[str, NDArray[Any]]) -> None:
         for name in self._start.model.keys() | differs.keys():
             self._arrays[name][...] = differs.get(name, self._pristine_model[name])
+
+
+def _camera(model: Any, name: str) -> Any:
+    """A camera of the model by its name, or one that looks over the robot's shoulder.
+
+    Raises:
+        Refusal: there is no such camera.
+    """
+    names = [model.camera(index).name for index in range(model.ncam)]
+    if name in names:
+        return name
+    if name != SHOULDER:
+        raise Refusal(f"no camera {name!r} in this model: choose one of {', '.join([SHOULDER, *names])}")
+    camera = mujoco.MjvCamera()
+    camera.lookat[:] = (0.0, 0.68, 0.15)
+    camera.distance, camera.azimuth, camera.elevation = 1.3, 140, -30
+    return camera
 
 
 def _small_arrays(model: Any) -> dict[str, NDArray[Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .physics import ENV_POLICY_MAP
+from .metaworld_classes import ENV_POLICY_MAP
 
 STEP = 0.01
 """Metres that a hand moves per step at full speed."""

@@ -31,7 +31,10 @@ POSITIONS = ("hand", "object", "second", "goal")
 """Parts of a layout that are positions, which relations compare: all of one number of axes."""
 
 SHOULDER = "shoulder"
-"""A camera over the right shoulder of a robot at the table, which MuJoCo's scenes have besides those of their model."""
+"""A camera over the right shoulder of a robot at the table, which MetaWorld's scenes have besides their model's."""
+
+GEOM_GROUPS = 6
+"""Groups of geoms that MuJoCo has."""
 
 Quality = Literal["fast", "plain", "full"]
 
@@ -267,6 +270,8 @@ class EnvSpec:
         expert: (environment, observation [D]) -> action [A], for demonstrations.
         layout: where things stand in a flattened observation: "hand", "object", "goal" and the like.
         proprioception: the part of an observation that a robot feels of itself.
+        hidden_geom_groups: groups of MuJoCo's geoms that pictures leave out, as robosuite's 0, which holds what
+            collides and is not meant to be seen. A ``Simulator`` has its own.
         latched: an episode that was a success at a chunk's end is one, and may end there; otherwise success is that of
             the last state, as in tasks of keeping something up.
         timeout: seconds that a reset or a chunk of steps may take in a worker process, which is ended then; 0 waits for
@@ -295,6 +300,7 @@ class EnvSpec:
     expert: Callable[[Any, NDArray[np.float32]], NDArray[np.float32]] | None = None
     layout: Mapping[str, slice] = field(default_factory=dict)
     proprioception: slice = field(default_factory=lambda: slice(0, 0))
+    hidden_geom_groups: tuple[int, ...] = ()
     latched: bool = True
     timeout: float = 60.0
     practice: Callable[[str, int, int, int], Callable[[NDArray[np.float32]], NDArray[np.float32]]] | None = None
@@ -313,6 +319,11 @@ class EnvSpec:
             raise UsageError(
                 f"EnvSpec {self.source!r}: places of its layout have different sizes: "
                 + ", ".join(f"{name} {width}" for name, width in widths.items())
+            )
+        if not set(self.hidden_geom_groups) <= set(range(GEOM_GROUPS)):
+            raise UsageError(
+                f"EnvSpec {self.source!r}: hidden_geom_groups {self.hidden_geom_groups!r} must be numbers from 0 to "
+                f"{GEOM_GROUPS - 1}, as MuJoCo has them"
             )
         strange = [name for name in self.features if name not in (STATE, ACTION) and not name.startswith(IMAGES)]
         if strange:
@@ -414,6 +425,8 @@ def make_simulator(name: str) -> Simulator:
 
     def build() -> Simulator:
         made = None if spec.make is None else spec.make(**spec.kwargs)
+        if isinstance(made, Simulator) and spec.hidden_geom_groups:
+            raise Refusal(f"{name}: its EnvSpec hides geom groups, which a {type(made).__name__} has to do itself")
         return made if isinstance(made, Simulator) else GymSimulator(spec, made)
 
     simulator = knowing(build)

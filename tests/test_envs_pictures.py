@@ -70,7 +70,7 @@ def test_without_gl_the_package_to_install_is_named(monkeypatch):
     for backend, package in (("osmesa", "libosmesa6"), ("egl", "libegl1")):
         monkeypatch.setenv("MUJOCO_GL", backend)
         with pytest.raises(RenderingUnavailable, match=f"MUJOCO_GL={backend}.*{package}"):
-            rendering._context(64)
+            rendering._context()
 
 
 def test_the_next_library_is_tried_where_nobody_has_said_which(monkeypatch):
@@ -95,13 +95,14 @@ def test_the_next_library_is_tried_where_nobody_has_said_which(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "")
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(importlib, "import_module", found)
+    monkeypatch.setattr(rendering, "_try", lambda context: None)
     rendering.settle_backend()
     assert tried == ["mujoco.egl", "mujoco.osmesa", "freed"] and os.environ["MUJOCO_GL"] == "osmesa"
     rendering.settle_backend()
     assert len(tried) == 3, "it is settled"
     monkeypatch.setenv("MUJOCO_GL", "egl")
     with pytest.raises(RenderingUnavailable, match=r"MUJOCO_GL=egl \(AttributeError.*libegl1"):
-        rendering._context(8)
+        rendering._context()
 
 
 def test_a_refusal_of_a_worker_reaches_the_caller(monkeypatch):

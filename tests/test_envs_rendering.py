@@ -138,6 +138,11 @@ try:
     simulator.frame(View(32))
 except RenderingUnavailable as error:
     print(error)
+def once(*arguments):
+    rendering.mujoco.mjr_{step} = real
+    failing()
+rendering.mujoco.mjr_{step} = once
+assert (simulator.frame(View(32)) == before).all(), "a context that is lost is made again"
 rendering.mujoco.mjr_{step} = real
 assert (simulator.observe() == state).all()
 assert (simulator.frame(View(32)) == before).all() and (simulator.frame(View(24, "plain")) == other).all()

@@ -124,9 +124,9 @@ def circles(graph: dict[str, set[str]]) -> set[frozenset[str]]:
 
 
 CIRCLES = {
-    frozenset({"autotelic.envs.simulator", "autotelic.envs.gym_simulator", "autotelic.envs.rendering"}): (
-        "a spec without a maker of its own is run by Gymnasium's simulator, which is one of the simulators, and asks "
-        "for a GL library as MuJoCo's cameras do"
+    frozenset(f"autotelic.envs.{name}" for name in ("simulator", "gym_simulator", "gym_pictures", "rendering")): (
+        "a spec without a maker of its own is run by Gymnasium's simulator, which is one of the simulators, and "
+        "drawn by a GL library as MuJoCo's cameras are"
     ),
     frozenset({"autotelic.envs.metaworld", "autotelic.envs.metaworld_tasks"}): (
         "tasks are listed without physics, and physics knows the tasks' observation"
