@@ -107,17 +107,26 @@ def scene_of(env: Any) -> tuple[Any, Any] | None:
     own = own_of(env)
     if own is not None:
         return own.renderer.model, own.renderer.data
-    chain = [env]
-    while isinstance(chain[-1], gymnasium.Wrapper):
-        chain.append(chain[-1].env)
-    inner = [value for value in vars(chain[-1]).values() if isinstance(value, gymnasium.Env)]
-    for each in (chain[-1], *inner):
+    for each in _inner(env):
         for place in PLACES:
             with suppress(Exception):  # other people's attributes do as they like
                 model, data = place(each)
                 if isinstance(model, mujoco.MjModel) and isinstance(data, mujoco.MjData):
                     return model, data
     return None
+
+
+def _inner(env: Any) -> list[Any]:
+    """The environment under all wrappers, and those that it holds."""
+    while isinstance(env, gymnasium.Wrapper):
+        env = env.env
+    return [env, *(value for value in vars(env).values() if isinstance(value, gymnasium.Env))]
+
+
+def viewers_of(env: Any) -> list[Any]:
+    """Gymnasium's viewers that an environment has drawn with; they take their GL context for the current one."""
+    renderers = (vars(each).get("mujoco_renderer") for each in _inner(env))
+    return [renderer.viewer for renderer in renderers if getattr(renderer, "viewer", None) is not None]
 
 
 def cameras_of(env: Any) -> dict[str, str]:
@@ -195,9 +204,11 @@ class MujocoPictures:
     def _middle_of_start(self) -> NDArray[np.float64]:
         if self._middle is None:
             with self._begun() as env:
-                scene = scene_of(env)
-                assert scene is not None, "an environment of the same kind"
-                self._middle = np.median(scene[1].geom_xpos, axis=0)
+                own = own_of(env)
+                assert own is not None, "an environment of the same kind"
+                if own.prepare is not None:
+                    own.prepare()
+                self._middle = np.median(own.renderer.data.geom_xpos, axis=0)
         return self._middle
 
     def close(self) -> None:
@@ -214,7 +225,7 @@ def _prepared(own: Own | None) -> Iterator[None]:
         yield
         return
     model, data, attributes = own.renderer.model, own.renderer.data, vars(own.holder)
-    before, held, settings = dict(attributes), mujoco_content.Data(data), mujoco_content.of_model(model)
+    before, held, settings = dict(attributes), mujoco_content.Data(data), mujoco_content.of_model(model, thorough=False)
     try:
         own.prepare()
         yield

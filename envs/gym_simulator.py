@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ..errors import UsageError, raised
 from ..gl import before_gl
 from . import global_generators
-from .gym_pictures import MujocoPictures, cameras_of
+from .gym_pictures import MujocoPictures, cameras_of, viewers_of
 from .simulator import (
     ACTION,
     DRAWN,
@@ -315,6 +315,9 @@ class GymSimulator(Simulator):
 
     def close(self) -> None:
         self._pictures.close()
+        for viewer in viewers_of(self.env):
+            viewer.make_context_current()  # or names of another GL context would be freed
+            viewer.con.free()
         self.env.close()
 
     @contextmanager
@@ -414,8 +417,8 @@ class GymSimulator(Simulator):
         before = [dict(vars(each)) for each in self._chain]
         for each in self._chain:
             vars(each).update(self._windows.get(id(each), {}))
-            with suppress(Exception):  # Gymnasium's viewers take for granted that theirs is the only GL context
-                each.mujoco_renderer.viewer.make_context_current()
+        for viewer in viewers_of(self.env):
+            viewer.make_context_current()
         try:
             return self.env.render()
         finally:

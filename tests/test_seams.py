@@ -31,7 +31,7 @@ REASONS: dict[str, tuple[str, ...]] = {
     ),
     "simulators of others, whose attributes are their state": (
         *("envs/gym_simulator.py", "envs/metaworld.py", "envs/mujoco_content.py"),
-        *("envs/simulator.py", "envs/snapshots.py"),
+        *("envs/gym_pictures.py", "envs/rendering.py", "envs/simulator.py", "envs/snapshots.py"),
     ),
     "a person's function, class, array or module, which promises nothing": (
         *("diffusion/gradients.py", "diffusion/videos.py", "envs/worker.py", "rewards/audit.py"),
