@@ -287,8 +287,11 @@ def _named(model: mujoco.MjModel, name: str) -> mujoco.MjvCamera:
     return camera
 
 
-_UPLOADED = ("mesh_", "tex_", "hfield_", "skin_")
-"""Arrays of a model that are uploaded; all else of a picture is in the scene, which is made anew each time."""
+_UPLOADED = ("mesh_", "tex_", "hfield_", "skin_", "mat_", "geom_type", "geom_size", "geom_dataid", "geom_matid")
+"""Arrays of a model that decide what is uploaded: planes are too, in their sizes and with their materials.
+
+All else of a picture is in the scene, which is made anew each time.
+"""
 
 _digests: dict[int, bytes] = {}
 """By the address of a model, which is forgotten with the model."""

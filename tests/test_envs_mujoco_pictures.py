@@ -314,7 +314,7 @@ def pictures():
 before = pictures()
 uploaded = rendering._here.graphics.uploaded
 kinds = {rendering._content(each.env.unwrapped.model) for each in simulators}
-assert len(made) == 1 and len(uploaded) == 3 * len(kinds) and len(kinds) in (2, 3), "what is alike is uploaded once"
+assert len(made) == 1 and len(uploaded) == 3 * len(kinds) and len(kinds) == 3, "what is alike is uploaded once"
 rendering.MEMORY = sum(size for _, size in uploaded.values()) // 2
 simulators[0].frame(View(12))
 assert len(uploaded) < 3 * len(kinds)
