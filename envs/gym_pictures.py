@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import mujoco_content
-from .simulator import DRAWN, Refusal, View
+from .simulator import DRAWN, EnvSpec, Refusal, View
 
 if TYPE_CHECKING:
     from .rendering import Renderer
@@ -38,6 +38,10 @@ PLACES = tuple(
     )
 )
 """Where environments keep their model and data."""
+
+
+_middles: dict[int, tuple[EnvSpec, NDArray[np.float64]]] = {}
+"""Where free cameras look, by the identity of a spec: instances of one kind look there together."""
 
 
 @dataclass(frozen=True)
@@ -140,16 +144,15 @@ class MujocoPictures:
     """Pictures of MuJoCo's scene in an environment.
 
     Args:
-        hidden: geom groups that are not drawn.
+        spec: of the environment.
         begun: gives an environment of this kind at the start of seed 0. A free camera looks at the middle of that
             state, as Gymnasium's does of the state of its first picture, so that it never depends on what was drawn
             before.
     """
 
-    def __init__(self, hidden: Sequence[int], begun: Callable[[], AbstractContextManager[Any]]) -> None:
-        self.hidden, self._begun = hidden, begun
+    def __init__(self, spec: EnvSpec, begun: Callable[[], AbstractContextManager[Any]]) -> None:
+        self.spec, self._begun = spec, begun
         self._renderers: dict[tuple[int, str, str], Renderer] = {}
-        self._middle: NDArray[np.float64] | None = None
 
     def frame(self, env: Any, view: View, camera: str) -> NDArray[np.uint8] | None:
         """[size, size, 3] of an environment's current state; None if only the environment can draw it.
@@ -160,7 +163,7 @@ class MujocoPictures:
         """
         scene, own = scene_of(env), own_of(env)
         if scene is None or (own is None and camera == DRAWN):
-            if self.hidden:
+            if self.spec.hidden_geom_groups:
                 raise Refusal(
                     "its EnvSpec hides geom groups, which its own render() would draw: name cameras of its model"
                 )
@@ -181,7 +184,7 @@ class MujocoPictures:
 
         camera = self._own_camera(env, own) if named is None and own is not None else named
         flags, most = ({}, GEOMS) if own is None else (own.renderer._vopt, own.renderer.max_geom)
-        return Renderer(model, view, camera or "", hidden=self.hidden, flags=flags, most=most)
+        return Renderer(model, view, camera or "", hidden=self.spec.hidden_geom_groups, flags=flags, most=most)
 
     def _own_camera(self, env: Any, own: Own) -> Any:
         """The camera that Gymnasium's ``MujocoRenderer`` would take."""
@@ -202,14 +205,14 @@ class MujocoPictures:
         return camera
 
     def _middle_of_start(self) -> NDArray[np.float64]:
-        if self._middle is None:
+        if id(self.spec) not in _middles:
             with self._begun() as env:
                 own = own_of(env)
                 assert own is not None, "an environment of the same kind"
                 if own.prepare is not None:
                     own.prepare()
-                self._middle = np.median(own.renderer.data.geom_xpos, axis=0)
-        return self._middle
+                _middles[id(self.spec)] = self.spec, np.median(own.renderer.data.geom_xpos, axis=0)
+        return _middles[id(self.spec)][1]
 
     def close(self) -> None:
         """Free what was uploaded."""

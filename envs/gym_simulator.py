@@ -99,7 +99,7 @@ class GymSimulator(Simulator):
         self.spec, self._judge = spec, spec.success
         self._before: Snapshot | None = None
         self._drawing = False
-        self._pictures = MujocoPictures(spec.hidden_geom_groups, self._at_seed_0)
+        self._pictures = MujocoPictures(spec, self._at_seed_0)
         self._hold(self._made(spec.kwargs) if env is None else env)
         leaves = list(_leaves(self.env.observation_space))
         self._images = {_camera(path): (path, space) for path, space in leaves if _is_image(spec.source, path, space)}

@@ -18,14 +18,14 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..gl import before_gl
 from .physics import mujoco
-from .simulator import Refusal, View
+from .simulator import Quality, Refusal, View
 from .simulator import RenderingUnavailable as RenderingUnavailable
 
 HEADLESS = ("egl", "osmesa")
@@ -72,15 +72,11 @@ class Renderer:
         self.camera = _named(model, camera) if isinstance(camera, str) else camera
         # By the reference pose, or pictures from a hand would turn over with the hand.
         self._turned = isinstance(camera, str) and model.cam_mat0[self.camera.fixedcamid, 7] < -1e-6
-        self._key = (_content(model), view.size, view.quality)
+        self._key = _Key(_content(model), view.size, view.quality, most)
         before_gl()
         with _one_line("making a GL context"):
-            _graphics().upload(self._key, model, view)
+            _graphics().upload(self._key, model)
         _here.renderers.add(self)
-        self.scene = mujoco.MjvScene(model, maxgeom=most)
-        if view.quality != "full":
-            for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-                self.scene.flags[flag] = 0
         self.options = mujoco.MjvOption()
         self.options.geomgroup[list(hidden)] = 0
         for kind, shown in (flags or {}).items():
@@ -94,26 +90,28 @@ class Renderer:
         Raises:
             RenderingUnavailable: GL failed.
         """
-        everything = mujoco.mjtCatBit.mjCAT_ALL.value
-        mujoco.mjv_updateScene(self.model, data, self.options, self.perturbation, self.camera, everything, self.scene)
         with _one_line("drawing a picture"):
             try:
-                picture = self._drawn()
+                picture = self._drawn(data)
             except Exception as lost:  # by a driver that was reset, say
                 _end()
                 try:
-                    picture = self._drawn()
+                    picture = self._drawn(data)
                 except Exception:
                     _end()
                     raise lost from None
         return np.ascontiguousarray(picture[:, ::-1] if self._turned else picture[::-1])
 
-    def _drawn(self) -> NDArray[np.uint8]:
-        """The scene as GL has it, its lowest row first."""
-        context = _graphics().upload(self._key, self.model, self.view)
+    def _drawn(self, data: mujoco.MjData) -> NDArray[np.uint8]:
+        """The picture as GL has it, its lowest row first."""
+        uploaded = _graphics().upload(self._key, self.model)
+        everything = mujoco.mjtCatBit.mjCAT_ALL.value
         picture = np.empty((self.view.size, self.view.size, 3), np.uint8)
-        mujoco.mjr_render(self.rectangle, self.scene, context)
-        mujoco.mjr_readPixels(picture, None, self.rectangle, context)
+        mujoco.mjv_updateScene(
+            self.model, data, self.options, self.perturbation, self.camera, everything, uploaded.scene
+        )
+        mujoco.mjr_render(self.rectangle, uploaded.scene, uploaded.context)
+        mujoco.mjr_readPixels(picture, None, self.rectangle, uploaded.context)
         if failure := mujoco.mjr_getError():
             raise RuntimeError(f"OpenGL error {failure:#x}")
         return picture
@@ -125,35 +123,52 @@ class Renderer:
             _end()
 
 
+class _Key(NamedTuple):
+    """What renderers that share an upload have in common."""
+
+    content: bytes
+    size: int
+    quality: Quality
+    most: int
+
+
+class _Uploaded(NamedTuple):
+    """Meshes, textures and a frame buffer in a GL context; a scene, filled anew for each picture; bytes of them."""
+
+    context: Any
+    scene: Any
+    nbytes: int
+
+
 class _Graphics:
-    """A GL context, and what was uploaded to it: by content, size and quality, the one drawn longest ago first."""
+    """A GL context, and what was uploaded to it, the one drawn longest ago first."""
 
     def __init__(self) -> None:
         self.gl = _context()
         atexit.unregister(_end)
         atexit.register(_end)  # before the binding takes itself down: the last to be registered goes first
-        self.uploaded: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
+        self.uploaded: OrderedDict[_Key, _Uploaded] = OrderedDict()
 
-    def upload(self, key: Any, model: mujoco.MjModel, view: View) -> Any:
-        """The ``MjrContext`` of a model, made if there is none, in the GL context that draws from now on."""
+    def upload(self, key: _Key, model: mujoco.MjModel) -> _Uploaded:
+        """What is drawn with, made if there is none, in the GL context that draws from now on."""
         self.gl.make_current()  # environments that draw for themselves have made theirs current
         if key not in self.uploaded:
-            drawn = _drawn(model, view)
-            self.uploaded[key] = _offscreen(drawn), _size(drawn)
-            while len(self.uploaded) > 1 and sum(size for _, size in self.uploaded.values()) > MEMORY:
-                self.uploaded.popitem(last=False)[1][0].free()
+            drawn = _drawn(model, key.size, key.quality)
+            self.uploaded[key] = _Uploaded(_offscreen(drawn), _scene(model, key), _size(drawn))
+            while len(self.uploaded) > 1 and sum(each.nbytes for each in self.uploaded.values()) > MEMORY:
+                self.uploaded.popitem(last=False)[1].context.free()
         self.uploaded.move_to_end(key)
-        context = self.uploaded[key][0]
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context)
-        return context
+        uploaded = self.uploaded[key]
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, uploaded.context)
+        return uploaded
 
     def close(self) -> None:
         """Free all; what was lost cannot be freed, and need not."""
         with suppress(Exception):
             self.gl.make_current()  # or the names of another context would be freed
-        for context, _ in self.uploaded.values():
+        for uploaded in self.uploaded.values():
             with suppress(Exception):
-                context.free()
+                uploaded.context.free()
         with suppress(Exception):
             self.gl.free()
 
@@ -222,8 +237,8 @@ def _context() -> Any:
 def _try(gl: Any) -> None:
     """Draw a picture of nothing: some libraries give contexts in which nothing can be drawn."""
     gl.make_current()
-    model, view = mujoco.MjModel.from_xml_string("<mujoco/>"), View(16)
-    context = _offscreen(_drawn(model, view))
+    model = mujoco.MjModel.from_xml_string("<mujoco/>")
+    context = _offscreen(_drawn(model, 16, "fast"))
     rectangle = mujoco.MjrRect(0, 0, 16, 16)
     mujoco.mjr_render(rectangle, mujoco.MjvScene(model, maxgeom=1), context)
     mujoco.mjr_readPixels(np.empty((16, 16, 3), np.uint8), None, rectangle, context)
@@ -328,13 +343,21 @@ def _size(model: mujoco.MjModel) -> int:
     return 10**7 + 3 * sum(array.nbytes for array in _arrays(model)) + shadows + pixels
 
 
-def _drawn(model: mujoco.MjModel, view: View) -> mujoco.MjModel:
+def _scene(model: mujoco.MjModel, key: _Key) -> Any:
+    scene = mujoco.MjvScene(model, maxgeom=key.most)
+    if key.quality != "full":
+        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+            scene.flags[flag] = 0
+    return scene
+
+
+def _drawn(model: mujoco.MjModel, size: int, quality: Quality) -> mujoco.MjModel:
     """A copy of the model as the GL context should see it."""
     drawn = copy.copy(model)
-    drawn.vis.global_.offwidth = drawn.vis.global_.offheight = view.size
-    if view.quality != "full":
+    drawn.vis.global_.offwidth = drawn.vis.global_.offheight = size
+    if quality != "full":
         drawn.vis.quality.offsamples = drawn.vis.quality.shadowsize = 0
-    if view.quality == "fast":
+    if quality == "fast":
         drawn.vis.quality.numslices, drawn.vis.quality.numstacks, drawn.vis.quality.numquads = 12, 8, 2
         for mesh in sorted(set(range(model.nmesh)) - _textured(model)):
             _coarsen(drawn, mesh)

@@ -114,7 +114,7 @@ print(apart("HalfCheetah-v5", named="track", camera_name="track"))
 few = simulated("Reacher-v5", max_geom=500)
 few.reset(0)
 few.frame(View(24))
-print(*(renderer.scene.maxgeom for renderer in few._pictures._renderers.values()))
+print(list(rendering._here.graphics.uploaded.values())[-1].scene.maxgeom)
 """,
         backend,
     )
@@ -315,12 +315,12 @@ before = pictures()
 uploaded = rendering._here.graphics.uploaded
 kinds = {rendering._content(each.env.unwrapped.model) for each in simulators}
 assert len(made) == 1 and len(uploaded) == 3 * len(kinds) and len(kinds) == 3, "what is alike is uploaded once"
-rendering.MEMORY = sum(size for _, size in uploaded.values()) // 2
+rendering.MEMORY = sum(each.nbytes for each in uploaded.values()) // 2
 simulators[0].frame(View(12))
 assert len(uploaded) < 3 * len(kinds)
 for now, then in zip(pictures() + pictures(), before * 2):
     assert (now == then).all()
-assert len(made) == 1 and sum(size for _, size in uploaded.values()) <= rendering.MEMORY
+assert len(made) == 1 and sum(each.nbytes for each in uploaded.values()) <= rendering.MEMORY
 for each in simulators:
     assert rendering._here.graphics is not None
     each.close()
@@ -373,7 +373,7 @@ def test_textured_meshes_keep_their_triangles_at_fast():
     faces = np.stack([random.permutation(60)[:3] for _ in range(80)])
     text = BOX.format(vertices=flat(points), places=flat(random.random((60, 2))), faces=flat(faces))
     model = rendering.mujoco.MjModel.from_xml_string(text)
-    drawn = rendering._drawn(model, View(32, "fast"))
+    drawn = rendering._drawn(model, 32, "fast")
     assert drawn.mesh_facenum[0] < model.mesh_facenum[0] / 2, "it has no texture"
     assert drawn.mesh_facenum[1] == model.mesh_facenum[1]
     np.testing.assert_array_equal(drawn.mesh_face[-80:], model.mesh_face[-80:])
