@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of workers too: Gymnasium-Robotics registers its ids twice
 
 import gymnasium
 import numpy as np
