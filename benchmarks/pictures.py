@@ -119,7 +119,7 @@ def measured(kind: str, size: int, repeats: int, frames: int) -> list[dict[str, 
                 current(env)
                 shrink = name == "own_480"
                 row[name] = rate(
-                    lambda env=env, turns=turns: env.step(simulator._decode(next(turns))),
+                    lambda env=env, turns=turns: env.step(simulator.decode(next(turns))),
                     lambda env=env, shrink=shrink: squared(env.render(), size) if shrink else env.render(),
                     count,
                 )
@@ -137,7 +137,7 @@ def measured(kind: str, size: int, repeats: int, frames: int) -> list[dict[str, 
         same.reset(seed=repeat)
         same.render()
         for action in actions[: frames // 4]:
-            same.step(simulator._decode(action))
+            same.step(simulator.decode(action))
             same.render()
         row["own_run"] = (frames // 4 + 1) / (time.process_time() - started)
         rows.append(row)

@@ -4,7 +4,7 @@ A Gymnasium environment opens a GL context of its own at its first picture, draw
 Here only its scene is taken: model and data, and the camera and flags that its own ``render()`` would take, read from
 its attributes. What ``render()`` does is known by its code: where it is that of Gymnasium's or Gymnasium-Robotics' base
 classes, or hands on to an inner environment, the picture is drawn here, and at quality "full" it is theirs of that size
-to the last bit. A ``render()`` that does anything else is called (``gym_simulator.py``).
+to the last bit. A ``render()`` that does anything else is called.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import mujoco_content
-from .simulator import DRAWN, EnvSpec, Refusal, View
+from .simulator import DRAWN, EnvSpec, Refusal, RenderingUnavailable, View
 
 if TYPE_CHECKING:
     from .rendering import Renderer
@@ -127,10 +127,67 @@ def _inner(env: Any) -> list[Any]:
     return [env, *(value for value in vars(env).values() if isinstance(value, gymnasium.Env))]
 
 
-def viewers_of(env: Any) -> list[Any]:
+def _viewers(env: Any) -> list[Any]:
     """Gymnasium's viewers that an environment has drawn with; they take their GL context for the current one."""
     renderers = (vars(each).get("mujoco_renderer") for each in _inner(env))
     return [renderer.viewer for renderer in renderers if getattr(renderer, "viewer", None) is not None]
+
+
+def close_viewers(env: Any) -> None:
+    """Free what Gymnasium's viewers have uploaded, in their own GL contexts: it would be freed in another's later."""
+    for viewer in _viewers(env):
+        viewer.make_context_current()
+        viewer.con.free()
+
+
+def rendered(env: Any, chain: Sequence[Any], windows: dict[int, dict[str, Any]]) -> Any:
+    """An environment's own picture, with what rendering opens (windows, clocks) kept out of its state.
+
+    Args:
+        chain: the environment and all within its wrappers.
+        windows: what was opened before, by the identity of each; it is kept there.
+    """
+    before = [dict(vars(each)) for each in chain]
+    for each in chain:
+        vars(each).update(windows.get(id(each), {}))
+    for viewer in _viewers(env):
+        viewer.make_context_current()
+    try:
+        return env.render()
+    finally:
+        for each, old in zip(chain, before, strict=True):
+            attributes = vars(each)
+            windows[id(each)] = {
+                name: value
+                for name, value in attributes.items()
+                if value is not None and old.get(name) is None and name not in _CONSTANT
+            }
+            attributes.clear()
+            attributes.update(old)
+
+
+_CONSTANT = frozenset({"spec", "action_space", "observation_space", "metadata", "render_mode", "reward_range"})
+
+
+@contextmanager
+def in_one_line(source: str) -> Iterator[None]:
+    """Say in a line, with the environment's name, why there is no picture.
+
+    Raises:
+        RenderingUnavailable: whatever was raised.
+        Refusal: there are no pictures, on any machine.
+    """
+    try:
+        yield
+    except Refusal as error:
+        if isinstance(error, RenderingUnavailable) or source in str(error):
+            raise
+        raise Refusal(f"{source!r}: {error}") from error
+    except Exception as error:
+        if isinstance(error, TypeError) and "render_mode" in str(error):
+            raise Refusal(f"{source!r} has neither image observations nor a render_mode to draw by") from error
+        first = str(error).strip().partition("\n")[0]
+        raise RenderingUnavailable(f"{source!r} cannot be drawn: {type(error).__name__}: {first}") from error
 
 
 def cameras_of(env: Any) -> dict[str, str]:

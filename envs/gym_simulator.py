@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ..errors import UsageError, raised
 from ..gl import before_gl
 from . import global_generators
-from .gym_pictures import MujocoPictures, cameras_of, viewers_of
+from .gym_pictures import MujocoPictures, cameras_of, close_viewers, in_one_line, rendered
 from .simulator import (
     ACTION,
     DRAWN,
@@ -33,7 +33,6 @@ from .simulator import (
     Feature,
     Outcome,
     Refusal,
-    RenderingUnavailable,
     Simulator,
     View,
     check_actions,
@@ -301,9 +300,10 @@ class GymSimulator(Simulator):
             picture = _at(self._observation, path)
             picture = picture if space.shape[-1] == 3 else np.moveaxis(picture, 0, -1)
         elif camera == DRAWN or camera in self._named:
-            picture = self._in_one_line(lambda: self._pictures.frame(self.env, view, camera))
-            if picture is None:
-                picture = self._in_one_line(self._rendered)
+            with in_one_line(self.spec.source):
+                picture = self._pictures.frame(self.env, view, camera)
+                if picture is None:
+                    picture = self._rendered()
         else:
             known = ", ".join((*self.cameras, *self._named))
             raise Refusal(f"{self.spec.source!r} has no camera {camera!r}: there is {known}")
@@ -315,9 +315,7 @@ class GymSimulator(Simulator):
 
     def close(self) -> None:
         self._pictures.close()
-        for viewer in viewers_of(self.env):
-            viewer.make_context_current()  # or names of another GL context would be freed
-            viewer.con.free()
+        close_viewers(self.env)
         self.env.close()
 
     @contextmanager
@@ -367,27 +365,6 @@ class GymSimulator(Simulator):
             self._drawing = True
         return self._drawn()
 
-    def _in_one_line(self, draw: Callable[[], Any]) -> Any:
-        """What is drawn.
-
-        Raises:
-            RenderingUnavailable: nothing, for whatever reason.
-        """
-        try:
-            return draw()
-        except Refusal as error:
-            if isinstance(error, RenderingUnavailable) or self.spec.source in str(error):
-                raise
-            raise Refusal(f"{self.spec.source!r}: {error}") from error
-        except TypeError as error:
-            if "render_mode" not in str(error):
-                raise RenderingUnavailable(f"{self.spec.source!r} cannot be drawn: {_first_line(error)}") from error
-            raise Refusal(
-                f"{self.spec.source!r} has neither image observations nor a render_mode to draw by"
-            ) from error
-        except Exception as error:
-            raise RenderingUnavailable(f"{self.spec.source!r} cannot be drawn: {_first_line(error)}") from error
-
     def _begin_to_draw(self) -> None:
         old, seed, acted = self.env, self._seed, self._acted
         state = None
@@ -413,27 +390,7 @@ class GymSimulator(Simulator):
             old.close()
 
     def _drawn(self) -> Any:
-        """A picture, with what rendering opens (windows, clocks) kept out of the state."""
-        before = [dict(vars(each)) for each in self._chain]
-        for each in self._chain:
-            vars(each).update(self._windows.get(id(each), {}))
-        for viewer in viewers_of(self.env):
-            viewer.make_context_current()
-        try:
-            return self.env.render()
-        finally:
-            for each, old in zip(self._chain, before, strict=True):
-                attributes = vars(each)
-                self._windows[id(each)] = {
-                    name: value
-                    for name, value in attributes.items()
-                    if value is not None and old.get(name) is None and name not in _CONSTANT
-                }
-                attributes.clear()
-                attributes.update(old)
-
-
-_CONSTANT = frozenset({"spec", "action_space", "observation_space", "metadata", "render_mode", "reward_range"})
+        return rendered(self.env, self._chain, self._windows)
 
 
 def _checked(answer: Any) -> tuple[Any, float, bool, bool, Mapping[str, Any]]:
@@ -459,10 +416,6 @@ def _checked(answer: Any) -> tuple[Any, float, bool, bool, Mapping[str, Any]]:
 
 def _described(answer: Any) -> str:
     return f"{len(answer)} values" if isinstance(answer, tuple) else f"a {type(answer).__name__}"
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def _copied(value: Any) -> Any:

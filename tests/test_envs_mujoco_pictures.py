@@ -70,7 +70,7 @@ def apart(kind, size=40, disturb=lambda: None, named="", **kwargs):
         ours = [simulator.frame(View(size, "full"), named)]
         for action in script(simulator, seed):
             simulator.step(action[None])
-            env.step(simulator._decode(action))
+            env.step(simulator.decode(action))
             disturb()
             ours.append(simulator.frame(View(size, "full"), named))
             env.unwrapped.mujoco_renderer.viewer.make_context_current()
@@ -186,7 +186,7 @@ env.reset(seed=1)
 env.model.geom_rgba[:] = drawn.env.model.geom_rgba
 env.model.opt.timestep = 0.01
 for action in script(drawn, 1):
-    env.step(drawn._decode(action))
+    env.step(drawn.decode(action))
 assert (env.render() == picture).all()
 """
     )
@@ -238,7 +238,7 @@ for kind, simulator, number in zip(kinds, simulators, range(4)):
     for seed, pictures in zip((2, 5), ours):
         env.reset(seed=seed)
         for action in script(simulator, seed):
-            env.step(simulator._decode(action))
+            env.step(simulator.decode(action))
         assert (env.render() == pictures[number]).all(), kind
 """
     )
@@ -423,7 +423,7 @@ for count, action in enumerate(steps, 1):
         env.render()
     env.reset(seed=4)
     for done in steps[:count]:
-        env.step(simulator._decode(done))
+        env.step(simulator.decode(done))
     if count in (1, 4):
         assert (env.render() == ours).all()
 assert not simulator._drawing
