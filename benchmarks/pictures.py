@@ -21,6 +21,7 @@ the lowest ratio. Robots of Gymnasium-Robotics are left out, and named, where it
 from __future__ import annotations
 
 import importlib
+import json
 import math
 import multiprocessing
 import os
@@ -224,7 +225,7 @@ def main() -> None:
     print("memory", occupied, "left out", left_out)
     record = {name: found["value"] for name, found in figures.items()} | {"intervals": figures}
     record |= {"frames": {str(size): rows[size] for size in SIZES}, "memory_mb": occupied, "left_out": left_out}
-    save(options, record | {"MUJOCO_GL": os.environ.get("MUJOCO_GL", "")})
+    save(options, json.loads(json.dumps(record), parse_float=lambda text: float(f"{float(text):.4g}")))
 
 
 if __name__ == "__main__":
