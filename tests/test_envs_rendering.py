@@ -216,16 +216,17 @@ class Painted(Simulator):
 
 def test_a_simulators_frames_are_checked():
     from autotelic.envs.board import Board, Layout
+    from autotelic.envs.env_checker import Mode
     from autotelic.envs.worker import Looks, Tick, Worker
 
     worker, nobody = Worker({}), np.zeros(0, np.int64)
     worker.simulators[DRAWER] = Painted()
     start = Tick(nobody, nobody, starts=[(0, DRAWER, 0)])
     with pytest.raises(Refusal, match=r"drawer-open-v3.*shape \(7, 7, 3\) and type uint8 from camera 'main'; expected"):
-        worker.begin(Board(Layout(1, 21, 5, 4, {"main": 8})), {}, Looks(render=View(8)))
+        worker.begin(Board(Layout(1, 21, 5, 4, {"main": 8})), {DRAWER: Mode()}, Looks(render=View(8)))
         worker.tick(start)
     board = Board(Layout(1, 21, 5, 4, {"main": 7}))
-    worker.begin(board, {}, Looks(render=View(7)))
+    worker.begin(board, {DRAWER: Mode()}, Looks(render=View(7)))
     assert not worker.tick(start)
     assert (
         board.frames["main"].shape == (1, 7, 7, 3) and (board.frames["main"] == worker.simulators[DRAWER].drawn).all()
