@@ -119,9 +119,9 @@ def _attempt(
             remaining = settle
         if simulator.over:  # nothing moves any more, and no action has an effect
             break
-    if remaining is None:
+    if remaining is None or not (spec_of(environment).latched or simulator.success()):
         return None
     settled = settle - remaining
-    names = (environment, spec_of(environment).instruction, seed)
+    names = (environment, spec_of(environment).told(seed), seed)
     images = stacked(frames) if frames else None
     return Demonstration(*names, np.stack(observations), np.stack(actions), settled, images)

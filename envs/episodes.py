@@ -220,7 +220,7 @@ class EpisodeRun:
         made, oracle, whole = int(self.made[row]), self.looks.oracle, not self.failed[row]
         return Episode(
             request.environment,
-            spec_of(request.environment).instruction,
+            spec_of(request.environment).told(request.seed),
             request.seed,
             self.observations[row, : made + 1].copy(),
             self.actions[row, :made].copy(),

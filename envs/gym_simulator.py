@@ -106,6 +106,7 @@ class GymSimulator(Simulator):
         self.observation_size = sum(_flat_size(spec.source, path, space) for path, space in self._numbers)
         self.cameras = tuple(self._images) or (DRAWN,)
         self._named = [name for name in cameras_of(self.env) if name not in (*self._images, DRAWN)]
+        self.layout = _goals(self.env.observation_space, self._numbers)
         self.action_size, self._rescale = _decoder(spec, self.env.action_space)
         for name, part in {**spec.layout, "proprioception": spec.proprioception}.items():
             if len(range(self.observation_size)[part]) != (part.stop or 0) - (part.start or 0):
@@ -475,6 +476,23 @@ def _side(space: Any) -> tuple[int, ...]:
     """Height and width of an image space, channels last or first."""
     shape: tuple[int, ...] = space.shape
     return shape[:2] if shape[-1] == 3 else shape[1:]
+
+
+def _goals(space: Any, numbers: list[tuple[Path, Any]]) -> dict[str, slice]:
+    """Where a dictionary of goals has what is achieved ("object") and what is desired ("goal"), flattened.
+
+    Nothing in other spaces, or if the two have different sizes and cannot be compared.
+    """
+    named = {"achieved_goal": "object", "desired_goal": "goal"}
+    if not (isinstance(space, spaces.Dict) and {*named, "observation"} <= {*space.spaces}):
+        return {}
+    places, start = {}, 0
+    for path, part in numbers:
+        size, old = flatdim(part), places.get(path[0])
+        places[path[0]] = slice(start if old is None else old.start, start + size)
+        start += size
+    found = {name: places[key] for key, name in named.items() if key in places}
+    return found if len({part.stop - part.start for part in found.values()}) == 1 else {}
 
 
 def _flat_size(source: str, path: Path, space: Any) -> int:

@@ -20,11 +20,12 @@ _checked: dict[str, tuple[EnvSpec, bool, Checked]] = {}
 
 @dataclass(frozen=True)
 class Joined:
-    """What a pool knows of an environment: its features, its own cameras, and how its episodes are run."""
+    """What a pool knows of an environment: features, its own cameras, how its episodes are run, where things stand."""
 
     features: Mapping[str, Feature]
     cameras: tuple[str, ...]
     mode: Mode
+    layout: Mapping[str, slice]
 
 
 def join(workers: Sequence[Here | Process], environments: Sequence[str], view: View | None) -> dict[str, Joined]:
@@ -45,14 +46,14 @@ def join(workers: Sequence[Here | Process], environments: Sequence[str], view: V
     answers = exchange([Call(trial.worker, "describe", trial.arguments, trial.blame) for trial in trials])
     joined = {}
     for trial, answer in zip(trials, answers, strict=True):
-        for name, (features, cameras, checked) in zip(trial.names, answer, strict=True):
+        for name, (features, cameras, layout, checked) in zip(trial.names, answer, strict=True):
             if checked is not None:
                 _checked[name] = spec_of(name), view is not None, checked
                 for line in checked.warnings:
                     logger.warning("%s: %s", name, line)
             known = _checked.get(name)
             mode = trial.unknown if known is None or trial.deaths > 1 else known[2].mode
-            joined[name] = Joined(features, cameras, mode)
+            joined[name] = Joined(features, cameras, mode, layout)
     return joined
 
 

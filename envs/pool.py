@@ -19,7 +19,7 @@ from .env_checker import LANES, Mode
 from .episodes import Episode as Episode
 from .episodes import EpisodeRequest as EpisodeRequest
 from .episodes import EpisodeRun, Stage
-from .joining import join
+from .joining import Joined, join
 from .oracle import require_oracle
 from .process import Call, Here, Process, exchange
 from .simulator import ACTION, STATE, EnvSpec, Feature, View, spec_of, specs
@@ -95,8 +95,7 @@ class Pool:
             worker.start()
         self.faults = 0
         self._own_cpu = 0.0
-        self._described: dict[str, tuple[Mapping[str, Feature], tuple[str, ...]]] = {}
-        self._modes: dict[str, Mode] = {}
+        self._described: dict[str, Joined] = {}
 
     @property
     def cpu_seconds(self) -> float:
@@ -110,7 +109,7 @@ class Pool:
             ValueError: not an environment of this pool.
             Refusal: it cannot be built, or it has not the features of its spec.
         """
-        return self._description(environment)[0]
+        return self._description(environment).features
 
     def sizes(self, environment: str) -> tuple[int, int]:
         """(D, A): the sizes of an observation and of an action; raises as ``features``."""
@@ -119,7 +118,11 @@ class Pool:
 
     def cameras(self, environment: str) -> tuple[str, ...]:
         """Whose pictures are taken where a view names no camera; raises as ``features``."""
-        return self._description(environment)[1]
+        return self._description(environment).cameras
+
+    def layout(self, environment: str) -> Mapping[str, slice]:
+        """Where things stand in an observation, as its spec or a dictionary of goals says; raises as ``features``."""
+        return self._description(environment).layout
 
     def build(self, view: View | None = None) -> None:
         """Build and try every environment now, so that one that cannot be used is refused at once.
@@ -183,7 +186,7 @@ class Pool:
         shape, render = self._common(environments, render)
         workers = self._workers if render is None else self._painters
         with self._counted():
-            modes = {name: self._modes[name] for name in environments}
+            modes = {name: self._described[name].mode for name in environments}
             if render is not None:  # one instance draws for all, where it can
                 modes = {name: replace(mode, own=False) for name, mode in modes.items()}
             room = min([self.lanes, *(mode.room for mode in modes.values() if mode.room)])
@@ -226,7 +229,7 @@ class Pool:
         """
         self._description(environment)
         workers = self._workers if render is None else self._painters
-        count, mode = len(workers), self._modes[environment]
+        count, mode = len(workers), self._described[environment].mode
         shares = [(environment, list(seeds[index::count]), horizon, settle, render, mode) for index in range(count)]
         calls = [
             Call(worker, "demonstrate", lambda share=share: share)  # type: ignore[misc]
@@ -279,7 +282,7 @@ class Pool:
             render = replace(render, cameras=cameras.pop())
         return (*sizes.pop(), self.chunk), render
 
-    def _description(self, environment: str) -> tuple[Mapping[str, Feature], tuple[str, ...]]:
+    def _description(self, environment: str) -> Joined:
         self._check(environment)
         if environment not in self._described:
             self._describe([environment], None)
@@ -289,8 +292,7 @@ class Pool:
         """Ask for features and cameras, and have what was not tried in this process tried."""
         with self._counted():
             joined = join(self._workers if view is None else self._painters, environments, view)
-        self._described |= {name: (each.features, each.cameras) for name, each in joined.items()}
-        self._modes |= {name: each.mode for name, each in joined.items()}
+        self._described |= joined
 
     def _check(self, environment: str) -> None:
         if environment not in self.environments:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -117,6 +118,7 @@ class Simulator(ABC):
         cameras: whose pictures are taken where a view names none.
         total_reward: of the episode so far, where the environment has one of its own; only a check compares it.
         instance_size: bytes that another instance would take, 0 where nobody knows.
+        layout: where things stand in an observation, as far as the simulator or its spec says; see ``EnvSpec.layout``.
     """
 
     observation_size: int
@@ -124,6 +126,7 @@ class Simulator(ABC):
     cameras: tuple[str, ...] = (DRAWN,)
     total_reward: float = 0.0
     instance_size: int = 0
+    layout: Mapping[str, slice] = {}
 
     @property
     def features(self) -> Mapping[str, Feature]:
@@ -254,6 +257,7 @@ class EnvSpec:
     Attributes:
         id: Gymnasium id, as in ``gymnasium.make(id)``.
         instruction: the sentence that a policy is told.
+        instruct: seed -> the sentence of its episode, where they differ; ``instruction`` is then what they have in common.
         max_episode_steps: environment steps after which an episode is usually cut.
         success: judges an :class:`Outcome`; a ``Simulator`` has its own.
         make: instead of an id, builds a Gymnasium environment (used as it is, wrappers and all) or a ``Simulator``.
@@ -268,7 +272,8 @@ class EnvSpec:
         save, restore: copy the state out of the environment and back into it. Without them its attributes are
             deep-copied, which environments made of plain Python and numpy allow.
         expert: (environment, observation [D]) -> action [A], for demonstrations.
-        layout: where things stand in a flattened observation: "hand", "object", "goal" and the like.
+        layout: where things stand in a flattened observation: "hand", "object", "goal" and the like. In a dictionary of
+            goals, "object" is what is achieved and "goal" what is desired, unless this says otherwise.
         proprioception: the part of an observation that a robot feels of itself.
         hidden_geom_groups: groups of MuJoCo's geoms that pictures leave out, as robosuite's 0, which holds what
             collides and is not meant to be seen. A ``Simulator`` has its own.
@@ -278,6 +283,7 @@ class EnvSpec:
             ever.
         practice: (environment's name, seed, steps, chunk) -> (observation [D] -> chunk [C, A]), an expert gone astray
             in one episode. A pretrained critic learns from all environments that share it.
+        extra: the optional dependencies of this package that it needs.
 
     Raises:
         UsageError: neither or both of id and make, no instruction, no steps, one of save and restore alone, or a
@@ -304,6 +310,8 @@ class EnvSpec:
     latched: bool = True
     timeout: float = 60.0
     practice: Callable[[str, int, int, int], Callable[[NDArray[np.float32]], NDArray[np.float32]]] | None = None
+    instruct: Callable[[int], str] | None = None
+    extra: str = ""
 
     def __post_init__(self) -> None:
         if bool(self.id) == (self.make is not None):
@@ -335,6 +343,10 @@ class EnvSpec:
     def source(self) -> str:
         """What it is built from, for messages."""
         return self.id or getattr(self.make, "__name__", str(self.make))
+
+    def told(self, seed: int) -> str:
+        """The sentence that a policy is told in the episode of a seed."""
+        return self.instruction if self.instruct is None else self.instruct(seed)
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -429,7 +441,8 @@ def make_simulator(name: str) -> Simulator:
             raise Refusal(f"{name}: its EnvSpec hides geom groups, which a {type(made).__name__} has to do itself")
         return made if isinstance(made, Simulator) else GymSimulator(spec, made)
 
-    simulator = knowing(build)
+    with needing(name, spec.extra):
+        simulator = knowing(build)
     offered = simulator.features
     for feature, wanted in spec.features.items():
         if feature not in offered:
@@ -439,7 +452,44 @@ def make_simulator(name: str) -> Simulator:
             here, there = listed({feature: wanted}), listed({feature: offered[feature]})
             raise Refusal(f"{name}: its EnvSpec has {here}, the environment has {there}")
     simulator.cameras = spec.cameras or simulator.cameras
+    simulator.layout = _joined(simulator.layout, spec.layout)
     return simulator
+
+
+@contextmanager
+def needing(name: str, extra: str) -> Iterator[None]:
+    """Say which extra is missing where an import fails; without an extra nothing is said.
+
+    Raises:
+        Refusal: in one line, how it is installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        if not extra:
+            raise
+        reason = " ".join(str(error).split()).partition(". ")[0]
+        raise Refusal(f"{name} needs the extra {extra!r} ({reason}): pip install 'autotelic[{extra}]'") from error
+
+
+def layout_of(name: str) -> Mapping[str, slice]:
+    """Where things stand in the observations of a registered environment, which is built to be asked.
+
+    Raises:
+        Refusal: it cannot be built.
+    """
+    simulator = make_simulator(name)
+    try:
+        return simulator.layout
+    finally:
+        simulator.close()
+
+
+def _joined(found: Mapping[str, slice], told: Mapping[str, slice]) -> dict[str, slice]:
+    """A spec's layout, and of what was found the places that it does not name and that are of their size."""
+    sizes = {part.stop - part.start for name, part in told.items() if name in POSITIONS}
+    new = {name: part for name, part in found.items() if not sizes or part.stop - part.start in sizes}
+    return {**new, **told}
 
 
 def listed(features: Mapping[str, Feature]) -> str:

@@ -142,8 +142,8 @@ class Worker:
 
     def describe(
         self, environments: Sequence[str], new: Sequence[str], view: View | None
-    ) -> list[tuple[dict[str, Feature], tuple[str, ...], Checked | None]]:
-        """(features, cameras where a view names none, what a check of a new one found) of each environment."""
+    ) -> list[tuple[dict[str, Feature], tuple[str, ...], dict[str, slice], Checked | None]]:
+        """(features, cameras where a view names none, layout, what a check of a new one found) of each environment."""
         answers = []
         for environment in environments:
             simulator, checked = self.simulator(environment), None
@@ -153,7 +153,7 @@ class Worker:
                 self.mark(NOBODY, 0)
                 if not checked.mode.resets:  # this one is not as new
                     self.simulators.pop(environment).close()
-            answers.append((dict(simulator.features), simulator.cameras, checked))
+            answers.append((dict(simulator.features), simulator.cameras, dict(simulator.layout), checked))
         return answers
 
     def begin(self, board: Board, modes: Mapping[str, Mode], looks: Looks) -> None:

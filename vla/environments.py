@@ -6,6 +6,7 @@ All of it follows from the specs of the environments (``envs/simulator.py``).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,7 +58,7 @@ def make_task(environment: str, seed: int, horizon: int | None = None) -> Task:
     from ..envs.simulator import spec_of, title_of
     from ..types import Task
 
-    name, instruction = title_of(environment), spec_of(environment).instruction
+    name, instruction = title_of(environment), spec_of(environment).told(seed)
     extra = {"environment": environment}
     return Task(f"{name}/{seed}", instruction, category=name, seed=seed, horizon=horizon, extra=extra)
 
@@ -146,11 +147,11 @@ def recorded(config: RobotConfig, wanted: Mapping[str, int], pool: Pool) -> dict
                 f"{name} has {pool.sizes(name)[0]} and {pool.sizes(name)[1]}: choose features by --state-keys and "
                 "--action-key"
             )
-        instruction = spec_of(name).instruction
+        spec = spec_of(name)
         demonstrations[name] = [
             Demonstration(
                 name,
-                instruction,
+                spec.instruction if spec.instruct is None else d.instruction,
                 d.seed,
                 d.observations,
                 d.actions,
@@ -226,7 +227,7 @@ def make_policy(config: RobotConfig, environment: str, pool: Pool) -> ChunkPolic
             has = (observation_size, trained.action_size, trained.chunk)
             _check_sizes(config.model, has, environment, sizes)
             return trained
-        inputs: dict[str, Any] = hand_centred(spec.layout)
+        inputs: dict[str, Any] = hand_centred(pool.layout(environment))
         if config.obs_type == "pixels":
             inputs = {"vision": Vision(size=config.frame_size, cameras=pool.cameras(environment))}
         if config.head == "flow":
@@ -323,4 +324,4 @@ def try_out(policy: ChunkPolicy, environment: str, pool: Pool) -> None:
 def encode(policy: ChunkPolicy, demonstrations: Mapping[str, Sequence[Demonstration]]) -> list[Rollout]:
     """Demonstrations as rollouts of a policy that imitates them."""
     every = [d for several in demonstrations.values() for d in several]
-    return policy.encode([make_task(d.environment, d.seed) for d in every], every)
+    return policy.encode([replace(make_task(d.environment, d.seed), prompt=d.instruction) for d in every], every)

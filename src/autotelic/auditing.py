@@ -83,7 +83,7 @@ def audit_model(name: str, where: Path, rebuild: Rebuild, chosen: Chosen) -> lis
     Raises:
         UsageError: either is unknown, or they do not fit.
     """
-    from .envs.simulator import registered, spec_of, title_of
+    from .envs.simulator import layout_of, registered, title_of
     from .rewards.audit import audit_progress, audit_reward
     from .rewards.progress.estimates import sees
 
@@ -98,7 +98,7 @@ def audit_model(name: str, where: Path, rebuild: Rebuild, chosen: Chosen) -> lis
             some = [e for e in source.episodes if e.environment == task]
             on = title_of(task) or some[0].instruction
             if hasattr(model, "in_layout"):
-                layout = spec_of(task).layout if task in registered() else {}
+                layout = layout_of(task) if task in registered() else {}
                 model = model.in_layout(layout, task or "these episodes")
             if hasattr(model, "kind"):
                 shown = [

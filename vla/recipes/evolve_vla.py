@@ -181,10 +181,9 @@ def looking(
 
 def seen_relations(setting: Setting, goals: bool) -> Features:
     """Relations between hand, objects and goal where an observation names them, else its plain numbers."""
-    from ...envs.simulator import spec_of
     from ...rewards.progress.features import PARTS, RelationFeatures, StateFeatures, relations_in
 
-    layout = spec_of(setting.names[0]).layout
+    layout = setting.pool.layout(setting.names[0])
     strange = [name for name in layout if name not in PARTS]
     if strange:
         logger.warning("no relation knows %r in the layout of %s: %s are known", strange[0], setting.names[0], PARTS)
