@@ -452,7 +452,8 @@ def _at(observation: Any, path: Path) -> Any:
 
 
 def _camera(path: Path) -> str:
-    """LeRobot forbids "/" in names."""
+    """LeRobot forbids "/" in names, and its environments keep their cameras in "pixels"."""
+    path = path[1:] if path[:1] == ("pixels",) and len(path) > 1 else path
     return ".".join(str(key) for key in path).removeprefix(IMAGES) or DRAWN
 
 
@@ -486,7 +487,8 @@ def _goals(space: Any, numbers: list[tuple[Path, Any]]) -> dict[str, slice]:
     named = {"achieved_goal": "object", "desired_goal": "goal"}
     if not (isinstance(space, spaces.Dict) and {*named, "observation"} <= {*space.spaces}):
         return {}
-    places, start = {}, 0
+    places: dict[Any, slice] = {}
+    start = 0
     for path, part in numbers:
         size, old = flatdim(part), places.get(path[0])
         places[path[0]] = slice(start if old is None else old.start, start + size)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..errors import UsageError
 from ..machine import cores
 from .demonstrations import Demonstration as Demonstration
-from .env_checker import LANES, Mode
+from .env_checker import LANES
 from .episodes import Episode as Episode
 from .episodes import EpisodeRequest as EpisodeRequest
 from .episodes import EpisodeRun, Stage

@@ -257,7 +257,7 @@ class EnvSpec:
     Attributes:
         id: Gymnasium id, as in ``gymnasium.make(id)``.
         instruction: the sentence that a policy is told.
-        instruct: seed -> the sentence of its episode, where they differ; ``instruction`` is then what they have in common.
+        instruct: seed -> the sentence of its episode, where they differ; ``instruction`` is what they have in common.
         max_episode_steps: environment steps after which an episode is usually cut.
         success: judges an :class:`Outcome`; a ``Simulator`` has its own.
         make: instead of an id, builds a Gymnasium environment (used as it is, wrappers and all) or a ``Simulator``.

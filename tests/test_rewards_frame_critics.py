@@ -127,7 +127,9 @@ def test_bad_input_is_refused_in_one_line() -> None:
         of.fit([SimpleNamespace(instruction="a", frames=np.zeros((2, 8, 8, 3), np.float32))])
     of = critic("pairwise")
     frames = SHOWN[0].frames[:1]
-    with pytest.raises(ValueError, match=r"^the critic has no demonstration of 'fly'$"):
+    with pytest.raises(
+        ValueError, match=r"^the critic has no demonstration of 'fly': show it one, or take one that needs none$"
+    ):
         of(frames, frames, ["fly"], frames)
     with pytest.raises(ValueError, match=r"^a pairwise critic needs references$"):
         of(frames, frames, [RIGHT])

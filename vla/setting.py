@@ -24,6 +24,7 @@ from .environments import (
     make_policy,
     make_pool,
     make_task,
+    other_chunk,
     record,
     recorded,
     try_out,
@@ -381,6 +382,8 @@ def start(config: RobotConfig, folder: RunFolder) -> Setting:
         _make_start(place, config, pool, policy)
     distributed.barrier()
     state = checkpoint.load(place)
+    if state["chunk"] != pool.chunk:  # the spec has changed since
+        raise UsageError(other_chunk(str(folder.path), state["chunk"], next(iter(wanted)), pool.chunk))
     policy.load_state_dict(state["policy"])
     if config.freeze_vision and policy.sees == "frames":
         policy.freeze_tower()
@@ -429,7 +432,8 @@ def _make_start(place: Path, config: RobotConfig, pool: Pool, policy: ChunkPolic
         imitated = {name: demonstrations[name] for name in taught or wanted}
         clone(policy, encode(policy, imitated), cloning_of(config))
     shown = {name: [asdict(each) for each in several] for name, several in demonstrations.items()}
-    checkpoint.save(place, {"policy": policy.state_dict(), "demonstrations": checkpoint.with_tensors(shown)})
+    state = {"policy": policy.state_dict(), "chunk": pool.chunk}
+    checkpoint.save(place, state | {"demonstrations": checkpoint.with_tensors(shown)})
 
 
 def cloning_of(config: RobotConfig) -> Cloning:

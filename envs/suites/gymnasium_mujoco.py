@@ -1,8 +1,8 @@
 """Gymnasium's MuJoCo environments (v5) and two of classic control, which need nothing but Gymnasium and MuJoCo.
 
 Most of them have a reward and no success. Here that is an episode of full length whose return is what Gymnasium's
-registry calls solved (``reward_threshold``). Where it names none, or one that no episode can reach, TASKS says what it is
-instead. All of it is judged at the end, so it is not latched.
+registry calls solved (``reward_threshold``). Where it names none, or one that no episode can reach, TASKS says what it
+is instead. All of it is judged at the end, so it is not latched.
 """
 
 from __future__ import annotations

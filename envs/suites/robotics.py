@@ -8,7 +8,7 @@ matter, and a view relative to a hand would hide where it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ def pick_and_place(env: Any, observation: NDArray[np.float32]) -> NDArray[np.flo
     if around:
         return np.array([0, 0, 0, -1])
     beside = bool(np.linalg.norm(away[:2]) < NEAR / 2)
-    return np.append(GAIN / 2 * (away if beside else away + [0, 0, OVER]), 1).clip(-1, 1)
+    return np.append(GAIN / 2 * (away if beside else away + np.array([0, 0, OVER])), 1).clip(-1, 1)
 
 
 def completed(outcome: Outcome) -> bool:
@@ -53,30 +53,26 @@ def completed(outcome: Outcome) -> bool:
     return outcome.terminated
 
 
-def add(
-    name: str, instruction: str, sizes: tuple[int, int], steps: int, fps: int, felt: slice, chunk: int = 1,
-    success: Callable[[Outcome], bool] = Told("is_success"), layout: Mapping[str, slice] | None = None, **changes: Any,
-) -> None:  # fmt: skip
+SAID, SOLVED = Told("is_success"), Told("success")
+
+
+def add(name: str, instruction: str, sizes: tuple[int, int], steps: int, fps: int, felt: slice, **changes: Any) -> None:
     """Register one environment; all actions are bounded by 1."""
     seen, done = sizes
-    register(
-        f"robotics/{name}",
-        EnvSpec(
-            id=f"gymnasium_robotics:{name}",
-            instruction=instruction,
-            max_episode_steps=steps,
-            success=success,
-            features={STATE: Feature((seen,)), IMAGES + DRAWN: Feature(), ACTION: Feature((done,), -1, 1)},
-            fps=fps,
-            chunk=chunk,
-            title=name,
-            citation=CITATION,
-            layout=layout or {},
-            proprioception=felt,
-            extra=EXTRA,
-            **changes,
-        ),
+    spec = EnvSpec(
+        id=f"gymnasium_robotics:{name}",
+        instruction=instruction,
+        max_episode_steps=steps,
+        success=SAID,
+        features={STATE: Feature((seen,)), IMAGES + DRAWN: Feature(), ACTION: Feature((done,), -1, 1)},
+        fps=fps,
+        chunk=1,
+        title=name,
+        citation=CITATION,
+        proprioception=felt,
+        extra=EXTRA,
     )
+    register(f"robotics/{name}", replace(spec, **changes))
 
 
 HAND = {"hand": GRIPPER}
@@ -102,17 +98,25 @@ HELD_BY_HAND = {
 for _name, _told in HELD_BY_HAND.items():
     add(_name, _told, (75, 20), 100, 25, slice(14, 62), latched=False)
 
-SOLVED = Told("success")
 DOOR = {"hand": slice(29, 32), "object": slice(32, 35)}
 HAMMER = {"hand": slice(33, 36), "object": slice(36, 39), "goal": slice(42, 45)}
 add("AdroitHandDoor-v1", "open the door", (39, 28), 200, 100, slice(0, 27), success=SOLVED, layout=DOOR)
-add("AdroitHandHammer-v1", "hammer the nail into the board", (46, 26), 200, 100, slice(0, 27), 1, SOLVED, HAMMER)
+add(
+    "AdroitHandHammer-v1",
+    "hammer the nail into the board",
+    (46, 26),
+    200,
+    100,
+    slice(0, 27),
+    success=SOLVED,
+    layout=HAMMER,
+)
 add("AdroitHandPen-v1", "turn the pen in the hand to the goal", (45, 24), 200, 100, slice(0, 24), success=SOLVED)
 add("AdroitHandRelocate-v1", "bring the ball to the goal", (39, 30), 200, 100, slice(0, 30), success=SOLVED)
 
 add(
     "FrankaKitchen-v1", "open the microwave, the cabinets, move the kettle, turn on the light and the burners", (93, 9),
-    280, 12, slice(34, 52), 8, completed,  # Diffusion Policy's chunks of 8 actions
+    280, 12, slice(34, 52), chunk=8, success=completed,  # chunks as Diffusion Policy's
 )  # fmt: skip
 
 MAZES = {"Open": 300, "UMaze": 300, "Medium": 600, "Large": 800}

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ...errors import UsageError
 from ...fitting import cosine, fit
 from ...numbers import Floats
 from .features import Features, check_shown
@@ -159,7 +160,9 @@ class ProgressCritic:
         """
         unknown = [text for text in instructions if text not in self.instructions]
         if unknown:
-            raise ValueError(f"the critic has no demonstration of {unknown[0]!r}")
+            raise UsageError(
+                f"the critic has no demonstration of {unknown[0]!r}: show it one, or take one that needs none"
+            )
         now, first = torch.as_tensor(observations), torch.as_tensor(initial)
         rows = torch.tensor([self.instructions[text] for text in instructions])
         text = nn.functional.one_hot(rows, len(self.instructions)).float()

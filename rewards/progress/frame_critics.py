@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...errors import UsageError
 from ...fitting import cosine, fit
 from ...numbers import Floats
 
@@ -142,7 +143,9 @@ class FrameCritic:
         """Estimates [N] for frames uint8 [N, H, W, 3] of episodes that began at ``initial``."""
         unknown = [text for text in instructions if text not in self.instructions]
         if unknown:
-            raise ValueError(f"the critic has no demonstration of {unknown[0]!r}")
+            raise UsageError(
+                f"the critic has no demonstration of {unknown[0]!r}: show it one, or take one that needs none"
+            )
         if self.kind == "pairwise" and references is None:
             raise ValueError("a pairwise critic needs references")
         size = self.training.size
