@@ -3,6 +3,7 @@
 autotelic check my_reward.py:tidy [--data questions.jsonl]   a reward of texts or images
 autotelic check my_car.py                                    every plugin that the file registers
 autotelic check my_car.py:MyPolicy --environment my/car      a policy, with an environment's sizes
+autotelic check robotics/FetchReach-v4                       an environment by its registered name
 autotelic check questions.jsonl                              a data file, also .csv, .tsv, .parquet
 """
 
@@ -19,7 +20,7 @@ from .doctor import Finding
 from .errors import UsageError
 from .listing import SCORED
 from .options import CheckOptions
-from .plugins import imported, module_at, registered_by, require
+from .plugins import imported, is_place, module_at, names, registered_by, require
 from .tables import READERS, canonical, read_table
 
 Check = Callable[[str, Any, CheckOptions], Iterator[Finding]]
@@ -45,7 +46,11 @@ def findings(options: CheckOptions) -> Iterator[Finding]:
 
 
 def _plugins(what: str, kind: str) -> list[tuple[str, str, Any]]:
-    """(kind, name, plugin) of what a place names, or of all that a file registers and has a check."""
+    """(kind, name, plugin) of an environment's name, of what a place names, or of all in a file that has a check."""
+    if not is_place(what) and what in names("environment"):
+        from .envs.simulator import spec_of
+
+        return [("environment", what, spec_of(what))]
     if ":" in what:
         value = imported(what)
         return [(_kind(what, value) if kind == "auto" else kind, what.rpartition(":")[2], value)]

@@ -63,7 +63,8 @@ class CheckOptions:
     """What to try."""
 
     what: Annotated[
-        str, tyro.conf.arg(metavar="FILE", help="FILE.py, FILE.py:NAME, package.module:NAME or FILE.jsonl.")
+        str,
+        tyro.conf.arg(metavar="FILE", help="FILE.py, FILE.py:NAME, package.module:NAME, FILE.jsonl or an environment."),
     ]
     kind: Literal["auto", "reward", "policy", "recipe"] = "auto"
     """What it is, where that cannot be seen, as of a function that makes a policy."""
