@@ -38,7 +38,12 @@ PACKAGES = {
 }
 SAMPLES = (
     *("gymnasium/HalfCheetah-v5", "gymnasium/Reacher-v5", "gymnasium/CartPole-v1", "gymnasium/Pendulum-v1"),
-    *("robotics/FetchReach-v4", "robotics/HandReach-v3", "robotics/AdroitHandDoor-v1", "robotics/PointMaze_UMaze-v3"),
+    *(
+        "robotics/FetchReach-v4",
+        "robotics/HandManipulateEgg-v1",
+        "robotics/AdroitHandDoor-v1",
+        "robotics/PointMaze_UMaze-v3",
+    ),
     *("robotics/AntMaze_UMaze-v5", "babyai/GoToObj", "minigrid/DoorKey-5x5", "robosuite/Lift"),
 )
 
@@ -203,6 +208,15 @@ def test_places_of_fetch_are_where_its_observation_has_them(fetch: str) -> None:
         assert pool.layout(fetch) == simulator.layout
 
 
+def test_a_reset_of_what_a_hand_turns_does_not_depend_on_the_one_before(fetch: str) -> None:
+    name = "robotics/HandManipulateEgg-v1"
+    fresh, used = make_simulator(name), make_simulator(name)
+    used.reset(1)
+    for simulator in (fresh, used):
+        simulator.reset(5)
+    assert np.array_equal(fresh.observe(), used.observe())
+
+
 @pytest.mark.parametrize(("name", "least"), [("FetchReach-v4", 10), ("FetchPickAndPlace-v4", 8)])
 def test_scripted_experts_of_fetch_end_at_the_goal(name: str, least: int, fetch: str) -> None:
     name = f"robotics/{name}"
@@ -285,3 +299,62 @@ def test_a_demonstration_of_what_is_not_latched_ends_in_success(monkeypatch: pyt
         monkeypatch.setitem(registry._SPECS, f"brief/{latched}", spec)
         found = _attempt(make_simulator(f"brief/{latched}"), f"brief/{latched}", 0, 10, 2, None)
         assert (found is not None) is latched
+
+
+def upright(outcome: Outcome) -> bool:
+    return outcome.steps >= 10
+
+
+def catch(env: Any, observation: Any) -> Any:
+    falling = observation[2] + observation[3]
+    return np.array([-falling, falling]).clip(-1, 1)
+
+
+POLE = EnvSpec("CartPole-v1", "keep the pole upright", 20, upright, chunk=2, expert=catch)
+
+
+class Three:
+    """A policy that makes chunks of three whatever it is asked for."""
+
+    def __new__(cls, observation_size: int, action_size: int, chunk: int) -> Any:
+        from autotelic.vla.policy import ActionModel, ActionPolicy
+
+        return ActionPolicy(ActionModel(observation_size, action_size, chunk=3, hidden=8, layers=1))
+
+
+def test_a_policy_with_a_chunk_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from autotelic.envs import simulator as registry
+    from autotelic.vla.environments import try_out
+
+    monkeypatch.setitem(registry._SPECS, "brief/pole", POLE)
+    with Pool(["brief/pole"], workers=0) as pool:
+        with pytest.raises(ValueError, match=r"ActionPolicy makes chunks of 3, and brief/pole takes 2: say --chunk 3$"):
+            try_out(Three(4, 2, 2), "brief/pole", pool)
+
+
+def test_a_run_whose_environment_has_another_chunk_by_now_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dataclasses import replace
+
+    from autotelic.cli import main
+    from autotelic.envs import simulator as registry
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(registry._SPECS, "brief/pole", POLE)
+    small = ["--tasks", "brief/pole", "--workers", "-1", "--bc-steps", "2", "--tasks-per-step", "1"]
+    assert main(["run", "vla/raft", "--debug", *small, "--output-dir", "run"]) == 0
+    monkeypatch.setitem(registry._SPECS, "brief/pole", replace(POLE, chunk=4))
+    assert main(["eval", "run", "--episodes", "2"]) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.endswith(
+        "run began with chunks of 2, and brief/pole takes 4 by now: start a new run, or give its EnvSpec chunk=2"
+    )
+
+
+def test_check_tries_an_environment_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    from autotelic.cli import main
+
+    assert main(["check", "gymnasium/CartPole-v1"]) == 0
+    told = capsys.readouterr().out
+    assert "gymnasium/CartPole-v1: reset" in told and "none of 40 states is a success" in told

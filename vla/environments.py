@@ -276,11 +276,11 @@ def _check_sizes(name: str, has: tuple[int, int, int], environment: str, sizes: 
     if has == sizes:
         return
     if has[:2] == sizes[:2]:
-        raise UsageError(other_chunk(name, has[2], environment, sizes[2]))
+        raise UsageError(_other_chunk(name, has[2], environment, sizes[2]))
     raise UsageError(f"policy {name} has (observation, action, chunk) sizes {has}, needed are {sizes} by {environment}")
 
 
-def other_chunk(policy: str, has: int, environment: str, takes: int) -> str:
+def _other_chunk(policy: str, has: int, environment: str, takes: int) -> str:
     """What is said of a policy whose chunk is not that of the pool or of the environment's spec."""
     return f"policy {policy} makes chunks of {has}, and {environment} takes {takes}: say --chunk {has}"
 
@@ -311,7 +311,7 @@ def try_out(policy: ChunkPolicy, environment: str, pool: Pool) -> None:
     from .chunk_policy import Seen
 
     if policy.chunk != pool.chunk:
-        raise UsageError(other_chunk(policy.name, policy.chunk, environment, pool.chunk))
+        raise UsageError(_other_chunk(policy.name, policy.chunk, environment, pool.chunk))
     task = make_task(environment, 0)
     observation_size, action_size = pool.sizes(environment)
     states = torch.as_tensor(policy.felt(task, np.zeros((1, observation_size), np.float32)))

@@ -24,7 +24,6 @@ from .environments import (
     make_policy,
     make_pool,
     make_task,
-    other_chunk,
     record,
     recorded,
     try_out,
@@ -383,7 +382,10 @@ def start(config: RobotConfig, folder: RunFolder) -> Setting:
     distributed.barrier()
     state = checkpoint.load(place)
     if state["chunk"] != pool.chunk:  # the spec has changed since
-        raise UsageError(other_chunk(str(folder.path), state["chunk"], next(iter(wanted)), pool.chunk))
+        raise UsageError(
+            f"{folder.path} began with chunks of {state['chunk']}, and {next(iter(wanted))} takes {pool.chunk} by now: "
+            f"start a new run, or give its EnvSpec chunk={state['chunk']}"
+        )
     policy.load_state_dict(state["policy"])
     if config.freeze_vision and policy.sees == "frames":
         policy.freeze_tower()
