@@ -327,9 +327,9 @@ def test_a_policy_with_a_chunk_of_its_own_is_refused(monkeypatch: pytest.MonkeyP
     from autotelic.vla.environments import try_out
 
     monkeypatch.setitem(registry._SPECS, "brief/pole", POLE)
-    with Pool(["brief/pole"], workers=0) as pool:
-        with pytest.raises(ValueError, match=r"ActionPolicy makes chunks of 3, and brief/pole takes 2: say --chunk 3$"):
-            try_out(Three(4, 2, 2), "brief/pole", pool)
+    refused = pytest.raises(ValueError, match=r"ActionPolicy makes chunks of 3, and brief/pole takes 2: say --chunk 3$")
+    with Pool(["brief/pole"], workers=0) as pool, refused:
+        try_out(Three(4, 2, 2), "brief/pole", pool)
 
 
 def test_a_run_whose_environment_has_another_chunk_by_now_is_refused_in_one_line(
