@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..errors import UsageError
 from ..machine import cores
 from .demonstrations import Demonstration as Demonstration
-from .env_checker import LANES
+from .env_checker import LANES, Mode
 from .episodes import Episode as Episode
 from .episodes import EpisodeRequest as EpisodeRequest
 from .episodes import EpisodeRun, Stage
@@ -96,6 +96,7 @@ class Pool:
         self.faults = 0
         self._own_cpu = 0.0
         self._described: dict[str, Joined] = {}
+        self._modes: dict[str, Mode] = {}
 
     @property
     def cpu_seconds(self) -> float:
@@ -186,7 +187,7 @@ class Pool:
         shape, render = self._common(environments, render)
         workers = self._workers if render is None else self._painters
         with self._counted():
-            modes = {name: self._described[name].mode for name in environments}
+            modes = {name: self._modes[name] for name in environments}
             if render is not None:  # one instance draws for all, where it can
                 modes = {name: replace(mode, own=False) for name, mode in modes.items()}
             room = min([self.lanes, *(mode.room for mode in modes.values() if mode.room)])
@@ -229,7 +230,7 @@ class Pool:
         """
         self._description(environment)
         workers = self._workers if render is None else self._painters
-        count, mode = len(workers), self._described[environment].mode
+        count, mode = len(workers), self._modes[environment]
         shares = [(environment, list(seeds[index::count]), horizon, settle, render, mode) for index in range(count)]
         calls = [
             Call(worker, "demonstrate", lambda share=share: share)  # type: ignore[misc]
@@ -293,6 +294,7 @@ class Pool:
         with self._counted():
             joined = join(self._workers if view is None else self._painters, environments, view)
         self._described |= joined
+        self._modes |= {name: each.mode for name, each in joined.items()}
 
     def _check(self, environment: str) -> None:
         if environment not in self.environments:
