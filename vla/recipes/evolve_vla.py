@@ -12,7 +12,7 @@ size, learning rate; the values below were chosen on this project's own tuning s
 
 So by default neither milestones nor growing horizons, the paper's two mechanisms, are on. Other differences: the critic
 reads the simulator's state (frames with ``--obs-type pixels``), a reached threshold adds a bonus (``--completion``),
-and the gate is not the paper's. Measured on the five default tasks: 66 to 80 % in about 83 CPU seconds after the
+and the gate is not the paper's. Measured on the five default tasks: 67 to 80 % in about 86 CPU seconds after the
 start; see docs/results.md for the controls.
 """
 
