@@ -90,7 +90,7 @@ def fraction(gym_id: str, chunk: int, episodes: int, horizon: int, rounds: int) 
     size = simulator.action_size
     scripts = np.random.default_rng(0).uniform(-1, 1, (episodes, horizon, size)).astype(np.float32)
     decoded = [[simulator.decode(action) for action in script] for script in scripts]
-    env = simulator.env
+    env = gymnasium.make(gym_id)
     requests = [EpisodeRequest(name, seed, horizon) for seed in range(episodes)]
     chunks = scripts.reshape(episodes, horizon // chunk, chunk, size)
 
