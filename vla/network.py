@@ -7,13 +7,13 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from ..errors import UsageError
+from ..errors import UsageError, unknown
 from ..json_files import as_written, read_object
 from ..trainers.lora import has_lora
 from .chunk_policy import ChunkPolicy, Seen
@@ -23,9 +23,16 @@ if TYPE_CHECKING:
 
 SETTINGS = "policy.json"
 
+FLOOR = 0.02
+"""Least standard deviation that an input is divided by."""
+
+Trunk = Literal["none", "separate", "shared"]
+"""What a critic reads: it has layers of its own, or the policy's; "none" is no critic."""
+
 
 class RobotNetwork(nn.Module, PyTorchModelHubMixin):
-    """The part that all networks of this room share. It adds to them ``words`` and, if they look, ``tower``.
+    """The part that all networks of this room share. It adds to them ``words`` and, if they look, ``tower``; they have a
+    ``body``, which reads the ``context``, and an ``out``.
 
     Args:
         observation_size: D; action_size: A, every dimension in [-1, 1]; chunk: C steps.
@@ -39,6 +46,9 @@ class RobotNetwork(nn.Module, PyTorchModelHubMixin):
 
     mean: Tensor
     std: Tensor
+    body: nn.Sequential
+    out: nn.Linear
+    critic: nn.Sequential | None
 
     def __init__(
         self,
@@ -64,7 +74,7 @@ class RobotNetwork(nn.Module, PyTorchModelHubMixin):
         self.register_buffer("std", torch.ones(size))
         self.words = nn.EmbeddingBag(buckets, word_size, mode="mean", padding_idx=0)
         self.width = size + word_size
-        self.tower, self.vision = None, None
+        self.tower, self.vision, self.critic = None, None, None
         if vision is not None:
             from .vision import Tower, Vision
 
@@ -80,6 +90,39 @@ class RobotNetwork(nn.Module, PyTorchModelHubMixin):
             assert looks is not None
             parts.append(looks)
         return torch.cat(parts, -1)
+
+    def add_critic(self, trunk: Trunk) -> None:
+        """Add a head that says what states are worth, zero at first, after ``body`` is there.
+
+        Args:
+            trunk: "separate" has layers like the body's, and its gradient goes nowhere else; "shared" reads the body.
+        """
+        self.inputs["critic"] = trunk
+        if trunk == "none":
+            return
+        if trunk not in ("separate", "shared"):
+            raise unknown("critic trunk", trunk, ("none", "separate", "shared"))
+        layers = [part for part in self.body if isinstance(part, nn.Linear)]
+        width = layers[-1].out_features
+        trunks = [] if trunk == "shared" else list(mlp(self.width, width, len(layers))[0])
+        head = nn.Linear(width, 1)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        self.critic = nn.Sequential(*trunks, head)
+
+    def value(self, observations: Tensor, words: Tensor, looks: Tensor | None = None) -> Tensor:
+        """[N] what states are worth."""
+        assert self.critic is not None
+        context = self.context(observations, words, looks)
+        read = self.body(context) if self.inputs["critic"] == "shared" else context.detach()
+        found: Tensor = self.critic(read)[:, 0]
+        return found
+
+    def start_small(self, gain: float = 0.01) -> None:
+        """Begin undecided where nothing is imitated: the last layer's weights times a gain, its biases zero."""
+        with torch.no_grad():
+            self.out.weight.mul_(gain)
+            self.out.bias.zero_()
 
     def look(self, frames: Mapping[str, Tensor]) -> Tensor | None:
         """[N, features of all cameras] of frames by camera, [N, H, W, 3] uint8; None without vision."""
@@ -100,7 +143,7 @@ class RobotNetwork(nn.Module, PyTorchModelHubMixin):
         """[N, L] word ids, beside the weights."""
         return word_rows(instructions, self.buckets).to(self.mean.device)
 
-    def normalise_by(self, observations: Tensor, floor: float = 0.02) -> None:
+    def normalise_by(self, observations: Tensor, floor: float = FLOOR) -> None:
         """Set the input normalisation from [N, D] observations; ``floor`` keeps constant inputs quiet, and one alone.
 
         Raises:
@@ -144,6 +187,8 @@ class NetworkPolicy(ChunkPolicy):
         )
         if vision is not None and vision.frozen:
             self.freeze_tower()
+        if model.critic is not None:
+            self.capabilities |= {"values"}
 
     def freeze_tower(self) -> None:
         """What looks at frames learns no more, and what it sees is stored instead of them.
@@ -168,6 +213,19 @@ class NetworkPolicy(ChunkPolicy):
     def kept(self, looks: Tensor | None) -> dict[str, Tensor]:
         """What is stored of what was seen."""
         return {} if looks is None or self.keeps_frames else {"looks": looks}
+
+    def add_critic(self, trunk: Trunk) -> None:
+        """Give the network a critic (see ``RobotNetwork.add_critic``), and this policy the capability "values"."""
+        network: RobotNetwork = self.module  # type: ignore[assignment]
+        network.add_critic(trunk)
+        self.capabilities |= {"values"} if network.critic is not None else frozenset()
+
+    def values(self, seen: Seen, stored: Mapping[str, Tensor]) -> Tensor:
+        network: RobotNetwork = self.module  # type: ignore[assignment]
+        return network.value(seen.states, network.words_of(seen.instructions), self.looks(seen, stored))
+
+    def glimpse(self, seen: Seen) -> Mapping[str, Tensor]:
+        return {} if self.keeps_frames else self.kept(self.looks(seen, {}))
 
     def normalise(self, states: Tensor) -> None:
         if "mean" in self.trained():

@@ -1,0 +1,40 @@
+"""Running statistics of what a policy sees, for one that starts without demonstrations to take them from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..trainers.contracts import Learner
+from ..trainers.normalization import RunningMeanStd
+from ..types import Rollout
+from .network import FLOOR, NetworkPolicy, RobotNetwork
+
+
+class ObservationNormalizer(Learner):
+    """Keeps a network's input normalisation at the mean and standard deviation of all states that it decided on.
+
+    As ``VecNormalize(norm_obs=True)`` of Stable-Baselines3, but between rounds: what was sampled is learned from with
+    the very normalisation that it was sampled with. It stands after the policy's learner.
+    """
+
+    def __init__(self, policy: NetworkPolicy) -> None:
+        self.network: RobotNetwork = policy.module  # type: ignore[assignment]
+        self.seen = RunningMeanStd(len(self.network.mean))
+
+    def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        states = [r.payload["states"][r.payload["executed"].any(1)] for r in rollouts if not r.is_plain]
+        if states:
+            self.seen.update(self.network.view(torch.cat(states)))
+            self.network.mean.copy_(self.seen.mean)
+            self.network.std.copy_(self.seen.var.sqrt().clamp(min=FLOOR))
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.seen.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The network's own buffers are of the policy's state."""
+        self.seen.load_state_dict(state)
