@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from .cloning import Cloning
     from .network import Trunk
 
+UNDECIDED = -0.5
+"""Log of a Gaussian's standard deviation, in units of the action, where nothing was imitated: it has to find out."""
+
 CITATION = "EVOLVE-VLA: Bai, Gao, Shou, arXiv:2512.14666"
 
 
@@ -161,6 +164,8 @@ class Setting(shared.Setting):
     encoded: list[Rollout]
     watched: View | None = None
     """How frames of every episode are taken; None where nobody looks at them."""
+    citation: str = CITATION
+    """What the model card cites of the method."""
     pays: bool = False
     """Whether evaluations read what the environment pays for each chunk."""
     told: Any = None
@@ -332,7 +337,7 @@ class Setting(shared.Setting):
         from .filming import film
 
         environments = dict.fromkeys(spec_of(name).citation for name in self.names)
-        folder.write_card(citation=(CITATION, *filter(None, environments)))
+        folder.write_card(citation=(self.citation, *filter(None, environments)))
         if not self.config.videos:
             return
         write_report(folder)
@@ -373,7 +378,8 @@ def start(config: RobotConfig, folder: RunFolder, *, critic: Trunk = "none", log
 
     Args:
         critic: what a small network that has no critic gets one by (see ``RobotNetwork.add_critic``).
-        log_std: log of the standard deviation of a Gaussian that is not loaded.
+        log_std: log of the standard deviation of a Gaussian that is not loaded; None is ``UNDECIDED`` without
+            demonstrations, and else ``ActionModel``'s own.
     """
     import torch
 
@@ -431,6 +437,7 @@ def _prepare(policy: ChunkPolicy, config: RobotConfig, critic: Trunk, log_std: f
     network: Any = policy.module
     if not (config.demonstrations or config.demonstrations_from or any(":" in name for name in config.tasks)):
         network.start_small()
+        log_std = UNDECIDED if log_std is None else log_std
     if log_std is not None and config.head == "gaussian":
         torch.nn.init.constant_(network.log_std, log_std)
 

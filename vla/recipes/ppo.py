@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from ..setting import Setting
 
 
+CITATION = "Proximal policy optimization: Schulman, Wolski, Dhariwal, Radford, Klimov, arXiv:1707.06347"
+
+
 @dataclass(frozen=True)
 class Config(RobotConfig):
     """Numbers without a source were chosen on this project's own tuning seeds."""
@@ -117,7 +120,7 @@ def build(config: Config, folder: RunFolder) -> Experiment:
         learners["observations"] = ObservationNormalizer(setting.policy)
     alone = all(name.partition(":")[0] == "progress" for name in config.rewards)
     guard = partial(sealed, "a progress model alone is learned from") if alone else nullcontext
-    setting.pays = not alone
+    setting.pays, setting.citation = not alone, CITATION
     sampling = {} if alone else {"oracle": True, "rewards": True}
     stage = setting.stage(learner, reward, learners=learners, sampling=sampling, guard=guard)
     account = "" if alone else "training reads what the environment pays, and where it ends, in every episode"
