@@ -173,7 +173,7 @@ def test_noise_of_many_episodes_is_each_ones_own() -> None:
 def test_tokens_have_no_exact_likelihood() -> None:
     with pytest.raises(ValueError, match="tokens with coherent noise have no exact likelihood"):
         make_policy("tokens", "exact")
-    with pytest.raises(ValueError, match="unknown head 'flow': tokens or gaussian"):
+    with pytest.raises(ValueError, match="unknown head 'flow': tokens, gaussian or categorical"):
         make_policy("flow")
 
 

@@ -53,7 +53,7 @@ def policy_of(head: Any, critic: Trunk = "separate", piece: int = 256) -> Any:
         chunk, actions = (1, 4) if head == "categorical" else (2, 2)
         model = ActionModel(4, actions, chunk=chunk, head=head, bins=7, std=0.4, **size)  # type: ignore[arg-type]
     policy = ActionPolicy(model, rho=0.0, piece=piece)
-    model.start_small()
+    policy.start_undecided()
     return policy
 
 
@@ -115,7 +115,8 @@ def test_a_trunk_is_shared_or_not(head: str, pools: Any) -> None:
         policy = policy_of(head, trunk)  # type: ignore[arg-type]
         torch.nn.init.ones_(policy.module.critic[-1].weight)
         batch = policy.collate(acted(policy, pools[head], head))
-        batch.values, batch.value_targets = torch.zeros_like(batch.rewards["total"]), torch.ones_like(batch.rewards["total"])
+        batch.values = torch.zeros_like(batch.rewards["total"])
+        batch.value_targets = batch.values + 1
         whole = gradients(policy, batch, ValueLoss())
         felt[trunk] = {name.partition(".")[0] for name, gradient in whole.items() if gradient.abs().max() > 0}
         policy.piece = 1
@@ -140,7 +141,7 @@ def test_a_critic_is_saved_forked_and_added(tmp_path: Path) -> None:
     plain.save_pretrained(tmp_path / "later")
     assert ActionPolicy.from_pretrained(str(tmp_path / "later")).module.inputs["critic"] == "shared"
     with pytest.raises(UsageError, match='unknown critic trunk "own"'):
-        plain.add_critic("own")  # type: ignore[arg-type]
+        policy_of("gaussian", "none").add_critic("own")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -257,6 +258,7 @@ def test_a_progress_model_alone_is_enough(tmp_path: Path) -> None:
         ({"critic": "constant"}, "--critic is about --rewards progress"),
         ({"demonstrations_from": ("folder",)}, "say how many of each dataset by --demonstrations"),
         ({"sft_coef": 0.1}, "there are none: give --demonstrations"),
+        ({"head": "flow", "log_std_init": 0.0}, "FlowPolicy has no standard deviation to set"),
         ({"head": "categorical"}, "--head categorical is for environments of choices"),
     ],
 )

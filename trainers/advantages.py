@@ -122,10 +122,10 @@ class ReinforcePlusPlus(Advantage):
 class GAE(Advantage):
     """Generalised advantage estimation (arXiv 1506.02438, eq. 16; not checked), per segment.
 
-    delta_s = r_s + gamma V_(s+1) - V_s and A_s = delta_s + gamma lambda A_(s+1), where V is ``batch.values``, r_s all that
-    a segment was paid, shaping included, and s + 1 the next segment in which the policy decided. After the last one
-    there is nothing, or ``batch.last_values`` where the rollout was truncated. Values are fitted to A + V, so lambda = 1
-    fits them to what came and lambda = 0 to one step ahead.
+    delta_s = r_s + gamma V_(s+1) - V_s and A_s = delta_s + gamma lambda A_(s+1), where V is ``batch.values``, r_s all
+    that a segment was paid, shaping included, and s + 1 the next segment in which the policy decided. After the last
+    one there is nothing, or ``batch.last_values`` where the rollout was truncated. Values are fitted to A + V, so
+    lambda = 1 fits them to what came and lambda = 0 to one step ahead.
 
     Attributes:
         gamma, gae_lambda: per segment: of a robot, per chunk of actions.
@@ -171,7 +171,9 @@ class GAE(Advantage):
             delta = reward + self.gamma * follows - values[:, s]
             gain = torch.where(here, delta + self.gamma * self.gae_lambda * gain, gain)
             follows = torch.where(here, values[:, s], follows)
-            after = torch.where(here, 0.0, reward)  # what the environment's own segments pay is due to the decision before
+            after = torch.where(
+                here, 0.0, reward
+            )  # what the environment's own segments pay is due to the decision before
             estimates[:, s] = gain * here
         return estimates
 
@@ -183,7 +185,9 @@ def values_of(batch: Batch) -> Tensor:
         ValueError: nobody filled them.
     """
     if batch.values is None:
-        raise ValueError("batch.values is empty: the learner fills it for an advantage that needs values, such as GAE()")
+        raise ValueError(
+            "batch.values is empty: the learner fills it for an advantage that needs values, such as GAE()"
+        )
     return batch.values
 
 

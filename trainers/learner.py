@@ -37,8 +37,8 @@ class Optimisation:
         lr: learning rate of AdamW.
         epochs: passes over the batch.
         minibatches: gradient steps per pass; several processes cut their own rollouts each.
-        cut: into whole "groups", or into "segments", as PPO has it: each step learns from a share of the segments of all
-            rollouts. That asks for an objective that compares no rollouts, and decisions that hang on no other segment.
+        cut: into whole "groups", or into "segments", as PPO has it: each step learns from a share of the segments of
+            all rollouts, which asks for an objective that compares none, and decisions that hang on no other segment.
         max_grad_norm: clipping of the global gradient norm.
         weight_decay, eps: AdamW's. Its step is g / (|g| + eps), so rounding noise in a gradient g near zero
             moves weights; an eps of 1e-5, as many PPO implementations have it, keeps it from doing so.
@@ -445,4 +445,4 @@ def check_capabilities(
             if kind == "advantages" and advantage is None:
                 raise ValueError(f"{what} needs advantages: pass advantage=grpo() or another")
             if kind == "value_targets" and (advantage is None or "values" not in advantage.needs):
-                raise ValueError(f"{what} needs value_targets, which an advantage with values sets: pass advantage=GAE()")
+                raise ValueError(f"{what} needs value_targets, which GAE and its like set: pass advantage=GAE()")

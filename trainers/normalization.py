@@ -50,9 +50,9 @@ class RunningMeanStd:
 class RewardNormalizer(Learner):
     """Divides rewards by the standard deviation of the discounted return so far, in learning alone.
 
-    As in Stable-Baselines3's ``VecNormalize(norm_reward=True)``: the return runs forward, R_s = gamma R_(s-1) + r_s, from
-    each attempt's start; the quotient is clipped to +-10. It stands before the policy's learner, which is given it as a
-    step on its batches (``PolicyLearner(sets=[normalizer])``).
+    As in Stable-Baselines3's ``VecNormalize(norm_reward=True)``: the return runs forward from each attempt's start,
+    R_s = gamma R_(s-1) + r_s; the quotient is clipped to +-10. It stands before the policy's learner, which is given it
+    as a step on its batches (``PolicyLearner(sets=[normalizer])``).
     """
 
     def __init__(self, gamma: float, players: Players = None) -> None:  # noqa: RUF013  None is one of Players

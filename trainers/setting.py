@@ -201,7 +201,9 @@ class Setting(ABC):
         given = {"references": {"start": self.start} if starts else {}, "advantage": advantage, **options}
         if "anchors" not in given:
             given["anchors"] = self.anchors()
-        made: Learner = (kind or PolicyLearner)(self.policy, objective, self.optimisation(steps, rollouts, **how or {}), **given)
+        made: Learner = (kind or PolicyLearner)(
+            self.policy, objective, self.optimisation(steps, rollouts, **how or {}), **given
+        )
         return made
 
     def way(self, objective: Any, advantage: Any) -> tuple[Any, Any]:

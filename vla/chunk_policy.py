@@ -24,6 +24,7 @@ from ..types import Batch, Decisions, Evaluation, Rollout, Task
 
 if TYPE_CHECKING:
     from ..envs.simulator import View
+    from .network import Trunk
 
 OWN = frozenset({"states", "temperature", "instructions", "seed", "executed"})
 """Payload entries that come from the episode (observation, instruction, randomness, what was executed) and not from
@@ -106,8 +107,9 @@ class ChunkPolicy(TorchPolicy):
         piece: rollouts evaluated at once.
 
     A rollout's payload: "states" [S, D], "frames.CAMERA" [S, H, W, 3] uint8 of each camera where they are seen,
-    "executed" [S, C] bool, whatever the policy stores [S, ...], "temperature" [1] and "seed" [1]; of a policy with values
-    also what is seen after the last chunk, "last.states" [1, D] and "last.frames.CAMERA" or "last.NAME" [1, ...].
+    "executed" [S, C] bool, whatever the policy stores [S, ...], "temperature" [1] and "seed" [1]; of a policy with
+    values also what is seen after the last chunk, "last.states" [1, D] and "last.frames.CAMERA" or "last.NAME"
+    [1, ...].
 
     Steps of a chunk that nobody executed (an episode ended before them), or that no demonstration shows, are not
     learned from: a chunk without a step that was executed is masked, and so are the decisions of the other steps of a
@@ -121,6 +123,7 @@ class ChunkPolicy(TorchPolicy):
         demonstrations: the decisions that ``imitate`` makes: "forward" if nobody knows how an expert's actions would
             have been sampled.
         keeps_frames: frames stay in the payload; False where what is stored makes up for them.
+        normalises: it has an input normalisation, which ``normalise`` sets.
         stepwise: decision k of a chunk is about its step k * C // K, so that each step has decisions of its own.
     """
 
@@ -128,6 +131,7 @@ class ChunkPolicy(TorchPolicy):
     forward_draws: int = 0
     demonstrations: Decisions = "sampled"
     keeps_frames: bool = True
+    normalises: bool = False
 
     def __init__(
         self,
@@ -206,6 +210,20 @@ class ChunkPolicy(TorchPolicy):
 
     def normalise(self, states: Tensor) -> None:
         """Set the input normalisation, if there is one, from states [N, D] that are to be imitated."""
+
+    def add_critic(self, trunk: Trunk) -> None:
+        """Get the capability "values" by a head on the network, if there is a way to; nothing otherwise."""
+
+    def start_undecided(self) -> None:
+        """Prefer no action, before learning begins where nothing was imitated."""
+
+    def set_log_std(self, log_std: float) -> None:
+        """Set the log of a Gaussian's standard deviation, in units of the action.
+
+        Raises:
+            UsageError: it is no Gaussian.
+        """
+        raise UsageError(f"{self.name} has no standard deviation to set: --log-std-init is for the head gaussian")
 
     # what follows from them
 
@@ -395,34 +413,30 @@ class ChunkPolicy(TorchPolicy):
         others = {n.partition(":")[2]: None for n in needs if n.startswith("kl:")}
         if not bool(valid.any()):  # episodes that were over before they began, and nothing else
             nothing = torch.zeros(batch.mask.shape, device=batch.mask.device)
-            now = Evaluation(nothing, nothing if "entropy" in needs else None, kl=dict.fromkeys(others, nothing))
-            worth = {"values": nothing.new_zeros(size, chunks), "last_values": nothing.new_zeros(size)}
-            return replace(now, **{name: tensor for name, tensor in worth.items() if name in needs})
+            entropy = nothing if "entropy" in needs else None
+            values = nothing.new_zeros(size, chunks) if "values" in needs else None
+            last = nothing.new_zeros(size) if "last_values" in needs else None
+            return Evaluation(nothing, entropy, values, last, dict.fromkeys(others, nothing))
         rows = self.rows(payload, valid)
         with of_ones_own(f"the policy {self.name}"):
             now = self.compare(*rows, {name: references[name] for name in others})
-            worth = self._worth(batch, needs, valid, *rows)
+            values = _scattered(self._worth(*rows), valid) if "values" in needs else None
+            last = self._worth(*self._last_rows(payload)) if "last_values" in needs else None
         self._check_size("score's log_probs", now.log_probs, (int(valid.sum()), batch.mask.shape[1] // chunks))
         now = now.map(lambda _, part: _scattered(part, valid).reshape(size, -1) * batch.mask)
-        return replace(now, entropy=now.entropy if "entropy" in needs else None, **worth)
+        return replace(now, entropy=now.entropy if "entropy" in needs else None, values=values, last_values=last)
 
-    def _worth(
-        self, batch: Batch, needs: frozenset[str], valid: Tensor, seen: Seen, stored: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Of "values" [B, S] and "last_values" [B] what is asked for."""
-        found = {}
-        if "values" in needs:
-            values = self.values(seen, stored)
-            self._check_size("values", values, (len(seen),))
-            found["values"] = _scattered(values, valid)
-        if "last_values" in needs:
-            last = {name.removeprefix(LAST): t[:, 0] for name, t in batch.payload.items() if name.startswith(LAST)}
-            frames = frames_in(last)
-            kept = {name: tensor for name, tensor in last.items() if not is_own(name)}
-            values = self.values(Seen(batch.payload["instructions"], last["states"], frames), kept)
-            self._check_size("values", values, (len(batch),))
-            found["last_values"] = values
-        return found
+    def _worth(self, seen: Seen, stored: Mapping[str, Tensor]) -> Tensor:
+        values = self.values(seen, stored)
+        self._check_size("values", values, (len(seen),))
+        return values
+
+    @staticmethod
+    def _last_rows(payload: Mapping[str, Any]) -> tuple[Seen, dict[str, Tensor]]:
+        """What is seen, and was stored for ``values``, after the last chunk of each episode."""
+        last = {name.removeprefix(LAST): t[:, 0] for name, t in payload.items() if name.startswith(LAST)}
+        kept = {name: tensor for name, tensor in last.items() if not is_own(name)}
+        return Seen(payload["instructions"], last["states"], frames_in(last)), kept
 
     @staticmethod
     def rows(payload: Mapping[str, Any], valid: Tensor) -> tuple[Seen, dict[str, Tensor]]:

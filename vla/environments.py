@@ -231,7 +231,9 @@ def make_policy(config: RobotConfig, environment: str, pool: Pool) -> ChunkPolic
         if config.obs_type == "pixels":
             inputs = {"vision": Vision(size=config.frame_size, cameras=pool.cameras(environment))}
         if config.head == "categorical" and pool.features(environment)[ACTION].low is not None:
-            raise UsageError(f"--head categorical is for environments of choices; the actions of {environment} have bounds")
+            raise UsageError(
+                f"--head categorical is for environments of choices; the actions of {environment} have bounds"
+            )
         if config.head == "flow":
             return FlowPolicy(FlowModel(observation_size, action_size, chunk=pool.chunk, **inputs))
         model = ActionModel(observation_size, action_size, chunk=pool.chunk, head=config.head, **inputs)

@@ -31,8 +31,8 @@ Trunk = Literal["none", "separate", "shared"]
 
 
 class RobotNetwork(nn.Module, PyTorchModelHubMixin):
-    """The part that all networks of this room share. It adds to them ``words`` and, if they look, ``tower``; they have a
-    ``body``, which reads the ``context``, and an ``out``.
+    """The part that all networks of this room share. It adds to them ``words`` and, if they look, ``tower``; they have
+    a ``body``, which reads the ``context``, and an ``out``.
 
     Args:
         observation_size: D; action_size: A, every dimension in [-1, 1]; chunk: C steps.
@@ -66,7 +66,12 @@ class RobotNetwork(nn.Module, PyTorchModelHubMixin):
         super().__init__()
         self.observation_size, self.action_size, self.chunk = observation_size, action_size, chunk
         self.buckets = buckets
-        self.inputs = {"buckets": buckets, "word_size": word_size, "origin": origin, "positions": list(positions)}
+        self.inputs: dict[str, Any] = {
+            "buckets": buckets,
+            "word_size": word_size,
+            "origin": origin,
+            "positions": list(positions),
+        }
         self.inputs["axes"] = axes
         self.origin, self.positions, self.axes = origin, tuple(positions), axes
         size = observation_size - (0 if origin is None else axes)
@@ -118,12 +123,6 @@ class RobotNetwork(nn.Module, PyTorchModelHubMixin):
         found: Tensor = self.critic(read)[:, 0]
         return found
 
-    def start_small(self, gain: float = 0.01) -> None:
-        """Begin undecided where nothing is imitated: the last layer's weights times a gain, its biases zero."""
-        with torch.no_grad():
-            self.out.weight.mul_(gain)
-            self.out.bias.zero_()
-
     def look(self, frames: Mapping[str, Tensor]) -> Tensor | None:
         """[N, features of all cameras] of frames by camera, [N, H, W, 3] uint8; None without vision."""
         if self.tower is None or self.vision is None:
@@ -170,6 +169,7 @@ class NetworkPolicy(ChunkPolicy):
     """
 
     network: type[RobotNetwork]
+    normalises = True
     saved: tuple[str, ...] = ()
     """Attributes that are saved beside the network: how it explores and what it stores."""
 
@@ -215,10 +215,18 @@ class NetworkPolicy(ChunkPolicy):
         return {} if looks is None or self.keeps_frames else {"looks": looks}
 
     def add_critic(self, trunk: Trunk) -> None:
-        """Give the network a critic (see ``RobotNetwork.add_critic``), and this policy the capability "values"."""
+        """Give the network a critic, unless it has one (see ``RobotNetwork.add_critic``)."""
         network: RobotNetwork = self.module  # type: ignore[assignment]
-        network.add_critic(trunk)
+        if network.critic is None:
+            network.add_critic(trunk)
         self.capabilities |= {"values"} if network.critic is not None else frozenset()
+
+    def start_undecided(self) -> None:
+        """The last layer's weights times 0.01, its biases zero."""
+        network: RobotNetwork = self.module  # type: ignore[assignment]
+        with torch.no_grad():
+            network.out.weight.mul_(0.01)
+            network.out.bias.zero_()
 
     def values(self, seen: Seen, stored: Mapping[str, Tensor]) -> Tensor:
         network: RobotNetwork = self.module  # type: ignore[assignment]

@@ -10,17 +10,19 @@ import torch
 from ..trainers.contracts import Learner
 from ..trainers.normalization import RunningMeanStd
 from ..types import Rollout
-from .network import FLOOR, NetworkPolicy, RobotNetwork
+from .chunk_policy import ChunkPolicy
+from .network import FLOOR, RobotNetwork
 
 
 class ObservationNormalizer(Learner):
     """Keeps a network's input normalisation at the mean and standard deviation of all states that it decided on.
 
     As ``VecNormalize(norm_obs=True)`` of Stable-Baselines3, but between rounds: what was sampled is learned from with
-    the very normalisation that it was sampled with. It stands after the policy's learner.
+    the very normalisation that it was sampled with. It stands after the policy's learner, of a policy that
+    ``normalises``.
     """
 
-    def __init__(self, policy: NetworkPolicy) -> None:
+    def __init__(self, policy: ChunkPolicy) -> None:
         self.network: RobotNetwork = policy.module  # type: ignore[assignment]
         self.seen = RunningMeanStd(len(self.network.mean))
 

@@ -2,8 +2,9 @@
 
 Three heads. *tokens*: every action dimension of every step of the chunk is one of ``bins`` tokens.
 *categorical*: every step is one of A choices, the largest of its A numbers. *gaussian*: every step of
-the chunk is a diagonal Gaussian. All explore coherently in time: the noise of consecutive environment steps is AR(1) with correlation ``rho``, because independent noise
-averages out before the hand has gone anywhere.
+the chunk is a diagonal Gaussian. All explore coherently in time: the noise of consecutive environment
+steps is AR(1) with correlation ``rho``, because independent noise averages out before the hand has
+gone anywhere.
 
 For the Gaussian head the conditional density given the previous step is Gaussian too, so exact
 log-probabilities are at hand. For tokens the AR(1) noise is a Gaussian copula over categorical
@@ -30,6 +31,9 @@ from .chunk_policy import Seen
 from .network import NetworkPolicy, RobotNetwork, Trunk, mlp
 
 Head = Literal["tokens", "gaussian", "categorical"]
+UNDECIDED = -0.5
+"""Log of a Gaussian's standard deviation, in units of the action, where nothing was imitated: it has to find out."""
+
 Likelihood = Literal["exact", "composite"]
 
 
@@ -109,8 +113,8 @@ def taken(episodes: Sequence[EpisodeNoise]) -> tuple[Tensor, Tensor]:
 class ActionPolicy(NetworkPolicy):
     """``ActionModel`` as a policy of the core.
 
-    It stores "actions" (tokens or values [S, C, A], choices [S, C, 1]), and "coherent" [S]: whether consecutive chunks are consecutive
-    in time. Decisions per chunk: C*A tokens, C choices, or C Gaussian steps.
+    It stores "actions" (tokens or values [S, C, A], choices [S, C, 1]), and "coherent" [S]: whether consecutive chunks
+    are consecutive in time. Decisions per chunk: C*A tokens, C choices, or C Gaussian steps.
 
     Args:
         rho: correlation of the exploration noise between consecutive environment steps.
@@ -141,6 +145,16 @@ class ActionPolicy(NetworkPolicy):
         super().__init__(model, decisions=decisions, dims=1 if tokens else model.action_size, piece=piece)
         self.model = model
         self.rho, self.likelihood, self.smoothing = rho, likelihood, smoothing
+
+    def start_undecided(self) -> None:
+        super().start_undecided()
+        if self.model.head == "gaussian":
+            self.set_log_std(UNDECIDED)
+
+    def set_log_std(self, log_std: float) -> None:
+        if self.model.head != "gaussian":
+            super().set_log_std(log_std)
+        nn.init.constant_(self.model.log_std, log_std)
 
     @property
     def conditional_rho(self) -> float:
@@ -203,7 +217,10 @@ class ActionPolicy(NetworkPolicy):
         return ((actions + 1) / 2 * self.model.bins).long().clamp(0, self.model.bins - 1)
 
     def coherent_noise(self, steps: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
-        """[B, steps, A] ([B, steps, 1] for choices) AR(1) noise of B episodes with standard normal marginals, zeros where one is over."""
+        """[B, steps, A] AR(1) noise of B episodes with standard normal marginals, zeros where one is over.
+
+        Choices have one number each, [B, steps, 1].
+        """
         noise = torch.zeros(len(steps), max(steps), self.model.factors)
         for row, count, generator in zip(noise, steps, generators, strict=True):
             torch.randn(row[:count].shape, generator=generator, out=row[:count])

@@ -46,9 +46,6 @@ if TYPE_CHECKING:
     from .cloning import Cloning
     from .network import Trunk
 
-UNDECIDED = -0.5
-"""Log of a Gaussian's standard deviation, in units of the action, where nothing was imitated: it has to find out."""
-
 CITATION = "EVOLVE-VLA: Bai, Gao, Shou, arXiv:2512.14666"
 
 
@@ -378,8 +375,7 @@ def start(config: RobotConfig, folder: RunFolder, *, critic: Trunk = "none", log
 
     Args:
         critic: what a small network that has no critic gets one by (see ``RobotNetwork.add_critic``).
-        log_std: log of the standard deviation of a Gaussian that is not loaded; None is ``UNDECIDED`` without
-            demonstrations, and else ``ActionModel``'s own.
+        log_std: log of a Gaussian's standard deviation; None leaves it as it is made or loaded.
     """
     import torch
 
@@ -420,26 +416,24 @@ def start(config: RobotConfig, folder: RunFolder, *, critic: Trunk = "none", log
 
 
 def _prepare(policy: ChunkPolicy, config: RobotConfig, critic: Trunk, log_std: float | None) -> None:
-    """Give a small network its critic, and let it begin undecided where nothing will be imitated."""
+    """Give a small network its critic, and let it begin undecided where nothing will be imitated.
+
+    Raises:
+        UsageError: a standard deviation for what is no Gaussian.
+    """
     import torch
 
+    from ..plugins import is_named
     from ..trainers.randomness import seed_of
-    from .network import NetworkPolicy
 
-    if not isinstance(policy, NetworkPolicy):
-        return
     with torch.random.fork_rng():
         torch.manual_seed(seed_of("critic", config.seed))
-        if "values" not in policy.capabilities:
-            policy.add_critic(critic)
-    if config.model:
-        return
-    network: Any = policy.module
-    if not (config.demonstrations or config.demonstrations_from or any(":" in name for name in config.tasks)):
-        network.start_small()
-        log_std = UNDECIDED if log_std is None else log_std
-    if log_std is not None and config.head == "gaussian":
-        torch.nn.init.constant_(network.log_std, log_std)
+        policy.add_critic(critic)
+    loaded = config.model and not is_named("policy", config.model)
+    if not (loaded or any(counts(config.clone_tasks or config.tasks, config).values())):
+        policy.start_undecided()
+    if log_std is not None:
+        policy.set_log_std(log_std)
 
 
 def is_small(config: RobotConfig) -> bool:

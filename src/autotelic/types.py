@@ -155,11 +155,11 @@ class Batch:
         pairs: [P, 2] rows of the batch; labels: [P] in 0..1, the probability that the first wins.
         columns: [B] each: clip_high, weight, temperature, ...
         advantages: [B, T], filled by the learner.
-        values: [B, S] what the states before each segment were worth to the policy as the update began; with
-            ``last_values`` [B], of the state after the last segment, zero where nothing follows; None where nobody asks.
+        values: [B, S] what the states before each segment were worth to the policy as the update began, and
+            ``last_values`` [B] the state after the last segment, zero where nothing follows; None where nobody asks.
         value_targets: [B, S] what values are fitted to, filled by the learner from the advantage.
-        truncated: [B] bool, where the state after the last segment counts (see ``Rollout``). A rollout that is scored by
-            one number, as a whole, has had all of its reward; None is nowhere.
+        truncated: [B] bool, where the state after the last segment counts (see ``Rollout``); None is nowhere. A rollout
+            that is scored by one number, as a whole, has had all of its reward.
         totals: counts over all processes that objectives divide by: rollouts, decisions, segments, pairs.
     """
 

@@ -15,8 +15,8 @@ from .base import Metrics, Term, mean
 class ValueLoss(Term):
     """E[(V - target)^2] over the segments in which the policy decided.
 
-    The target is ``batch.value_targets``, which the advantage sets (``advantages.GAE``). As in Stable-Baselines3 there is
-    no factor of 1/2.
+    The target is ``batch.value_targets``, which the advantage sets (``advantages.GAE``). There is no factor of 1/2, as
+    in Stable-Baselines3.
 
     Attributes:
         clip: as PPO's first implementations have it, V may move by so much from what it was as the update began, and of

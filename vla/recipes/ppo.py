@@ -1,8 +1,8 @@
-"""A policy learns from an environment's own reward, from yours, or from a progress model, with or without demonstrations.
+"""A policy learns from an environment's own reward, from yours, or from a progress model; nobody has to demonstrate.
 
 PPO (arXiv:1707.06347) with generalised advantage estimation (arXiv:1506.02438): clipped ratios, values that a critic
-learns beside the policy, several epochs over minibatches of all that a round brought. Nobody has to demonstrate and
-nothing is compared within groups, so one episode of each initial state will do.
+learns beside the policy, several epochs over minibatches of all that a round brought. Nothing is compared within
+groups, so one episode of each initial state will do. Demonstrations, where there are some, are imitated first.
 
 Checked against neither paper; the clip, the loss of values, lambda, the learning rate and the clipping of gradients are
 Stable-Baselines3's defaults, checked against its code. Other differences: a round is a number of whole episodes instead
@@ -61,8 +61,8 @@ class Config(RobotConfig):
     critic_trunk: Literal["separate", "shared"] = grouped("model", "separate")
     """Values are of a network of their own, or of a head on the policy's layers."""
     norm_obs: bool = grouped("model", True)
-    """Running statistics normalise observations, where the policy starts from random weights; a clone keeps those of its
-    demonstrations."""
+    """Running statistics normalise observations, where the policy starts from random weights; a clone keeps those of
+    its demonstrations."""
     norm_reward: bool = grouped("objective", True)
     """Rewards are divided by the running standard deviation of discounted returns, in learning alone."""
     gamma: Share = grouped("objective", 0.99)
@@ -99,7 +99,6 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     from ...trainers.normalization import RewardNormalizer
     from ...trainers.objectives import ValueLoss
     from ...trainers.published import clipped
-    from ..network import NetworkPolicy
     from ..normalization import ObservationNormalizer
 
     setting = start(config, folder, critic=config.critic_trunk, log_std=config.log_std_init)
@@ -116,7 +115,7 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     )
     learners: dict[str, Any] = {"rewards": scale} if scale is not None else {}
     learners["policy"] = learner
-    if config.norm_obs and not setting.encoded and not config.model and isinstance(setting.policy, NetworkPolicy):
+    if config.norm_obs and not setting.encoded and not config.model and setting.policy.normalises:
         learners["observations"] = ObservationNormalizer(setting.policy)
     alone = all(name.partition(":")[0] == "progress" for name in config.rewards)
     guard = partial(sealed, "a progress model alone is learned from") if alone else nullcontext
@@ -139,18 +138,13 @@ def progress_model(config: Config, setting: Setting, folder: RunFolder) -> Progr
     Raises:
         UsageError: neither a critic nor demonstrations of states.
     """
-    from ...plugins import named
     from ...rewards.progress.critics import CriticTraining, ProgressCritic
     from ..setting import learned
-    from .evolve_vla import seen_relations
+    from .evolve_vla import named_model, seen_relations
 
     shown = setting.all_demonstrations
     if config.critic:
-        made = named("progress", config.critic)
-        model: ProgressModel = made() if isinstance(made, type) else made
-        if shown and hasattr(model, "fit"):
-            model.fit(shown)
-        return model
+        return named_model(config.critic, shown)
     if not shown or config.obs_type == "pixels":
         raise UsageError("--rewards progress: name a progress model by --critic, or give --demonstrations of states")
     critic = ProgressCritic("absolute", seen_relations(setting, True), CriticTraining(seed=config.seed))
