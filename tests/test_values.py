@@ -283,7 +283,7 @@ def test_rewards_are_scaled_by_the_spread_of_discounted_returns() -> None:
     rollouts[1].scores["total"] = 8.0
     told = scale.update(rollouts)
     std = float(torch.tensor([1, 2.5, 4.25, 8], dtype=D).std(correction=0))
-    assert told == {"returns/std": pytest.approx(std)}
+    assert told == {"returns/std": pytest.approx(std), "segments": 4}
     batch = walk.collate(rollouts)
     assert near(scale(batch).rewards["total"][0], batch.rewards["total"][0].double() / std, 1e-6)
     assert float(batch.rewards["total"][0, 2]) == 3.0, "what is reported stays"

@@ -66,7 +66,7 @@ class RewardNormalizer(Learner):
                 value = self.gamma * value + reward
                 rows.append(value)
         self.returns.update(torch.tensor(rows, dtype=torch.float64)[:, None])
-        return {"returns/std": self.std}
+        return {"returns/std": self.std, "segments": float(self.returns.count)}
 
     @property
     def std(self) -> float:
