@@ -54,7 +54,10 @@ class Case:
 CASES = {
     "pendulum": Case(
         "Pendulum-v1",
-        {"tasks-per-step": 20, "max-steps": 25, "gamma": 0.9, "lr": 1e-3, "lr-schedule": "linear", "minibatches": 16},
+        {
+            **{"tasks-per-step": 20, "max-steps": 25, "gamma": 0.9, "lr": 1e-3, "lr-schedule": "linear"},
+            **{"minibatches": 16, "log-std-init": 0.0},
+        },
         {
             **{"n_envs": 4, "n_steps": 1024, "gae_lambda": 0.95, "gamma": 0.9, "n_epochs": 10, "ent_coef": 0.0},
             **{"learning_rate": 1e-3, "clip_range": 0.2, "use_sde": True, "sde_sample_freq": 4},

@@ -52,9 +52,9 @@ def policy_of(head: Any, critic: Trunk = "separate", piece: int = 256) -> Any:
             return FlowPolicy(FlowModel(4, 2, chunk=2, **size), steps=3, noise=0.7, piece=piece)  # type: ignore[arg-type]
         chunk, actions = (1, 4) if head == "categorical" else (2, 2)
         model = ActionModel(4, actions, chunk=chunk, head=head, bins=7, std=0.4, **size)  # type: ignore[arg-type]
-    policy = ActionPolicy(model, rho=0.0, piece=piece)
-    policy.start_undecided()
-    return policy
+        policy = ActionPolicy(model, rho=0.0, piece=piece)
+        policy.start_undecided()
+        return policy
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -222,11 +223,14 @@ class NetworkPolicy(ChunkPolicy):
         self.capabilities |= {"values"} if network.critic is not None else frozenset()
 
     def start_undecided(self) -> None:
-        """The last layer's weights times 0.01, its biases zero."""
+        """Orthogonal weights and no biases, as PPO's implementations begin: hidden layers sqrt(2) wide, the last 0.01."""
         network: RobotNetwork = self.module  # type: ignore[assignment]
-        with torch.no_grad():
-            network.out.weight.mul_(0.01)
-            network.out.bias.zero_()
+        for name, layer in network.named_modules():
+            if isinstance(layer, nn.Linear) and not name.startswith("tower"):
+                nn.init.orthogonal_(layer.weight, 0.01 if layer is network.out else math.sqrt(2))
+                nn.init.zeros_(layer.bias)
+        if network.critic is not None:
+            nn.init.zeros_(cast(nn.Linear, network.critic[-1]).weight)
 
     def values(self, seen: Seen, stored: Mapping[str, Tensor]) -> Tensor:
         network: RobotNetwork = self.module  # type: ignore[assignment]

@@ -429,9 +429,9 @@ def _prepare(policy: ChunkPolicy, config: RobotConfig, critic: Trunk, log_std: f
     with torch.random.fork_rng():
         torch.manual_seed(seed_of("critic", config.seed))
         policy.add_critic(critic)
-    loaded = config.model and not is_named("policy", config.model)
-    if not (loaded or any(counts(config.clone_tasks or config.tasks, config).values())):
-        policy.start_undecided()
+        loaded = config.model and not is_named("policy", config.model)
+        if not (loaded or any(counts(config.clone_tasks or config.tasks, config).values())):
+            policy.start_undecided()
     if log_std is not None:
         policy.set_log_std(log_std)
 
