@@ -6,9 +6,9 @@
 Each seed is a run of ``autotelic run vla/ppo`` with the case's flags, and one of Stable-Baselines3's PPO with the RL
 Zoo's hyperparameters (``benchmarks/peers/sb3_ppo.py``, in an environment of its own) for as many steps. Both are
 then evaluated, without noise, from the same 40 initial states, which neither learned from. CPU seconds of ours are
-of the whole command, evaluations included; of the other those of training alone. Flags were chosen on seeds from 100 on,
-and so were the thresholds: a tenth below what Stable-Baselines3 alone reached there. Runs that stand finished in the
-folder are read, not repeated.
+of the whole command, evaluations included; of the other those of training alone. Flags were chosen on seeds from 100
+on, and so were the thresholds: a tenth below what Stable-Baselines3 alone reached there. Runs that stand finished in
+the folder are read, not repeated.
 """
 
 from __future__ import annotations

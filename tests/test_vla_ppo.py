@@ -179,9 +179,16 @@ def test_observations_are_normalised_between_rounds(pools: Any) -> None:
     policy = policy_of("gaussian")
     assert isinstance(policy, NetworkPolicy)
     learner = ObservationNormalizer(policy)
+    torch.nn.init.normal_(policy.module.out.weight)  # type: ignore[union-attr, arg-type]
+    torch.nn.init.normal_(policy.module.critic[-1].weight)  # type: ignore[union-attr, index]
     rounds = [acted(policy, pools["gaussian"], "gaussian", 4, key=key) for key in range(2)]
+    batch = policy.collate(rounds[0])
+    said = []
     for rollouts in rounds:
         learner.update(rollouts)
+        now = policy.evaluate_actions(batch, {"values"})
+        said.append(torch.cat([now.log_probs, now.values], 1))  # type: ignore[list-item]
+    torch.testing.assert_close(said[1], said[0], atol=1e-4, rtol=1e-4, msg="the policy is what it was")
     seen = torch.cat([r.payload["states"] for rollouts in rounds for r in rollouts])
     torch.testing.assert_close(policy.module.mean, seen.mean(0))
     torch.testing.assert_close(policy.module.std, seen.std(0, correction=0))

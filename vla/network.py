@@ -97,6 +97,22 @@ class RobotNetwork(nn.Module, PyTorchModelHubMixin):
             parts.append(looks)
         return torch.cat(parts, -1)
 
+    @torch.no_grad()
+    def renormalise(self, mean: Tensor, std: Tensor, *, keep: bool) -> None:
+        """Set the input normalisation [D'] of states as the network sees them.
+
+        Args:
+            keep: change the layers that read the states so that the network says of every state what it said before.
+        """
+        mean, std = mean.to(self.mean), std.clamp(min=FLOOR).to(self.std)
+        readers = [*self.body[:1], *(self.critic[:1] if self.critic is not None and self._own_trunk else ())]
+        for layer in readers if keep else ():
+            read = layer.weight[:, : len(mean)]
+            layer.bias += read @ ((mean - self.mean) / self.std)
+            read *= std / self.std
+        self.mean.copy_(mean)
+        self.std.copy_(std)
+
     def add_critic(self, trunk: Trunk) -> None:
         """Add a head that says what states are worth, zero at first, after ``body`` is there.
 
@@ -116,11 +132,15 @@ class RobotNetwork(nn.Module, PyTorchModelHubMixin):
         nn.init.zeros_(head.bias)
         self.critic = nn.Sequential(*trunks, head)
 
+    @property
+    def _own_trunk(self) -> bool:
+        return bool(self.inputs["critic"] == "separate")
+
     def value(self, observations: Tensor, words: Tensor, looks: Tensor | None = None) -> Tensor:
         """[N] what states are worth."""
         assert self.critic is not None
         context = self.context(observations, words, looks)
-        read = self.body(context) if self.inputs["critic"] == "shared" else context.detach()
+        read = context.detach() if self._own_trunk else self.body(context)
         found: Tensor = self.critic(read)[:, 0]
         return found
 
@@ -223,7 +243,7 @@ class NetworkPolicy(ChunkPolicy):
         self.capabilities |= {"values"} if network.critic is not None else frozenset()
 
     def start_undecided(self) -> None:
-        """Orthogonal weights and no biases, as PPO's implementations begin: hidden layers sqrt(2) wide, the last 0.01."""
+        """Orthogonal weights without biases, times sqrt(2) in hidden layers and .01 in the last, as PPO begins."""
         network: RobotNetwork = self.module  # type: ignore[assignment]
         for name, layer in network.named_modules():
             if isinstance(layer, nn.Linear) and not name.startswith("tower"):

@@ -11,15 +11,16 @@ from ..trainers.contracts import Learner
 from ..trainers.normalization import RunningMeanStd
 from ..types import Rollout
 from .chunk_policy import ChunkPolicy
-from .network import FLOOR, RobotNetwork
+from .network import RobotNetwork
 
 
 class ObservationNormalizer(Learner):
     """Keeps a network's input normalisation at the mean and standard deviation of all states that it decided on.
 
-    As ``VecNormalize(norm_obs=True)`` of Stable-Baselines3, but between rounds: what was sampled is learned from with
-    the very normalisation that it was sampled with. It stands after the policy's learner, of a policy that
-    ``normalises``.
+    As ``VecNormalize(norm_obs=True)`` of Stable-Baselines3, but between rounds, so that what was sampled is learned
+    from with the very normalisation that it was sampled with; and the policy stays what it is, because the layers that
+    read the states change with the statistics. Only the first statistics, after a round with none, change it. It stands
+    after the policy's learner, of a policy that ``normalises``.
     """
 
     def __init__(self, policy: ChunkPolicy) -> None:
@@ -29,9 +30,9 @@ class ObservationNormalizer(Learner):
     def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
         states = [r.payload["states"][r.payload["executed"].any(1)] for r in rollouts if not r.is_plain]
         if states:
+            keep = self.seen.count > 0
             self.seen.update(self.network.view(torch.cat(states)))
-            self.network.mean.copy_(self.seen.mean)
-            self.network.std.copy_(self.seen.var.sqrt().clamp(min=FLOOR))
+            self.network.renormalise(self.seen.mean, self.seen.var.sqrt(), keep=keep)
         return {}
 
     def state_dict(self) -> dict[str, Any]:
