@@ -56,7 +56,7 @@ CASES = {
         "Pendulum-v1",
         {
             **{"tasks-per-step": 20, "max-steps": 25, "gamma": 0.9, "lr": 1e-3, "lr-schedule": "linear"},
-            **{"minibatches": 16, "log-std-init": 0.0},
+            **{"minibatches": 16},
         },
         {
             **{"n_envs": 4, "n_steps": 1024, "gae_lambda": 0.95, "gamma": 0.9, "n_epochs": 10, "ent_coef": 0.0},
@@ -67,7 +67,7 @@ CASES = {
     "cartpole": Case(
         "CartPole-v1",
         {
-            **{"head": "categorical", "tasks-per-step": 8, "max-steps": 40, "gamma": 0.98, "gae-lambda": 0.9},
+            **{"head": "categorical", "tasks-per-step": 4, "max-steps": 60, "gamma": 0.98, "gae-lambda": 0.9},
             **{"lr": 1e-3, "lr-schedule": "linear", "minibatches": 8},
         },
         {
@@ -78,7 +78,7 @@ CASES = {
     ),
     "reacher": Case(
         "Reacher-v5",
-        {"tasks-per-step": 40, "max-steps": 100, "gamma": 0.9, "lr": 3e-4, "lr-schedule": "linear", "minibatches": 16},
+        {"tasks-per-step": 40, "max-steps": 50, "gamma": 0.9, "lr": 1e-3, "lr-schedule": "linear", "minibatches": 16},
         {
             **{"normalize": True, "n_envs": 1, "batch_size": 32, "n_steps": 512, "gamma": 0.9, "n_epochs": 5},
             **{"learning_rate": 0.000104019, "ent_coef": 7.52585e-08, "clip_range": 0.3, "gae_lambda": 1.0},
