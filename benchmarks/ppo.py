@@ -3,9 +3,10 @@
     python benchmarks/ppo.py --sb3-python sb3/bin/python [--quick] [--json FILE] [--runs FOLDER] [--seeds 0 1 2]
                              [--cases pendulum ...]
 
-Each seed is a run of ``autotelic run vla/ppo`` with the case's flags, and one of Stable-Baselines3's PPO with the RL
-Zoo's hyperparameters (``benchmarks/peers/sb3_ppo.py``, in an environment of its own) for as many steps. Both are
-then evaluated, without noise, from the same 40 initial states, which neither learned from. CPU seconds of ours are
+Each seed is a run of ``autotelic run vla/ppo`` with the case's flags, and one of Stable-Baselines3's PPO for as many
+steps (``benchmarks/peers/sb3_ppo.py``, in an environment of its own), with the RL Zoo's hyperparameters; in Reacher, for
+which the Zoo's are meant for five times the steps, with some that did better on a tuning seed (-4.8 against -5.5). Both
+are then evaluated, without noise, from the same 40 initial states, which neither learned from. CPU seconds of ours are
 of the whole command, evaluations included; of the other those of training alone. Flags were chosen on seeds from 100
 on, and so were the thresholds: a tenth below what Stable-Baselines3 alone reached there. Runs that stand finished in
 the folder are read, not repeated.
@@ -78,13 +79,12 @@ CASES = {
     ),
     "reacher": Case(
         "Reacher-v5",
-        {"tasks-per-step": 40, "max-steps": 50, "gamma": 0.9, "lr": 1e-3, "lr-schedule": "linear", "minibatches": 16},
+        {"tasks-per-step": 40, "max-steps": 100, "gamma": 0.9, "lr": 1e-3, "lr-schedule": "linear", "minibatches": 16},
         {
-            **{"normalize": True, "n_envs": 1, "batch_size": 32, "n_steps": 512, "gamma": 0.9, "n_epochs": 5},
-            **{"learning_rate": 0.000104019, "ent_coef": 7.52585e-08, "clip_range": 0.3, "gae_lambda": 1.0},
-            **{"max_grad_norm": 0.9, "vf_coef": 0.950368},
+            **{"normalize": True, "n_envs": 4, "n_steps": 512, "batch_size": 64, "n_epochs": 10, "gamma": 0.9},
+            **{"gae_lambda": 0.95, "learning_rate": 3e-4, "clip_range": 0.2},
         },
-        -6.1,
+        -5.3,
     ),
 }
 
