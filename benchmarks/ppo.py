@@ -4,12 +4,12 @@
                              [--cases pendulum ...]
 
 Each seed is a run of ``autotelic run vla/ppo`` with the case's flags, and one of Stable-Baselines3's PPO for as many
-steps (``benchmarks/peers/sb3_ppo.py``, in an environment of its own), with the RL Zoo's hyperparameters; in Reacher, for
-which the Zoo's are meant for five times the steps, with some that did better on a tuning seed (-4.8 against -5.5). Both
-are then evaluated, without noise, from the same 40 initial states, which neither learned from. CPU seconds of ours are
-of the whole command, evaluations included; of the other those of training alone. Flags were chosen on seeds from 100
-on, and so were the thresholds: a tenth below what Stable-Baselines3 alone reached there. Runs that stand finished in
-the folder are read, not repeated.
+steps (``benchmarks/peers/sb3_ppo.py``, in an environment of its own), with the RL Zoo's hyperparameters; in Reacher,
+for which the Zoo's are meant for five times the steps, with some that did better on a tuning seed (-4.8 against
+-5.5). Both are then evaluated, without noise, from the same 40 initial states, which neither learned from. CPU
+seconds of ours are of the whole command, evaluations included; of the other those of training alone. Flags were
+chosen on seeds from 100 on, and so were the thresholds: a tenth below what Stable-Baselines3 alone reached there.
+Runs that stand finished in the folder are read, not repeated.
 """
 
 from __future__ import annotations
