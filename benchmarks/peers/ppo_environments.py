@@ -1,4 +1,4 @@
-"""The environments of ``ppo.py``, as anybody would register theirs: ``autotelic run ... --use ppo_environments.py``."""
+"""The environments of ``benchmarks/ppo.py``, registered as anybody would register theirs: for ``--use``."""
 
 from __future__ import annotations
 
