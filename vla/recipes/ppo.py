@@ -40,10 +40,7 @@ class Config(RobotConfig):
     SMALL: ClassVar[Mapping[str, Any]] = {"lr": 3e-4, "group_size": 1}
     LOADED: ClassVar[Mapping[str, Any]] = {"lr": 1e-5, "group_size": 1}
     TINY: ClassVar[Mapping[str, Any]] = {"minibatches": 2, "epochs": 2, "group_size": 1}
-    FIXED: ClassVar[tuple[str, ...]] = (
-        *NO_GATE,
-        *("gate_states", "objective", "advantage", "std_floor", "batch_size"),
-    )
+    FIXED: ClassVar[tuple[str, ...]] = (*NO_GATE, "gate_states", "objective", "advantage", "std_floor", "batch_size")
     OWN: ClassVar[Mapping[str, tuple[str, ...]]] = {"rewards": ("environment", "progress")}
 
     demonstrations: Whole = grouped("data", 0)
