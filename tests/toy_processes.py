@@ -1,4 +1,4 @@
-"""Toy runs of two processes: ``torchrun ... -m tests.toy_processes disagree|differ|evaluate|leave FOLDER``."""
+"""Toy runs of two processes: ``torchrun ... -m tests.toy_processes disagree|differ|evaluate|leave|ppo FOLDER``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +119,24 @@ def leave(_: Path) -> list[object]:
     return [during > before, after - before] if main else []
 
 
+def ppo(folder: Path) -> list[object]:
+    """A run with values, of which one process has two episodes a round and the other one."""
+    from autotelic.vla.recipes import ppo as recipe
+
+    from .test_vla_ppo import config_of
+
+    if is_main():
+        RunFolder.create(folder / "shared", recipe="vla/ppo", config={}, command="")
+    barrier()
+    run = RunFolder.open(folder / "shared")
+    with closing(recipe.build(config_of(tasks_per_step=3, minibatches=1), run)) as experiment:
+        train(replace(experiment, finish=lambda folder: None), run)
+    return []
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    parts = {"disagree": disagree, "differ": differ, "evaluate": evaluate, "leave": leave}
+    parts = {"disagree": disagree, "differ": differ, "evaluate": evaluate, "leave": leave, "ppo": ppo}
     said = parts[sys.argv[1]](Path(sys.argv[2]))
     if said and os.environ.get("RANK", "0") == "0":
         print(json.dumps({"says": said}))

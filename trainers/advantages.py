@@ -115,12 +115,80 @@ class ReinforcePlusPlus(Advantage):
             values = dr_grpo()(plain)
         if batch.shaping is not None:  # a decision answers for what comes from it on
             values = (values + batch.shaping.flip(1).cumsum(1).flip(1)) * batch.mask
-        values = values.double()  # so that statistics do not depend on how rollouts are spread over processes
-        counted = (batch.mask & valid).double()
-        n, total = reduce_sum(torch.stack([counted.sum(), (values * counted).sum()])).unbind()
-        mean = total / n.clamp(min=1)
-        variance = reduce_sum(((values - mean) ** 2 * counted).sum()) / (n - 1).clamp(min=1)
-        return ((values - mean) / (variance.sqrt() + self.eps) * counted).to(returns.dtype)
+        return _standardised(values, batch.mask & valid, self.eps).to(returns.dtype)
+
+
+@dataclass(frozen=True)
+class GAE(Advantage):
+    """Generalised advantage estimation (arXiv 1506.02438, eq. 16; not checked), per segment.
+
+    delta_s = r_s + gamma V_(s+1) - V_s and A_s = delta_s + gamma lambda A_(s+1), where V is ``batch.values``, r_s all
+    that a segment was paid, shaping included, and s + 1 the next segment in which the policy decided. After the last
+    one there is nothing, or ``batch.last_values`` where the rollout was truncated. Values are fitted to A + V, so
+    lambda = 1 fits them to what came and lambda = 0 to one step ahead.
+
+    Attributes:
+        gamma, gae_lambda: per segment: of a robot, per chunk of actions.
+        normalize: (A - mean) / (std + 1e-8) over the segments of the batch, on all processes together.
+    """
+
+    needs = frozenset({"values"})
+
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    normalize: bool = True
+
+    def metrics(self, batch: Batch) -> dict[str, float]:
+        """The share of the targets' variance that the values explained, and the mean of both, of this process."""
+        if batch.values is None or batch.value_targets is None:
+            return {}
+        old, target = (part[batch.decided].double() for part in (batch.values, batch.value_targets))
+        spread = target.var(correction=0)
+        share = 1 - (target - old).var(correction=0) / spread if spread > 0 else torch.zeros(())
+        means = {"values/mean": float(old.mean()), "values/target_mean": float(target.mean())}
+        return {"values/explained_variance": float(share)} | means
+
+    def value_targets(self, batch: Batch) -> Tensor:
+        """[B, S] A + V, zero where nothing was decided."""
+        values = values_of(batch)
+        return torch.where(batch.decided, self.estimates(batch).to(values) + values, 0.0)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        found = self.estimates(batch)
+        if self.normalize:
+            found = _standardised(found, batch.decided, 1e-8)
+        return found.to(batch.rewards["total"].dtype).gather(1, batch.segments.clamp(min=0)) * batch.mask
+
+    def estimates(self, batch: Batch) -> Tensor:
+        """[B, S] float64, as they are before they are normalised; zero where nothing was decided."""
+        values, decided = values_of(batch).double(), batch.decided
+        paid = _paid(batch).double()
+        estimates = torch.zeros_like(values)
+        gain = after = torch.zeros_like(values[:, 0])
+        follows = after if batch.last_values is None else batch.last_values.double()
+        for s in reversed(range(values.shape[1])):
+            here, reward = decided[:, s], paid[:, s] + after
+            delta = reward + self.gamma * follows - values[:, s]
+            gain = torch.where(here, delta + self.gamma * self.gae_lambda * gain, gain)
+            follows = torch.where(here, values[:, s], follows)
+            after = torch.where(
+                here, 0.0, reward
+            )  # what the environment's own segments pay is due to the decision before
+            estimates[:, s] = gain * here
+        return estimates
+
+
+def values_of(batch: Batch) -> Tensor:
+    """[B, S] the batch's values.
+
+    Raises:
+        ValueError: nobody filled them.
+    """
+    if batch.values is None:
+        raise ValueError(
+            "batch.values is empty: the learner fills it for an advantage that needs values, such as GAE()"
+        )
+    return batch.values
 
 
 def zero_spread(batch: Batch, per_segment: bool = False) -> Tensor:
@@ -169,13 +237,28 @@ class _GroupStatistics:
 
 def _rewards_to_go(batch: Batch) -> Tensor:
     """[B, S] sum of this and later segments' rewards; NaN for segments a rollout did not have."""
-    reward = batch.rewards["total"]
-    whole = reward.nan_to_num(0.0)
-    if batch.shaping is not None:
-        whole = whole.scatter_add(1, batch.segments.clamp(min=0), batch.shaping.to(whole))
-    to_go = whole.flip(1).cumsum(1).flip(1)
-    decided = torch.zeros_like(reward).scatter_add(1, batch.segments.clamp(min=0), batch.mask.to(reward.dtype)) > 0
-    return torch.where(decided & ~batch.returns.isnan()[:, None], to_go, torch.nan)
+    to_go = _paid(batch).flip(1).cumsum(1).flip(1)
+    return torch.where(batch.decided & ~batch.returns.isnan()[:, None], to_go, torch.nan)
+
+
+def _paid(batch: Batch) -> Tensor:
+    """[B, S] each segment's reward and shaping, zero where nothing applies."""
+    paid = batch.rewards["total"].nan_to_num(0.0)
+    if batch.shaping is None:
+        return paid
+    return paid.scatter_add(1, batch.segments.clamp(min=0), batch.shaping.to(paid))
+
+
+def _standardised(values: Tensor, counted: Tensor, eps: float) -> Tensor:
+    """(x - mean) / (std + eps) in float64 over what counts on all processes together, zero elsewhere.
+
+    In float64, statistics do not depend on how rollouts are spread over processes.
+    """
+    values, weight = values.double(), counted.double()
+    n, total = reduce_sum(torch.stack([weight.sum(), (values * weight).sum()])).unbind()
+    mean = total / n.clamp(min=1)
+    variance = reduce_sum(((values - mean) ** 2 * weight).sum()) / (n - 1).clamp(min=1)
+    return (values - mean) / (variance.sqrt() + eps) * weight
 
 
 def _to_decisions(values: Tensor, batch: Batch) -> Tensor:

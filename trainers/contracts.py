@@ -64,9 +64,11 @@ class Advantage(ABC):
 
     Attributes:
         compares: with the others of a group: a rollout whose group has lost all others is not learned from.
+        needs: "values" asks the policy for what states are worth (``batch.values``).
     """
 
     compares: bool = False
+    needs: frozenset[str] = frozenset()
 
     def check(self, group_size: int) -> None:
         """Refuse, when the run is built, groups of a size that leaves nothing to compare."""
@@ -74,6 +76,10 @@ class Advantage(ABC):
     def metrics(self, batch: Batch) -> dict[str, float]:
         """What it tells of a batch beside the advantages."""
         return {}
+
+    def value_targets(self, batch: Batch) -> Tensor | None:
+        """[B, S] what the policy's values should become, where it knows."""
+        return None
 
     @abstractmethod
     def __call__(self, batch: Batch) -> Tensor: ...

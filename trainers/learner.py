@@ -1,9 +1,10 @@
 """Gradient learning: rollouts in, better weights out.
 
 The order of an update is fixed: collate; log-probabilities of the reference and of the policy itself ("proximal");
-reward shaping, such as a per-token KL; sets, which may overlap; advantages; ``prepare``, such as pairing or selection;
-then ``epochs * minibatches`` gradient steps. Minibatches hold whole groups, sets and pairs, gradients are summed over
-processes, and every random choice is keyed by (seed, update), so a resumed run repeats it.
+values, where the advantage asks for them; reward shaping, such as a per-token KL; sets, which may overlap; advantages
+and what values are fitted to; ``prepare``, such as pairing or selection; then ``epochs * minibatches`` gradient steps.
+Minibatches hold whole groups, sets and pairs, or segments drawn from all rollouts, gradients are summed over processes,
+and every random choice is keyed by (seed, update), so a resumed run repeats it.
 
 Nothing that is not finite is learned from: neither a rollout without a probability nor a step whose gradient is NaN or
 infinite. Both are counted; what to do about many of them is the loop's part.
@@ -13,8 +14,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -35,7 +36,9 @@ class Optimisation:
     Attributes:
         lr: learning rate of AdamW.
         epochs: passes over the batch.
-        minibatches: gradient steps per pass, each on whole groups; several processes cut their own groups each.
+        minibatches: gradient steps per pass; several processes cut their own rollouts each.
+        cut: into whole "groups", or into "segments", as PPO has it: each step learns from a share of the segments of
+            all rollouts, which asks for an objective that compares none, and decisions that hang on no other segment.
         max_grad_norm: clipping of the global gradient norm.
         weight_decay, eps: AdamW's. Its step is g / (|g| + eps), so rounding noise in a gradient g near zero
             moves weights; an eps of 1e-5, as many PPO implementations have it, keeps it from doing so.
@@ -48,6 +51,7 @@ class Optimisation:
     lr: float = 5e-4
     epochs: int = 1
     minibatches: int = 1
+    cut: Literal["groups", "segments"] = "groups"
     max_grad_norm: float = 1.0
     weight_decay: float = 0.0
     eps: float = 1e-8
@@ -113,6 +117,8 @@ class PolicyLearner(Learner):
             list(policy.parameters()), optimisation.lr, eps=optimisation.eps, weight_decay=optimisation.weight_decay
         )
         check_capabilities(policy, objective, self.references, self.advantage, self.shape)
+        if optimisation.cut == "segments" and "pairs" in objective.needs:
+            raise UsageError(f"{type(objective).__name__} compares pairs of rollouts, which segments tear apart")
         if "kl:proximal" in objective.needs:
             self.references["proximal"] = cast(Policy, policy.fork("proximal"))
 
@@ -145,8 +151,7 @@ class PolicyLearner(Learner):
         sums: dict[str, float] = defaultdict(float)
         count = skipped = 0
         for epoch in range(self.optimisation.epochs):
-            for index, rows in enumerate(steps(epoch)):
-                part = batch.select(rows) if batch is not None and len(rows) else None
+            for index, part in enumerate(steps(epoch)):
                 told = self._step(part, (epoch, index))
                 skipped, count = (skipped + 1, count) if told is None else (skipped, count + 1)
                 for name, value in (told or {}).items():
@@ -187,11 +192,13 @@ class PolicyLearner(Learner):
             return None
         batch = self.policy.collate(rollouts, self.decisions)
         self._add_log_probs(batch, elsewhere=any(r.train_task is not None for r in rollouts))
+        self._add_values(batch)
         changes: tuple[Change, ...] = (*self.shape, *self.sets)
         for change in changes:
             batch = change(batch)
         if self.advantage is not None:
             batch.advantages = self.advantage(batch)
+            batch.value_targets = self.advantage.value_targets(batch)
             for rollout, size in zip(rollouts, batch.advantages.abs().amax(1).tolist(), strict=True):
                 rollout.info["abs_advantage"] = size
             metrics |= self.advantage.metrics(batch)
@@ -218,27 +225,49 @@ class PolicyLearner(Learner):
             with torch.no_grad():
                 batch.log_probs[name] = judge.evaluate_actions(batch).log_probs
 
+    def _add_values(self, batch: Batch) -> None:
+        """What the states are worth to the policy as it is, where the advantage asks."""
+        if self.advantage is None or "values" not in self.advantage.needs:
+            return
+        with torch.no_grad():
+            now = self.policy.evaluate_actions(batch, {"values", "last_values"})
+        batch.values = now.values
+        if now.last_values is not None and batch.truncated is not None:
+            batch.last_values = now.last_values * batch.truncated
+
     def _needs(self) -> frozenset[str]:
         return self.objective.needs.union(*(change.needs for change in self.shape))
 
-    def _minibatches(self, batch: Batch | None) -> Callable[[int], list[Tensor]]:
+    def _minibatches(self, batch: Batch | None) -> Callable[[int], Iterable[Batch | None]]:
         count = self.optimisation.minibatches
         if batch is None:
-            return lambda epoch: [torch.empty(0, dtype=torch.long)] * count
-        clusters = connected(batch)
+            return lambda epoch: [None] * count
+        parts = connected(batch) if self.optimisation.cut == "groups" else list(batch.decided.nonzero())
 
-        def of_epoch(epoch: int) -> list[Tensor]:
+        def of_epoch(epoch: int) -> Iterator[Batch | None]:
             random = generator("minibatches", self.optimisation.seed, self.updates, epoch)
-            order = torch.randperm(len(clusters), generator=random).tolist()
-            chosen = [[clusters[i] for i in order[k::count]] for k in range(count)]
-            return [torch.cat(part) if part else torch.empty(0, dtype=torch.long) for part in chosen]
+            order = torch.randperm(len(parts), generator=random).tolist()
+            for k in range(count):
+                chosen = [parts[i] for i in order[k::count]]
+                yield self._part(batch, chosen) if chosen else None
 
         return of_epoch
+
+    def _part(self, batch: Batch, chosen: Sequence[Tensor]) -> Batch:
+        """Some groups (rows each) or segments (row and segment each) of a batch."""
+        if self.optimisation.cut == "groups":
+            return batch.select(torch.cat(list(chosen)))
+        places = torch.stack(list(chosen))
+        inside = torch.zeros_like(batch.decided)
+        inside[places[:, 0], places[:, 1]] = True
+        rows = inside.any(1).nonzero()[:, 0]
+        part = batch.select(rows)
+        return replace(part, mask=part.mask & inside[rows].gather(1, part.segments.clamp(min=0)))
 
     def _step(self, batch: Batch | None, key: tuple[int, int]) -> dict[str, float] | None:
         """One gradient step; a process without rollouts still takes part in the sums. None is a step not taken."""
         self.optimizer.zero_grad(set_to_none=True)
-        counts = {"rollouts": 0.0, "decisions": 0.0, "pairs": 0.0} if batch is None else batch.counts()
+        counts = dict.fromkeys(COUNTED, 0.0) if batch is None else batch.counts()
         totals = reduce_counts(counts)
         anchors = self.anchors if self.anchors is not None and self.anchors.weight > 0 else None
         if anchors is None and not totals["rollouts"]:
@@ -378,7 +407,12 @@ def _empty_batch() -> Batch:
     nothing = torch.zeros(1, 1, dtype=torch.long)
     absent = torch.full((1, 1), torch.nan)
     nobody = torch.zeros(0, 1, dtype=torch.bool)
-    return Batch({}, nothing.bool(), nothing, nothing, {}, {"total": absent}, nobody)
+    values = torch.zeros(1, 1)
+    return Batch({}, nothing.bool(), nothing, nothing, {}, {"total": absent}, nobody, values=values)
+
+
+COUNTED = tuple(_empty_batch().counts())
+"""What objectives divide by, in the order in which processes add it up."""
 
 
 PROVIDED = {"log_probs": ("exact", "composite"), "entropy": ("entropy",), "values": ("values",), "kl": ("kl",)}
@@ -395,10 +429,11 @@ def check_capabilities(
     """Refuse, by name, an objective that asks for what the policy or the learner cannot give."""
     who, has = type(policy).__name__, ", ".join(sorted(policy.capabilities))
     forward = "forward" in objective.needs
-    parts: list[Objective | Shaping] = [*(term for _, term in objective.terms), *shape]
+    parts: list[Objective | Shaping | Advantage] = [*(term for _, term in objective.terms), *shape]
+    parts += [] if advantage is None else [advantage]
     for part in parts:
         what = type(part).__name__
-        implied = {"log_probs"} if part.needs <= {"advantages", "pairs"} else set()
+        implied = {"log_probs"} if part is not advantage and part.needs <= {"advantages", "pairs"} else set()
         for need in sorted(part.needs | implied):
             kind, _, name = need.partition(":")
             wanted = ("forward",) if forward and kind == "log_probs" else PROVIDED.get(kind, ())
@@ -409,3 +444,5 @@ def check_capabilities(
                 raise ValueError(f"{what} needs {need}: pass references={{{name!r}: policy.fork({name!r})}}")
             if kind == "advantages" and advantage is None:
                 raise ValueError(f"{what} needs advantages: pass advantage=grpo() or another")
+            if kind == "value_targets" and (advantage is None or "values" not in advantage.needs):
+                raise ValueError(f"{what} needs value_targets, which GAE and its like set: pass advantage=GAE()")

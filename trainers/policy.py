@@ -202,6 +202,7 @@ def collate(rollouts: Sequence[Rollout], dims: Sequence[int], payload: Mapping[s
     groups = torch.zeros(len(order), len(rollouts), dtype=torch.bool)
     groups[[order[key] for key in keys], range(len(rollouts))] = True
     names = dict.fromkeys(name for r in rollouts for name in r.scores)
+    follows = [r.truncated and not _as_a_whole(r.scores.get("total")) for r in rollouts]
     return Batch(
         payload=stack([r.payload for r in rollouts]) if payload is None else payload,
         mask=mask,
@@ -210,12 +211,18 @@ def collate(rollouts: Sequence[Rollout], dims: Sequence[int], payload: Mapping[s
         log_probs={"behaviour": pad_sequence(behaviour, batch_first=True) * mask},
         rewards={name: _score_rows([r.scores.get(name) for r in rollouts], rollouts) for name in names},
         groups=groups,
+        truncated=torch.tensor(follows),
     )
 
 
 def stack(payloads: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Stack payloads, padding the first axis with zeros where lengths differ."""
     return {name: pad_sequence([p[name] for p in payloads], batch_first=True) for name in payloads[0]}
+
+
+def _as_a_whole(score: Score) -> bool:
+    """Whether a score is one number for all of a rollout."""
+    return score is None or torch.as_tensor(score).numel() == 1
 
 
 def _score_rows(scores: Sequence[Score], rollouts: Sequence[Rollout]) -> Tensor:

@@ -145,8 +145,12 @@ class Setting(ABC):
 
     # what all share
 
-    def optimisation(self, steps: int | None = None, rollouts: int | None = None) -> Optimisation:
-        """The config's, for a stage of ``steps`` rounds (all) with ``rollouts`` each (tasks times group size)."""
+    def optimisation(self, steps: int | None = None, rollouts: int | None = None, **changes: Any) -> Optimisation:
+        """The config's, for a stage of ``steps`` rounds (all) with ``rollouts`` each (tasks times group size).
+
+        Args:
+            changes: fields that the recipe fixes.
+        """
         from .learner import Optimisation
 
         config = self.config
@@ -162,6 +166,7 @@ class Setting(ABC):
             schedule="cosine" if config.lr_schedule == "cosine" else "linear",
             seed=config.seed,
             repair_lr=self.repair_lr,
+            **changes,
         )
 
     def learner(
@@ -173,6 +178,7 @@ class Setting(ABC):
         rollouts: int | None = None,
         regulariser: Any = None,
         kind: Any = None,
+        how: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Learner:
         """A learner of the policy by the config's objective, or the recipe's where that names none.
@@ -182,6 +188,7 @@ class Setting(ABC):
             steps, rollouts: as of :meth:`optimisation`.
             regulariser: a term in place of the config's entropy bonus and KL.
             kind: a class beside ``PolicyLearner``.
+            how: fields of ``Optimisation`` that the recipe fixes.
             options: of that class; its references and anchors are the config's unless they are given.
         """
         from .learner import PolicyLearner
@@ -194,7 +201,9 @@ class Setting(ABC):
         given = {"references": {"start": self.start} if starts else {}, "advantage": advantage, **options}
         if "anchors" not in given:
             given["anchors"] = self.anchors()
-        made: Learner = (kind or PolicyLearner)(self.policy, objective, self.optimisation(steps, rollouts), **given)
+        made: Learner = (kind or PolicyLearner)(
+            self.policy, objective, self.optimisation(steps, rollouts, **how or {}), **given
+        )
         return made
 
     def way(self, objective: Any, advantage: Any) -> tuple[Any, Any]:

@@ -197,6 +197,11 @@ class _Session:
             observations = np.stack([policy.felt(t, o[None])[0] for t, o in zip(tasks, observations, strict=True)])
         return Seen([str(t.prompt) for t in tasks], torch.from_numpy(observations), policy.looked_at(frames or {}))
 
+    def _after(self, row: int, episode: Episode) -> Seen:
+        """What the policy is given of the state after the last chunk."""
+        frames = {camera: film[-1:] for camera, film in (episode.images or {}).items()}
+        return self._seen(np.full(1, row), episode.observations[-1:], frames)
+
     def watch(self, rows: NDArray[np.int64], observations: Floats, frames: Frames | None = None) -> NDArray[np.bool_]:
         assert self.actor.estimator is not None
         if not self.actor.estimator_sees_frames:
@@ -223,6 +228,8 @@ class _Session:
             temperature=self.temperature,
             seed=self.seeds[row],
             executed=step < episode.steps,
+            last=self._after(row, episode) if "values" in policy.capabilities else None,
+            truncated=not (episode.terminated or episode.stopped or episode.fault),
         )
         if self.watching and self.actor.estimator is not None:
             rollout.scores["progress"] = self.actor.estimator.values(row)

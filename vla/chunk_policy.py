@@ -24,6 +24,7 @@ from ..types import Batch, Decisions, Evaluation, Rollout, Task
 
 if TYPE_CHECKING:
     from ..envs.simulator import View
+    from .network import Trunk
 
 OWN = frozenset({"states", "temperature", "instructions", "seed", "executed"})
 """Payload entries that come from the episode (observation, instruction, randomness, what was executed) and not from
@@ -32,10 +33,13 @@ OWN = frozenset({"states", "temperature", "instructions", "seed", "executed"})
 FRAMES = "frames."
 """Entries of a payload that hold frames; the camera's name follows."""
 
+LAST = "last."
+"""Entries of a payload about the state after the last chunk, [1, ...] each; the name of what chunks have follows."""
+
 
 def is_own(name: str) -> bool:
     """Whether a payload entry comes from the episode, and not from ``decide``."""
-    return name in OWN or name.startswith(FRAMES)
+    return name in OWN or name.startswith((FRAMES, LAST))
 
 
 def frames_in(payload: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,7 +107,9 @@ class ChunkPolicy(TorchPolicy):
         piece: rollouts evaluated at once.
 
     A rollout's payload: "states" [S, D], "frames.CAMERA" [S, H, W, 3] uint8 of each camera where they are seen,
-    "executed" [S, C] bool, whatever the policy stores [S, ...], "temperature" [1] and "seed" [1].
+    "executed" [S, C] bool, whatever the policy stores [S, ...], "temperature" [1] and "seed" [1]; of a policy with
+    values also what is seen after the last chunk, "last.states" [1, D] and "last.frames.CAMERA" or "last.NAME"
+    [1, ...].
 
     Steps of a chunk that nobody executed (an episode ended before them), or that no demonstration shows, are not
     learned from: a chunk without a step that was executed is masked, and so are the decisions of the other steps of a
@@ -112,11 +118,12 @@ class ChunkPolicy(TorchPolicy):
 
     Attributes that a subclass may set:
         capabilities: what it can do, see ``types.Policy``. "forward" asks for ``redraw`` and ``forward_draws``, "kl"
-            for ``compare``.
+            for ``compare``, "values" for ``values``.
         forward_draws: forward decisions per chunk.
         demonstrations: the decisions that ``imitate`` makes: "forward" if nobody knows how an expert's actions would
             have been sampled.
         keeps_frames: frames stay in the payload; False where what is stored makes up for them.
+        normalises: it has an input normalisation, which ``normalise`` sets.
         stepwise: decision k of a chunk is about its step k * C // K, so that each step has decisions of its own.
     """
 
@@ -124,6 +131,7 @@ class ChunkPolicy(TorchPolicy):
     forward_draws: int = 0
     demonstrations: Decisions = "sampled"
     keeps_frames: bool = True
+    normalises: bool = False
 
     def __init__(
         self,
@@ -182,6 +190,14 @@ class ChunkPolicy(TorchPolicy):
             raise ValueError(f"{self.name} knows no exact divergence, which {', '.join(others)} is compared by")
         return self.score(seen, stored)
 
+    def values(self, seen: Seen, stored: Mapping[str, Tensor]) -> Tensor:
+        """What N states are worth, [N] with graph; of what was stored only what ``glimpse`` gives may be used."""
+        raise NotImplementedError(f"{self.name} has no values")
+
+    def glimpse(self, seen: Seen) -> Mapping[str, Tensor]:
+        """What ``values`` needs of N states beside them and their frames: tensors [N, ...], stored as in ``decide``."""
+        return {}
+
     def redraw(self, stored: Mapping[str, Tensor], random: torch.Generator) -> Mapping[str, Tensor]:
         """What ``score`` needs for forward decisions on S chunks: tensors [S, ...], drawn once for all policies."""
         raise NotImplementedError(f"{self.name} has no forward decisions")
@@ -194,6 +210,20 @@ class ChunkPolicy(TorchPolicy):
 
     def normalise(self, states: Tensor) -> None:
         """Set the input normalisation, if there is one, from states [N, D] that are to be imitated."""
+
+    def add_critic(self, trunk: Trunk) -> None:
+        """Get the capability "values" by a head on the network, if there is a way to; nothing otherwise."""
+
+    def start_undecided(self) -> None:
+        """Prefer no action, before learning begins where nothing was imitated."""
+
+    def set_log_std(self, log_std: float) -> None:
+        """Set the log of a Gaussian's standard deviation, in units of the action.
+
+        Raises:
+            UsageError: it is no Gaussian.
+        """
+        raise UsageError(f"{self.name} has no standard deviation to set: --log-std-init is for the head gaussian")
 
     # what follows from them
 
@@ -249,12 +279,16 @@ class ChunkPolicy(TorchPolicy):
         temperature: float = 1.0,
         seed: int = 0,
         executed: Tensor | None = None,
+        last: Seen | None = None,
+        truncated: bool = False,
     ) -> Rollout:
         """A rollout of S chunks, on which this was seen and stored.
 
         Args:
             seed: keys its forward decisions.
             executed: [S, C] bool, the steps that were; None is all of them.
+            last: the one state after the last chunk, for a policy with values.
+            truncated: as of ``Rollout``.
         """
         if executed is None:
             executed = torch.ones(len(seen), self.chunk, dtype=torch.bool)
@@ -262,8 +296,17 @@ class ChunkPolicy(TorchPolicy):
         payload |= {"seed": torch.tensor([seed]), "executed": executed}
         if self.keeps_frames:
             payload |= {FRAMES + camera: film for camera, film in seen.frames.items()}
+        payload |= {} if last is None else {LAST + name: tensor for name, tensor in self._at_last(last).items()}
         segments = torch.arange(len(seen)).repeat_interleave(self.per_chunk)
-        return Rollout(task, output, payload, log_probs, self.decided(executed).flatten(), segments)
+        decided = self.decided(executed).flatten()
+        return Rollout(task, output, payload, log_probs, decided, segments, truncated=truncated)
+
+    @torch.no_grad()
+    def _at_last(self, last: Seen) -> dict[str, Tensor]:
+        frames = {FRAMES + camera: film for camera, film in last.frames.items()} if self.keeps_frames else {}
+        with self.mixed():
+            kept = {name: tensor.cpu() for name, tensor in self.glimpse(last.to(self.device)).items()}
+        return {"states": last.states, **frames, **kept}
 
     def executed(self, seen: Seen, stored: Mapping[str, Tensor]) -> Tensor:
         """[N, C] bool, the steps of N chunks that were executed or shown: all where ``stored`` does not say."""
@@ -370,12 +413,30 @@ class ChunkPolicy(TorchPolicy):
         others = {n.partition(":")[2]: None for n in needs if n.startswith("kl:")}
         if not bool(valid.any()):  # episodes that were over before they began, and nothing else
             nothing = torch.zeros(batch.mask.shape, device=batch.mask.device)
-            return Evaluation(nothing, nothing if "entropy" in needs else None, kl=dict.fromkeys(others, nothing))
+            entropy = nothing if "entropy" in needs else None
+            values = nothing.new_zeros(size, chunks) if "values" in needs else None
+            last = nothing.new_zeros(size) if "last_values" in needs else None
+            return Evaluation(nothing, entropy, values, last, dict.fromkeys(others, nothing))
+        rows = self.rows(payload, valid)
         with of_ones_own(f"the policy {self.name}"):
-            now = self.compare(*self.rows(payload, valid), {name: references[name] for name in others})
+            now = self.compare(*rows, {name: references[name] for name in others})
+            values = _scattered(self._worth(*rows), valid) if "values" in needs else None
+            last = self._worth(*self._last_rows(payload)) if "last_values" in needs else None
         self._check_size("score's log_probs", now.log_probs, (int(valid.sum()), batch.mask.shape[1] // chunks))
         now = now.map(lambda _, part: _scattered(part, valid).reshape(size, -1) * batch.mask)
-        return replace(now, entropy=now.entropy if "entropy" in needs else None)
+        return replace(now, entropy=now.entropy if "entropy" in needs else None, values=values, last_values=last)
+
+    def _worth(self, seen: Seen, stored: Mapping[str, Tensor]) -> Tensor:
+        values = self.values(seen, stored)
+        self._check_size("values", values, (len(seen),))
+        return values
+
+    @staticmethod
+    def _last_rows(payload: Mapping[str, Any]) -> tuple[Seen, dict[str, Tensor]]:
+        """What is seen, and was stored for ``values``, after the last chunk of each episode."""
+        last = {name.removeprefix(LAST): t[:, 0] for name, t in payload.items() if name.startswith(LAST)}
+        kept = {name: tensor for name, tensor in last.items() if not is_own(name)}
+        return Seen(payload["instructions"], last["states"], frames_in(last)), kept
 
     @staticmethod
     def rows(payload: Mapping[str, Any], valid: Tensor) -> tuple[Seen, dict[str, Tensor]]:

@@ -204,7 +204,7 @@ def make_policy(config: RobotConfig, environment: str, pool: Pool) -> ChunkPolic
     """
     import torch
 
-    from ..envs.simulator import spec_of
+    from ..envs.simulator import ACTION, spec_of
     from ..trainers.randomness import seed_of
     from .flow import FlowModel, FlowPolicy
     from .policy import ActionModel, ActionPolicy
@@ -230,6 +230,10 @@ def make_policy(config: RobotConfig, environment: str, pool: Pool) -> ChunkPolic
         inputs: dict[str, Any] = hand_centred(pool.layout(environment))
         if config.obs_type == "pixels":
             inputs = {"vision": Vision(size=config.frame_size, cameras=pool.cameras(environment))}
+        if config.head == "categorical" and pool.features(environment)[ACTION].low is not None:
+            raise UsageError(
+                f"--head categorical is for environments of choices; the actions of {environment} have bounds"
+            )
         if config.head == "flow":
             return FlowPolicy(FlowModel(observation_size, action_size, chunk=pool.chunk, **inputs))
         model = ActionModel(observation_size, action_size, chunk=pool.chunk, head=config.head, **inputs)

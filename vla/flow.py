@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..types import Decisions, Evaluation
 from .chunk_policy import Seen
-from .network import NetworkPolicy, RobotNetwork, mlp
+from .network import NetworkPolicy, RobotNetwork, Trunk, mlp
 
 FREQUENCIES = 8
 """Sines and cosines by which the network is told t."""
@@ -36,6 +36,7 @@ class FlowModel(RobotNetwork):
     Args:
         observation_size: D; action_size: A, every dimension in [-1, 1]; chunk: C steps.
         hidden, layers: width and depth of the MLP that encodes what was seen, and of the one that makes velocities.
+        critic: what says what states are worth, see ``add_critic``.
         buckets, word_size, origin, positions, vision: see ``RobotNetwork``.
     """
 
@@ -47,12 +48,14 @@ class FlowModel(RobotNetwork):
         chunk: int = 5,
         hidden: int = 256,
         layers: int = 3,
+        critic: Trunk = "none",
         **inputs: Any,
     ) -> None:
         super().__init__(observation_size, action_size, chunk, **inputs)
         self.body, width = mlp(self.width, hidden, max(1, layers - 1))
         self.flow, width = mlp(width + chunk * action_size + 2 * FREQUENCIES, hidden, layers)
         self.out = nn.Linear(width, chunk * action_size)
+        self.add_critic(critic)
 
     def forward(self, observations: Tensor, words: Tensor, looks: Tensor | None = None) -> Tensor:
         """[N, hidden] what was seen, which all denoising steps share."""

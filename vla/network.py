@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from ..errors import UsageError
+from ..errors import UsageError, unknown
 from ..json_files import as_written, read_object
 from ..trainers.lora import has_lora
 from .chunk_policy import ChunkPolicy, Seen
@@ -23,9 +24,16 @@ if TYPE_CHECKING:
 
 SETTINGS = "policy.json"
 
+FLOOR = 0.02
+"""Least standard deviation that an input is divided by."""
+
+Trunk = Literal["none", "separate", "shared"]
+"""What a critic reads: it has layers of its own, or the policy's; "none" is no critic."""
+
 
 class RobotNetwork(nn.Module, PyTorchModelHubMixin):
-    """The part that all networks of this room share. It adds to them ``words`` and, if they look, ``tower``.
+    """The part that all networks of this room share. It adds to them ``words`` and, if they look, ``tower``; they have
+    a ``body``, which reads the ``context``, and an ``out``.
 
     Args:
         observation_size: D; action_size: A, every dimension in [-1, 1]; chunk: C steps.
@@ -39,6 +47,9 @@ class RobotNetwork(nn.Module, PyTorchModelHubMixin):
 
     mean: Tensor
     std: Tensor
+    body: nn.Sequential
+    out: nn.Linear
+    critic: nn.Sequential | None
 
     def __init__(
         self,
@@ -56,7 +67,12 @@ class RobotNetwork(nn.Module, PyTorchModelHubMixin):
         super().__init__()
         self.observation_size, self.action_size, self.chunk = observation_size, action_size, chunk
         self.buckets = buckets
-        self.inputs = {"buckets": buckets, "word_size": word_size, "origin": origin, "positions": list(positions)}
+        self.inputs: dict[str, Any] = {
+            "buckets": buckets,
+            "word_size": word_size,
+            "origin": origin,
+            "positions": list(positions),
+        }
         self.inputs["axes"] = axes
         self.origin, self.positions, self.axes = origin, tuple(positions), axes
         size = observation_size - (0 if origin is None else axes)
@@ -64,7 +80,7 @@ class RobotNetwork(nn.Module, PyTorchModelHubMixin):
         self.register_buffer("std", torch.ones(size))
         self.words = nn.EmbeddingBag(buckets, word_size, mode="mean", padding_idx=0)
         self.width = size + word_size
-        self.tower, self.vision = None, None
+        self.tower, self.vision, self.critic = None, None, None
         if vision is not None:
             from .vision import Tower, Vision
 
@@ -80,6 +96,53 @@ class RobotNetwork(nn.Module, PyTorchModelHubMixin):
             assert looks is not None
             parts.append(looks)
         return torch.cat(parts, -1)
+
+    @torch.no_grad()
+    def renormalise(self, mean: Tensor, std: Tensor, *, keep: bool) -> None:
+        """Set the input normalisation [D'] of states as the network sees them.
+
+        Args:
+            keep: change the layers that read the states so that the network says of every state what it said before.
+        """
+        mean, std = mean.to(self.mean), std.clamp(min=FLOOR).to(self.std)
+        readers = [*self.body[:1], *(self.critic[:1] if self.critic is not None and self._own_trunk else ())]
+        for layer in readers if keep else ():
+            read = layer.weight[:, : len(mean)]
+            layer.bias += read @ ((mean - self.mean) / self.std)
+            read *= std / self.std
+        self.mean.copy_(mean)
+        self.std.copy_(std)
+
+    def add_critic(self, trunk: Trunk) -> None:
+        """Add a head that says what states are worth, zero at first, after ``body`` is there.
+
+        Args:
+            trunk: "separate" has layers like the body's, and its gradient goes nowhere else; "shared" reads the body.
+        """
+        self.inputs["critic"] = trunk
+        if trunk == "none":
+            return
+        if trunk not in ("separate", "shared"):
+            raise unknown("critic trunk", trunk, ("none", "separate", "shared"))
+        layers = [part for part in self.body if isinstance(part, nn.Linear)]
+        width = layers[-1].out_features
+        trunks = [] if trunk == "shared" else list(mlp(self.width, width, len(layers))[0])
+        head = nn.Linear(width, 1)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        self.critic = nn.Sequential(*trunks, head)
+
+    @property
+    def _own_trunk(self) -> bool:
+        return bool(self.inputs["critic"] == "separate")
+
+    def value(self, observations: Tensor, words: Tensor, looks: Tensor | None = None) -> Tensor:
+        """[N] what states are worth."""
+        assert self.critic is not None
+        context = self.context(observations, words, looks)
+        read = context.detach() if self._own_trunk else self.body(context)
+        found: Tensor = self.critic(read)[:, 0]
+        return found
 
     def look(self, frames: Mapping[str, Tensor]) -> Tensor | None:
         """[N, features of all cameras] of frames by camera, [N, H, W, 3] uint8; None without vision."""
@@ -100,7 +163,7 @@ class RobotNetwork(nn.Module, PyTorchModelHubMixin):
         """[N, L] word ids, beside the weights."""
         return word_rows(instructions, self.buckets).to(self.mean.device)
 
-    def normalise_by(self, observations: Tensor, floor: float = 0.02) -> None:
+    def normalise_by(self, observations: Tensor, floor: float = FLOOR) -> None:
         """Set the input normalisation from [N, D] observations; ``floor`` keeps constant inputs quiet, and one alone.
 
         Raises:
@@ -127,6 +190,7 @@ class NetworkPolicy(ChunkPolicy):
     """
 
     network: type[RobotNetwork]
+    normalises = True
     saved: tuple[str, ...] = ()
     """Attributes that are saved beside the network: how it explores and what it stores."""
 
@@ -144,6 +208,8 @@ class NetworkPolicy(ChunkPolicy):
         )
         if vision is not None and vision.frozen:
             self.freeze_tower()
+        if model.critic is not None:
+            self.capabilities |= {"values"}
 
     def freeze_tower(self) -> None:
         """What looks at frames learns no more, and what it sees is stored instead of them.
@@ -168,6 +234,30 @@ class NetworkPolicy(ChunkPolicy):
     def kept(self, looks: Tensor | None) -> dict[str, Tensor]:
         """What is stored of what was seen."""
         return {} if looks is None or self.keeps_frames else {"looks": looks}
+
+    def add_critic(self, trunk: Trunk) -> None:
+        """Give the network a critic, unless it has one (see ``RobotNetwork.add_critic``)."""
+        network: RobotNetwork = self.module  # type: ignore[assignment]
+        if network.critic is None:
+            network.add_critic(trunk)
+        self.capabilities |= {"values"} if network.critic is not None else frozenset()
+
+    def start_undecided(self) -> None:
+        """Orthogonal weights without biases, times sqrt(2) in hidden layers and .01 in the last, as PPO begins."""
+        network: RobotNetwork = self.module  # type: ignore[assignment]
+        for name, layer in network.named_modules():
+            if isinstance(layer, nn.Linear) and not name.startswith("tower"):
+                nn.init.orthogonal_(layer.weight, 0.01 if layer is network.out else math.sqrt(2))
+                nn.init.zeros_(layer.bias)
+        if network.critic is not None:
+            nn.init.zeros_(cast(nn.Linear, network.critic[-1]).weight)
+
+    def values(self, seen: Seen, stored: Mapping[str, Tensor]) -> Tensor:
+        network: RobotNetwork = self.module  # type: ignore[assignment]
+        return network.value(seen.states, network.words_of(seen.instructions), self.looks(seen, stored))
+
+    def glimpse(self, seen: Seen) -> Mapping[str, Tensor]:
+        return {} if self.keeps_frames else self.kept(self.looks(seen, {}))
 
     def normalise(self, states: Tensor) -> None:
         if "mean" in self.trained():

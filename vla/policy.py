@@ -1,9 +1,10 @@
 """A small policy that moves: instruction and state in, a chunk of actions out.
 
-Two heads. *tokens*: every action dimension of every step of the chunk is one of ``bins`` tokens.
-*gaussian*: every step of the chunk is a diagonal Gaussian. Both explore coherently in time: the
-noise of consecutive environment steps is AR(1) with correlation ``rho``, because independent noise
-averages out before the hand has gone anywhere.
+Three heads. *tokens*: every action dimension of every step of the chunk is one of ``bins`` tokens.
+*categorical*: every step is one of A choices, the largest of its A numbers. *gaussian*: every step of
+the chunk is a diagonal Gaussian. All explore coherently in time: the noise of consecutive environment
+steps is AR(1) with correlation ``rho``, because independent noise averages out before the hand has
+gone anywhere.
 
 For the Gaussian head the conditional density given the previous step is Gaussian too, so exact
 log-probabilities are at hand. For tokens the AR(1) noise is a Gaussian copula over categorical
@@ -27,9 +28,12 @@ from torch import Tensor, nn
 
 from ..types import Evaluation
 from .chunk_policy import Seen
-from .network import NetworkPolicy, RobotNetwork, mlp
+from .network import NetworkPolicy, RobotNetwork, Trunk, mlp
 
-Head = Literal["tokens", "gaussian"]
+Head = Literal["tokens", "gaussian", "categorical"]
+UNDECIDED = -0.5
+"""Log of a Gaussian's standard deviation, in units of the action, where nothing was imitated: it has to find out."""
+
 Likelihood = Literal["exact", "composite"]
 
 
@@ -42,6 +46,7 @@ class ActionModel(RobotNetwork):
         hidden, layers: width and depth of the MLP.
         buckets, word_size, origin, positions, vision: see ``RobotNetwork``.
         std: of the Gaussian head at the start, in units of the action.
+        critic: what says what states are worth, see ``add_critic``.
     """
 
     def __init__(
@@ -55,22 +60,25 @@ class ActionModel(RobotNetwork):
         hidden: int = 256,
         layers: int = 3,
         std: float = 0.2,
+        critic: Trunk = "none",
         **inputs: Any,
     ) -> None:
         super().__init__(observation_size, action_size, chunk, **inputs)
-        if head not in ("tokens", "gaussian"):
-            raise ValueError(f"unknown head {head!r}: tokens or gaussian")
-        self.head, self.bins = head, bins
+        if head not in ("tokens", "gaussian", "categorical"):
+            raise ValueError(f"unknown head {head!r}: tokens, gaussian or categorical")
+        self.head, self.bins = head, action_size if head == "categorical" else bins
+        self.factors = 1 if head == "categorical" else action_size
         self.body, width = mlp(self.width, hidden, layers)
-        self.out = nn.Linear(width, chunk * action_size * (bins if head == "tokens" else 1))
+        self.out = nn.Linear(width, chunk * (action_size if head == "gaussian" else self.factors * self.bins))
         if head == "gaussian":
             self.log_std = nn.Parameter(torch.full((action_size,), math.log(std)))
+        self.add_critic(critic)
 
     def forward(self, observations: Tensor, words: Tensor, looks: Tensor | None = None) -> Tensor:
-        """[N, C, A, bins] logits, or [N, C, A] means in (-1, 1)."""
+        """[N, C, A, bins] logits, [N, C, 1, A] of choices, or [N, C, A] means in (-1, 1)."""
         out = self.out(self.body(self.context(observations, words, looks)))
-        shape = (len(observations), self.chunk, self.action_size)
-        return out.view(*shape, self.bins) if self.head == "tokens" else torch.tanh(out.view(shape))
+        shape = (len(observations), self.chunk, self.factors)
+        return torch.tanh(out.view(shape)) if self.head == "gaussian" else out.view(*shape, self.bins)
 
 
 class EpisodeNoise:
@@ -105,8 +113,8 @@ def taken(episodes: Sequence[EpisodeNoise]) -> tuple[Tensor, Tensor]:
 class ActionPolicy(NetworkPolicy):
     """``ActionModel`` as a policy of the core.
 
-    It stores "actions" (tokens or values) [S, C, A], and "coherent" [S]: whether consecutive chunks are consecutive
-    in time. Decisions per chunk: C*A tokens, or C Gaussian steps.
+    It stores "actions" (tokens or values [S, C, A], choices [S, C, 1]), and "coherent" [S]: whether consecutive chunks
+    are consecutive in time. Decisions per chunk: C*A tokens, C choices, or C Gaussian steps.
 
     Args:
         rho: correlation of the exploration noise between consecutive environment steps.
@@ -129,14 +137,24 @@ class ActionPolicy(NetworkPolicy):
         smoothing: float = 0.7,
         piece: int | None = None,
     ) -> None:
-        if likelihood == "exact" and model.head == "tokens":
+        tokens = model.head != "gaussian"
+        if likelihood == "exact" and tokens:
             raise ValueError("tokens with coherent noise have no exact likelihood: use likelihood='composite'")
-        tokens = model.head == "tokens"
-        decisions = model.chunk * (model.action_size if tokens else 1)
+        decisions = model.chunk * (model.factors if tokens else 1)
+        self.capabilities = frozenset({likelihood, "entropy", "kl"})
         super().__init__(model, decisions=decisions, dims=1 if tokens else model.action_size, piece=piece)
         self.model = model
         self.rho, self.likelihood, self.smoothing = rho, likelihood, smoothing
-        self.capabilities = frozenset({likelihood, "entropy", "kl"})
+
+    def start_undecided(self) -> None:
+        super().start_undecided()
+        if self.model.head == "gaussian":
+            self.set_log_std(UNDECIDED)
+
+    def set_log_std(self, log_std: float) -> None:
+        if self.model.head != "gaussian":
+            super().set_log_std(log_std)
+        nn.init.constant_(self.model.log_std, log_std)
 
     @property
     def conditional_rho(self) -> float:
@@ -187,16 +205,23 @@ class ActionPolicy(NetworkPolicy):
         return (_conditional(noise, previous, rho) - std.log()).sum(-1)
 
     def centres(self, tokens: Tensor) -> Tensor:
-        """The action value in the middle of each token's bin."""
+        """The action value in the middle of each token's bin; of a choice 1, of the others -1."""
+        if self.model.head == "categorical":
+            return 2 * nn.functional.one_hot(tokens[..., 0], self.model.bins).float() - 1
         return (2 * tokens + 1).float() / self.model.bins - 1
 
     def tokens_of(self, actions: Tensor) -> Tensor:
-        """The bin of each action value."""
+        """The bin of each action value, or the choice of each action."""
+        if self.model.head == "categorical":
+            return actions.argmax(-1, keepdim=True)
         return ((actions + 1) / 2 * self.model.bins).long().clamp(0, self.model.bins - 1)
 
     def coherent_noise(self, steps: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
-        """[B, steps, A] AR(1) noise of B episodes with standard normal marginals, zeros where one is over."""
-        noise = torch.zeros(len(steps), max(steps), self.model.action_size)
+        """[B, steps, A] AR(1) noise of B episodes with standard normal marginals, zeros where one is over.
+
+        Choices have one number each, [B, steps, 1].
+        """
+        noise = torch.zeros(len(steps), max(steps), self.model.factors)
         for row, count, generator in zip(noise, steps, generators, strict=True):
             torch.randn(row[:count].shape, generator=generator, out=row[:count])
         scale = math.sqrt(1 - self.rho**2)
@@ -207,7 +232,7 @@ class ActionPolicy(NetworkPolicy):
     # learning
 
     def imitate(self, seen: Seen, actions: Tensor) -> dict[str, Tensor]:
-        stored = self.tokens_of(actions) if self.model.head == "tokens" else actions
+        stored = actions if self.model.head == "gaussian" else self.tokens_of(actions)
         coherent = torch.zeros(len(actions), dtype=torch.bool)  # chunks overlap
         return {
             "actions": stored,
@@ -222,7 +247,8 @@ class ActionPolicy(NetworkPolicy):
             off = (out - wanted) ** 2
         else:
             bins = torch.arange(self.model.bins, device=out.device)
-            near = (-0.5 * ((bins - wanted[..., None]) / self.smoothing) ** 2).softmax(-1)
+            width = self.smoothing if self.model.head == "tokens" else 1e-3  # choices have no neighbours
+            near = (-0.5 * ((bins - wanted[..., None]) / width) ** 2).softmax(-1)
             off = -(near * out.log_softmax(-1)).sum(-1)
         loss: Tensor = off[self.executed(seen, stored)].mean()
         return loss
@@ -235,7 +261,7 @@ class ActionPolicy(NetworkPolicy):
         temperature = stored["temperature"][:, None, None]
         with torch.no_grad():
             theirs = {name: other._out(seen, other.looks(seen, stored)) for name, other in others.items()}
-        if self.model.head == "tokens":
+        if self.model.head != "gaussian":
             return _categorical(out, stored["actions"], temperature, theirs)
         stds = {name: other.model.log_std.exp() for name, other in others.items()}
         return self._gaussian(out, seen, stored, {name: (theirs[name], stds[name]) for name in others})

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from .actor import RobotActor
     from .chunk_policy import ChunkPolicy
     from .cloning import Cloning
+    from .network import Trunk
 
 CITATION = "EVOLVE-VLA: Bai, Gao, Shou, arXiv:2512.14666"
 
@@ -82,8 +83,9 @@ class RobotConfig(RunConfig):
     """Pixels along a side of what is seen."""
     freeze_vision: bool = grouped("model", True)
     """What looks at frames stays as it is once the policy has been cloned."""
-    head: Literal["tokens", "gaussian", "flow"] = grouped("model", "gaussian")
-    """Action tokens, a Gaussian per step, or a flow from noise to actions."""
+    head: Literal["tokens", "gaussian", "flow", "categorical"] = grouped("model", "gaussian")
+    """Action tokens, a Gaussian per step, a flow from noise to actions, or one choice per step where an environment's
+    actions are choices (Discrete)."""
     tasks: tuple[str, ...] = grouped(
         "data", ("drawer-open-v3", "door-open-v3", "drawer-close-v3", "push-v3:3", "reach-v3:3")
     )
@@ -159,6 +161,10 @@ class Setting(shared.Setting):
     encoded: list[Rollout]
     watched: View | None = None
     """How frames of every episode are taken; None where nobody looks at them."""
+    citation: str = CITATION
+    """What the model card cites of the method."""
+    pays: bool = False
+    """Whether evaluations read what the environment pays for each chunk."""
     told: Any = None
     """The reward that an evaluation tells beside success."""
     played: dict[int, list[Episode]] = field(default_factory=dict)
@@ -171,7 +177,7 @@ class Setting(shared.Setting):
 
     def task(self, environment: str, seed: int) -> Task:
         """An initial state of an environment as a task."""
-        longest = max(len(d.actions) for d in self.demonstrations[environment])
+        longest = max((len(d.actions) for d in self.demonstrations[environment]), default=0)
         limit = horizon_in(self.config, environment)
         return make_task(environment, seed, longest * 6 // 5 if longest > limit else limit)
 
@@ -207,14 +213,20 @@ class Setting(shared.Setting):
         seen = "pictures and the robot's own joints" if config.obs_type == "pixels" else "the simulator's state"
         cloned = "cloned from the demonstrations" if not config.model or ":" in config.model else f"from {config.model}"
         source = f"of {', '.join(config.demonstrations_from)}" if config.demonstrations_from else "of scripted experts"
+        if not self.encoded and not config.model:
+            cloned = "which begins with random weights"
         held = f"{config.eval_episodes} held-out initial states per task"
         return {
-            "demonstrations": f"{shown}, {source}",
+            "demonstrations": f"{shown}, {source}" if self.encoded else "none",
             "policy": f"{self.policy.name}, which sees {seen}, {cloned}; chunks of {self.pool.chunk} steps",
             "success": f"as the environment tells it, read by evaluation alone, acting greedily from {held}",
         }
 
-    def anchors(self) -> AnchorSet:
+    def anchors(self) -> AnchorSet | None:
+        if not self.encoded:
+            if self.config.sft_coef:
+                raise UsageError("--sft-coef imitates demonstrations, and there are none: give --demonstrations")
+            return None
         from ..trainers.learner import AnchorSet
         from ..trainers.objectives import WeightedImitation
 
@@ -279,15 +291,16 @@ class Setting(shared.Setting):
         """The oracle's and the reward's outcome per held-out state, acting greedily."""
         from ..envs.splits import seeds
         from ..trainers.distributed import spread
-        from ..trainers.scoring import score
+        from ..trainers.scoring import score, total_of
 
         states = seeds("eval", self.config.eval_episodes, self.config.eval_offset)
         tasks = [self.task(name, seed) for name in self.names for seed in states]
 
         def acted(system: Any, some: Sequence[Task]) -> list[tuple[int, float | None]]:
-            rollouts = system.act(some, 1, mode="evaluate", greedy=True, oracle=True, render=self.watched)
+            how = {"oracle": True, "rewards": self.pays, "render": self.watched}
+            rollouts = system.act(some, 1, mode="evaluate", greedy=True, **how)
             score(rollouts, self.told)
-            return [(int(bool(rollout.output.success)), rollout.scores["total"]) for rollout in rollouts]
+            return [(int(bool(rollout.output.success)), total_of(rollout)) for rollout in rollouts]
 
         def look(system: Any) -> dict[str, Any]:
             outcomes: dict[str, Any] = {}
@@ -321,7 +334,7 @@ class Setting(shared.Setting):
         from .filming import film
 
         environments = dict.fromkeys(spec_of(name).citation for name in self.names)
-        folder.write_card(citation=(CITATION, *filter(None, environments)))
+        folder.write_card(citation=(self.citation, *filter(None, environments)))
         if not self.config.videos:
             return
         write_report(folder)
@@ -354,10 +367,15 @@ def filmed(policy: ChunkPolicy) -> View:
     return policy.view or View(160, "plain")
 
 
-def start(config: RobotConfig, folder: RunFolder) -> Setting:
+def start(config: RobotConfig, folder: RunFolder, *, critic: Trunk = "none", log_std: float | None = None) -> Setting:
     """Simulators, demonstrations and the cloned policy; from the folder if the run was started before.
 
-    With several processes the main one makes the start and the others read it.
+    With several processes the main one makes the start and the others read it. Without demonstrations the policy begins
+    undecided.
+
+    Args:
+        critic: what a small network that has no critic gets one by (see ``RobotNetwork.add_critic``).
+        log_std: log of a Gaussian's standard deviation; None leaves it as it is made or loaded.
     """
     import torch
 
@@ -371,6 +389,7 @@ def start(config: RobotConfig, folder: RunFolder) -> Setting:
     with working("starting the simulators", after=LONG):
         pool = make_pool(config, [*wanted, *taught])
     policy = make_policy(config, next(iter(wanted)), pool)
+    _prepare(policy, config, critic, log_std)
     policy.module.to(distributed.device())
     policy.piece = config.micro_batch_size or policy.piece
     try_out(policy, next(iter(wanted)), pool)
@@ -387,13 +406,34 @@ def start(config: RobotConfig, folder: RunFolder) -> Setting:
             f"start a new run, or give its EnvSpec chunk={state['chunk']}"
         )
     policy.load_state_dict(state["policy"])
-    if config.freeze_vision and policy.sees == "frames":
-        policy.freeze_tower()
     shown = demonstrations_in(state)
+    if config.freeze_vision and policy.sees == "frames" and (config.model or any(shown.values())):
+        policy.freeze_tower()
     encoded = encode(policy, {name: shown[name] for name in taught or wanted})
     own = {name: shown[name] for name in wanted}
     watched = policy.view or (view_of(config) if config.obs_type == "pixels" else None)
     return Setting(config, tuple(wanted), pool, own, policy, encoded, watched)
+
+
+def _prepare(policy: ChunkPolicy, config: RobotConfig, critic: Trunk, log_std: float | None) -> None:
+    """Give a small network its critic, and let it begin undecided where nothing will be imitated.
+
+    Raises:
+        UsageError: a standard deviation for what is no Gaussian.
+    """
+    import torch
+
+    from ..plugins import is_named
+    from ..trainers.randomness import seed_of
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_of("critic", config.seed))
+        policy.add_critic(critic)
+        loaded = config.model and not is_named("policy", config.model)
+        if not (loaded or any(counts(config.clone_tasks or config.tasks, config).values())):
+            policy.start_undecided()
+    if log_std is not None:
+        policy.set_log_std(log_std)
 
 
 def is_small(config: RobotConfig) -> bool:
@@ -424,13 +464,14 @@ def _make_start(place: Path, config: RobotConfig, pool: Pool, policy: ChunkPolic
     asked = {
         name: k
         for name, k in {**wanted, **{n: k for n, k in taught.items() if n not in wanted}}.items()
-        if name not in demonstrations
+        if name not in demonstrations and k
     }
     with working("recording demonstrations", len(asked), after=LONG) as advance:
         for name, k in asked.items():
             demonstrations[name] = record(pool, name, k, config)
             advance(1)
-    if not config.model or is_named("policy", config.model):
+    demonstrations |= {name: [] for name in wanted if name not in demonstrations}
+    if (not config.model or is_named("policy", config.model)) and any(demonstrations.values()):
         imitated = {name: demonstrations[name] for name in taught or wanted}
         clone(policy, encode(policy, imitated), cloning_of(config))
     shown = {name: [asdict(each) for each in several] for name, several in demonstrations.items()}

@@ -431,3 +431,16 @@ class EpisodeProgress:
         if getattr(episode, "frames", None) is None:
             raise ValueError(f"the model sees frames and the episode of {episode.instruction!r} has none: record them")
         return np.asarray(episode.frames)
+
+
+class ProgressGain(EpisodeProgress):
+    """What the estimate rises by in every chunk of an episode, a dense reward whose sum is the last estimate.
+
+    A terminal model says nothing of chunks: its answer is the reward of the whole.
+    """
+
+    def __call__(self, episodes: Sequence[Any], prompts: Sequence[Any], **columns: Any) -> list[Score]:  # type: ignore[override]
+        """The gains [S] of each episode; 0 for one that was over before it began."""
+        if not episodes or self.model.kind == "terminal":
+            return list(super().__call__(episodes, prompts, **columns))
+        return [np.diff(trace, prepend=0.0).tolist() or [0.0] for trace in self.traces(episodes, prompts)]

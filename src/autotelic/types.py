@@ -71,6 +71,9 @@ class Rollout:
         payload: what the policy needs to evaluate the attempt again: a mapping of tensors.
         log_probs: [T] under the behaviour policy, in the context as sampled; None for demonstrations.
         mask: [T] bool, True where the policy decided (False: the environment's tokens, padding).
+        truncated: cut off, by a time limit say, where it could have gone on: what the state after its last segment is
+            worth still counts, and the payload says what a policy with values needs to see it. Otherwise it is
+            ``terminated``, and nothing follows (Gymnasium's two words).
         segments: [T] long, the turn, chunk or denoising step of each decision, 0..S-1.
         train_task: train in another context than the one sampled in.
         player, group: who acted, and which rollouts are compared (see ``group_key``).
@@ -88,6 +91,7 @@ class Rollout:
     mask: Tensor
     segments: Tensor
     train_task: Task | None = None
+    truncated: bool = False
     player: str = "policy"
     version: str = ""
     group: str = ""
@@ -106,6 +110,11 @@ class Rollout:
     def is_plain(self) -> bool:
         """Whether there is no decision in it that a policy could be trained on."""
         return not self.payload and not bool(self.mask.any())
+
+    @property
+    def terminated(self) -> bool:
+        """Whether nothing follows its last segment."""
+        return not self.truncated
 
     @property
     def group_key(self) -> str:
@@ -146,7 +155,12 @@ class Batch:
         pairs: [P, 2] rows of the batch; labels: [P] in 0..1, the probability that the first wins.
         columns: [B] each: clip_high, weight, temperature, ...
         advantages: [B, T], filled by the learner.
-        totals: counts over all processes that objectives divide by: rollouts, decisions, pairs.
+        values: [B, S] what the states before each segment were worth to the policy as the update began, and
+            ``last_values`` [B] the state after the last segment, zero where nothing follows; None where nobody asks.
+        value_targets: [B, S] what values are fitted to, filled by the learner from the advantage.
+        truncated: [B] bool, where the state after the last segment counts (see ``Rollout``); None is nowhere. A rollout
+            that is scored by one number, as a whole, has had all of its reward.
+        totals: counts over all processes that objectives divide by: rollouts, decisions, segments, pairs.
     """
 
     payload: Mapping[str, Any]
@@ -161,6 +175,10 @@ class Batch:
     labels: Tensor | None = None
     columns: dict[str, Tensor] = field(default_factory=dict)
     advantages: Tensor | None = None
+    values: Tensor | None = None
+    last_values: Tensor | None = None
+    value_targets: Tensor | None = None
+    truncated: Tensor | None = None
     totals: dict[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -174,10 +192,19 @@ class Batch:
         total = reward.nansum(-1) if self.shaping is None else reward.nansum(-1) + self.shaping.sum(-1)
         return torch.where(absent, torch.full_like(reward[:, 0], torch.nan), total)
 
+    @property
+    def decided(self) -> Tensor:
+        """[B, S] bool, segments in which the policy decided something."""
+        rewarded = [reward.shape[1] for reward in self.rewards.values()]
+        segments = max([1, *rewarded, int(self.segments.max()) + 1 if self.segments.numel() else 0])
+        count = torch.zeros(len(self), segments, dtype=torch.long, device=self.mask.device)
+        return count.scatter_add(1, self.segments.clamp(min=0), self.mask.long()) > 0
+
     def counts(self) -> dict[str, float]:
         """Local counts; with several processes the learner sums them into ``totals``."""
         pairs = 0 if self.pairs is None else self.pairs.shape[0]
-        return {"rollouts": float(len(self)), "decisions": float(self.mask.sum()), "pairs": float(pairs)}
+        whole = {"rollouts": len(self), "decisions": int(self.mask.sum()), "segments": int(self.decided.sum())}
+        return {name: float(count) for name, count in whole.items()} | {"pairs": float(pairs)}
 
     def total(self, name: str) -> float:
         """The divisor of a mean over all processes, at least 1."""
@@ -208,11 +235,15 @@ class Batch:
             log_probs={k: v[rows] for k, v in self.log_probs.items()},
             rewards={k: v[rows] for k, v in self.rewards.items()},
             groups=self.groups[whole][:, rows],
-            shaping=None if self.shaping is None else self.shaping[rows],
+            shaping=_chosen(self.shaping, rows),
             pairs=pairs,
             labels=labels,
             columns={k: v[rows] for k, v in self.columns.items()},
-            advantages=None if self.advantages is None else self.advantages[rows],
+            advantages=_chosen(self.advantages, rows),
+            values=_chosen(self.values, rows),
+            last_values=_chosen(self.last_values, rows),
+            value_targets=_chosen(self.value_targets, rows),
+            truncated=_chosen(self.truncated, rows),
             totals={},
         )
 
@@ -221,6 +252,10 @@ def _moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
         return value.to(device)
     return {k: _moved(v, device) for k, v in value.items()} if isinstance(value, Mapping) else value
+
+
+def _chosen(values: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if values is None else values[rows]
 
 
 def _rows_of(values: Any, rows: Tensor) -> Any:
@@ -241,7 +276,8 @@ class Evaluation:
     """What a policy says of a batch now: detached leaves, or (from ``gradient_of``) their cotangents.
 
     Attributes:
-        log_probs, entropy, values: [B, T].
+        log_probs, entropy: [B, T].
+        values: [B, S] what the state before each segment is worth; last_values: [B] the state after the last one.
         kl: exact divergence to a named policy, [B, T] each.
         outputs: regenerated from the payload's noise, for rewards with gradient.
         graph: whom ``kl`` compares with, and the graph where it was kept; ``backward`` finds both in the cotangents.
@@ -251,13 +287,15 @@ class Evaluation:
     log_probs: Tensor
     entropy: Tensor | None = None
     values: Tensor | None = None
+    last_values: Tensor | None = None
     kl: dict[str, Tensor] = field(default_factory=dict)
     outputs: Tensor | None = None
     graph: Graph | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor that is present, by name ("log_probs", "entropy", "kl:reference", ...)."""
-        plain = {"log_probs": self.log_probs, "entropy": self.entropy, "values": self.values, "outputs": self.outputs}
+        plain = {"log_probs": self.log_probs, "entropy": self.entropy, "outputs": self.outputs}
+        plain |= {"values": self.values, "last_values": self.last_values}
         present = {name: tensor for name, tensor in plain.items() if tensor is not None}
         return present | {f"kl:{name}": tensor for name, tensor in self.kl.items()}
 
@@ -375,14 +413,20 @@ class Advantage(Protocol):
         """With the others of a group: who is left alone in it is not learned from."""
         ...
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """What must be there: "values" from the policy."""
+        ...
+
     def check(self, group_size: int) -> None: ...
     def metrics(self, batch: Batch) -> dict[str, float]: ...
+    def value_targets(self, batch: Batch) -> Tensor | None: ...
     def __call__(self, batch: Batch) -> Tensor: ...
 
 
 class Objective(Protocol):
     """A loss on small tensors. ``needs`` names what must be there: "advantages", "entropy", "kl:reference",
-    "log_probs:reference", "log_probs:old" (of the clip centre), "values", "pairs", "forward".
+    "log_probs:reference", "log_probs:old" (of the clip centre), "values", "value_targets", "pairs", "forward".
     ``trainers.objectives.Term`` is a base with defaults."""
 
     @property

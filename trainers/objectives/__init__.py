@@ -10,6 +10,7 @@ from .pairwise import PairwiseRegression
 from .policy_gradient import PPOClip, Reinforce
 from .preference import DPO
 from .regularisers import Entropy, KLPenalty
+from .value import ValueLoss
 
 __all__ = [
     "DPO",
@@ -25,5 +26,6 @@ __all__ = [
     "Reinforce",
     "Sum",
     "Term",
+    "ValueLoss",
     "WeightedImitation",
 ]

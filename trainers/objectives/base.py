@@ -31,8 +31,8 @@ class Term(ABC):
     @property
     @abstractmethod
     def needs(self) -> frozenset[str]:
-        """What must be there: "advantages", "log_probs:NAME" ("old" is the clip centre), "pairs", "forward" in the
-        batch; "entropy", "kl:NAME" from the policy."""
+        """What must be there: "advantages", "log_probs:NAME" ("old" is the clip centre), "pairs", "value_targets",
+        "forward" in the batch; "entropy", "values", "kl:NAME" from the policy."""
 
     @property
     def terms(self) -> tuple[tuple[float, Term], ...]:

@@ -19,7 +19,7 @@ start; see docs/results.md for the controls.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -191,9 +191,19 @@ def seen_relations(setting: Setting, goals: bool) -> Features:
     return RelationFeatures(layout, names) if names else StateFeatures()
 
 
+def named_model(name: str, shown: Sequence[Any]) -> ProgressModel:
+    """A progress model by its name or place, fitted to demonstrations where there are some and it can be."""
+    from ...plugins import named
+
+    made = named("progress", name)
+    model: ProgressModel = made() if isinstance(made, type) else made
+    if shown and hasattr(model, "fit"):
+        model.fit(shown)
+    return model
+
+
 def estimator(config: Config, setting: Setting, folder: RunFolder, features: Features) -> ProgressModel:
     """The progress model that ``config.critic`` names, fitted to the demonstrations if it can be."""
-    from ...plugins import named
     from ...rewards.progress.critics import CriticTraining, ProgressCritic
     from ...rewards.progress.end_conditions import EndConditions
     from ...rewards.progress.estimates import MeanProgress, sees
@@ -221,10 +231,7 @@ def estimator(config: Config, setting: Setting, folder: RunFolder, features: Fea
     if config.critic == "pretrained":
         reader = pretrained_critic(setting.names, training=Pretraining(seed=config.seed)).adapt(shown)
         return MeanProgress([reader, conditions])
-    made = named("progress", config.critic)
-    model: ProgressModel = made() if isinstance(made, type) else made
-    if hasattr(model, "fit"):
-        model.fit(shown)
+    model = named_model(config.critic, shown)
     if sees(model) == "frames" and setting.watched is None:
         setting.watched = view_of(config)
     return model
