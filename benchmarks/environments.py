@@ -267,11 +267,10 @@ def fractions(options: argparse.Namespace, robotics: bool, figures: dict[str, An
     names = [*GYMNASIUM, *(ROBOTICS if robotics and not options.quick else ())]
     rounds, found = (1 if options.quick else 5), {}
     for gym_id in names:
-        episodes, horizon = (8, 100) if gym_id in GYMNASIUM or "Maze" in gym_id else (8, 50)
+        cheap = gym_id in GYMNASIUM or "Maze" in gym_id
         for chunk in (1, 5):
-            found[f"{gym_id}, chunk {chunk}"] = fraction(
-                gym_id, chunk, 2 if options.quick else episodes, horizon, rounds
-            )
+            episodes = 16 if options.quick else 64 if cheap else 32
+            found[f"{gym_id}, chunk {chunk}"] = fraction(gym_id, chunk, episodes, 100 if cheap else 50, rounds)
     figures["mujoco_fraction"] = found
     for chunk in (1, 5):
         several = [figure["median"] for name, figure in found.items() if name.endswith(str(chunk))]

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import cloudpickle  # type: ignore[import-untyped]
 import numpy as np
@@ -228,8 +228,7 @@ def observed(simulator: Simulator) -> NDArray[np.float32]:
     return observation
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What an :class:`EnvSpec` judges success by.
 
     Attributes:
