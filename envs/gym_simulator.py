@@ -205,19 +205,20 @@ class GymSimulator(Simulator):
         return self._flat.copy()
 
     def _flattened(self) -> NDArray[np.float32]:
-        parts = [
-            np.asarray(_at(self._observation, path), space.dtype).reshape(-1)  # quicker than flatten, and the same
-            if type(space) is spaces.Box
-            else np.asarray(flatten(space, _at(self._observation, path)))
-            for path, space in self._numbers
-        ]
-        numbers = parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.float32), *parts])
-        if numbers.shape != (self.observation_size,):
+        numbers, end = np.empty(self.observation_size, np.float32), 0
+        for path, space in self._numbers:
+            value = _at(self._observation, path)
+            if type(space) is spaces.Box:  # quicker than flatten, and the same
+                part = np.asarray(value, space.dtype).reshape(-1)
+            else:
+                part = np.asarray(flatten(space, value))
+            start, end = end, end + part.size
+            numbers[start:end] = part[: self.observation_size - start]
+        if end != self.observation_size:
             raise EnvironmentFault(
-                f"at step {self._steps}: an observation of {numbers.size} numbers, where its space has "
-                f"{self.observation_size}"
+                f"at step {self._steps}: an observation of {end} numbers, where its space has {self.observation_size}"
             )
-        return numbers.astype(np.float32)
+        return numbers
 
     def step(self, actions: NDArray[np.float32]) -> None:
         check_actions(self.spec.source, actions, self.action_size)

@@ -252,3 +252,34 @@ def test_a_success_that_is_not_latched_is_that_of_the_last_state(registered):
             sway = lambda rows, seen: np.tile(np.array([[1, 0], [0, 1]], np.float32), (len(rows), 1, 1))  # noqa: E731
             (episode,) = pool.run([EpisodeRequest(f"gym/early-{latched}", 0, 6)], sway, oracle=True)
         assert (episode.success, episode.steps) == (latched, steps)
+
+
+def test_an_observation_is_flattened_as_gymnasium_flattens_it() -> None:
+    class Mixed(gymnasium.Env):
+        action_space = gymnasium.spaces.Discrete(2)
+        observation_space = gymnasium.spaces.Dict(
+            {
+                "matrix": gymnasium.spaces.Box(-1, 1, (2, 3), np.float64),
+                "count": gymnasium.spaces.Discrete(4, start=2),
+                "whole": gymnasium.spaces.Box(0, 9, (2,), np.int16),
+                "pair": gymnasium.spaces.Tuple((gymnasium.spaces.MultiBinary(3), gymnasium.spaces.Box(-1, 1, ()))),
+            }
+        )
+
+        def reset(self, *, seed=None, options=None):
+            return self.observation_space.sample(), {}
+
+        def step(self, action):
+            return self.observation_space.sample(), 0.0, False, False, {}
+
+    simulator = GymSimulator(EnvSpec(make=Mixed, instruction="x", max_episode_steps=3, success=never), Mixed())
+    for seed in range(5):
+        simulator.reset(seed)
+        wanted = gymnasium.spaces.utils.flatten(simulator.env.observation_space, simulator._observation)
+        np.testing.assert_array_equal(simulator.observe(), np.asarray(wanted, np.float32))
+        simulator.step(np.zeros((1, 2), np.float32))
+        wanted = gymnasium.spaces.utils.flatten(simulator.env.observation_space, simulator._observation)
+        np.testing.assert_array_equal(simulator.observe(), np.asarray(wanted, np.float32))
+    given = simulator.observe()
+    given[:] = 7
+    assert not (simulator.observe() == 7).all(), "what is given is the caller's own"
