@@ -271,10 +271,14 @@ def collect(waiting: Sequence[Call], deaths: list[WorkerDied]) -> Any:
 
 @contextmanager
 def _child_settings() -> Iterator[None]:
-    """What a new process inherits: one thread, no Ctrl-C, and not the caller's main script."""
-    before = {name: os.environ.get(name) for name in _THREADS}
+    """What a new process inherits: one thread, no Ctrl-C, not the caller's main script, and not its choice of GL.
+
+    That choice stands in PYOPENGL_PLATFORM where this process has drawn, and MuJoCo refuses any other than MUJOCO_GL's.
+    """
+    before = {name: os.environ.get(name) for name in (*_THREADS, "PYOPENGL_PLATFORM")}
     main = sys.modules["__main__"]
     os.environ.update(dict.fromkeys(_THREADS, "1"))
+    os.environ.pop("PYOPENGL_PLATFORM", None)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     sys.modules["__main__"] = ModuleType("__main__")
     try:
@@ -284,6 +288,6 @@ def _child_settings() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for name, value in before.items():
             if value is None:
-                del os.environ[name]
+                os.environ.pop(name, None)
             else:
                 os.environ[name] = value

@@ -85,6 +85,7 @@ def apart(kind, size=40, disturb=lambda: None, named="", **kwargs):
 def run(text: str, backend: str | None = None) -> list[str]:
     """What a script prints, by lines."""
     where = {**os.environ, "MUJOCO_GL": backend or BACKENDS[0]}
+    where.pop("PYOPENGL_PLATFORM", None)  # of a test that drew in this process
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", START + text], env=where, capture_output=True, text=True
     )
@@ -383,6 +384,7 @@ def test_textured_meshes_keep_their_triangles_at_fast():
 def test_a_pool_draws_several_kinds_in_turns(monkeypatch):
     """Also where episodes have instances of their own."""
     monkeypatch.setenv("MUJOCO_GL", BACKENDS[0])
+    monkeypatch.setenv("PYOPENGL_PLATFORM", "egl" if BACKENDS[0] == "osmesa" else "osmesa")  # drawn here by another
     names = [f"pictures/{kind}" for kind in ("Reacher-v5", "HalfCheetah-v5")]
     for name in names:
         register(name, EnvSpec(name.rpartition("/")[2], "x", 9, never, chunk=3))

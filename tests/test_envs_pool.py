@@ -123,6 +123,22 @@ def test_with_two_stages_simulators_work_while_the_policy_decides(two):
     two.pipeline_stages = None
 
 
+def test_the_last_picture_of_an_episode_is_spared_where_nobody_sees_it(here):
+    """Of three chunks of five, where pictures are not kept, the one after the third; of the others none."""
+    from autotelic.envs.episodes import EpisodeRun
+    from autotelic.envs.worker import Looks
+
+    requests = [EpisodeRequest(REACH, 0, 15), EpisodeRequest(REACH, 1, 12)]
+    run = EpisodeRun(here._workers, requests, 2, Looks(), {}, (21, 4, 5), watched=False)
+    rows = np.array([0, 1])
+    for steps, last in ((0, set()), (5, set()), (10, {0, 1})):
+        run.steps[:] = steps
+        (tick,) = run._arguments(rows, [], [])
+        assert tick.unseen == last and tick.counts.tolist() == [5, 5 if steps < 10 else 2]
+    run.watched = True
+    assert run._arguments(rows, [], [])[0].unseen == set()
+
+
 def test_two_stages_from_64_episodes_on(here):
     for count, calls in ((63, 1), (64, 2)):
         sizes = []
