@@ -39,7 +39,7 @@ class Case:
     """An environment, and how both sides learn in it.
 
     Attributes:
-        id: Gymnasium's; ours is "gym/" and the case's name.
+        id: Gymnasium's; ours is "gymnasium/" and this.
         flags: of ``autotelic run vla/ppo``.
         peer: hyperparameters of Stable-Baselines3.
         threshold: the mean return that ours must reach.
@@ -92,7 +92,7 @@ CASES = {
 def ours(name: str, seed: int, runs: Path, flags: Mapping[str, Any]) -> dict[str, Any]:
     """Returns after training, seeds of the initial states, CPU seconds and steps of the environment of one run."""
     folder = runs / f"{name}-{seed}"
-    words = ["--use", str(HERE / "peers" / "ppo_environments.py"), "--tasks", f"gym/{name}", "--seed", str(seed)]
+    words = ["--tasks", f"gymnasium/{CASES[name].id}", "--seed", str(seed)]
     words += ["--workers", "-1", "--videos", "0", "--eval-episodes", str(EPISODES), "--output-dir", str(folder)]
     words += [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
     told = folder / "cost.json"
