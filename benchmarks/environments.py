@@ -116,7 +116,7 @@ def fraction(gym_id: str, chunk: int, episodes: int, horizon: int, rounds: int) 
 
         now = np.zeros(episodes, np.int64)
         costs = race({"plain": lambda: measured(plain, None), "pool": pooled}, rounds, warm=1)
-        own = pool._modes[name].own
+        own = pool._described[name].mode.own
     return ratio(costs["plain"], costs["pool"]) | {"own": own}
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..errors import UsageError
 from ..machine import cores
 from .demonstrations import Demonstration as Demonstration
-from .env_checker import LANES, Mode
+from .env_checker import LANES
 from .episodes import Episode as Episode
 from .episodes import EpisodeRequest as EpisodeRequest
 from .episodes import EpisodeRun, Stage
@@ -46,7 +46,8 @@ class Pool:
     requests, so what ``act`` is called with depends neither on the number of workers nor on who is faster.
 
     An environment is tried for about a second before it is first used (:func:`~.env_checker.check_env`). What does
-    not hold is logged in a line. If its states cannot be restored, every episode gets an instance of its own.
+    not hold is logged in a line. If its states cannot be restored, or cost more than its steps, every episode gets an
+    instance of its own.
 
     A worker that dies or hangs is replaced, and its episodes are replayed from seed and actions. An episode whose
     simulator raises, shows what is not finite, or ends or stops a worker twice is over as failed, and counted.
@@ -96,7 +97,6 @@ class Pool:
         self.faults = 0
         self._own_cpu = 0.0
         self._described: dict[str, Joined] = {}
-        self._modes: dict[str, Mode] = {}
 
     @property
     def cpu_seconds(self) -> float:
@@ -187,7 +187,7 @@ class Pool:
         shape, render = self._common(environments, render)
         workers = self._workers if render is None else self._painters
         with self._counted():
-            modes = {name: self._modes[name] for name in environments}
+            modes = {name: self._described[name].mode for name in environments}
             if render is not None:  # one instance draws for all, where it can
                 modes = {name: replace(mode, own=False) for name, mode in modes.items()}
             room = min([self.lanes, *(mode.room for mode in modes.values() if mode.room)])
@@ -228,9 +228,8 @@ class Pool:
             ValueError: not an environment of this pool.
             Refusal: it has no expert, or the expert failed on too many seeds in a row.
         """
-        self._description(environment)
         workers = self._workers if render is None else self._painters
-        count, mode = len(workers), self._modes[environment]
+        count, mode = len(workers), self._description(environment).mode
         shares = [(environment, list(seeds[index::count]), horizon, settle, render, mode) for index in range(count)]
         calls = [
             Call(worker, "demonstrate", lambda share=share: share)  # type: ignore[misc]
@@ -292,9 +291,7 @@ class Pool:
     def _describe(self, environments: Sequence[str], view: View | None) -> None:
         """Ask for features and cameras, and have what was not tried in this process tried."""
         with self._counted():
-            joined = join(self._workers if view is None else self._painters, environments, view)
-        self._described |= joined
-        self._modes |= {name: each.mode for name, each in joined.items()}
+            self._described |= join(self._workers if view is None else self._painters, environments, view)
 
     def _check(self, environment: str) -> None:
         if environment not in self.environments:

@@ -113,7 +113,7 @@ def test_at_most_so_many_instances_are_alive_and_lanes_change_nothing() -> None:
     requests = [EpisodeRequest(name, seed // 2, 6) for seed in range(10)]
     with Pool([name], workers=0) as pool:
         whole = pool.run(requests, act)
-        pool._modes = {name: replace(mode, room=3) for name, mode in pool._modes.items()}
+        pool._described[name] = replace(pool._described[name], mode=replace(pool._described[name].mode, room=3))
         few = pool.run(requests, act)
     assert asked[0] == 10 and max(asked[3:]) == 3
     for a, b in zip(whole, few, strict=True):
@@ -189,8 +189,10 @@ def test_cheap_environments_get_an_instance_per_episode_unless_instances_disturb
     act = lambda rows, seen: np.sin(rows[:, None, None] + np.arange(4).reshape(1, 2, 2)) + 0 * seen[:, None, :2]  # noqa: E731
     with Pool([name], workers=0) as pool:
         found = pool.run(requests, act)
-        assert bool(pool._workers[0]._worker.idle or pool._workers[0]._worker.episodes) and pool._modes[name].own is own
-        pool._modes = {name: replace(pool._modes[name], own=False)}
+        assert bool(pool._workers[0]._worker.idle or pool._workers[0]._worker.episodes)
+        known = pool._described[name]
+        assert known.mode.own is own
+        pool._described[name] = replace(known, mode=replace(known.mode, own=False))
         turns = pool.run(requests, act)
     for a, b in zip(found, turns, strict=True):
         np.testing.assert_array_equal(a.observations, b.observations)

@@ -44,7 +44,7 @@ def _told_by(id: str) -> Any:
         return level(id)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=10_000)  # a long run has a seed per task and round
 def mission(id: str, seed: int) -> str:
     """What an episode asks for.
 
