@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from common import Worker, parser_of, save
 
@@ -39,25 +39,35 @@ class Case:
     """An environment, and how both sides learn in it.
 
     Attributes:
-        id: Gymnasium's; ours is "gymnasium/" and this.
+        task: as ``--tasks`` has it, with the number of demonstrations that ours imitates first.
+        id: Gymnasium's, with the module that registers it.
         flags: of ``autotelic run vla/ppo``.
         peer: hyperparameters of Stable-Baselines3.
-        threshold: the mean return that ours must reach.
+        threshold: what ours must reach; None where nothing was required.
+        measure: the mean return, or the share of successes.
+        chunk: steps of the environment per decision of ours.
     """
 
+    task: str
     id: str
     flags: Mapping[str, Any]
     peer: Mapping[str, Any]
-    threshold: float
+    threshold: float | None
+    measure: Literal["returns", "successes"] = "returns"
+    chunk: int = 1
     quick: Mapping[str, Any] = field(default_factory=lambda: {"max-steps": 2})
 
 
+SMALL = {"hidden-size": 64, "num-layers": 2}
+"""The other's network, which has 64 units in two layers, for policy and values each."""
+
 CASES = {
     "pendulum": Case(
+        "gymnasium/Pendulum-v1",
         "Pendulum-v1",
         {
             **{"tasks-per-step": 20, "max-steps": 25, "gamma": 0.9, "lr": 1e-3, "lr-schedule": "linear"},
-            **{"minibatches": 16},
+            **{"minibatches": 64, **SMALL},
         },
         {
             **{"n_envs": 4, "n_steps": 1024, "gae_lambda": 0.95, "gamma": 0.9, "n_epochs": 10, "ent_coef": 0.0},
@@ -66,10 +76,11 @@ CASES = {
         -173.6,
     ),
     "cartpole": Case(
+        "gymnasium/CartPole-v1",
         "CartPole-v1",
         {
             **{"head": "categorical", "tasks-per-step": 4, "max-steps": 60, "gamma": 0.98, "gae-lambda": 0.9},
-            **{"lr": 1e-3, "lr-schedule": "linear", "minibatches": 8},
+            **{"lr": 1e-3, "lr-schedule": "linear", "minibatches": 8, **SMALL},
         },
         {
             **{"n_envs": 8, "n_steps": 32, "batch_size": 256, "gae_lambda": 0.8, "gamma": 0.98, "n_epochs": 20},
@@ -78,21 +89,58 @@ CASES = {
         450.0,
     ),
     "reacher": Case(
+        "gymnasium/Reacher-v5",
         "Reacher-v5",
-        {"tasks-per-step": 40, "max-steps": 100, "gamma": 0.9, "lr": 1e-3, "lr-schedule": "linear", "minibatches": 16},
+        {
+            **{"tasks-per-step": 40, "max-steps": 100, "gamma": 0.9, "lr": 1e-3, "lr-schedule": "linear"},
+            **{"minibatches": 32, **SMALL},
+        },
         {
             **{"normalize": True, "n_envs": 4, "n_steps": 512, "batch_size": 64, "n_epochs": 10, "gamma": 0.9},
             **{"gae_lambda": 0.95, "learning_rate": 3e-4, "clip_range": 0.2},
         },
         -5.3,
     ),
+    "fetch_reach": Case(
+        "robotics/FetchReach-v4:3",
+        "gymnasium_robotics:FetchReach-v4",
+        {"tasks-per-step": 20, "max-steps": 50, "gamma": 0.95, "lr": 3e-4, "minibatches": 16, **SMALL},
+        {
+            **{"normalize": True, "n_envs": 4, "n_steps": 512, "batch_size": 64, "n_epochs": 10, "gamma": 0.95},
+            **{"gae_lambda": 0.95, "learning_rate": 1e-3, "clip_range": 0.2},
+        },
+        0.9,
+        "successes",
+    ),
+    "go_to_obj": Case(
+        "babyai/GoToObj:20",
+        "minigrid:BabyAI-GoToObj-v0",
+        {
+            **{"head": "categorical", "tasks-per-step": 40, "max-steps": 50, "gamma": 0.99, "lr": 3e-4},
+            **{"minibatches": 16, **SMALL},
+        },
+        {
+            **{"n_envs": 8, "n_steps": 128, "batch_size": 64, "gae_lambda": 0.95, "gamma": 0.99, "n_epochs": 10},
+            **{"ent_coef": 0.0, "learning_rate": 2.5e-4, "clip_range": 0.2},
+        },
+        0.9,
+        "successes",
+    ),
+    "push_t": Case(
+        "pusht/PushT",
+        "gym_pusht:gym_pusht/PushT-v0",
+        {"tasks-per-step": 10, "max-steps": 30, "gamma": 0.99, "lr": 3e-4, "minibatches": 16, **SMALL},
+        {"normalize": True, "n_envs": 4, "n_steps": 512, "batch_size": 64, "n_epochs": 10, "learning_rate": 3e-4},
+        None,
+        chunk=8,
+    ),
 }
 
 
 def ours(name: str, seed: int, runs: Path, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns after training, seeds of the initial states, CPU seconds and steps of the environment of one run."""
-    folder = runs / f"{name}-{seed}"
-    words = ["--tasks", f"gymnasium/{CASES[name].id}", "--seed", str(seed)]
+    """Returns and successes of one run, seeds of the initial states, CPU seconds and steps of the environment."""
+    folder, case = runs / f"{name}-{seed}", CASES[name]
+    words = ["--tasks", case.task, "--seed", str(seed)]
     words += ["--workers", "-1", "--videos", "0", "--eval-episodes", str(EPISODES), "--output-dir", str(folder)]
     words += [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
     told = folder / "cost.json"
@@ -108,10 +156,11 @@ def ours(name: str, seed: int, runs: Path, flags: Mapping[str, Any]) -> dict[str
     (start,) = json.loads((folder / "evaluations" / "before.json").read_text())["outcomes"].values()
     return {
         "returns": row["score"],
-        "before": fmean(start["score"]),
+        "successes": row["success"],
+        "before": {"returns": fmean(start["score"]), "successes": fmean(start["success"])},
         "seeds": row["seeds"],
         "cpu": json.loads(told.read_text())["cpu"],
-        "steps": int(rounds[-1]["segments"]),
+        "steps": int(rounds[-1]["segments"]) * case.chunk,
     }
 
 
@@ -127,13 +176,13 @@ def theirs(peer: Worker | None, case: Case, seed: int, place: Path, steps: int, 
 
 def summary(case: Case, rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Means over seeds with their intervals, and whether ours reaches the threshold and nine tenths of theirs."""
-    means, past = ([fmean(row["returns"]) for row in side] for side in (rows, others))
+    means, past = ([fmean(row[case.measure]) for row in side] for side in (rows, others))
     figures: dict[str, Any] = {
+        "measure": case.measure,
         "ours": means,
         "mean": fmean(means),
-        "untrained": fmean(row["before"] for row in rows),
-        "threshold": case.threshold,
-        "reached": fmean(means) >= case.threshold,
+        "before": fmean(row["before"][case.measure] for row in rows),
+        **({} if case.threshold is None else {"threshold": case.threshold, "reached": fmean(means) >= case.threshold}),
         "steps": [row["steps"] for row in rows],
         "cpu_seconds": [round(row["cpu"], 1) for row in rows],
     }
@@ -168,8 +217,8 @@ def main() -> None:
                 place = runs / f"{name}-{seed}-sb3.json"
                 other = theirs(peer, case, seed, place, rows[-1]["steps"], rows[-1]["seeds"])
                 others += [] if other is None else [other]
-                past = "" if other is None else f", Stable-Baselines3 {fmean(other['returns']):.1f}"
-                print(f"{name}, seed {seed}: {fmean(rows[-1]['returns']):.1f}{past}", flush=True)
+                past = "" if other is None else f", Stable-Baselines3 {fmean(other[case.measure]):.2f}"
+                print(f"{name}, seed {seed}: {fmean(rows[-1][case.measure]):.2f}{past}", flush=True)
             found[name] = summary(case, rows, others)
             print(json.dumps({name: found[name]}), flush=True)
     if peer is not None:

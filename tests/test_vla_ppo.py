@@ -292,6 +292,12 @@ KNOBS: dict[str, dict[str, Any]] = {
     "minibatches": {"minibatches": 3},
     "rho": {"rho": 0.5},
     "head": {"head": "flow"},
+    "width": {"hidden_size": 16},
+    "depth": {"num_layers": 1},
+    "gradient norm": {"max_grad_norm": 1e-7},
+    "temperature": {"temperature": 0.5},
+    "kl": {"kl_coef": 1.0},
+    "decay": {"lr_schedule": "linear"},
     "seed": {"seed": 1},
 }
 
@@ -313,6 +319,11 @@ def differ(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
 def test_every_knob_is_felt_in_the_weights(knob: str, plain: Any, tmp_path: Path) -> None:
     assert not differ(*plain)
     assert differ(plain[0], weights_of(tmp_path / "run", **KNOBS[knob]))
+
+
+def test_imitation_beside_the_reward_is_felt_in_the_weights(tmp_path: Path) -> None:
+    shown = weights_of(tmp_path / "shown", demonstrations=1)
+    assert differ(shown, weights_of(tmp_path / "held", demonstrations=1, sft_coef=0.1))
 
 
 def test_a_run_resumes_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

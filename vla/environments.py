@@ -234,6 +234,7 @@ def make_policy(config: RobotConfig, environment: str, pool: Pool) -> ChunkPolic
             raise UsageError(
                 f"--head categorical is for environments of choices; the actions of {environment} have bounds"
             )
+        inputs |= {"hidden": config.hidden_size, "layers": config.num_layers}
         if config.head == "flow":
             return FlowPolicy(FlowModel(observation_size, action_size, chunk=pool.chunk, **inputs))
         model = ActionModel(observation_size, action_size, chunk=pool.chunk, head=config.head, **inputs)

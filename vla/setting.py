@@ -69,7 +69,7 @@ class RobotConfig(RunConfig):
 
     start_fields: ClassVar[tuple[str, ...]] = (
         *("tasks", "demonstrations", "seed", "demonstrations_from", "clone_tasks", "model", "obs_type", "head"),
-        *("frame_size", "bc_steps", "max_episode_steps", "chunk", "settle"),
+        *("hidden_size", "num_layers", "frame_size", "bc_steps", "max_episode_steps", "chunk", "settle"),
         *("state_keys", "action_key", "camera_keys", "action_scale"),
     )
     """What demonstrations and clone depend on: runs that agree in them can share a start."""
@@ -86,6 +86,10 @@ class RobotConfig(RunConfig):
     head: Literal["tokens", "gaussian", "flow", "categorical"] = grouped("model", "gaussian")
     """Action tokens, a Gaussian per step, a flow from noise to actions, or one choice per step where an environment's
     actions are choices (Discrete)."""
+    hidden_size: Count = grouped("model", 256)
+    """Units of each layer of the small network."""
+    num_layers: Count = grouped("model", 3)
+    """Layers of the small network, and of a critic that has its own."""
     tasks: tuple[str, ...] = grouped(
         "data", ("drawer-open-v3", "door-open-v3", "drawer-close-v3", "push-v3:3", "reach-v3:3")
     )
