@@ -1,15 +1,19 @@
-"""PPO without demonstrations beside Stable-Baselines3's, at equal steps of the environment.
+"""PPO from an environment's own reward beside Stable-Baselines3's, at equal steps of the environment.
 
     python benchmarks/ppo.py --sb3-python sb3/bin/python [--quick] [--json FILE] [--runs FOLDER] [--seeds 0 1 2]
                              [--cases pendulum ...]
 
 Each seed is a run of ``autotelic run vla/ppo`` with the case's flags, and one of Stable-Baselines3's PPO for as many
-steps (``benchmarks/peers/sb3_ppo.py``, in an environment of its own), with the RL Zoo's hyperparameters; in Reacher,
-for which the Zoo's are meant for five times the steps, with some that did better on a tuning seed (-4.8 against
--5.5). Both are then evaluated, without noise, from the same 40 initial states, which neither learned from. CPU
-seconds of ours are of the whole command, evaluations included; of the other those of training alone. Flags were
-chosen on seeds from 100 on, and so were the thresholds: a tenth below what Stable-Baselines3 alone reached there.
-Runs that stand finished in the folder are read, not repeated.
+steps (``benchmarks/peers/sb3_ppo.py``, in an environment of its own), with the RL Zoo's hyperparameters (in GoToObj
+those of MiniGrid's); in Reacher, for which the Zoo's are meant for five times the steps, with some that did better on a
+tuning seed (-4.5 against -5.5), in FetchReach and PushT, for which it has none, with Reacher's and like ones. In
+FetchReach ours begins with three demonstrations and in GoToObj with twenty, which the other has no use for: "before" is
+what imitating them reached. Both are then evaluated, without noise, from the same 40 initial states, which neither
+learned from. CPU seconds of ours are of the whole command, evaluations included; of the other those of training alone.
+Flags were chosen on seeds from 100 on, and so were the thresholds: a tenth below what Stable-Baselines3 alone reached
+there; in FetchReach, where that is -19 and -46, half a step above imitation's -3. PushT has no threshold: it is
+reported, and wants an environment of its own (``docs/environments.md``). Runs that stand finished in the folder are
+read, not repeated.
 """
 
 from __future__ import annotations
@@ -109,15 +113,14 @@ CASES = {
             **{"normalize": True, "n_envs": 4, "n_steps": 512, "batch_size": 64, "n_epochs": 10, "gamma": 0.95},
             **{"gae_lambda": 0.95, "learning_rate": 1e-3, "clip_range": 0.2},
         },
-        0.9,
-        "successes",
+        -2.5,
     ),
     "go_to_obj": Case(
         "babyai/GoToObj:20",
         "minigrid:BabyAI-GoToObj-v0",
         {
-            **{"head": "categorical", "tasks-per-step": 40, "max-steps": 50, "gamma": 0.99, "lr": 3e-4},
-            **{"minibatches": 16, **SMALL},
+            **{"head": "categorical", "tasks-per-step": 64, "max-steps": 120, "gamma": 0.99, "lr": 1e-3},
+            **{"lr-schedule": "linear", "minibatches": 16, **SMALL},
         },
         {
             **{"n_envs": 8, "n_steps": 128, "batch_size": 64, "gae_lambda": 0.95, "gamma": 0.99, "n_epochs": 10},
@@ -202,7 +205,7 @@ def main() -> None:
     parser.add_argument("--sb3-python", type=Path, help="of the environment with stable-baselines3")
     parser.add_argument("--runs", type=Path, help="keep the runs here; runs/ppo if not given, nowhere if --quick")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=[name for name in CASES if name != "push_t"])
     options = parser.parse_args()
     peer = None if options.sb3_python is None else _peer(options)
     found: dict[str, Any] = {}
