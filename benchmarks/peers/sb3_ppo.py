@@ -6,8 +6,8 @@
 It reads one JSON object per line: ``env`` (Gymnasium id), ``seed``, ``steps``, ``hyperparameters`` (as the RL Zoo has
 them, without code in strings) and ``eval_seeds``. It answers each by a line: returns and successes of the deterministic
 policy from these seeds, CPU seconds of training, and the steps that were taken. A success is what the environment says
-in its last info, or, where that says nothing, an episode that was paid anything. Dictionaries are flattened, and a grid
-is one-hot, as in ``envs/suites/minigrid.py``.
+in its last info, or, where that says nothing, an episode that was paid anything. Dictionaries are flattened, a grid is
+one-hot, as in ``envs/suites/minigrid.py``, and PushT's actions are between -1 and 1, as ours are.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ def made(id: str) -> Any:
         from minigrid.wrappers import OneHotPartialObsWrapper
 
         env = gymnasium.wrappers.FilterObservation(OneHotPartialObsWrapper(env), ["image", "direction"])
+    if id.startswith("gym_pusht:"):  # from pixels of a board of 512
+        env = gymnasium.wrappers.RescaleAction(env, -1.0, 1.0)
     dictionary = isinstance(env.observation_space, gymnasium.spaces.Dict)
     return gymnasium.wrappers.FlattenObservation(env) if dictionary else env
 
