@@ -26,10 +26,10 @@ from .listing import kind_of, rows
 from .options import (
     AuditOptions,
     CheckOptions,
+    DoctorOptions,
     EvalOptions,
     ExportOptions,
     ListOptions,
-    NoOptions,
     RecordOptions,
     ResumeOptions,
     RunOptions,
@@ -293,8 +293,16 @@ def _doctor(words: Sequence[str]) -> int:
     """Say what this machine can do, and what is missing."""
     from .doctor import findings, healthy
 
-    parse(NoOptions, words, "doctor")
-    return 0 if healthy(_told(findings())) else 1
+    options = parse(DoctorOptions, words, "doctor")
+    if not options.gpu:
+        if options != DoctorOptions():
+            raise UsageError("doctor: --size, --parts and --json are about --gpu")
+        return 0 if healthy(_told(findings())) else 1
+    from . import doctor_gpu
+
+    found = _told(doctor_gpu.findings(options.size, options.json, options.parts or tuple(doctor_gpu.PARTS)))
+    print(f"figures: {options.json}")
+    return 0 if all(finding.good for finding in found) else 1
 
 
 def _told(findings: Iterable[Finding]) -> list[Finding]:

@@ -46,8 +46,17 @@ SYNONYMS = {
 
 
 @dataclass(frozen=True)
-class NoOptions:
-    """This command has no options."""
+class DoctorOptions:
+    """What to look at."""
+
+    gpu: bool = False
+    """Measure the GPU, in parts under ten minutes together, instead of looking at what is installed."""
+    size: Literal["tiny", "3b", "7b"] = "7b"
+    """Of the models that are measured; tiny runs on the CPU too."""
+    parts: tuple[str, ...] = ()
+    """Of the GPU's parts; all if not given."""
+    json: Path = Path("gpu.json")
+    """Where the GPU's figures are kept; parts that it has are not repeated."""
 
 
 @dataclass(frozen=True)
