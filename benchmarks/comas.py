@@ -76,7 +76,8 @@ class Table(TorchPolicy):
     capabilities = frozenset({"exact"})
 
     def __init__(self, rows: Mapping[Any, Sequence[float]]) -> None:
-        super().__init__(nn.Embedding.from_pretrained(torch.tensor(list(rows.values())), freeze=False), piece=4096)
+        table = nn.Embedding.from_pretrained(torch.tensor(list(rows.values())), freeze=False)
+        super().__init__(table, micro_batch_rows=4096)
         self.rows = {name: row for row, name in enumerate(rows)}
 
     @torch.no_grad()

@@ -185,14 +185,15 @@ class Bench:
         }
 
     def step(self, settings: Mapping[str, Any]) -> dict[str, float]:
-        """CPU seconds of a step's parts; settings: method, gradient_steps, checkpointing, keep_graph, at_once."""
+        """CPU seconds of a step's parts; settings: method, gradient_steps, checkpointing, keep_graph, rows."""
         from autotelic.diffusion.gradients import Truncation
         from autotelic.trainers.scoring import score
 
         learner, inner = self.learners[settings["method"]], [0.0]
         self.truncation = Truncation("fixed", settings.get("gradient_steps", self.setting.steps))
         self.policy.checkpointing = settings.get("checkpointing", True)
-        self.policy.at_once = self.start.at_once = settings.get("at_once", self.setting.batch)
+        for policy in (self.policy, self.start):
+            policy.sample_rows = policy.micro_batch_rows = settings.get("rows", self.setting.batch)
         self.count += 1
         started = time.process_time()
         keep, each = settings.get("keep_graph", False), self.setting.batch // len(self.tasks)
@@ -298,7 +299,7 @@ class Contestant:
 
 def ours(setting: Setting) -> dict[str, dict[str, Any]]:
     """The settings of our steps that are compared with each other."""
-    kept = {"keep_graph": True, "at_once": setting.batch * setting.steps}
+    kept = {"keep_graph": True, "rows": setting.batch * setting.steps}
     return {
         "alignprop": {"method": "alignprop"},
         "alignprop, no checkpoints": {"method": "alignprop", "checkpointing": False},
@@ -315,7 +316,7 @@ def contestants(setting: Setting, trl: bool) -> dict[str, Contestant]:
     if trl:
         found |= {
             "alignprop, last step": Contestant("ours", {"method": "alignprop", "gradient_steps": 1}),
-            f"alignprop, {piece} at once": Contestant("ours", {"method": "alignprop", "at_once": piece}),
+            f"alignprop, {piece} at once": Contestant("ours", {"method": "alignprop", "rows": piece}),
             "trl alignprop": Contestant("trl alignprop 1", {}),
             "trl alignprop, last step": Contestant("trl alignprop 1", {"gradient_steps": 1}),
             f"trl alignprop, {piece} at once": Contestant(f"trl alignprop {parts}", {}),

@@ -83,7 +83,8 @@ def build_policy(
         sampler(config, adapter),
         guidance=scale,
         evaluation_guidance=looked_at,
-        at_once=config.micro_batch_size,
+        sample_rows=config.sample_rows,
+        micro_batch_rows=config.micro_batch_rows,
         forward_draws=forward_draws,
         autocast=None if dtype == torch.float32 else dtype,
     )
@@ -139,7 +140,7 @@ def plan(config: DiffusionConfig, policy: DenoisingPolicy, differentiable: bool)
     steps = policy.sampler.steps
     return memory_plan(
         policy.adapter,
-        batch=min(config.micro_batch_size, pictures if differentiable else pictures * steps),
+        batch=min(config.micro_batch_rows, pictures if differentiable else pictures * steps),
         steps=steps,
         grad_steps=steps if differentiable else 1,
         guided=policy.guidance != 1.0,

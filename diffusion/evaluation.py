@@ -44,7 +44,7 @@ def evaluate(setting: Setting, actor: Actor) -> dict[str, Any]:
     notes = ["Figures at fixed noise; KL in nats per picture, from the start."]
     first = setting.config.eval_offset
     copies = range(first, first + setting.config.eval_episodes)
-    at_once = max(1, setting.config.micro_batch_size // max(1, len(copies)))
+    at_once = max(1, setting.config.sample_rows // max(1, len(copies)))
     for name, several in (("seen", setting.prompts.seen), ("unseen", setting.prompts.unseen)):
         tasks = some(several, setting.config.eval_prompts)
         if len(tasks) < len(several):

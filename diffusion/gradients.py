@@ -230,7 +230,7 @@ def _pull_by_steps(policy: DenoisingPolicy, batch: Batch, piece: _Piece, given: 
 
 
 def _pieces(policy: DenoisingPolicy, batch: Batch) -> Iterator[_Piece]:
-    """What is finite of the batch, in pieces of at most ``at_once`` pictures that share a cut."""
+    """What is finite of the batch, in pieces of at most ``micro_batch_rows`` pictures that share a cut."""
     steps = policy.sampler.steps
     named = batch.columns
     kinds = [name for name in ("last_steps", "renoised", "only_step") if name in named]
@@ -240,7 +240,8 @@ def _pieces(policy: DenoisingPolicy, batch: Batch) -> Iterator[_Piece]:
     cuts = named[kind] if kinds else torch.full((len(batch),), steps)
     sound = torch.tensor([is_sound(rollout) for rollout in batch.payload["rollouts"]])
     for cut in torch.unique(cuts).tolist():
-        size = max(1, policy.at_once // int(cut)) if kind == "renoised" else policy.at_once
+        most = policy.micro_batch_rows
+        size = max(1, most // int(cut)) if kind == "renoised" else most
         for rows in torch.split(((cuts == cut) & sound).nonzero()[:, 0], size):
             yield _piece(policy, batch, rows, kind, int(cut))
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..errors import UsageError
-from ..trainers.policy import References, TorchPolicy, collate
+from ..trainers.policy import Cost, References, TorchPolicy, collate
 from ..trainers.randomness import generator, seed_of
 from ..trainers.weights import move
 from ..types import Batch, Decisions, Evaluation, Graph, Key, Mode, Once, Rollout, Task
@@ -56,8 +56,9 @@ class DenoisingPolicy(TorchPolicy):
         sampler: the chain that is sampled and trained.
         guidance: scale of classifier-free guidance, in sampling and in training; 1 is none.
         evaluation_guidance: the same where it acts to be looked at; None is that of training.
-        at_once: denoiser calls (times 2 with guidance) whose graph or activations are held at once. Larger batches
-            are evaluated without a graph and recomputed piece by piece in backward, with the same gradient.
+        sample_rows: pictures drawn at once: rows of the denoiser (times 2 with guidance).
+        micro_batch_rows: rows of the denoiser (times 2 with guidance) whose graph is held at once. Larger batches are
+            evaluated without a graph and recomputed piece by piece in backward, with the same gradient.
         forward_draws: forward decisions per picture, at different levels of the chain.
         checkpointing: rebuild one step at a time for reward gradients; False holds the graph of all of them.
         autocast: dtype of mixed precision, or None.
@@ -78,17 +79,19 @@ class DenoisingPolicy(TorchPolicy):
         *,
         guidance: float = 1.0,
         evaluation_guidance: float | None = None,
-        at_once: int = 1024,
+        sample_rows: int = 1024,
+        micro_batch_rows: int = 1024,
         forward_draws: int = 2,
         checkpointing: bool = True,
         autocast: torch.dtype | None = None,
     ) -> None:
-        if at_once < 1 or forward_draws < 1:
-            raise UsageError(f"at_once and forward_draws are 1 or more, not {at_once} and {forward_draws}")
-        super().__init__(adapter.denoiser, piece=2**31, autocast=autocast)
+        if min(sample_rows, micro_batch_rows, forward_draws) < 1:
+            given = f"{sample_rows}, {micro_batch_rows} and {forward_draws}"
+            raise UsageError(f"sample_rows, micro_batch_rows and forward_draws are 1 or more, not {given}")
+        super().__init__(adapter.denoiser, micro_batch_rows=micro_batch_rows, autocast=autocast)
         self.adapter, self.sampler, self.guidance = adapter, sampler, guidance
         self.evaluation_guidance = guidance if evaluation_guidance is None else evaluation_guidance
-        self.at_once, self.forward_draws, self.checkpointing = at_once, forward_draws, checkpointing
+        self.sample_rows, self.forward_draws, self.checkpointing = sample_rows, forward_draws, checkpointing
         self._own: dict[str, Tensor] | None = None  # a fork's trained weights; None: the module's
         self.conditions = Conditions(adapter)
         self._number = next(_numbers)
@@ -123,10 +126,11 @@ class DenoisingPolicy(TorchPolicy):
         shared = torch.tensor(seed_of("round", *key))
         pairs = [(task, seed_of(*key, task.id, sample)) for task in tasks for sample in range(n)]
         found: list[Rollout] = []
-        keep = keep_graph and mode == "train" and len(pairs) * int(chain.decides.sum()) <= self.at_once
+        fits = len(pairs) <= self.sample_rows and len(pairs) * int(chain.decides.sum()) <= self.micro_batch_rows
+        keep = keep_graph and mode == "train" and fits
         guidance = self.guidance if mode == "train" else self.evaluation_guidance
         with self.mixed():  # as in learning, or the weights of now would seem to be others
-            for part in _batched(pairs, self.at_once):
+            for part in _batched(pairs, self.sample_rows):
                 found += self._draw(part, chain, shared, keep, guidance)
         return found
 
@@ -230,7 +234,7 @@ class DenoisingPolicy(TorchPolicy):
         are those that sampling recorded.
         """
         names, others = frozenset(needs), dict(references or {})
-        fits = len(self._decisions(batch)[0]) <= self.at_once
+        fits = len(self._decisions(batch)[0]) <= self.micro_batch_rows
         if "outputs" not in names and fits:
             return super().evaluate_actions(batch, names, others)
         compared = bool(_policies(names))
@@ -251,7 +255,7 @@ class DenoisingPolicy(TorchPolicy):
         return replace(now, graph=Graph(batch, references))
 
     def backward(self, batch: Batch, cotangents: Evaluation) -> None:
-        """Add the gradient of <cotangents, evaluation>, at most ``at_once`` denoiser calls in memory."""
+        """Add the gradient of <cotangents, evaluation>, at most ``micro_batch_rows`` denoiser calls in memory."""
         if cotangents.outputs is not None:
             from .gradients import pull
 
@@ -263,7 +267,7 @@ class DenoisingPolicy(TorchPolicy):
             return
         live = torch.stack([t != 0 for t in given.values()]).any(0)
         moved = batch.to(self.device)
-        for rows, steps in _chunks(self._decisions(batch, live), self.at_once):
+        for rows, steps in _chunks(self._decisions(batch, live), self.micro_batch_rows):
             with self.mixed():
                 part = self._evaluate(moved, rows, steps, frozenset(given) - {"log_probs"}, graph.references)
             pulled = {name: t for name, t in part.items() if t.requires_grad}
@@ -271,13 +275,17 @@ class DenoisingPolicy(TorchPolicy):
                 list(pulled.values()), [given[name][rows, steps].to(self.device) for name in pulled]
             )
 
+    def costs(self, batch: Batch) -> list[Cost]:
+        """Denoiser calls of each picture."""
+        return [Cost(count) for count in batch.mask.sum(1).tolist()]
+
     def forward_decisions(self, batch: Batch, needs: frozenset[str], references: References) -> Evaluation:
         """[B, T] with graph, piece by piece; zeros where nothing was decided."""
         where = self._decisions(batch)
         names = ["log_probs", *(f"kl:{name}" for name in _policies(needs))]
         found: dict[str, list[Tensor]] = {name: [] for name in names}
         # Without a graph nothing is gained by calls of more rows than drawing makes: they are slower, and take more.
-        size = self.at_once if torch.is_grad_enabled() else min(self.at_once, len(batch))
+        size = self.micro_batch_rows if torch.is_grad_enabled() else min(self.sample_rows, len(batch))
         for rows, steps in _chunks(where, size):
             for name, values in self._evaluate(batch, rows, steps, needs, references).items():
                 found[name].append(values)

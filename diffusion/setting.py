@@ -49,11 +49,18 @@ class DiffusionConfig(RunConfig):
         "lr": 1e-3,
         "group_size": 8,
         "tasks_per_step": 16,
-        "micro_batch_size": 1024,
+        "sample_rows": 1024,
+        "micro_batch_rows": 1024,
         "num_inference_steps": 6,
         "eval_prompts": 192,
     }
-    LOADED: ClassVar[Mapping[str, Any]] = {"lr": adapters_lr, "num_inference_steps": 50, "eval_prompts": drawn}
+    LOADED: ClassVar[Mapping[str, Any]] = {
+        "lr": adapters_lr,
+        "sample_rows": 8,
+        "micro_batch_rows": 8,
+        "num_inference_steps": 50,
+        "eval_prompts": drawn,
+    }
     TINY: ClassVar[Mapping[str, Any]] = {
         "tasks_per_step": 3,
         "group_size": 3,
@@ -99,8 +106,10 @@ class DiffusionConfig(RunConfig):
     """Of the pictures in pixels; None is the pipeline's own."""
     num_frames: Count | None = grouped("sampling", None)
     """Of a video; None is the pipeline's own."""
-    micro_batch_size: int = BY_MODEL
-    """Denoiser calls held in memory at once; gradients are those of the whole batch."""
+    sample_rows: Count = grouped("sampling", BY_MODEL)
+    """Pictures drawn at once: rows of the denoiser, twice as many with guidance."""
+    micro_batch_rows: Count = grouped("optimisation", BY_MODEL)
+    """Rows of the denoiser held in memory at once in learning; gradients are those of the whole batch."""
     rewards: tuple[str, ...] = ("attributes",)
     """NAME, NAME:WEIGHT, package.module:NAME or FILE.py:NAME; several are normalised per prompt, then added."""
     judge: str = ""
@@ -126,7 +135,7 @@ class DiffusionConfig(RunConfig):
     noise_level: Amount = 0.7
     """a of the flow SDE (Flow-GRPO, arXiv 2505.05470; checked against the code)."""
     keep_graph: bool = True
-    """Keep the graph of drawing for the first gradient step where it fits into micro_batch_size: faster, the same
+    """Keep the graph of drawing for the first gradient step where it fits into micro_batch_rows: faster, the same
     gradient."""
     ema: Annotated[float, Range(0, 0.999999)] = 0.0
     """Decay of an average of the weights that is evaluated and saved instead of the last ones; 0 is none."""

@@ -72,7 +72,7 @@ def updates(folder: Path) -> dict[str, Tensor]:
     weights = {"processes": torch.tensor(processes())}
     for name, build in learners().items():
         for count in GROUPS:
-            policy = shapes_policy(at_once=16)
+            policy = shapes_policy(sample_rows=16, micro_batch_rows=16)
             build(policy).update([r for group in share(list(by_task.values())[:count]) for r in group])
             weights[f"{name} on {count}"] = flat(policy)
     return weights

@@ -162,7 +162,7 @@ def test_a_recipe_without_a_policy_gradient_offers_none(name: str) -> None:
 def test_none_is_filled_by_model_and_nothing_else() -> None:
     small, loaded = Recipe(seed=5).resolved(True), Recipe().resolved(False)
     assert (small.lr, small.group_size, small.weight_decay) == (0.3, 7, 0.0)
-    assert (loaded.lr, loaded.group_size, loaded.micro_batch_size) == (0.2, 8, 8)
+    assert (loaded.lr, loaded.group_size, loaded.tasks_per_step) == (0.2, 8, 8)
     assert Recipe(lr=9.0).resolved(True).lr == 9.0
     assert small.entropy_coef is None, "what is fixed is left alone"
     assert small.clip_low is None, "what no table knows stands for itself"
@@ -171,11 +171,12 @@ def test_none_is_filled_by_model_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_every_recipe_knows_all_defaults_of_both_kinds_of_model(name: str) -> None:
-    needed = {"lr", "group_size", "tasks_per_step", "micro_batch_size", "weight_decay", "entropy_coef", "std_floor"}
-    robots = {"micro_batch_size"} if name.startswith("vla/") else set()  # the policy's own
+    needed = {"lr", "group_size", "tasks_per_step", "weight_decay", "entropy_coef", "std_floor"}
+    held = {"vlm": ("sample_tokens", "micro_batch_tokens"), "diffusion": ("sample_rows", "micro_batch_rows")}
+    needed |= set(held.get(name.partition("/")[0], ()))
     for small in (True, False):
-        config = KINDS[name]().resolved(small, **({"tasks_per_step": 40} if robots else {}))
-        assert [each for each in needed - robots - fixed(KINDS[name]) if getattr(config, each) is None] == []
+        config = KINDS[name]().resolved(small, **({"tasks_per_step": 40} if name.startswith("vla/") else {}))
+        assert [each for each in needed - fixed(KINDS[name]) if getattr(config, each) is None] == []
         assert config.resolved(small) == config, "a resumed run takes the same"
 
 

@@ -200,7 +200,7 @@ COUPLED: Sequence[Term] = [
 def gradients(
     policy: TorchPolicy, objective: Term, batch: Batch, references: Mapping[str, TorchPolicy], piece: int
 ) -> list[Tensor]:
-    policy.piece = piece
+    policy.micro_batch_rows = piece
     for parameter in policy.parameters():
         parameter.grad = None
     backpropagate(policy, objective, batch, references)

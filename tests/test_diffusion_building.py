@@ -266,8 +266,8 @@ def test_a_policy_of_videos_finds_its_decisions_again_in_any_number_of_pieces() 
     assert rollouts[0].output.shape == (5, 3, 32, 32) and rollouts[0].payload["path"].shape == (4, 4, 2, 4, 4)
     batch = policy.collate(rollouts)
     policy._number += 1
-    for at_once in (1024, 2):
-        policy.at_once = at_once
+    for rows in (1024, 2):
+        policy.micro_batch_rows = rows
         now = policy.evaluate_actions(batch, PPOClip().needs).log_probs
         torch.testing.assert_close(now, batch.log_probs["behaviour"], rtol=0, atol=1e-3)
     encoded = policy.encode(TASKS, [rollouts[0].output, rollouts[1].output])

@@ -44,7 +44,7 @@ def brightness(images: Sequence[Any], **columns: Any) -> list[float]:
 
 def made(count: int, at_once: int, most: int = 1000) -> tuple[dict[str, Any], Painter]:
     tasks = [Task(f"p{i}", f"thing {i}") for i in range(count)]
-    config = SimpleNamespace(eval_offset=1, eval_episodes=3, eval_prompts=most, micro_batch_size=at_once)
+    config = SimpleNamespace(eval_offset=1, eval_episodes=3, eval_prompts=most, sample_rows=at_once)
     painter = Painter()
     prompts = Prompts(tuple(tasks), tuple(tasks[:5]), ())
     nouns = {"reward": brightness, "judge": None, "world": None, "start": painter}

@@ -82,8 +82,8 @@ def gradient_by_hand(policy: DenoisingPolicy, batch: Batch, pictures: Tensor) ->
 
 def assert_gradient(policy: DenoisingPolicy, batch: Batch, right: list[Tensor], share: float = 1e-4) -> None:
     """At once, in pieces, with and without checkpointing."""
-    for checkpointing, at_once in ((True, 1024), (True, 4), (False, 1024), (False, 4)):
-        policy.checkpointing, policy.at_once = checkpointing, at_once
+    for checkpointing, rows in ((True, 1024), (True, 4), (False, 1024), (False, 4)):
+        policy.checkpointing, policy.micro_batch_rows = checkpointing, rows
         backpropagate(policy, OBJECTIVE, batch)
         assert_same(gradients(policy), right, share)
 
@@ -133,7 +133,7 @@ def test_renoised_pictures_average_the_last_step() -> None:
     torch.testing.assert_close(found.flatten(0, 1), pictures.detach(), rtol=0, atol=1e-5)
     assert_gradient(policy, batch, gradient_by_hand(policy, batch, pictures))
     calls = Calls(policy.module)
-    policy.at_once = 4
+    policy.micro_batch_rows = 4
     backpropagate(policy, OBJECTIVE, batch)
     assert max(calls.rows) == 4
 
@@ -178,8 +178,8 @@ def test_a_reward_gradient_may_stand_beside_a_penalty() -> None:
     loss, _ = penalty(policy.forward_decisions(batch, penalty.needs, references), batch)
     (0.5 * loss).backward()
     right = [a + b for a, b in zip(right, gradients(policy), strict=True)]
-    for at_once in (1024, 5):
-        policy.at_once = at_once
+    for rows in (1024, 5):
+        policy.micro_batch_rows = rows
         backpropagate(policy, OBJECTIVE + 0.5 * penalty, batch, references)
         assert_same(gradients(policy), right)
 

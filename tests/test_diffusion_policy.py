@@ -57,7 +57,7 @@ def test_recorded_log_probs_are_found_again(name: str) -> None:
     assert bool((now[~batch.mask] == 0).all())
     assert rollouts[0].output.shape == (3, 16, 16)
     assert 0 <= float(rollouts[0].output.min()) <= float(rollouts[0].output.max()) <= 1
-    policy.at_once = 2
+    policy.micro_batch_rows = 2
     shake(policy, 0.0)  # other weights, as far as the policy knows
     pieces = policy.evaluate_actions(batch).log_probs
     torch.testing.assert_close(pieces, now, rtol=0, atol=1e-5 * size)
@@ -136,7 +136,7 @@ def prepared(policy: DenoisingPolicy, objective: Term) -> tuple[Batch, dict[str,
 
 def plain(policy: DenoisingPolicy, objective: Term, batch: Batch, references: Any = None) -> list[Tensor]:
     """The objective's gradient with one graph from the weights to the loss."""
-    policy.at_once = 1024
+    policy.micro_batch_rows = 1024
     loss, _ = objective(policy.forward_decisions(batch, objective.needs, references or {}), batch)
     loss.backward()
     return gradients(policy)
@@ -152,7 +152,7 @@ def test_a_gradient_in_pieces_is_the_whole_one(name: str) -> None:
     backpropagate(policy, objective, batch, references)
     assert_same(gradients(policy), right)
     whole, calls.rows = calls.rows, []
-    policy.at_once = 5
+    policy.sample_rows = policy.micro_batch_rows = 5
     backpropagate(policy, objective, batch, references)
     assert_same(gradients(policy), right)
     assert max(calls.rows) <= 5 < max(whole)
@@ -165,7 +165,7 @@ def test_what_is_evaluated_and_fits_is_not_computed_twice() -> None:
     backpropagate(policy, PPOClip(), batch)
     assert calls.rows == [int(batch.mask.sum())]
     policy.evaluate_actions(batch)
-    policy.at_once, calls.rows = 5, []
+    policy.micro_batch_rows, calls.rows = 5, []
     backpropagate(policy, PPOClip(), batch)
     assert sum(calls.rows) == 2 * int(batch.mask.sum()), "a graph of before is used"
 
@@ -175,7 +175,7 @@ def test_pieces_are_exact_for_every_family(name: str) -> None:
     policy = policy_of(name, rank=2, noise=0.05, guidance=3.0)
     batch, references = prepared(policy, OBJECTIVES["ppo"])
     right = plain(policy, OBJECTIVES["ppo"], batch, references)
-    policy.at_once = 4
+    policy.micro_batch_rows = 4
     backpropagate(policy, OBJECTIVES["ppo"], batch, references)
     assert_same(gradients(policy), right, 1e-3)
 
@@ -208,7 +208,7 @@ def test_own_rollouts_need_no_second_forward_and_give_the_same_gradient() -> Non
     batch.advantages = grpo()(batch)
     right = plain(policy, PPOClip(), batch)
     calls = Calls(policy.module)
-    policy.at_once = 5
+    policy.micro_batch_rows = 5
     now = policy.evaluate_actions(batch)
     assert calls.rows == [] and torch.equal(now.log_probs, batch.log_probs["behaviour"])
     backpropagate(policy, PPOClip(), batch)
@@ -238,14 +238,14 @@ def test_the_shortcut_ends_with(change: str) -> None:
     batch = policy.collate(policy.act(TASKS, 3))
     CHANGES[change](policy)
     whole = policy.evaluate_actions(batch).log_probs
-    policy.at_once = 5
+    policy.micro_batch_rows = 5
     now = policy.evaluate_actions(batch).log_probs
     torch.testing.assert_close(now, whole, rtol=1e-5, atol=1e-2)
     assert float((now - batch.log_probs["behaviour"]).abs().max()) > 0.1
 
 
 def test_the_shortcut_is_not_for_rollouts_of_others_or_of_another_context() -> None:
-    policy = shapes_policy(at_once=5)
+    policy = shapes_policy(sample_rows=5, micro_batch_rows=5)
     fork, twin = policy.fork("fork"), policy.fork("twin")
     assert not twin._sampled_now(twin.collate(fork.act(TASKS, 1)))
     rollouts = policy.act(TASKS, 3)
@@ -285,8 +285,8 @@ def test_a_deterministic_chain_has_pictures_and_nothing_to_learn_from() -> None:
     rollouts = scored(policy.act(TASKS, 2, greedy=True))
     batch = policy.collate(rollouts)
     batch.advantages = torch.ones(batch.mask.shape)
-    for at_once in (1024, 1):
-        policy.at_once = at_once
+    for rows in (1024, 1):
+        policy.micro_batch_rows = rows
         backpropagate(policy, Reinforce() + KLPenalty("start", "exact"), batch, references)
         assert all(float(g.abs().max()) == 0 for g in gradients(policy))
 
@@ -307,8 +307,8 @@ def test_a_policy_says_what_it_can_do_and_wants_room_to_do_it() -> None:
     assert isinstance(policy, Policy)
     with pytest.raises(ValueError, match="Entropy needs entropy, which asks for the capability entropy"):
         PolicyLearner(policy, Entropy(), Optimisation())
-    with pytest.raises(UsageError, match="1 or more, not 0 and 2"):
-        shapes_policy(at_once=0)
+    with pytest.raises(UsageError, match="1 or more, not 1024, 0 and 2"):
+        shapes_policy(micro_batch_rows=0)
 
 
 # --- acting --------------------------------------------------------------------------------------
@@ -320,7 +320,7 @@ def test_a_picture_depends_on_its_key_task_and_number_alone(name: str) -> None:
     whole = policy.act(TASKS, 3, key=(7, 1))
     assert [r.task.id for r in whole] == ["red"] * 3 + ["blue"] * 3
     alone = policy.act(TASKS[1:], 2, key=(7, 1))
-    policy.at_once = 2
+    policy.sample_rows = 2
     pieces = policy.act(TASKS, 3, key=(7, 1))
     other = policy.act(TASKS, 3, key=(7, 2))
     for one, many in zip([*whole, *whole[3:5]], [*pieces, *alone], strict=True):
@@ -488,8 +488,8 @@ def test_mixed_precision_samples_and_learns_alike() -> None:
     assert float(alike) < float(apart)
     batch.advantages = grpo()(batch)
     found = [torch.cat([g.flatten() for g in plain(exact, PPOClip(), batch)])]
-    for at_once in (1024, 5):
-        mixed.at_once = at_once
+    for rows in (1024, 5):
+        mixed.micro_batch_rows = rows
         backpropagate(mixed, PPOClip(), batch)
         found.append(torch.cat([g.flatten() for g in gradients(mixed)]))
     similar = torch.nn.functional.cosine_similarity(torch.stack(found)[:, None], torch.stack(found), dim=-1)

@@ -51,7 +51,7 @@ KINDS = ["spelling", "drawing", "tokens", "gaussian"]
 
 
 def gradients(policy: TorchPolicy, objective: Any, batch: Batch, piece: int, references: Any = None) -> list[Tensor]:
-    policy.piece = piece
+    policy.micro_batch_rows = piece
     for parameter in policy.parameters():
         parameter.grad = None
     backpropagate(policy, objective, batch, references)
@@ -68,9 +68,9 @@ def test_pieces_give_the_evaluation_and_the_gradient_of_the_whole(kind: str) -> 
     objective = WeightedImitation() + 0.5 * KLPenalty(estimator="exact")
     if "entropy" in policy.capabilities:
         objective = objective - 0.1 * Entropy()
-    policy.piece = 256
+    policy.micro_batch_rows = 256
     whole_now = policy.evaluate_actions(batch, objective.needs, references).tensors()
-    policy.piece = 3
+    policy.micro_batch_rows = 3
     for name, tensor in policy.evaluate_actions(batch, objective.needs, references).tensors().items():
         assert torch.allclose(tensor, whole_now[name], atol=1e-5), name
     whole = gradients(policy, objective, batch, piece=256, references=references)

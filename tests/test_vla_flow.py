@@ -28,7 +28,7 @@ def make_policy(steps: int = 3, noise: float = 0.6, piece: int | None = None) ->
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = FlowModel(4, 2, chunk=4, hidden=32, layers=2)
-    return FlowPolicy(model, steps=steps, noise=noise, piece=piece)
+    return FlowPolicy(model, steps=steps, noise=noise, micro_batch_rows=piece)
 
 
 def episodes(policy: FlowPolicy, n: int = 2) -> list[Rollout]:

@@ -48,7 +48,7 @@ def warm(count: int, temperature: float = 1.0) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "smolvlm", "llava"])
 def test_recomputed_log_probabilities_are_the_sampled_ones(family: str) -> None:
     """Sampling reads with a cache, token by token; scoring reads everything at once."""
-    made = policy(family, at_once=2)
+    made = policy(family, sample_rows=2)
     choice = made.choose(seen(), dice(5), 1.3)
     now = made.score(seen(), {**choice.stored, **warm(5, 1.3)})
     assert choice.log_probs is not None
@@ -67,7 +67,7 @@ def test_an_episode_depends_on_its_own_random_numbers_alone() -> None:
 
 
 def test_samples_follow_the_probabilities() -> None:
-    made, shown = policy(chunk=1, action_size=1, at_once=100), seen(1)
+    made, shown = policy(chunk=1, action_size=1, sample_rows=100), seen(1)
     many = Seen(["left"] * 600, torch.zeros(600, 0), {"main": shown.frames["main"].expand(600, -1, -1, -1)})
     tokens = made.choose(many, dice(600)).stored["tokens"]
     first = Seen(["left"], torch.zeros(1, 0), shown.frames)
@@ -155,7 +155,7 @@ def test_adapters_learn_and_the_rest_stays(checkpointing: bool, tmp_path: Path) 
     source = policy(chunk=1, action_size=2)
     source.save_pretrained(tmp_path / "source")
     made = OpenVLAPolicy.from_pretrained(
-        str(tmp_path / "source"), lora_rank=4, gradient_checkpointing=checkpointing, at_once=8
+        str(tmp_path / "source"), lora_rank=4, gradient_checkpointing=checkpointing, sample_rows=8
     )
     trained = [name for name, p in made.module.named_parameters() if p.requires_grad]
     assert trained and all("lora_" in name for name in trained)
@@ -258,7 +258,7 @@ def test_what_cannot_be_loaded_is_told_in_one_line(tmp_path: Path) -> None:
 
 
 def test_it_imitates() -> None:
-    made = policy(chunk=4, action_size=2, piece=2)
+    made = policy(chunk=4, action_size=2, micro_batch_rows=2)
     shown = np.full((5, 32, 32, 3), 200, np.uint8)
 
     class Shown:

@@ -49,10 +49,10 @@ def policy_of(head: Any, critic: Trunk = "separate", piece: int = 256) -> Any:
         torch.manual_seed(0)
         size = {"hidden": 32, "layers": 2, "critic": critic}
         if head == "flow":
-            return FlowPolicy(FlowModel(4, 2, chunk=2, **size), steps=3, noise=0.7, piece=piece)  # type: ignore[arg-type]
+            return FlowPolicy(FlowModel(4, 2, chunk=2, **size), steps=3, noise=0.7, micro_batch_rows=piece)  # type: ignore[arg-type]
         chunk, actions = (1, 4) if head == "categorical" else (2, 2)
         model = ActionModel(4, actions, chunk=chunk, head=head, bins=7, std=0.4, **size)  # type: ignore[arg-type]
-        policy = ActionPolicy(model, rho=0.0, piece=piece)
+        policy = ActionPolicy(model, rho=0.0, micro_batch_rows=piece)
         policy.start_undecided()
         return policy
 
@@ -119,7 +119,7 @@ def test_a_trunk_is_shared_or_not(head: str, pools: Any) -> None:
         batch.value_targets = batch.values + 1
         whole = gradients(policy, batch, ValueLoss())
         felt[trunk] = {name.partition(".")[0] for name, gradient in whole.items() if gradient.abs().max() > 0}
-        policy.piece = 1
+        policy.micro_batch_rows = 1
         for name, gradient in gradients(policy, batch, ValueLoss()).items():
             torch.testing.assert_close(gradient, whole[name], atol=1e-6, rtol=1e-4)
     assert felt["separate"] == {"critic"} and felt["shared"] == {"critic", "body", "words"}

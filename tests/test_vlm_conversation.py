@@ -149,7 +149,7 @@ def test_gradients_are_those_of_a_plain_pass_and_come_from_the_policys_words_alo
     policy.evaluate_actions(batch)
     policy.backward(batch, Evaluation(weights * batch.mask))
     masked = gradients()
-    policy.piece = 5
+    policy.micro_batch_tokens = 100
     policy.backward(batch, Evaluation(weights))
     in_pieces = gradients()
     loss = sum(
@@ -174,7 +174,7 @@ def test_one_turn_is_the_policy_alone_and_rows_do_not_matter_to_each_other(polic
         assert one.output == other.output and one.info["truncated"] == other.info["truncated"]
     conversation = Conversation(policy, echo, turns=3)
     everyone = conversation.act(TASKS, 3, key=(5,))
-    policy.at_once = 3
+    policy.sample_tokens = 40
     for one, other in zip(everyone, conversation.act(TASKS, 3, key=(5,)), strict=True):
         assert torch.equal(one.payload["tokens"], other.payload["tokens"])
     again = conversation.act(TASKS[1:2], 2, key=(5,))

@@ -254,7 +254,7 @@ def test_a_policy_that_converses_with_its_verifier_hears_again(monkeypatch: pyte
 
 
 def test_the_models_own_yes_by_its_plain_forward_pass() -> None:
-    judge = untrained(at_once=2)
+    judge = untrained(sample_tokens=150)
     tasks = asked("how many red", "what is up of red_disc", "which is odd")
     said = ["p4 = 1", "p1 p0 = red_disc", "p3 = red_plus"]
     asker = PolicyAsker(judge)

@@ -64,8 +64,6 @@ class SamplingFields:
     """Rollouts per task and round, which are compared with each other."""
     temperature: Positive = 1.0
     """Of sampling; log-probabilities are taken at the same temperature."""
-    micro_batch_size: Count = BY_MODEL
-    """Rollouts held in memory at once, in sampling and in learning; gradients are those of the whole batch."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +208,6 @@ class RunConfig(
         "lr": 1e-5,
         "group_size": 8,
         "tasks_per_step": 8,
-        "micro_batch_size": 8,
         "weight_decay": 0.0,
         "entropy_coef": 0.0,
         "std_floor": 0.0,

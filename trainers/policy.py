@@ -10,10 +10,10 @@ holds the whole batch, evaluation keeps its graph and nothing is computed twice.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any, Self
+from dataclasses import dataclass, replace
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,21 +26,33 @@ from .weights import frozen_tensors, move, trained_names
 References = Mapping[str, Any]
 """Frozen policies by name, for exact divergences."""
 
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a row takes in memory, in tokens or rows: its own, and what it shares with the rows of the same holder."""
+
+    own: int
+    shared: int = 0
+    holder: Hashable = None
+
 
 class TorchPolicy(Actor):
     """A policy around one ``nn.Module``.
 
     Attributes:
         module: everything trainable.
-        piece: rollouts evaluated at once; larger batches are recomputed piece by piece in backward.
+        micro_batch_rows: rows of what the module reads that are evaluated at once, one rollout's at least; larger
+            batches are recomputed piece by piece in backward.
         autocast: dtype of mixed precision in the forward pass (bfloat16 on GPU), or None.
     """
 
     capabilities: frozenset[str] = frozenset({"exact"})
 
-    def __init__(self, module: nn.Module, *, piece: int = 256, autocast: torch.dtype | None = None) -> None:
+    def __init__(self, module: nn.Module, *, micro_batch_rows: int = 256, autocast: torch.dtype | None = None) -> None:
         self.module = module
-        self.piece = piece
+        self.micro_batch_rows = micro_batch_rows
         self.autocast = autocast
         self._trained_names: frozenset[str] | None = None  # a fork's; None: what requires gradients now
 
@@ -67,6 +79,14 @@ class TorchPolicy(Actor):
         if decisions == "forward":
             raise ValueError(f"{type(self).__name__} has no forward decisions")
         return collate(rollouts, [self.decision_dims(rollout) for rollout in rollouts])
+
+    def costs(self, batch: Batch) -> Sequence[Cost]:
+        """What each row of a batch takes in learning; a row each if nobody says otherwise."""
+        return [Cost(1)] * len(batch)
+
+    def pieces(self, batch: Batch) -> list[Tensor]:
+        """The rows [N] of each part of a batch that is evaluated at once."""
+        return rows_of(self.costs(batch), self.micro_batch_rows)
 
     @property
     def device(self) -> torch.device:
@@ -107,14 +127,15 @@ class TorchPolicy(Actor):
         Where one piece holds it, the graph is kept by what is returned, for one ``backward`` with its cotangents.
         """
         names, others = frozenset(needs), dict(references or {})
-        if len(batch) <= self.piece and torch.is_grad_enabled():
+        pieces = self.pieces(batch)
+        if len(pieces) == 1 and torch.is_grad_enabled():
             now = self._forward(batch, names, others)
             graph = Graph(batch, others, Once(now))
             return replace(now.map(lambda name, tensor: _home(name, tensor, batch)), graph=graph)
         with torch.no_grad():
-            pieces = [self._forward(batch.select(rows), names, others) for rows in _pieces(len(batch), self.piece)]
-        joined = {name: torch.cat([p.tensors()[name] for p in pieces]) for name in pieces[0].tensors()}
-        whole = pieces[0].map(lambda name, _: _home(name, joined[name], batch))
+            parts = [self._forward(batch.select(rows), names, others) for rows in pieces]
+        joined = {name: torch.cat([part.tensors()[name] for part in parts]) for name in parts[0].tensors()}
+        whole = parts[0].map(lambda name, _: _home(name, joined[name], batch))
         return replace(whole, graph=Graph(batch, others))
 
     def backward(self, batch: Batch, cotangents: Evaluation) -> None:
@@ -124,7 +145,7 @@ class TorchPolicy(Actor):
             _pull(kept, given)
             return
         needs = frozenset(given) - {"log_probs"}
-        for rows in _pieces(len(batch), self.piece):
+        for rows in self.pieces(batch):
             now = self._forward(batch.select(rows), needs, graph.references)
             _pull(now, {name: t[rows] for name, t in given.items()})
 
@@ -176,8 +197,30 @@ def _home(name: str, tensor: Tensor, batch: Batch) -> Tensor:
     return tensor.detach() if name == "outputs" else tensor.detach().to(batch.mask.device)
 
 
-def _pieces(size: int, piece: int) -> Sequence[Tensor]:
-    return torch.split(torch.arange(size), piece)
+def cut(items: Iterable[tuple[Item, Cost]], limit: int, padded: bool = False) -> Iterator[list[Item]]:
+    """Neighbours in parts that cost up to the limit together, or are one item.
+
+    Args:
+        padded: items are padded to the longest of their part.
+    """
+    part: list[tuple[Item, Cost]] = []
+    for item in items:
+        if part and _together([cost for _, cost in (*part, item)], padded) > limit:
+            yield [each for each, _ in part]
+            part = []
+        part.append(item)
+    if part:
+        yield [each for each, _ in part]
+
+
+def rows_of(costs: Sequence[Cost], limit: int, padded: bool = False) -> list[Tensor]:
+    """``cut`` of a batch: the rows [N] of each part."""
+    return [torch.tensor(rows) for rows in cut(zip(range(len(costs)), costs, strict=True), limit, padded)]
+
+
+def _together(costs: Sequence[Cost], padded: bool) -> int:
+    owns, shared = [cost.own for cost in costs], list({cost.holder: cost.shared for cost in costs}.values())
+    return len(owns) * max(owns) + len(shared) * max(shared) if padded else sum(owns) + sum(shared)
 
 
 def _pull(now: Evaluation, given: Mapping[str, Tensor]) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import UsageError, of_ones_own
 from ..trainers.lora import has_lora, save_lora
-from ..trainers.policy import References, TorchPolicy, collate, stack
+from ..trainers.policy import Cost, References, TorchPolicy, collate, stack
 from ..trainers.randomness import seed_of
 from ..types import Batch, Decisions, Evaluation, Rollout, Task
 
@@ -104,7 +104,7 @@ class ChunkPolicy(TorchPolicy):
         decisions: K per chunk; dims: scalars of one.
         sees: "states", or "frames": then it is given frames, taken as ``view`` says, and of the state only what the
             robot feels of itself.
-        piece: rollouts evaluated at once.
+        micro_batch_rows: chunks evaluated at once, a rollout's at least.
 
     A rollout's payload: "states" [S, D], "frames.CAMERA" [S, H, W, 3] uint8 of each camera where they are seen,
     "executed" [S, C] bool, whatever the policy stores [S, ...], "temperature" [1] and "seed" [1]; of a policy with
@@ -143,10 +143,10 @@ class ChunkPolicy(TorchPolicy):
         dims: int = 1,
         sees: Literal["states", "frames"] = "states",
         view: View | None = None,
-        piece: int = 256,
+        micro_batch_rows: int = 16384,
         autocast: torch.dtype | None = None,
     ) -> None:
-        super().__init__(module, piece=piece, autocast=autocast)
+        super().__init__(module, micro_batch_rows=micro_batch_rows, autocast=autocast)
         self.chunk, self.action_size, self.per_chunk, self.dims = chunk, action_size, decisions, dims
         self.sees, self.view = sees, view
         if sees == "frames" and view is None:
@@ -405,6 +405,11 @@ class ChunkPolicy(TorchPolicy):
         mask = payload["executed"].any(1).repeat_interleave(self.forward_draws)
         segments = torch.arange(len(payload["states"])).repeat_interleave(self.forward_draws)
         return replace(rollout, payload={**kept, **drawn}, mask=mask, segments=segments, log_probs=None)
+
+    def costs(self, batch: Batch) -> list[Cost]:
+        """Chunks of each rollout."""
+        chunks = batch.payload["states"].shape[1]
+        return [Cost(count) for count in batch.mask.view(len(batch), chunks, -1).any(-1).sum(1).tolist()]
 
     def forward_decisions(self, batch: Batch, needs: frozenset[str], references: References) -> Evaluation:
         payload = batch.payload

@@ -83,7 +83,8 @@ class FlowPolicy(NetworkPolicy):
         steps: K.
         noise: a of the SDE.
         forward_draws: forward decisions per chunk.
-        piece: rollouts evaluated at once; None is 256, or 8 where frames are seen.
+        micro_batch_rows: chunks evaluated at once, a rollout's at least; None is 16384, or 512 where frames are
+            seen.
     """
 
     network = FlowModel
@@ -92,11 +93,19 @@ class FlowPolicy(NetworkPolicy):
     demonstrations: Decisions = "forward"
 
     def __init__(
-        self, model: FlowModel, *, steps: int = 4, noise: float = 0.5, forward_draws: int = 4, piece: int | None = None
+        self,
+        model: FlowModel,
+        *,
+        steps: int = 4,
+        noise: float = 0.5,
+        forward_draws: int = 4,
+        micro_batch_rows: int | None = None,
     ) -> None:
         if steps < 2 or noise <= 0 or forward_draws < 1:
             raise ValueError(f"FlowPolicy: steps ({steps}) start at 2, noise ({noise:g}) above 0, draws at 1")
-        super().__init__(model, decisions=steps, dims=model.chunk * model.action_size, piece=piece)
+        super().__init__(
+            model, decisions=steps, dims=model.chunk * model.action_size, micro_batch_rows=micro_batch_rows
+        )
         self.model, self.steps, self.noise, self.forward_draws = model, steps, noise, forward_draws
         self.times = torch.linspace(1, 0, steps + 1)
         t, dt = self.times[:-1], 1 / steps

@@ -194,7 +194,7 @@ class NetworkPolicy(ChunkPolicy):
     saved: tuple[str, ...] = ()
     """Attributes that are saved beside the network: how it explores and what it stores."""
 
-    def __init__(self, model: RobotNetwork, *, decisions: int, dims: int, piece: int | None) -> None:
+    def __init__(self, model: RobotNetwork, *, decisions: int, dims: int, micro_batch_rows: int | None) -> None:
         vision = model.vision
         super().__init__(
             model,
@@ -204,7 +204,7 @@ class NetworkPolicy(ChunkPolicy):
             dims=dims,
             sees="states" if vision is None else "frames",
             view=None if vision is None else vision.view,
-            piece=piece or (256 if vision is None else 8),
+            micro_batch_rows=micro_batch_rows or (16384 if vision is None else 512),
         )
         if vision is not None and vision.frozen:
             self.freeze_tower()

@@ -54,7 +54,7 @@ class OpenVLAPolicy(ChunkPolicy):
         scale: what -1 and 1 of the tokens mean in the units in which the environment takes actions, which are cut to
             [-1, 1]; see :func:`statistics_of`. None: the same.
         view: how frames are taken; the processor resizes them to what the model wants.
-        at_once: pictures read at once.
+        sample_rows: pictures read at once.
         gradient_checkpointing: recompute layers in the backward pass.
     """
 
@@ -73,7 +73,7 @@ class OpenVLAPolicy(ChunkPolicy):
         ending: Sequence[int] = (),
         scale: ActionScale | None = None,
         view: View | None = None,
-        at_once: int = 16,
+        sample_rows: int = 16,
         gradient_checkpointing: bool = False,
         **options: Any,
     ) -> None:
@@ -84,7 +84,7 @@ class OpenVLAPolicy(ChunkPolicy):
         )
         self.capabilities = frozenset({"exact", "entropy", "kl"})
         self.processor, self.prompt, self.ending = processor, prompt, tuple(ending)
-        self.bins, self.scale, self.at_once = bins, scale, at_once
+        self.bins, self.scale, self.sample_rows = bins, scale, sample_rows
         self.plain = plain_of(processor)
         if {field for _, field, _, _ in Formatter().parse(prompt) if field is not None} != {"instruction"}:
             raise UsageError(f'{self.name}: the prompt {prompt!r} wants a place for the "{{instruction}}" alone')
@@ -184,8 +184,8 @@ class OpenVLAPolicy(ChunkPolicy):
             alike.setdefault(instruction, []).append(row)
         for instruction, places in alike.items():
             text = self._text(instruction)
-            for begin in range(0, len(places), self.at_once):
-                rows = places[begin : begin + self.at_once]
+            for begin in range(0, len(places), self.sample_rows):
+                rows = places[begin : begin + self.sample_rows]
                 pictures = [[_image(frames[row])] for row in rows]
                 yield torch.tensor(rows), self._inputs(text, pictures)
 
@@ -257,7 +257,7 @@ class OpenVLAPolicy(ChunkPolicy):
         model, processor = _load(name, dtype, device_map, trust_remote_code)
         settings = _settings(name) | options
         if getattr(model.config, "model_type", "") == "openvla":  # its cached generation reads one picture at a time
-            settings = {"at_once": 1, "ending": [29871]} | settings
+            settings = {"sample_rows": 1, "ending": [29871]} | settings
         listed = getattr(model.config, "norm_stats", None)
         if statistics is not None or (listed and "scale" not in settings):
             settings["scale"] = statistics_of(listed or {}, statistics)

@@ -121,7 +121,8 @@ class ActionPolicy(NetworkPolicy):
         likelihood: "exact" conditionals (Gaussian head only) or the "composite" product of marginals.
         smoothing: width in bins of the Gaussian that replaces a token's one-hot target in imitation (neighbouring
             bins are almost the same action).
-        piece: rollouts evaluated at once; None is 256, or 8 where frames are seen.
+        micro_batch_rows: chunks evaluated at once, a rollout's at least; None is 16384, or 512 where frames are
+            seen.
     """
 
     network = ActionModel
@@ -135,14 +136,16 @@ class ActionPolicy(NetworkPolicy):
         rho: float = 0.9,
         likelihood: Likelihood = "composite",
         smoothing: float = 0.7,
-        piece: int | None = None,
+        micro_batch_rows: int | None = None,
     ) -> None:
         tokens = model.head != "gaussian"
         if likelihood == "exact" and tokens:
             raise ValueError("tokens with coherent noise have no exact likelihood: use likelihood='composite'")
         decisions = model.chunk * (model.factors if tokens else 1)
         self.capabilities = frozenset({likelihood, "entropy", "kl"})
-        super().__init__(model, decisions=decisions, dims=1 if tokens else model.action_size, piece=piece)
+        super().__init__(
+            model, decisions=decisions, dims=1 if tokens else model.action_size, micro_batch_rows=micro_batch_rows
+        )
         self.model = model
         self.rho, self.likelihood, self.smoothing = rho, likelihood, smoothing
 

@@ -109,8 +109,9 @@ class RobotConfig(RunConfig):
     quantiles q01 and q99 or range, where those are the bounds that the environment is given."""
     tasks_per_step: int = BY_MODEL
     """Initial states per round, over all tasks; None: 8 for each."""
-    micro_batch_size: int | None = None  # type: ignore[assignment]
-    """Rollouts evaluated at once in learning; None: 256 on states, 8 on frames, or what a policy of one's own says."""
+    micro_batch_rows: Count | None = grouped("optimisation", None)
+    """Chunks evaluated at once in learning, a whole rollout's at least; None: 16384 on states, 512 on frames, or what a
+    policy of one's own says."""
     max_episode_steps: Whole = grouped("sampling", 0)
     """Environment steps of an episode; 0 is what the environment's spec says. A task whose demonstrations are longer
     gets their length and a fifth."""
@@ -395,7 +396,7 @@ def start(config: RobotConfig, folder: RunFolder, *, critic: Trunk = "none", log
     policy = make_policy(config, next(iter(wanted)), pool)
     _prepare(policy, config, critic, log_std)
     policy.module.to(distributed.device())
-    policy.piece = config.micro_batch_size or policy.piece
+    policy.micro_batch_rows = config.micro_batch_rows or policy.micro_batch_rows
     try_out(policy, next(iter(wanted)), pool)
     place = folder.path / "start"
     if distributed.is_main() and not place.exists():

@@ -18,6 +18,7 @@ from ..rewards.models.vlm import share_of_yes, tokens_of
 from ..rewards.text.answers import vote_of
 from ..rewards.text.steps import MonteCarlo, WeakestStep
 from ..rewards.text.verifiers import Exact
+from ..trainers.policy import Cost, cut
 from ..types import Task
 from .backbone import Prompt as Question
 from .continuation import Continuation, judging
@@ -55,9 +56,9 @@ class PolicyAsker:
         """The same of tasks, whose prompts are the questions; 0 of one that is longer than the model can read."""
         (yes, no), answers = self._words(), []
         with self.policy.inference():
-            for first in range(0, len(tasks), self.policy.at_once):
-                some = tasks[first : first + self.policy.at_once]
-                prompts = [self.policy.renderer.prompt(task) for task in some]
+            made = (self.policy.renderer.prompt(task) for task in tasks)
+            costs = ((prompt, Cost(len(prompt.ids))) for prompt in made)
+            for prompts in cut(costs, self.policy.sample_tokens, padded=True):
                 fit = [self.policy.renderer.fits(prompt, 1) for prompt in prompts]
                 read = [prompt for prompt, fits in zip(prompts, fit, strict=True) if fits]
                 shares = iter(share_of_yes(self._next(read), yes, no).tolist() if read else [])

@@ -36,19 +36,21 @@ class Continuation:
         """n texts for each task, without their beginning; empty where no token is left."""
         tokens = [self.policy.renderer.tokens(text)[:-1] for text in beginnings]  # without the end
         texts: list[list[str]] = [[] for _ in tasks]
-        per_call = max(1, self.policy.at_once // n)
         with self.policy.inference():
             for rows in rows_by_key(len(some) for some in tokens).values():  # nothing to pad
-                for first in range(0, len(rows), per_call):
-                    some = rows[first : first + per_call]
+                for places, _, samples in self.policy.together([tasks[row] for row in rows], n):
+                    some = [rows[place] for place in places]
                     given = torch.stack([tokens[row] for row in some])
-                    parts = self._continued([tasks[row] for row in some], [beginnings[row] for row in some], given, n)
-                    for row, part in zip(some, parts, strict=True):
-                        texts[row] = part
+                    told = [tasks[row] for row in some], [beginnings[row] for row in some]
+                    for row, part in zip(some, self._continued(*told, given, samples), strict=True):
+                        texts[row] += part
         return texts
 
-    def _continued(self, tasks: Sequence[Task], beginnings: Sequence[str], given: Tensor, n: int) -> list[list[str]]:
+    def _continued(
+        self, tasks: Sequence[Task], beginnings: Sequence[str], given: Tensor, samples: range
+    ) -> list[list[str]]:
         """Of beginnings [B, C] of one length."""
+        n = len(samples)
         policy, width = self.policy, given.shape[1]
         limits = torch.tensor([max(0, (task.horizon or policy.horizon) - width) for task in tasks])
         if not int(limits.max()):
@@ -63,7 +65,7 @@ class Continuation:
             [
                 torch.rand(int(limits.max()), generator=generator("continuation", task.id, beginning, sample))
                 for task, beginning in zip(tasks, beginnings, strict=True)
-                for sample in range(n)
+                for sample in samples
             ]
         )
         hidden, state = hidden[index.to(hidden.device)], policy.backbone.rows(state, index)

@@ -135,11 +135,12 @@ class Conversation(SystemWrapper):
         """n conversations per task, in task order; random numbers depend on (key, task id, sample, turn) alone."""
         check_temperature(temperature)
         policy, rollouts = self.policy, list[Rollout]()
-        per_call = max(1, policy.at_once // n)
+        horizon = max([policy.horizon, *(task.horizon or 0 for task in tasks)])
+        likely = min(self.longest, 2 * self.turns * horizon)  # replies as long as turns
         with policy.inference():
-            for first in range(0, len(tasks), per_call):
-                asked = [(task, sample) for task in tasks[first : first + per_call] for sample in range(n)]
-                rollouts += self._converse(asked, n, None if greedy else key, temperature)
+            for rows, _, samples in policy.together(tasks, n, likely):
+                asked = [(tasks[row], sample) for row in rows for sample in samples]
+                rollouts += self._converse(asked, len(samples), None if greedy else key, temperature)
         return rollouts
 
     def _converse(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..trainers.policy import References, TorchPolicy, collate, stack
+from ..trainers.policy import Cost, References, TorchPolicy, collate, cut, rows_of, stack
 from ..trainers.randomness import generator
 from ..types import Batch, Decisions, Evaluation, Key, Mode, Once, Rollout, Task
 from .backbone import Backbone, Prompt, State
@@ -31,9 +31,10 @@ class TokenPolicy(TorchPolicy):
     Args:
         backbone: the model.
         renderer: turns tasks into prompts and tokens into text.
-        piece: completions evaluated at once.
+        sample_tokens: held at once in sampling, one completion at least: prompts, where completions share them once,
+            and the most that is said after them.
+        micro_batch_tokens: held at once in learning, counted alike.
         horizon: most tokens of a completion whose task does not say.
-        at_once: completions sampled at once.
         mask_truncated: completions that hit the limit are sampled and scored, but not learned from.
     """
 
@@ -44,15 +45,16 @@ class TokenPolicy(TorchPolicy):
         backbone: Backbone,
         renderer: Renderer,
         *,
-        piece: int = 512,
+        sample_tokens: int = 2**16,
+        micro_batch_tokens: int = 2**16,
         horizon: int = 32,
-        at_once: int = 1024,
         mask_truncated: bool = False,
         autocast: torch.dtype | None = None,
     ) -> None:
-        super().__init__(backbone.module, piece=piece, autocast=autocast)
+        super().__init__(backbone.module, autocast=autocast)
         self.backbone, self.renderer = backbone, renderer
-        self.horizon, self.at_once, self.mask_truncated = horizon, at_once, mask_truncated
+        self.sample_tokens, self.micro_batch_tokens = sample_tokens, micro_batch_tokens
+        self.horizon, self.mask_truncated = horizon, mask_truncated
 
     # acting
 
@@ -76,19 +78,58 @@ class TokenPolicy(TorchPolicy):
         """
         check_temperature(temperature)
         rollouts: list[Rollout] = []
-        per_call = max(1, self.at_once // n)
-        keep = keep_prefix and mode == "train" and len(tasks) <= per_call and not self.module.training
+        keep = keep_prefix and mode == "train" and not self.module.training
         with self.inference():
-            for first in range(0, len(tasks), per_call):
-                rollouts += self._complete(tasks[first : first + per_call], n, key, greedy, temperature, keep)
+            for rows, prompts, samples in self.together(tasks, n):
+                whole = keep and len(rows) * len(samples) == len(tasks) * n
+                some = [tasks[row] for row in rows]
+                rollouts += self._complete(some, prompts, samples, key, greedy, temperature, whole)
         return rollouts
 
+    def together(
+        self, tasks: Sequence[Task], n: int, longest: int | None = None
+    ) -> Iterator[tuple[list[int], list[Prompt], range]]:
+        """What is sampled at once: rows of the tasks, their prompts, and which of the n completions of each.
+
+        Args:
+            longest: most tokens after a prompt; None: the task's horizon, or the policy's.
+        """
+
+        def asked() -> Iterator[tuple[tuple[int, Prompt, int], Cost]]:
+            for row, task in enumerate(tasks):
+                (prompt,) = self.renderer.prompts([task])
+                own = longest or task.horizon or self.horizon
+                yield (row, prompt, own), self._cost(prompt, own, n)
+
+        for part in cut(asked(), self.sample_tokens, padded=True):
+            rows, prompts = [row for row, _, _ in part], [prompt for _, prompt, _ in part]
+            several = n if len(part) > 1 else self._samples(prompts[0], part[0][2], n)
+            for first in range(0, n, several):
+                yield rows, prompts, range(first, min(n, first + several))
+
+    def _samples(self, prompt: Prompt, own: int, n: int) -> int:
+        """How many of n completions of one prompt are held at once."""
+        each = self._cost(prompt, own)
+        return min(n, max(1, (self.sample_tokens - each.shared) // each.own))
+
+    def _cost(self, prompt: Prompt, own: int, n: int = 1) -> Cost:
+        """Of n completions of up to so many tokens."""
+        length = len(prompt.ids)
+        return Cost(n * own, length, prompt) if self.backbone.shares else Cost(n * (length + own))
+
     def _complete(
-        self, tasks: Sequence[Task], n: int, key: Key, greedy: bool, temperature: float, keep: bool
+        self,
+        tasks: Sequence[Task],
+        prompts: Sequence[Prompt],
+        samples: range,
+        key: Key,
+        greedy: bool,
+        temperature: float,
+        keep: bool,
     ) -> list[Rollout]:
-        limits = torch.tensor([task.horizon or self.horizon for task in tasks for _ in range(n)])
-        noise = None if greedy else _uniform(tasks, n, int(limits.max()), key)
-        prompts = self.renderer.prompts(tasks)
+        n = len(samples)
+        limits = torch.tensor([task.horizon or self.horizon for task in tasks for _ in samples])
+        noise = None if greedy else _uniform(tasks, samples, int(limits.max()), key)
         for prompt, limit in zip(prompts, limits[::n].tolist(), strict=True):
             self.renderer.check_room(prompt, limit)
         tokens, log_probs, lengths, prefix = self.sample(prompts, n, limits, noise, temperature, keep)
@@ -204,6 +245,19 @@ class TokenPolicy(TorchPolicy):
         payload["stretches"] = [self.renderer.stretches(p, r.payload) for p, r in zip(prompts, rollouts, strict=True)]
         return collate(rollouts, [1] * len(rollouts), payload)
 
+    def costs(self, batch: Batch) -> list[Cost]:
+        """Tokens of each row; what follows a picture in a reply is read on a prompt of its own."""
+        payload, found = batch.payload, []
+        for prompt, length, stretches in zip(
+            payload["prompt"], payload["length"][:, 0].tolist(), payload["stretches"], strict=True
+        ):
+            again = sum(len(longer.ids) for longer, _, _ in stretches[1:])
+            found.append(self._cost(prompt, length + again))
+        return found
+
+    def pieces(self, batch: Batch) -> list[Tensor]:
+        return rows_of(self.costs(batch), self.micro_batch_tokens, padded=True)
+
     def forward_decisions(self, batch: Batch, needs: frozenset[str], references: References) -> Evaluation:
         tokens = batch.payload["tokens"]
         hidden = self._hidden(batch.payload)
@@ -229,14 +283,14 @@ class TokenPolicy(TorchPolicy):
     @torch.no_grad()
     def all_log_probs(self, batch: Batch) -> Tensor:
         """[N, V] of every token at the decided places, without a graph."""
-        logits = self.logits(self._hidden(batch.payload)[batch.mask])
-        rows = batch.mask.nonzero(as_tuple=True)[0]
+        hidden, (rows, columns) = self._hidden(batch.payload), batch.mask.nonzero(as_tuple=True)
+        logits = self.logits(hidden[rows, columns])
         log_probs: Tensor = (logits / batch.payload["temperature"][rows]).log_softmax(-1)
         return log_probs
 
     def _hidden(self, payload: Mapping[str, Any]) -> Tensor:
-        """[B, T, D] hidden that predict each token; zeros in the replies that show images."""
-        tokens = payload["tokens"]
+        """[B, T, D] hidden that predict each token, up to the last of any row; zeros in replies that show images."""
+        tokens = payload["tokens"][:, : int(payload["length"].max())]
         parts = [(row, *stretch) for row, several in enumerate(payload["stretches"]) for stretch in several]
         if len(parts) == len(tokens):
             held = torch.arange(tokens.shape[1], device=tokens.device) < payload["length"]
@@ -296,9 +350,9 @@ def _payload(ids: Tensor, temperature: float) -> dict[str, Tensor]:
     return {"tokens": ids, "length": torch.tensor([len(ids)]), "temperature": torch.tensor([temperature])}
 
 
-def _uniform(tasks: Sequence[Task], n: int, longest: int, key: Key) -> Tensor:
+def _uniform(tasks: Sequence[Task], samples: range, longest: int, key: Key) -> Tensor:
     """[B, T] in 0..1, keyed by (key, task id, sample), so that other tasks do not matter."""
     rows = []
     for task in tasks:
-        rows += [torch.rand(longest, generator=generator(*key, task.id, sample)) for sample in range(n)]
+        rows += [torch.rand(longest, generator=generator(*key, task.id, sample)) for sample in samples]
     return torch.stack(rows)

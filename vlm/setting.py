@@ -38,13 +38,20 @@ class LanguageConfig(RunConfig):
         "lr": 8e-4,
         "group_size": 16,
         "tasks_per_step": 24,
-        "micro_batch_size": 512,
+        "sample_tokens": 2**16,
+        "micro_batch_tokens": 2**16,
         "max_new_tokens": 14,
         "weight_decay": 0.05,
         "entropy_coef": 0.01,
         "std_floor": 0.1,
     }
-    LOADED: ClassVar[Mapping[str, Any]] = {"lr": adapters_lr, "max_new_tokens": 256, "std_floor": 0.1}
+    LOADED: ClassVar[Mapping[str, Any]] = {
+        "lr": adapters_lr,
+        "max_new_tokens": 256,
+        "sample_tokens": 8192,
+        "micro_batch_tokens": 4096,
+        "std_floor": 0.1,
+    }
     OWN: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "rewards": ("self_yes_no", "self_vote", "log_ratio", "weakest_step"),
         "judge": ("self_yes_no", "self_vote", "log_ratio", "weakest_step"),
@@ -91,6 +98,11 @@ class LanguageConfig(RunConfig):
     """Traced answers that the default model has imitated."""
     max_new_tokens: Count = grouped("sampling", BY_MODEL)
     """Most tokens of an answer."""
+    sample_tokens: Count = grouped("sampling", BY_MODEL)
+    """Tokens held in memory at once in sampling: prompts, once where their answers share them, and answers at their
+    longest."""
+    micro_batch_tokens: Count = grouped("optimisation", BY_MODEL)
+    """Tokens held in memory at once in learning, counted alike; gradients are those of the whole batch."""
     max_steps: int = 320
     lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
     tools: tuple[str, ...] = grouped("sampling", ())
@@ -352,7 +364,7 @@ def load_policy(config: LanguageConfig) -> TokenPolicy:
     from .policy import TokenPolicy
 
     options: dict[str, Any] = {"mask_truncated": config.mask_truncated, "horizon": config.max_new_tokens}
-    options |= {"at_once": config.micro_batch_size, "piece": config.micro_batch_size}
+    options |= {"sample_tokens": config.sample_tokens, "micro_batch_tokens": config.micro_batch_tokens}
     if is_small(config):
         from .small.glimpse_backbone import glimpse_policy
         from .small.glimpse_training import default_model, quiet

@@ -27,7 +27,7 @@ SYNONYMS = {
     "--learning-rate": "--lr",
     "--num-generations": "--group-size",
     "--max-completion-length": "--max-new-tokens",
-    "--per-device-train-batch-size": "--micro-batch-size",
+    "--per-device-train-batch-size": "--micro-batch-tokens --micro-batch-rows",
     "--num-train-epochs": "--epochs",
     "--num-iterations": "--epochs",
     "--beta": "--kl-coef",
@@ -42,7 +42,7 @@ SYNONYMS = {
     "--lora-r": "--lora-rank",
     "--env": "--tasks",
 }
-"""Flags of TRL and LeRobot -> ours."""
+"""Flags of TRL and LeRobot -> ours, of which a recipe has one."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,8 @@ def parse(kind: type[T], words: Sequence[str], command: str) -> T:
         option, valid = left[0].partition("=")[0], list(_names(kind))
         if option in vars(kind).get("fixed", ()):
             raise UsageError(f"{option} has no effect in autotelic {command}, whose method fixes it: leave it out")
-        if (ours := SYNONYMS.get(option.replace("_", "-"))) in valid:
+        same = SYNONYMS.get(option.replace("_", "-"), "").split()
+        if ours := next((each for each in same if each in valid), None):
             raise UsageError(f'unknown option of autotelic {command} "{option}": it is {ours} here')
         raise unknown(f"option of autotelic {command}", option, valid)
     if left:

@@ -170,7 +170,14 @@ def _steps_for(recipe: str) -> dict[str, Any]:
 
     config = find_recipe(recipe).load().Config(model="owner/model")
     settled = config.resolved(False, tasks_per_step=8)
-    return {name: getattr(settled, name) for name in ("lr", "weight_decay", "micro_batch_size", "group_size")}
+    held = ("sample_tokens", "sample_rows", "micro_batch_tokens", "micro_batch_rows")
+    return {name: getattr(settled, name, None) for name in ("lr", "weight_decay", "group_size", *held)}
+
+
+def _little(taken: dict[str, Any]) -> bool:
+    """Whether what is held at once suits a large model."""
+    tokens = max(taken.get(name) or 0 for name in ("sample_tokens", "micro_batch_tokens"))
+    return tokens <= 8192 and max(taken.get(name) or 0 for name in ("sample_rows", "micro_batch_rows")) <= 8
 
 
 @hour(
@@ -185,7 +192,7 @@ def _(folder: Path) -> object:
     for name in set(all_recipes()) - {"vlm/arithmetic", "vlm/tt_si"}:  # one has a model of its own, one no rounds
         taken = _steps_for(name)
         safe = taken["lr"] <= 1e-4 and taken["weight_decay"] <= 0.01
-        if not (safe and taken["micro_batch_size"] <= 8 and taken["group_size"] <= 8):
+        if not (safe and taken["group_size"] <= 8 and _little(taken)):
             strange.append(f"{name}: {taken}")
     return strange
 

@@ -21,7 +21,6 @@ SHARED: dict[str, tuple[str, ...]] = {
     "temperature": ("nan", "inf", "0", "-1"),
     "tasks_per_step": ("0", "-1"),
     "group_size": ("0", "-3"),
-    "micro_batch_size": ("0", "-1"),
     "max_steps": ("-1",),
     "lr": ("nan", "inf", "-1e-4"),
     "weight_decay": ("nan", "-0.1"),
@@ -51,6 +50,8 @@ SHARED: dict[str, tuple[str, ...]] = {
 OWN: dict[str, dict[str, tuple[str, ...]]] = {
     "vlm": {
         "max_new_tokens": ("0", "-1"),
+        "sample_tokens": ("0",),
+        "micro_batch_tokens": ("0", "-1"),
         "lora_rank": ("-1",),
         "lora_alpha": ("nan", "-2"),
         "turns": ("0",),
@@ -59,6 +60,7 @@ OWN: dict[str, dict[str, tuple[str, ...]]] = {
         "demonstrations": ("-1",),
     },
     "vla": {
+        "micro_batch_rows": ("0",),
         "frame_size": ("0", "-64"),
         "chunk": ("-1",),
         "max_episode_steps": ("-1",),
@@ -72,6 +74,8 @@ OWN: dict[str, dict[str, tuple[str, ...]]] = {
         "threshold": ("nan",),
     },
     "diffusion": {
+        "sample_rows": ("0",),
+        "micro_batch_rows": ("0", "-1"),
         "num_inference_steps": ("0", "-5"),
         "guidance_scale": ("nan", "inf", "-1"),
         "eta": ("nan", "inf", "-1"),

@@ -40,7 +40,8 @@ class Config(grpo.Config):
     sft_coef: float = 0.0
     temperature: float = 0.8
     max_new_tokens: int = 16
-    micro_batch_size: int = 64
+    sample_tokens: int = 8192
+    micro_batch_tokens: int = 8192
     lora_alpha: float = 32.0
     dtype: Literal["auto", "fp32", "bf16"] = "bf16"
     gate_labels: int = 200
