@@ -203,7 +203,7 @@ def _attention(backend: str, size: Size) -> dict[str, Any]:
     q, k, v = (torch.randn(1, 24, tokens, 128, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
 
     def work() -> None:
-        with sdpa_kernel(getattr(SDPBackend, kernel)):
+        with sdpa_kernel(SDPBackend.__members__[kernel]):
             torch.autograd.backward(torch.nn.functional.scaled_dot_product_attention(q, k, v).sum())
 
     return {"tokens": tokens, "milliseconds": round(1000 * _seconds(work, 3), 2)}
