@@ -12,10 +12,11 @@ from ..errors import UsageError
 from ..trainers.config import flag
 from ..trainers.distributed import device, is_main
 from ..trainers.lora import add_lora, layers_for
+from ..trainers.precision import autocast_of, hold_in_float32
 from ..working import LONG, working
 from .lora import load_lora, targets_of
 from .memory import memory_plan
-from .pipelines import PipelineAdapter, adapter_for, check_dtype, load, preview
+from .pipelines import PipelineAdapter, adapter_for, load, preview
 from .policy import DenoisingPolicy
 from .sampler import Sampler, sampler_for
 from .schedulers import kind_for, replaced
@@ -25,22 +26,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def precision(config: DiffusionConfig) -> torch.dtype:
-    """What the pipeline's weights are, and the denoiser computes in.
-
-    Raises:
-        UsageError: float16 on the CPU.
-    """
-    check_dtype(DTYPES[config.dtype], device())
-    return DTYPES[config.dtype] or (torch.bfloat16 if device().type == "cuda" else torch.float32)
-
 
 def build_policy(
     config: DiffusionConfig,
     source: str,
+    compute: torch.dtype = torch.float32,
     *,
     forward_draws: int = 2,
     check: Callable[[PipelineAdapter], None] = lambda adapter: None,
@@ -49,6 +39,7 @@ def build_policy(
 
     Args:
         source: the pipeline's folder or hub name.
+        compute: what the pipeline's weights are, but for those that are trained, and what is computed in.
         check: what else has to be true of the adapter.
 
     Raises:
@@ -64,9 +55,8 @@ def build_policy(
         sampler(config, seen)
         if config.lora_rank and not config.lora_path:
             layers_for(seen.denoiser, targets_of(seen.denoiser, config.lora_targets))
-    dtype = precision(config)
     with working(f"loading {config.model or 'the small default pipeline'}", after=LONG):
-        pipeline = load(source, dtype=dtype, device=device())
+        pipeline = load(source, dtype=compute, device=device())
     adapter = adapter_for(pipeline, **options)
     check(adapter)
     _choose_trained(config, adapter)
@@ -86,12 +76,12 @@ def build_policy(
         sample_rows=config.sample_rows,
         micro_batch_rows=config.micro_batch_rows,
         forward_draws=forward_draws,
-        autocast=None if dtype == torch.float32 else dtype,
+        autocast=autocast_of(compute),
     )
 
 
 def _choose_trained(config: DiffusionConfig, adapter: PipelineAdapter) -> None:
-    """Let adapters, or all weights of the denoiser, require gradients; in float32, or small steps would be lost."""
+    """Let adapters, or all weights of the denoiser, require gradients; in float32."""
     denoiser = adapter.denoiser
     if config.lora_path:
         if not config.lora_rank:
@@ -102,9 +92,8 @@ def _choose_trained(config: DiffusionConfig, adapter: PipelineAdapter) -> None:
         targets = targets_of(denoiser, config.lora_targets)
         add_lora(denoiser, config.lora_rank, targets, alpha=config.lora_alpha or None, seed=config.seed)
     else:
-        for parameter in denoiser.parameters():
-            parameter.data = parameter.data.float()
-            parameter.requires_grad_(True)
+        denoiser.requires_grad_(True)
+        hold_in_float32(denoiser.parameters())
 
 
 def check_learns(policy: DenoisingPolicy) -> None:

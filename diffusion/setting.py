@@ -85,8 +85,9 @@ class DiffusionConfig(RunConfig):
     """The adapters' factor is alpha / rank; 0 takes the rank."""
     lora_path: str = grouped("model", "")
     """A LoRA to start from and go on training, whose rank, alpha and targets stay: a folder, a file or a hub name."""
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = grouped("model", "auto")
-    """Of the pipeline's weights and of computing; auto is fp32 on CPU and bf16 on GPU. What is trained is fp32."""
+    dtype: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"  # type: ignore[assignment]
+    """What is computed in, and what frozen weights are; auto is bf16 for a loaded pipeline on a GPU that has it, else
+    fp32. tf32 is fp32 with products in TF32, which fp32 never takes. What is trained is fp32."""
     data: str = grouped("data", "")
     """A text file with a prompt per line; FILE.jsonl, .json, .csv, .tsv or .parquet, or OWNER/NAME@CONFIG:SPLIT of the
     hub, with a column "prompt"; empty takes the small world's captions."""
@@ -325,7 +326,8 @@ def start(
     from ..calling import require_columns
     from ..trainers.data import remember
     from ..trainers.distributed import barrier, is_main
-    from .building import build_policy, check_learns, plan, precision
+    from ..trainers.precision import settle
+    from .building import build_policy, check_learns, plan
     from .gradients import check_differentiable
     from .prompts import prompts_table, shapes_prompts
     from .small.pretraining import default_pipeline, quiet
@@ -333,13 +335,13 @@ def start(
     from .watch import MovingAverage
 
     small = not config.model
+    compute = settle(config, small)
     config = shared.settled(config, small, folder)
     if config.group_size < 2 and not differentiable:
         least = "this method compares the pictures of a prompt: --group-size 2 or more"
         raise UsageError(f"{least}, not {config.group_size}")
     if small:
         torch.set_num_threads(1)  # more gain nothing at this size
-    precision(config)
     prompts = read_own(config) if config.data else shapes_prompts(config.split, config.gate_prompts)
     if config.data:
         remember(folder, data=prompts_table(config.data))
@@ -356,7 +358,7 @@ def start(
         barrier()  # the others read what the main process made
     source = str(default_pipeline()) if small else config.model
     fits = _check_size if world is not None else lambda adapter: None
-    policy = build_policy(config, source, forward_draws=forward_draws, check=fits)
+    policy = build_policy(config, source, compute, forward_draws=forward_draws, check=fits)
     if policy.adapter.video:
         reward, judge = (asked and per_frame(cast("Reward", asked)) for asked in (reward, judge))
     if is_main():

@@ -250,7 +250,7 @@ def refused(
         ("alignprop", ["--rewards", "jpeg"], "reward jpeg has no gradient", "diffusion/prdp, ddpo, nft, raft"),
         ("refl", ["--rewards", "sharpness", "colourfulness"], "no gradient", "diffusion/prdp, ddpo, nft, raft"),
         ("ddpo", ["--group-size", "1"], "--group-size 2 or more", "not 1"),
-        ("prdp", ["--dtype", "fp16"], "float16 does not train on the CPU", "use float32, or bfloat16"),
+        ("prdp", ["--dtype", "fp16"], "float16 does not train on the CPU", "give --dtype fp32 or bf16"),
         ("prdp", ["--data", "nowhere.txt"], "there is no file nowhere.txt", ""),
     ],
 )

@@ -38,6 +38,11 @@ class ModelFields:
 
     model: str = ""
     """A folder or hub name; empty takes the small default."""
+    dtype: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
+    """What is computed in, and frozen weights are; auto is bf16 for a loaded model on a GPU that has it, else fp32.
+    tf32 is fp32 with products in TF32, which fp32 never takes. What is trained is fp32."""
+    deterministic: bool = False
+    """Take only what repeats itself to the bit, so that a resumed run is equal on a GPU too; slower there."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from ..types import Advantage, Batch, Decisions, Evaluation, Key, Objective, Pla
 from .contracts import Learner, Shaping, advantage_of, require
 from .distributed import reduce_counts, reduce_gradients
 from .drift import EVERY, check_drift
+from .precision import check_float32
 from .randomness import generator
 
 
@@ -113,6 +114,7 @@ class PolicyLearner(Learner):
         self.references = dict(references or {})
         self.anchors = anchors
         self.updates = self.skipped = 0
+        check_float32(policy.parameters(), type(policy).__name__)
         self.optimizer = torch.optim.AdamW(
             list(policy.parameters()), optimisation.lr, eps=optimisation.eps, weight_decay=optimisation.weight_decay
         )

@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..types import Batch, Decisions, Evaluation, Graph, Key, Mode, Once, Rollout, Score, Task
 from .actors import Actor
+from .precision import hold_in_float32
 from .weights import frozen_tensors, move, trained_names
 
 References = Mapping[str, Any]
@@ -175,6 +176,14 @@ class TorchPolicy(Actor):
     def copy_from(self, other: Any, mix: float = 1.0) -> None:
         """Move the trained weights a fraction ``mix`` of the way to another policy's (1 promotes, 0.01 is an EMA)."""
         move(self.trained(), other.state_dict(), mix)
+
+    def hold_in_float32(self) -> None:
+        """Make what is trained float32, or steps of a small learning rate are lost.
+
+        Where it was of a half precision, that is computed in from now on, unless ``autocast`` says otherwise.
+        """
+        was = hold_in_float32(self.parameters())
+        self.autocast = self.autocast or was
 
     def parameters(self) -> Iterable[nn.Parameter]:
         return (p for p in self.module.parameters() if p.requires_grad)

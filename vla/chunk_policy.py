@@ -349,7 +349,7 @@ class ChunkPolicy(TorchPolicy):
             raise ValueError(f"{self.name} sees frames, and the demonstration of {task.id} has none")
         frames = {camera: np.asarray(film[:steps], np.uint8) for camera, film in images.items()}
         seen = Seen([str(task.prompt)] * steps, torch.as_tensor(observations), self.looked_at(frames))
-        with of_ones_own(f"the policy {self.name}"):
+        with self.mixed(), of_ones_own(f"the policy {self.name}"):
             stored = self.imitate(seen.to(self.device), actions[index].to(self.device))
         self._check_stored(steps, stored)
         kept = {name: tensor.cpu() for name, tensor in stored.items()}

@@ -59,7 +59,8 @@ def clone(policy: ChunkPolicy, rollouts: Sequence[Rollout], cloning: Cloning) ->
         stored["temperature"] = torch.ones(len(rows), device=device)
         stored["executed"] = executed[rows].to(device)
         seen = Seen([instructions[row] for row in rows.tolist()], states[rows], pictures).to(device)
-        return policy.imitation_loss(seen, stored)
+        with policy.mixed():
+            return policy.imitation_loss(seen, stored)
 
     rates = cosine(cloning.lr, cloning.steps)
     told = "cloning the policy from demonstrations"

@@ -68,7 +68,7 @@ class FlowModel(RobotNetwork):
         angles = t[:, None] * scales
         told = torch.cat([context, x.flatten(1), angles.sin(), angles.cos()], -1)
         found: Tensor = self.out(self.flow(told))
-        return found.view_as(x)
+        return found.float().view_as(x)
 
 
 class FlowPolicy(NetworkPolicy):

@@ -175,7 +175,7 @@ class ActionPolicy(NetworkPolicy):
         self, seen: Seen, randomness: Sequence[Any] | None, temperature: float
     ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
         looks = self.looks(seen, {})
-        out = self._out(seen, looks).float().cpu()
+        out = self._out(seen, looks).cpu()
         kept = {"coherent": torch.ones(len(out), dtype=torch.bool), **self.kept(looks)}
         noise = before = None
         if randomness is not None:
@@ -196,9 +196,9 @@ class ActionPolicy(NetworkPolicy):
         return self.centres(tokens), {"actions": tokens, **kept}, found
 
     def _out(self, seen: Seen, looks: Tensor | None) -> Tensor:
-        """[N, C, A, bins] logits, or [N, C, A] means."""
+        """[N, C, A, bins] logits, or [N, C, A] means; in float32, whatever the network computes in."""
         out: Tensor = self.module(seen.states, self.model.words_of(seen.instructions), looks)
-        return out
+        return out.float()
 
     def _density(self, noise: Tensor, before: Tensor, std: Tensor) -> Tensor:
         """[N, C] log-density of each step's action given the step before it; ``before`` [N, A] is NaN at the start."""

@@ -70,6 +70,7 @@ class RobotConfig(RunConfig):
     start_fields: ClassVar[tuple[str, ...]] = (
         *("tasks", "demonstrations", "seed", "demonstrations_from", "clone_tasks", "model", "obs_type", "head"),
         *("hidden_size", "num_layers", "frame_size", "bc_steps", "max_episode_steps", "chunk", "settle"),
+        "dtype",
         *("state_keys", "action_key", "camera_keys", "action_scale"),
     )
     """What demonstrations and clone depend on: runs that agree in them can share a start."""
@@ -385,9 +386,11 @@ def start(config: RobotConfig, folder: RunFolder, *, critic: Trunk = "none", log
     import torch
 
     from ..trainers import distributed
+    from ..trainers.precision import autocast_of, settle
     from ..trainers.runs import checkpoint
     from .filming import try_picture
 
+    compute = settle(config, is_small(config))
     wanted, taught = counts(config.tasks, config), counts(config.clone_tasks, config)
     config = shared.settled(config, is_small(config), folder, tasks_per_step=8 * len(wanted))
     torch.set_num_threads(1)
@@ -397,6 +400,8 @@ def start(config: RobotConfig, folder: RunFolder, *, critic: Trunk = "none", log
     _prepare(policy, config, critic, log_std)
     policy.module.to(distributed.device())
     policy.micro_batch_rows = config.micro_batch_rows or policy.micro_batch_rows
+    policy.autocast = autocast_of(compute)
+    policy.hold_in_float32()
     try_out(policy, next(iter(wanted)), pool)
     place = folder.path / "start"
     if distributed.is_main() and not place.exists():

@@ -81,8 +81,6 @@ class LanguageConfig(RunConfig):
     are, control tokens and placeholders included."""
     cache_gb: Amount = grouped("model", 1.0)
     """Gigabytes for prepared questions, pixels included, and as many for what a frozen vision tower saw."""
-    dtype: Literal["auto", "fp32", "bf16"] = grouped("model", "auto")
-    """Of a loaded model's weights; auto is the checkpoint's own."""
     freeze_vision: bool = grouped("model", True)
     """Leave a loaded model's vision tower as it is, and keep what it saw over epochs."""
     data: str = grouped("data", "")
@@ -321,8 +319,10 @@ def start(config: LanguageConfig, folder: RunFolder | None = None, *, labels: bo
 
     from ..trainers.data import remember
     from ..trainers.distributed import is_main
+    from ..trainers.precision import settle
     from .rows import decode
 
+    settle(config, is_small(config))
     config = shared.settled(config, is_small(config), folder)
     if is_small(config):
         torch.set_num_threads(1)  # more gain nothing at this size
@@ -361,10 +361,13 @@ def load_policy(config: LanguageConfig) -> TokenPolicy:
     import torch
 
     from ..trainers.distributed import barrier, device, is_main
+    from ..trainers.precision import autocast_of, dtype_of
     from .policy import TokenPolicy
 
     options: dict[str, Any] = {"mask_truncated": config.mask_truncated, "horizon": config.max_new_tokens}
     options |= {"sample_tokens": config.sample_tokens, "micro_batch_tokens": config.micro_batch_tokens}
+    compute = dtype_of(config.dtype, is_small(config), device())
+    options["autocast"] = autocast_of(compute)
     if is_small(config):
         from .small.glimpse_backbone import glimpse_policy
         from .small.glimpse_training import default_model, quiet
@@ -382,19 +385,17 @@ def load_policy(config: LanguageConfig) -> TokenPolicy:
         from .smollm import smollm2
 
         source = str(smollm2())
-    dtypes: dict[str, Any] = {"auto": "auto", "fp32": torch.float32, "bf16": torch.bfloat16}
     options |= {"seed": config.seed, "freeze_vision": config.freeze_vision, "renderer": config.renderer or None}
     options["feature_bytes"] = int(config.cache_gb * 1e9)
-    if device().type == "cuda" and config.dtype != "fp32":
-        options["autocast"] = torch.bfloat16
     if config.lora_rank and not (Path(source) / "adapter_config.json").is_file():  # saved adapters are trained further
         options |= {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha or None}
-    if device().type == "cpu" and config.dtype == "bf16":
+    if device().type == "cpu" and compute == torch.bfloat16:
         options["attn_implementation"] = "eager"  # the fused kernel is slower for one query at a time
     if not config.chat:
         options["renderer"] = partial(_renderer(config.renderer), chat=False)
     with working(f"loading {config.model}", after=LONG):
-        policy = TokenPolicy.from_pretrained(source, dtype=dtypes[config.dtype], device=device(), **options)
+        policy = TokenPolicy.from_pretrained(source, dtype=compute, device=device(), **options)
+    policy.hold_in_float32()
     policy.renderer.store.limit = int(config.cache_gb * 1e9)
     return policy
 

@@ -43,7 +43,7 @@ class Config(grpo.Config):
     sample_tokens: int = 8192
     micro_batch_tokens: int = 8192
     lora_alpha: float = 32.0
-    dtype: Literal["auto", "fp32", "bf16"] = "bf16"
+    dtype: Literal["auto", "fp32", "tf32", "bf16"] = "bf16"
     gate_labels: int = 200
     gate_every: int = 15
     eval_episodes: int = 100
