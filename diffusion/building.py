@@ -12,7 +12,7 @@ from ..errors import UsageError
 from ..trainers.config import flag
 from ..trainers.distributed import device, is_main
 from ..trainers.lora import add_lora, layers_for
-from ..trainers.precision import autocast_of, hold_in_float32
+from ..trainers.precision import autocast_of
 from ..working import LONG, working
 from .lora import load_lora, targets_of
 from .memory import memory_plan
@@ -56,7 +56,7 @@ def build_policy(
         if config.lora_rank and not config.lora_path:
             layers_for(seen.denoiser, targets_of(seen.denoiser, config.lora_targets))
     with working(f"loading {config.model or 'the small default pipeline'}", after=LONG):
-        pipeline = load(source, dtype=compute, device=device())
+        pipeline = load(source, dtype=compute, device=device(), exact=not config.lora_rank)
     adapter = adapter_for(pipeline, **options)
     check(adapter)
     _choose_trained(config, adapter)
@@ -81,7 +81,7 @@ def build_policy(
 
 
 def _choose_trained(config: DiffusionConfig, adapter: PipelineAdapter) -> None:
-    """Let adapters, or all weights of the denoiser, require gradients; in float32."""
+    """Let adapters, or all weights of the denoiser, require gradients."""
     denoiser = adapter.denoiser
     if config.lora_path:
         if not config.lora_rank:
@@ -93,7 +93,6 @@ def _choose_trained(config: DiffusionConfig, adapter: PipelineAdapter) -> None:
         add_lora(denoiser, config.lora_rank, targets, alpha=config.lora_alpha or None, seed=config.seed)
     else:
         denoiser.requires_grad_(True)
-        hold_in_float32(denoiser.parameters())
 
 
 def check_learns(policy: DenoisingPolicy) -> None:

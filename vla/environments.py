@@ -263,20 +263,23 @@ def _foreign_policy(config: RobotConfig, action_size: int, chunk: int) -> ChunkP
     """
     from pathlib import Path
 
+    import torch
+
     from ..trainers.distributed import device
     from ..trainers.precision import dtype_of
     from .lerobot_policy import LeRobotPolicy
     from .openvla import SETTINGS, OpenVLAPolicy
 
     name, folder = config.model, Path(config.model)
-    compute = dtype_of(config.dtype, False, device())
+    adapted = (folder / "adapter_config.json").is_file()
+    dtype = dtype_of(config.dtype, False, device()) if adapted else torch.float32  # what is trained is float32
     description = read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
     if "type" in description:
         return LeRobotPolicy.from_pretrained(name, chunk=chunk)
     if (folder / SETTINGS).is_file():
-        return OpenVLAPolicy.from_pretrained(name, dtype=compute)
+        return OpenVLAPolicy.from_pretrained(name, dtype=dtype)
     if "model_type" in description:
-        return OpenVLAPolicy.from_pretrained(name, dtype=compute, chunk=chunk, action_size=action_size)
+        return OpenVLAPolicy.from_pretrained(name, dtype=dtype, chunk=chunk, action_size=action_size)
     return None
 
 

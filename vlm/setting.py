@@ -387,14 +387,16 @@ def load_policy(config: LanguageConfig) -> TokenPolicy:
         source = str(smollm2())
     options |= {"seed": config.seed, "freeze_vision": config.freeze_vision, "renderer": config.renderer or None}
     options["feature_bytes"] = int(config.cache_gb * 1e9)
-    if config.lora_rank and not (Path(source) / "adapter_config.json").is_file():  # saved adapters are trained further
+    saved = (Path(source) / "adapter_config.json").is_file()  # adapters, which are trained further
+    if config.lora_rank and not saved:
         options |= {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha or None}
+    options["dtype"] = compute if config.lora_rank or saved else torch.float32
     if device().type == "cpu" and compute == torch.bfloat16:
         options["attn_implementation"] = "eager"  # the fused kernel is slower for one query at a time
     if not config.chat:
         options["renderer"] = partial(_renderer(config.renderer), chat=False)
     with working(f"loading {config.model}", after=LONG):
-        policy = TokenPolicy.from_pretrained(source, dtype=compute, device=device(), **options)
+        policy = TokenPolicy.from_pretrained(source, device=device(), **options)
     policy.hold_in_float32()
     policy.renderer.store.limit = int(config.cache_gb * 1e9)
     return policy

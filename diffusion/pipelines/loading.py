@@ -77,6 +77,7 @@ def load(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    exact: bool = False,
     **options: Any,
 ) -> DiffusionPipeline:
     """A pipeline from a folder or from the hub, on a device.
@@ -89,6 +90,7 @@ def load(
             stable-diffusion-v1-5/stable-diffusion-v1-5.
         dtype: None takes bfloat16 on a CUDA device and float32 elsewhere.
         device: None takes the GPU if there is one.
+        exact: the denoiser in float32, as one that is trained whole has to be.
         options: of ``DiffusionPipeline.from_pretrained``.
 
     Raises:
@@ -107,6 +109,8 @@ def load(
         source, index = _index(name_or_path)
         kind = _class_of(source, index)
         settings |= dict.fromkeys(_left_out(kind, index))
+    if exact:
+        settings["dtype"] = {"default": chosen, _kind(kind).denoiser_name: torch.float32}
     try:
         pipeline = kind.from_pretrained(source, **settings | options)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
