@@ -27,7 +27,6 @@ from ..trainers.randomness import generator
 from ..trainers.scoring import columns
 from ..types import Batch, Evaluation, RewardFunction
 from .faults import is_sound
-from .sampler import at
 
 if TYPE_CHECKING:
     from .policy import DenoisingPolicy
@@ -281,14 +280,14 @@ def _states(policy: DenoisingPolicy, batch: Batch, piece: _Piece) -> list[Tensor
 
 
 def _step(policy: DenoisingPolicy, piece: _Piece, i: int, x: Tensor) -> Tensor:
-    step = torch.full((len(x),), i)
+    step = torch.full((len(x),), i, device=x.device)
     mean = policy.sampler.mean(step, x, policy._predict(policy.sampler, step, x, piece.condition))
-    return mean + at(policy.sampler.std, step, x) * piece.noise[:, i]
+    return mean + policy.sampler.at("std", step, x) * piece.noise[:, i]
 
 
 def _finish(policy: DenoisingPolicy, piece: _Piece, x: Tensor) -> Tensor:
     """The picture at the end of a piece."""
     if piece.estimate:
-        step = torch.full((len(x),), piece.first)
+        step = torch.full((len(x),), piece.first, device=x.device)
         x = policy.sampler.clean(step, x, policy._predict(policy.sampler, step, x, piece.condition))
     return policy.adapter.decode(x)

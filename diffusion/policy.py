@@ -33,7 +33,7 @@ from ..types import Batch, Decisions, Evaluation, Graph, Key, Mode, Once, Rollou
 from .conditions import Conditions
 from .faults import discarded, faults_of, is_sound
 from .pipelines import PipelineAdapter
-from .sampler import Sampler
+from .sampler import Sampler, half_square
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,14 +140,14 @@ class DenoisingPolicy(TorchPolicy):
         noise = torch.stack([self._noise(seed, chain.steps) for _, seed in pairs]).to(self.device)
         condition = self.conditions([task.prompt for task, _ in pairs])
         x = noise[:, 0] * chain.levels.start
-        path, log_probs, means = [x], torch.zeros(len(pairs), chain.steps), {}
+        path, log_probs, means = [x], torch.zeros(len(pairs), chain.steps, dtype=torch.float64), {}
         for i in range(chain.steps):
-            step, random = torch.full((len(pairs),), i), bool(chain.std[i] > 0)
+            step, random = torch.full((len(pairs),), i, device=self.device), bool(chain.std[i] > 0)
             with torch.set_grad_enabled(keep and random):
                 mean = chain.mean(step, x, self._predict(chain, step, x, condition, guidance))
             x = mean.detach() + chain.std[i] * noise[:, i + 1]
             if random:
-                log_probs[:, i] = chain.log_prob(step, x, mean.detach()).float().cpu()
+                log_probs[:, i] = chain.log_prob(step, x, mean.detach()).cpu()
                 means[i] = mean
             path.append(x)
         pictures = self.adapter.decode(x).float().cpu()
@@ -272,7 +272,7 @@ class DenoisingPolicy(TorchPolicy):
                 part = self._evaluate(moved, rows, steps, frozenset(given) - {"log_probs"}, graph.references)
             pulled = {name: t for name, t in part.items() if t.requires_grad}
             torch.autograd.backward(
-                list(pulled.values()), [given[name][rows, steps].to(self.device) for name in pulled]
+                list(pulled.values()), [given[name][rows, steps].to(t) for name, t in pulled.items()]
             )
 
     def costs(self, batch: Batch) -> list[Cost]:
@@ -291,7 +291,7 @@ class DenoisingPolicy(TorchPolicy):
                 found[name].append(values)
         spread = {}
         for name, parts in found.items():
-            empty = torch.zeros(batch.mask.shape, device=self.device)
+            empty = torch.zeros(batch.mask.shape, dtype=parts[0].dtype if parts else None, device=self.device)
             place = where[0].to(self.device), where[1].to(self.device)
             spread[name] = empty.index_put(place, torch.cat(parts)) if parts else empty
         kl = {name: spread[f"kl:{name}"] for name in _policies(needs)}
@@ -308,10 +308,10 @@ class DenoisingPolicy(TorchPolicy):
             clean, noise = data["clean"][rows], data["noise"][rows, steps]
             x, seen = self.sampler.noised(level, clean, noise), self.sampler.target(level, clean, noise)
             now = self._predict(self.sampler, level, x, condition)
-            found = {"log_probs": -((seen - now) ** 2).flatten(1).sum(1) / 2}
+            found = {"log_probs": -half_square(seen - now)}
             for name in _policies(needs):
                 then = self._predicted_by(references[name], level, x, condition)
-                found[f"kl:{name}"] = ((now - then) ** 2).flatten(1).sum(1) / 2
+                found[f"kl:{name}"] = half_square(now - then)
             return found
         x, onto = data["path"][rows, steps], data["path"][rows, steps + 1]
         guidance = _one_guidance(data["guidance"][rows])
@@ -363,9 +363,8 @@ class DenoisingPolicy(TorchPolicy):
     ) -> Tensor:
         """The model's output for x [N, ...] at steps [N], guided; None is the guidance of training."""
         scale = self.guidance if guidance is None else guidance
-        levels = chain.levels
-        seen = x * levels.input_scale.to(x)[step].reshape(-1, *[1] * (x.ndim - 1))
-        timestep = levels.timesteps[step].to(self.device)
+        seen = x * chain.at("input_scale", step, x)
+        timestep = chain.entries("timesteps", step, self.device)
         plain = scale == 1.0 or self.adapter.distilled
         unconditional = None if plain else self.conditions([None] * len(x))
         return self.adapter.predict_guided(self._denoise, seen, timestep, condition, unconditional, scale)

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -45,6 +45,7 @@ class Sampler:
         levels: where the chain passes.
         mean_x, mean_p, std: a step is x' ~ N(mean_x x + mean_p p, std^2 I).
         clean_x, clean_p: x_0_hat = clean_x x + clean_p p.
+        copies: of the tables, on the devices where they were asked for.
     """
 
     levels: Levels
@@ -53,6 +54,7 @@ class Sampler:
     std: Tensor
     clean_x: Tensor
     clean_p: Tensor
+    copies: dict[Any, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def steps(self) -> int:
@@ -65,26 +67,29 @@ class Sampler:
 
     def mean(self, step: Tensor, x: Tensor, prediction: Tensor) -> Tensor:
         """Mean of x' [N, ...] given x and the model's output at steps [N] long."""
-        return at(self.mean_x, step, x) * x + at(self.mean_p, step, x) * prediction
+        return self.at("mean_x", step, x) * x + self.at("mean_p", step, x) * prediction
 
     def clean(self, step: Tensor, x: Tensor, prediction: Tensor) -> Tensor:
         """x_0_hat [N, ...]: the picture that the model sees in x."""
-        return at(self.clean_x, step, x) * x + at(self.clean_p, step, x) * prediction
+        return self.at("clean_x", step, x) * x + self.at("clean_p", step, x) * prediction
 
     def log_prob(self, step: Tensor, x: Tensor, mean: Tensor) -> Tensor:
-        """[N] log-density of x' = x, summed over its scalars; steps without noise have none and must not be asked."""
-        std = self.std.to(x.device)[step]
-        size = x[0].numel()
-        return -((x - mean) ** 2).flatten(1).sum(1) / (2 * std**2) - size * (std.log() + math.log(2 * math.pi) / 2)
+        """[N] log-density of x' = x; steps without noise have none and must not be asked.
+
+        In double precision, where the device has it: of the sum over a latent's scalars, some 1e5 nats, single precision
+        keeps .02, and what is learned from are differences of two such sums.
+        """
+        std = self.entries("std", step, x.device, _wide(x))
+        constant = x[0].numel() * (std.log() + math.log(2 * math.pi) / 2)
+        return -half_square(x - mean) / std**2 - constant
 
     def kl(self, step: Tensor, mean: Tensor, other: Tensor) -> Tensor:
         """[N] divergence of two steps with the same noise, in nats."""
-        std = self.std.to(mean.device)[step]
-        return ((mean - other) ** 2).flatten(1).sum(1) / (2 * std**2)
+        return half_square(mean - other) / self.entries("std", step, mean.device, _wide(mean)) ** 2
 
     def noised(self, step: Tensor, clean: Tensor, noise: Tensor) -> Tensor:
         """x [N, ...] at the level where a step begins."""
-        return at(self.levels.alpha, step, clean) * clean + at(self.levels.sigma, step, clean) * noise
+        return self.at("alpha", step, clean) * clean + self.at("sigma", step, clean) * noise
 
     def target(self, step: Tensor, clean: Tensor, noise: Tensor) -> Tensor:
         """What a perfect model would output at ``noised(step, clean, noise)``."""
@@ -94,8 +99,19 @@ class Sampler:
             return clean
         if self.levels.prediction == "flow":
             return noise - clean
-        alpha, sigma = at(self.levels.alpha, step, clean), at(self.levels.sigma, step, clean)
+        alpha, sigma = self.at("alpha", step, clean), self.at("sigma", step, clean)
         return (alpha * noise - sigma * clean) / (alpha**2 + sigma**2).sqrt()
+
+    def at(self, name: str, step: Tensor, like: Tensor) -> Tensor:
+        """Entries [N, 1, ...] of a table for steps [N], to multiply ``like`` [N, ...]."""
+        return self.entries(name, step, like.device, like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+
+    def entries(self, name: str, step: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+        """Entries [N] of a table, of this class or of ``levels``, for steps [N]; a device is given each table once."""
+        if (name, device, dtype) not in self.copies:
+            table: Tensor = getattr(self if name in vars(self) else self.levels, name)
+            self.copies[name, device, dtype] = (table if dtype is None else table.to(dtype)).to(device)
+        return self.copies[name, device, dtype][step.to(device)]
 
     def windowed(self, first: int, last: int) -> Sampler:
         """The same chain with noise in steps first <= i < last only, deterministic elsewhere."""
@@ -110,9 +126,13 @@ class Sampler:
         )
 
 
-def at(table: Tensor, step: Tensor, like: Tensor) -> Tensor:
-    """Entries [N, 1, ...] of a table for steps [N], to multiply ``like`` [N, ...]."""
-    return table.to(like.device)[step].to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+def half_square(values: Tensor) -> Tensor:
+    """[N] half the squared length of values [N, ...], in double precision where the device has it."""
+    return values.square().flatten(1).sum(1, dtype=_wide(values)) / 2
+
+
+def _wide(like: Tensor) -> torch.dtype:
+    return torch.float32 if like.device.type == "mps" else torch.float64
 
 
 def sampler_for(

@@ -102,7 +102,7 @@ def test_a_log_prob_is_the_density_of_the_step_that_was_taken(name: str) -> None
             torch.testing.assert_close(path[i + 1], mean, rtol=0, atol=1e-5)
             assert not rollout.mask[i]
             continue
-        right = torch.distributions.Normal(mean, chain.std[i]).log_prob(path[i + 1]).sum()
+        right = torch.distributions.Normal(mean, chain.std[i]).log_prob(path[i + 1]).double().sum()
         torch.testing.assert_close(rollout.log_probs[i], right, rtol=1e-5, atol=1e-3)
         assert rollout.mask[i]
     torch.testing.assert_close(rollout.output, policy.adapter.decode(path[-1:])[0])
@@ -195,7 +195,7 @@ def test_exact_divergence_is_that_of_the_steps() -> None:
     normal = [torch.distributions.Normal(mean, std) for mean in means]
     right = torch.distributions.kl_divergence(*normal).sum()
     assert float(right) > 1e-3
-    torch.testing.assert_close(now.kl["start"][row, i], right, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(now.kl["start"][row, i], right.double(), rtol=1e-3, atol=1e-5)
 
 
 # --- the shortcut of strictly on-policy data -----------------------------------------------------
@@ -360,8 +360,8 @@ def test_forward_decisions_are_scores_of_noised_pictures() -> None:
         with start.worn():
             before = policy.adapter.predict(policy.module, x[None], 1000 * sigma.reshape(1), condition)[0]
     right = -0.5 * (noise - clean - out).square().sum()
-    torch.testing.assert_close(now.log_probs[row, draw], right, rtol=1e-5, atol=1e-3)
-    torch.testing.assert_close(now.kl["start"][row, draw], 0.5 * (out - before).square().sum(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(now.log_probs[row, draw], right.double(), rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(now.kl["start"][row, draw], 0.5 * (out - before).double().square().sum(), rtol=1e-3, atol=1e-4)
     again = policy.collate(batch.payload["rollouts"], "forward")
     assert torch.equal(again.payload["noise"], batch.payload["noise"]), "drawn once, shared by all that are compared"
 
@@ -379,7 +379,7 @@ def test_forward_decisions_of_other_noise_schedules(family: str) -> None:
     told, nothing = policy.adapter.encode([TASKS[1].prompt]), policy.adapter.unconditional(1)
     with torch.no_grad():
         out = policy.adapter.predict_guided(policy.module, x[None], time.reshape(1), told, nothing, 3.0)[0]
-    torch.testing.assert_close(now[1, 0], -0.5 * (noise[0] - out).square().sum(), rtol=1e-3, atol=1e-2)
+    torch.testing.assert_close(now[1, 0], -0.5 * (noise[0] - out).double().square().sum(), rtol=1e-3, atol=1e-2)
 
 
 def test_levels_repeat_only_when_there_are_too_few() -> None:
