@@ -151,7 +151,7 @@ class DenoisingPolicy(TorchPolicy):
                 means[i] = mean
             path.append(x)
         pictures = self.adapter.decode(x).float().cpu()
-        paths, version = torch.stack(path, 1).cpu(), self._version()
+        paths, version = torch.stack(path, 1).cpu(), self.version
         faults = faults_of([task.id for task, _ in pairs], paths, pictures)
         keep = keep and not any(faults)  # in a graph, one row's NaN is in the gradient of all
         graph = Once(Means({seed: row for row, (_, seed) in enumerate(pairs)}, means)) if keep else None
@@ -376,13 +376,14 @@ class DenoisingPolicy(TorchPolicy):
 
     # --- weights ---------------------------------------------------------------------------------
 
-    def _version(self) -> str:
+    @property
+    def version(self) -> str:
         """Changes with every change of the weights."""
         return f"{_process}.{self._number}.{sum(p._version for p in self.trained().values())}"
 
     def _sampled_now(self, batch: Batch) -> bool:
         """Whether these weights sampled the batch, in the context that is trained."""
-        now = self._version()
+        now = self.version
         own = all(r.version == now and r.train_task is None for r in batch.payload["rollouts"])
         return own and "clean" not in batch.payload
 

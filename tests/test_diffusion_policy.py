@@ -361,7 +361,9 @@ def test_forward_decisions_are_scores_of_noised_pictures() -> None:
             before = policy.adapter.predict(policy.module, x[None], 1000 * sigma.reshape(1), condition)[0]
     right = -0.5 * (noise - clean - out).square().sum()
     torch.testing.assert_close(now.log_probs[row, draw], right.double(), rtol=1e-5, atol=1e-3)
-    torch.testing.assert_close(now.kl["start"][row, draw], 0.5 * (out - before).double().square().sum(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        now.kl["start"][row, draw], 0.5 * (out - before).double().square().sum(), rtol=1e-3, atol=1e-4
+    )
     again = policy.collate(batch.payload["rollouts"], "forward")
     assert torch.equal(again.payload["noise"], batch.payload["noise"]), "drawn once, shared by all that are compared"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import runpy
 from collections.abc import Iterator
@@ -16,8 +17,9 @@ from torch import nn
 from autotelic.diffusion import setting as drawing
 from autotelic.errors import UsageError
 from autotelic.testing import pipelines, vlms
-from autotelic.trainers import precision
+from autotelic.trainers import drift, precision
 from autotelic.trainers.config import RunConfig
+from autotelic.trainers.drift import LEAST, SHAPES, TOLERANCE, check_drift
 from autotelic.trainers.learner import Optimisation, PolicyLearner
 from autotelic.trainers.lora import add_lora
 from autotelic.trainers.objectives import WeightedImitation
@@ -29,7 +31,9 @@ from autotelic.trainers.precision import (
     hold_in_float32,
     settle,
 )
+from autotelic.trainers.runs.alarms import AlarmLimits, Watcher
 from autotelic.trainers.runs.run_folder import RunFolder
+from autotelic.types import Batch, Evaluation, Rollout, Task
 from autotelic.vla import setting as robots
 from autotelic.vla.chunk_policy import Seen
 from autotelic.vla.environments import make_policy
@@ -43,6 +47,7 @@ from autotelic.vlm.recipes.grpo import Config as LanguageRecipe
 from autotelic.vlm.setting import load_policy
 
 from . import point_mass
+from .small_drawing import TASKS, shake, shapes_policy
 from .strangers.drawing import config_of
 
 HALVES = {torch.bfloat16}
@@ -274,3 +279,79 @@ def test_full_fine_tuning_in_half_precision_moves_weights_as_float32_does() -> N
     exact, half, lost = (change(how, 0) for how in ("fp32", "bf16", "bf16 weights"))
     assert half == pytest.approx(exact, rel=0.05) and half != exact
     assert lost < 0.05 * exact
+
+
+# --- sampling against learning -------------------------------------------------------------------
+
+
+class Rounded(TorchPolicy):
+    """One decision per rollout, of whose log-probability batches of several rows lack ``shapes``."""
+
+    def __init__(self, shapes: float, kind: torch.dtype = torch.bfloat16) -> None:
+        super().__init__(nn.Linear(1, 1).to(kind))
+        self.shapes = shapes
+
+    def forward_decisions(self, batch: Batch, needs: frozenset[str], references: Any) -> Evaluation:
+        return Evaluation(batch.payload["told"].float() - self.shapes * (len(batch) > 1))
+
+
+def told(values: list[float], off: float = 0.0, **fields: Any) -> list[Rollout]:
+    one = torch.ones(1, dtype=torch.bool)
+    return [
+        Rollout(Task(str(i), i), i, {"told": torch.tensor([value])}, torch.tensor([value - off]), one, one.long() - 1)
+        for i, value in enumerate(values)
+    ]
+
+
+def test_a_gap_in_half_precision_is_held_against_batches_of_other_shapes() -> None:
+    rollouts = told([-1.0, -2.0, -3.0, -4.0])
+    quiet = check_drift(Rounded(0.25), rollouts)
+    assert quiet["precision/gap"] == quiet["drift/log_probs"] == 0.25
+    assert quiet["precision/bound"] == SHAPES * 0.25 + LEAST, "each of them alone is 0.25 off"
+    assert Watcher(AlarmLimits()).check(quiet) == []
+    metrics = check_drift(Rounded(0.25), told([-1.0, -2.0, -3.0, -4.0], off=2.0))
+    assert metrics["precision/gap"] == 1.75 > metrics["precision/bound"] == SHAPES * 0.25 + LEAST
+    (alarm,) = Watcher(AlarmLimits()).check({f"speaker/{name}": value for name, value in metrics.items()})
+    assert (alarm.alarm, alarm.about) == ("precision", "speaker")
+    assert "differ by 1.8 nats per decision at equal weights, and rounding explains 1" in alarm.detail
+
+
+def test_in_single_precision_a_gap_has_no_excuse() -> None:
+    rollouts = told([-1.0, -2.0])
+    assert check_drift(Rounded(0.0, torch.float32), rollouts) == {"drift/log_probs": 0.0}
+    with pytest.raises(UsageError, match=r"samples and learns with log-probabilities that differ by 0\.25 nats"):
+        check_drift(Rounded(0.25, torch.float32), rollouts)
+
+
+def test_what_other_weights_sampled_is_no_drift() -> None:
+    rollouts = told([-1.0, -2.0], off=9.0)
+    for rollout in rollouts:
+        rollout.version = "other"
+    assert check_drift(Rounded(0.0, torch.float32), rollouts) == {"drift/log_probs": 0.0}
+
+
+def test_a_chain_of_pictures_is_looked_at_too() -> None:
+    """Pictures name the weights that drew them: looked at is what the weights of now drew, and by evaluating it."""
+    policy = shapes_policy(noise=0.05)
+    rollouts = policy.act(TASKS, 2, key=(1,))
+    assert check_drift(policy, rollouts)["drift/log_probs"] < TOLERANCE
+    for rollout in rollouts:
+        rollout.log_probs += 1.0  # type: ignore[operator]
+    dims = math.prod(policy.adapter.latent_shape)
+    with pytest.raises(UsageError, match=f"differ by {1 / dims:.2g} nats"):
+        check_drift(policy, rollouts)
+    shake(policy, 0.1)
+    assert check_drift(policy, rollouts) == {"drift/log_probs": 0.0}, "other weights drew them"
+
+
+def test_of_large_pictures_a_few_chains_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = shapes_policy(noise=0.05)
+    rollouts = policy.act(TASKS, 3, key=(1,))
+    seen: list[int] = []
+    evaluate = policy.evaluate_actions
+    monkeypatch.setattr(policy, "evaluate_actions", lambda batch: (seen.append(len(batch)), evaluate(batch))[1])
+    scalars = math.prod(policy.adapter.latent_shape) * policy.sampler.steps
+    for most, looked in ((1, 1), (3 * scalars, 3), (2**24, 6)):
+        monkeypatch.setattr(drift, "SCALARS", most)
+        check_drift(policy, rollouts)
+        assert seen.pop() == looked

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from ..errors import UsageError
-from ..types import Policy, Rollout
+from ..types import Batch, Policy, Rollout
 from .distributed import gather
 
 ROLLOUTS = 16
+SCALARS = 2**24
+"""Of decisions that are looked at, for policies of which a decision has many: one chain of pictures of 1,024 pixels."""
 EVERY = 50
 """Updates from one look to the next; the first update is looked at."""
 TOLERANCE = 1e-4
 """Nats per scalar of a decision that two readings in single precision may differ by."""
+SHAPES, LEAST = 4.0, 0.02
+"""In half precision the mean gap may be so many times what batches of other shapes change, and so many nats besides."""
 
 
 def check_drift(policy: Policy, rollouts: Sequence[Rollout]) -> dict[str, float]:
@@ -23,6 +29,10 @@ def check_drift(policy: Policy, rollouts: Sequence[Rollout]) -> dict[str, float]
     Every process takes part. What differs at equal weights is a ratio that no clipping knows of: a model whose
     positions depend on how much it reads, a server with penalties of its own, a cache that is wrong.
 
+    In half precision, where products of other shapes are rounded otherwise, there are two more: "precision/gap", the
+    mean difference in nats per decision, and "precision/bound", what it may be by the difference between evaluating
+    these rollouts together and one by one. A gap beyond it is an alarm (``runs.alarms``).
+
     Args:
         rollouts: of this update; those without log-probabilities, those trained in another context and those whose
             ``version`` says that other weights sampled them are passed over.
@@ -30,19 +40,48 @@ def check_drift(policy: Policy, rollouts: Sequence[Rollout]) -> dict[str, float]
     Raises:
         UsageError: in single precision, where a difference has no excuse, it is more than ``TOLERANCE``.
     """
-    sampled = [r for r in rollouts if r.log_probs is not None and r.train_task is None and not r.version]
-    sampled = [r for r in sampled if bool(r.mask.any())][:ROLLOUTS]
-    largest = 0.0
-    if sampled:
-        batch = policy.collate(sampled)
-        with torch.no_grad():
-            again = policy.evaluate_actions(batch).log_probs
-        difference = ((again - batch.log_probs["behaviour"]).abs() / batch.dims)[batch.mask]
-        largest = float(difference.nan_to_num(nan=torch.inf).max())
-    largest = max(gather([largest]))
-    if policy.precision in (torch.float32, torch.float64) and largest > TOLERANCE:
+    chosen = _some(policy, rollouts)
+    half = policy.precision not in (torch.float32, torch.float64)
+    largest, sums = 0.0, [0.0, 0.0, 0.0]  # of differences to sampling, of those to other shapes, of decisions
+    if chosen:
+        batch = policy.collate(chosen)
+        again = _log_probs(policy, batch)
+        gap = (again - batch.log_probs["behaviour"]).abs()
+        largest = float((gap / batch.dims)[batch.mask].nan_to_num(nan=torch.inf).max())
+        if half:
+            alone = [_log_probs(policy, one)[one.mask] for one in (policy.collate([rollout]) for rollout in chosen)]
+            spread = (torch.cat(alone) - again[batch.mask]).abs()
+            sums = [float(gap[batch.mask].sum()), float(spread.sum()), float(batch.mask.sum())]
+    told = gather([(largest, sums)])
+    largest = max(each for each, _ in told)
+    if not half and largest > TOLERANCE:
         raise UsageError(
             f"{type(policy).__name__} samples and learns with log-probabilities that differ by {largest:.2g} nats at "
             "the same weights: positions that depend on the length read, a server's penalties, or a wrong cache do that"
         )
-    return {"drift/log_probs": largest}
+    metrics = {"drift/log_probs": largest}
+    gaps, spreads, decisions = (sum(column) for column in zip(*(each for _, each in told), strict=True))
+    if half and decisions:
+        metrics |= {"precision/gap": gaps / decisions, "precision/bound": SHAPES * spreads / decisions + LEAST}
+    return metrics
+
+
+def _some(policy: Policy, rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """A few that these weights sampled, which are evaluated as if nothing were known of how."""
+    found: list[Rollout] = []
+    scalars = 0
+    for rollout in rollouts:
+        known = rollout.log_probs is not None and bool(rollout.mask.any())
+        if not known or rollout.train_task is not None or rollout.version not in ("", policy.version):
+            continue
+        plain = replace(rollout, version="", graph=None)
+        scalars += int(policy.collate([plain]).dims.sum())
+        if len(found) == ROLLOUTS or (found and scalars > SCALARS):
+            break
+        found.append(plain)
+    return found
+
+
+def _log_probs(policy: Policy, batch: Batch) -> Tensor:
+    with torch.no_grad():
+        return policy.evaluate_actions(batch).log_probs

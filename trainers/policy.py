@@ -99,6 +99,11 @@ class TorchPolicy(Actor):
         types = [p.dtype for p in self.module.parameters() if p.is_floating_point()]
         return max([*types, self.autocast or torch.float32], key=lambda dtype: torch.finfo(dtype).eps)
 
+    @property
+    def version(self) -> str:
+        """What rollouts that it samples now have as their ``version``."""
+        return ""
+
     def mixed(self) -> torch.autocast:
         """Mixed precision, where ``autocast`` asks for it."""
         return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)

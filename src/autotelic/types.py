@@ -77,7 +77,7 @@ class Rollout:
         segments: [T] long, the turn, chunk or denoising step of each decision, 0..S-1.
         train_task: train in another context than the one sampled in.
         player, group: who acted, and which rollouts are compared (see ``group_key``).
-        version: names the weights that sampled it, where these are not the policy's own of this moment.
+        version: names the weights that sampled it, where these may not be the policy's own of this moment.
         states: one handle per segment of a state that one may branch from.
         scores: named scores; ``total`` is what advantages use.
         info: anything for people and reports; never read by objectives.
@@ -390,6 +390,11 @@ class Policy(Actor, Protocol):
     @property
     def precision(self) -> torch.dtype:
         """The coarsest type of number that it computes with."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """What rollouts that it samples now have as their ``version``; empty where they have none."""
         ...
 
     def encode(self, tasks: Sequence[Task], outputs: Sequence[Any]) -> list[Rollout]: ...

@@ -91,6 +91,12 @@ class Watcher:
             player = name.removesuffix("objective/kl").rstrip("/")
             far = f"one round moved the policy by {metrics[name]:.3g} nats per decision from itself: lower --lr"
             alarms.append(Alarm("leap", player, far))
+        for name in (name for name in metrics if name.endswith("precision/gap")):
+            gap, bound = metrics[name], metrics[name.removesuffix("gap") + "bound"]
+            if gap > bound:
+                player = name.removesuffix("precision/gap").rstrip("/")
+                far = f"sampling and learning differ by {gap:.2g} nats per decision at equal weights, and rounding"
+                alarms.append(Alarm("precision", player, f"{far} explains {bound:.2g}: --dtype fp32 would tell why"))
         if self.iterations < self.limits.window:
             return alarms
         alarms += self._faults()
