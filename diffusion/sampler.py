@@ -76,8 +76,8 @@ class Sampler:
     def log_prob(self, step: Tensor, x: Tensor, mean: Tensor) -> Tensor:
         """[N] log-density of x' = x; steps without noise have none and must not be asked.
 
-        In double precision, where the device has it: of the sum over a latent's scalars, some 1e5 nats, single precision
-        keeps .02, and what is learned from are differences of two such sums.
+        In double precision, where the device has it: a sum over 1e5 scalars is 1e5 nats, of which single precision
+        loses .01, and what is learned from are differences of two such sums.
         """
         std = self.entries("std", step, x.device, _wide(x))
         constant = x[0].numel() * (std.log() + math.log(2 * math.pi) / 2)
