@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from ..errors import UsageError
 from ..trainers.config import flag
 from ..trainers.distributed import device, is_main
 from ..trainers.lora import add_lora, layers_for
+from ..trainers.peak import without_data
 from ..trainers.precision import autocast_of
 from ..working import LONG, working
+from .economy import recompute_layers, tile
 from .lora import load_lora, targets_of
-from .memory import memory_plan
-from .pipelines import PipelineAdapter, adapter_for, load, preview
+from .memory import Plan, memory_plan
+from .pipelines import PipelineAdapter, adapter_for, load, preview, text_encoder_weights
 from .policy import DenoisingPolicy
 from .sampler import Sampler, sampler_for
-from .schedulers import kind_for, replaced
+from .schedulers import kind_for
+from .schedulers import replaced as stands_in
 
 if TYPE_CHECKING:
     from .setting import DiffusionConfig
@@ -45,10 +50,7 @@ def build_policy(
     Raises:
         UsageError: anything of the pipeline, its scheduler or the adapters that cannot be had.
     """
-    options: dict[str, Any] = {"guidance": config.guidance_scale, "negative_prompt": config.negative_prompt}
-    options |= {"height": config.height, "width": config.width}
-    if config.num_frames is not None:
-        options["num_frames"] = config.num_frames
+    options = options_of(config)
     seen = preview(source, **options)
     if seen is not None:
         check(seen)
@@ -60,13 +62,11 @@ def build_policy(
     adapter = adapter_for(pipeline, **options)
     check(adapter)
     _choose_trained(config, adapter)
-    scale = config.guidance_scale
-    if scale is None:
-        scale = adapter.guidance if adapter.distilled else 1.0
-    looked_at = scale if config.eval_guidance_scale is None else config.eval_guidance_scale
+    spare(config, adapter)
+    scale, looked_at = guidances(config, adapter)
     if config.negative_prompt and (adapter.distilled or scale == looked_at == 1):
         logger.warning("--negative-prompt changes nothing where there is no guidance: give --guidance-scale too")
-    if is_main() and (line := replaced(adapter.scheduler, kind_for(adapter.scheduler, config.sampler))):
+    if is_main() and (line := stands_in(adapter.scheduler, kind_for(adapter.scheduler, config.sampler))):
         print(line)
     return DenoisingPolicy(
         adapter,
@@ -78,6 +78,18 @@ def build_policy(
         forward_draws=forward_draws,
         autocast=autocast_of(compute),
     )
+
+
+def spare(config: DiffusionConfig, adapter: PipelineAdapter) -> None:
+    """Save memory as the config says.
+
+    Raises:
+        UsageError: layers or tiles are asked for, and the pipeline has none.
+    """
+    recompute_layers(adapter, config.gradient_checkpointing)
+    tile(adapter, config.vae_tiling)
+    if config.offload_text_encoders:
+        adapter.offload_text_encoders()
 
 
 def _choose_trained(config: DiffusionConfig, adapter: PipelineAdapter) -> None:
@@ -122,17 +134,54 @@ def sampler(config: DiffusionConfig, adapter: PipelineAdapter) -> Sampler:
     )
 
 
-def plan(config: DiffusionConfig, policy: DenoisingPolicy, differentiable: bool) -> Any:
-    """What training will take, for a line before it begins."""
-    pictures = config.tasks_per_step * config.group_size
-    steps = policy.sampler.steps
+def plan(config: DiffusionConfig, adapter: PipelineAdapter, compute: torch.dtype, texts: int | None = None) -> Plan:
+    """What training will take, for a line before it begins; of an adapter without data that of the real one.
+
+    Args:
+        texts: bytes of the text encoders, where the adapter stands without them.
+    """
+    pictures, steps = config.tasks_per_step * config.group_size, config.num_inference_steps
     return memory_plan(
-        policy.adapter,
-        batch=min(config.micro_batch_rows, pictures if differentiable else pictures * steps),
+        adapter,
+        drawn=min(config.sample_rows, pictures),
+        learned=min(config.micro_batch_rows, pictures if config.through_decoder else pictures * steps)
+        * config.steps_held,
         steps=steps,
-        grad_steps=steps if differentiable else 1,
-        guided=policy.guidance != 1.0,
-        decoded=differentiable,
-        dtype=policy.autocast,
+        guided=any(scale != 1.0 for scale in guidances(config, adapter)),
+        decoded=config.through_decoder,
+        dtype=autocast_of(compute),
         forks=1 + 2 * (config.gate != "none") + bool(config.ema),  # the start, a gate's two, an average
+        texts=texts,
     )
+
+
+def plan_unloaded(config: DiffusionConfig, source: str, compute: torch.dtype) -> Plan:
+    """The same of a pipeline of which no weight is read: by its configurations alone.
+
+    Raises:
+        UsageError: a pipeline class whose networks, or conditions, configurations do not tell.
+    """
+    seen = preview(source, **options_of(config))
+    if seen is None:
+        raise UsageError(f"what {source} takes cannot be told before it is loaded: start the run, which tells it")
+    _choose_trained(replace(config, lora_path=""), seen)
+    spare(config, seen)
+    for part in seen.pipeline.components.values():
+        if isinstance(part, nn.Module):
+            without_data(part, compute)
+    return plan(config, seen, compute, text_encoder_weights(source) * compute.itemsize)
+
+
+def options_of(config: DiffusionConfig) -> dict[str, Any]:
+    """Of the pipeline's adapter."""
+    options: dict[str, Any] = {"guidance": config.guidance_scale, "negative_prompt": config.negative_prompt}
+    options |= {"height": config.height, "width": config.width}
+    return options if config.num_frames is None else options | {"num_frames": config.num_frames}
+
+
+def guidances(config: DiffusionConfig, adapter: PipelineAdapter) -> tuple[float, float]:
+    """The scales of classifier-free guidance in training, and where pictures are looked at."""
+    scale = config.guidance_scale
+    if scale is None:
+        scale = adapter.guidance if adapter.distilled else 1.0
+    return scale, scale if config.eval_guidance_scale is None else config.eval_guidance_scale

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -33,12 +34,16 @@ class Conditions:
     def __call__(self, prompts: Sequence[str | None]) -> dict[str, Tensor]:
         """Conditions [B, ...] on the denoiser's device."""
         places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
-        rows = [self._row(prompt) for prompt in places]
+        with self.adapter.encoding() if self._lacks(places) else nullcontext():
+            rows = [self._row(prompt) for prompt in places]
         while self.held > self.limit and self._rows:
             self.held -= _bytes(self._rows.popitem(last=False)[1])
         chosen = torch.tensor([places[prompt] for prompt in prompts], device=self.adapter.device)
         told = self.adapter.stacked(rows)
         return {name: tensor.to(self.adapter.device)[chosen] for name, tensor in told.items()}
+
+    def _lacks(self, prompts: Iterable[str | None]) -> bool:
+        return any(self._negative is None if prompt is None else prompt not in self._rows for prompt in prompts)
 
     def _row(self, prompt: str | None) -> Condition:
         with torch.no_grad(), torch.autocast(self.adapter.device.type, enabled=False):

@@ -213,19 +213,33 @@ def pull(policy: DenoisingPolicy, batch: Batch, cotangent: Tensor) -> None:
 
 
 def _pull_by_steps(policy: DenoisingPolicy, batch: Batch, piece: _Piece, given: Tensor) -> None:
-    """From the picture towards the noise, with the graph of one step in memory."""
+    """From the picture towards the noise, with the graph of one step, or of a few pictures' decoding, in memory."""
     states = _states(policy, batch, piece)
-    deep = piece.last > piece.first
-    x = states[-1].detach().requires_grad_(deep)
-    with policy.mixed():
-        made = _finish(policy, piece, x)
-    torch.autograd.backward([made], [given])
+    x, end = states[-1].detach(), states[-1]
+    if piece.estimate:
+        with policy.mixed():
+            end = _estimate(policy, piece, x)
+    given = _through_decoder(policy, end.detach(), given)
+    if piece.estimate:
+        torch.autograd.backward([end], [given])
     for i in reversed(range(piece.first, piece.last)):
-        given = x.grad if x.grad is not None else torch.zeros_like(x)
         x = states[i - piece.first].detach().requires_grad_(i > piece.first)
         with policy.mixed():
             made = _step(policy, piece, i, x)
         torch.autograd.backward([made], [given])
+        given = x.grad if x.grad is not None else torch.zeros_like(x)
+
+
+def _through_decoder(policy: DenoisingPolicy, latents: Tensor, given: Tensor) -> Tensor:
+    """The cotangent of latents, of that of their pictures; as many as are decoded at once have a graph at once."""
+    found: list[Tensor] = []
+    few = policy.adapter.decoded_at_once
+    for part, cotangent in zip(torch.split(latents, few), torch.split(given, few), strict=True):
+        leaf = part.clone().requires_grad_()
+        with policy.mixed():
+            made = policy.adapter.decode(leaf)
+        found += torch.autograd.grad([made], [leaf], [cotangent])
+    return torch.cat(found)
 
 
 def _pieces(policy: DenoisingPolicy, batch: Batch) -> Iterator[_Piece]:
@@ -287,7 +301,10 @@ def _step(policy: DenoisingPolicy, piece: _Piece, i: int, x: Tensor) -> Tensor:
 
 def _finish(policy: DenoisingPolicy, piece: _Piece, x: Tensor) -> Tensor:
     """The picture at the end of a piece."""
-    if piece.estimate:
-        step = torch.full((len(x),), piece.first, device=x.device)
-        x = policy.sampler.clean(step, x, policy._predict(policy.sampler, step, x, piece.condition))
-    return policy.adapter.decode(x)
+    return policy.adapter.decode(_estimate(policy, piece, x) if piece.estimate else x)
+
+
+def _estimate(policy: DenoisingPolicy, piece: _Piece, x: Tensor) -> Tensor:
+    """The picture, as latents, that the model sees where a piece begins."""
+    step = torch.full((len(x),), piece.first, device=x.device)
+    return policy.sampler.clean(step, x, policy._predict(policy.sampler, step, x, piece.condition))

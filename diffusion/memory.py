@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
+from ..trainers.peak import peak_bytes
 from .pipelines import PipelineAdapter
-
-TEXT = "word " * 64
-"""Of what length a prompt is taken to be, where its length matters."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +19,9 @@ class Plan:
 
     Attributes:
         parameters, trainable: counts of the denoiser's weights.
-        weights: of the whole pipeline. gradients, optimiser: of AdamW. copies: of the trained weights, as the start's.
-        activations: what backward needs, kept at once. latents: the chains' states, in float32.
+        weights: of the pipeline, as far as they stay on the device. gradients, optimiser: of AdamW. copies: of the
+            trained weights, as the start's.
+        phases: what comes on top of these while a phase lasts: encoding prompts, drawing, decoding, learning.
     """
 
     parameters: int
@@ -33,140 +30,110 @@ class Plan:
     gradients: int
     optimiser: int
     copies: int
-    activations: int
-    latents: int
+    phases: Mapping[str, int]
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimiser + self.copies + self.activations + self.latents
+        """What there is always, and the largest phase."""
+        return self.weights + self.gradients + self.optimiser + self.copies + max(self.phases.values())
 
     def __str__(self) -> str:
         unit, size = ("GiB", 2**30) if self.total >= 2**30 else ("MiB", 2**20)
-        parts = ("weights", "gradients", "optimiser", "copies", "activations", "latents")
-        sizes = ", ".join(f"{name} {getattr(self, name) / size:.2f}" for name in parts)
+        parts = {name: getattr(self, name) for name in ("weights", "gradients", "optimiser", "copies")}
+        always, sometimes = (
+            ", ".join(f"{name} {value / size:.2f}" for name, value in each.items()) for each in (parts, self.phases)
+        )
         share = f"{self.trainable:,} of {self.parameters:,} parameters trained"
-        return f"about {self.total / size:.2f} {unit}: {sizes}; {share}"
+        return f"about {self.total / size:.2f} {unit}: {always}; and the most of {sometimes}; {share}"
 
 
 def memory_plan(
     adapter: PipelineAdapter,
     *,
-    batch: int,
+    drawn: int,
+    learned: int,
     steps: int,
-    grad_steps: int | None = None,
-    checkpointing: bool = True,
     guided: bool = False,
     decoded: bool = False,
     dtype: torch.dtype | None = None,
     forks: int = 0,
+    texts: int | None = None,
 ) -> Plan:
     """Estimate what training takes on the adapter's device.
 
-    Activations are counted, not guessed: the denoiser runs on fake tensors (shapes without data, so that any size of
-    model takes seconds and no memory), and every storage that autograd saves is summed. Two batch sizes tell
-    what grows with the batch. Not counted: what the allocator and the kernels keep for themselves, and tensors
-    that live only during a call.
+    Activations are counted, not guessed: denoiser and decoder run on fake tensors, see ``trainers.peak``.
 
     Args:
-        batch: pictures trained at once; steps: of their chains.
-        grad_steps: steps with gradient; None takes all.
-        checkpointing: steps are recomputed one by one in backward, and one step's activations are kept at once.
-        guided: classifier-free guidance, two rows per picture.
+        drawn: pictures drawn at once; learned: calls of the denoiser whose graph is held at once.
+        steps: of a chain.
+        guided: classifier-free guidance, two rows per call.
         decoded: the gradient passes through the decoder, too (reward gradients).
         dtype: of autocast; None computes in the weights' own.
         forks: copies of the trained weights that live as long as the run.
+        texts: bytes of the text encoders, where the pipeline stands without them.
 
     Raises:
-        ValueError: a count below 1, or more steps with gradient than steps.
+        ValueError: a count below 1.
     """
-    held = steps if grad_steps is None else grad_steps
-    if batch < 1 or not 1 <= held <= steps:
-        raise ValueError(f"batch {batch}, steps {steps}, grad_steps {held}: each at least 1, grad_steps at most steps")
+    if min(drawn, learned, steps) < 1:
+        raise ValueError(f"drawn {drawn}, learned {learned}, steps {steps}: each is 1 or more")
     trained = [p for p in adapter.denoiser.parameters() if p.requires_grad]
+    encoders = {id(part) for part in adapter.text_encoders}
     parts = [part for part in adapter.pipeline.components.values() if isinstance(part, nn.Module)]
-    fixed, per_row = denoiser_activations(adapter, dtype)
-    rows = batch * (2 if guided and not adapter.distilled else 1)
-    activations = (fixed + rows * per_row) * (1 if checkpointing else held)
+    if texts is None:
+        texts = sum(_size_of(part) for part in parts if id(part) in encoders)
+    rows = 2 if guided and not adapter.distilled else 1
+    few = min(drawn, adapter.decoded_at_once)
+    chain = drawn * 4 * math.prod(adapter.latent_shape) * 2 * (steps + 1)  # states and noise, in float32
+    phases = {
+        "encoding": texts * adapter.offloads,
+        "drawing": chain + denoiser_peak(adapter, rows * drawn, dtype, graph=False),
+        "decoding": chain + decoder_peak(adapter, few, dtype, graph=False),
+        "learning": denoiser_peak(adapter, rows * learned, dtype),
+    }
     if decoded:
-        fixed, per_row = decoder_activations(adapter, dtype)
-        # the decoder's are gone when a checkpointed step is recomputed
-        more = fixed + batch * per_row
-        activations = max(activations, more) if checkpointing else activations + more
+        phases["decoding with gradient"] = decoder_peak(adapter, few, dtype)
     return Plan(
         parameters=sum(p.numel() for p in adapter.denoiser.parameters()),
         trainable=sum(p.numel() for p in trained),
-        weights=sum(_bytes(p) for part in parts for p in (*part.parameters(), *part.buffers())),
+        weights=sum(_size_of(part) for part in parts if id(part) not in encoders) + texts * (not adapter.offloads),
         gradients=sum(map(_bytes, trained)),
         optimiser=2 * sum(map(_bytes, trained)),
         copies=forks * sum(map(_bytes, trained)),
-        activations=activations,
-        latents=4 * batch * (steps + 1) * math.prod(adapter.latent_shape),
+        phases=phases,
     )
 
 
-def denoiser_activations(adapter: PipelineAdapter, dtype: torch.dtype | None = None) -> tuple[int, int]:
-    """Bytes that one call of the denoiser saves for backward: (whatever the batch, per row)."""
-    condition = adapter.encode([TEXT])
-    timestep = torch.zeros(1, device=adapter.device)
+def denoiser_peak(adapter: PipelineAdapter, rows: int, dtype: torch.dtype | None = None, *, graph: bool = True) -> int:
+    """The most bytes alive in a call of the denoiser on so many rows, and in its backward pass where it has a graph."""
+    condition = adapter.blank()
 
-    def call(rows: int) -> Tensor:
-        latents = torch.empty(rows, *adapter.latent_shape, device=adapter.device, requires_grad=True)
+    def call() -> Tensor:
+        latents = torch.empty(rows, *adapter.latent_shape, device=adapter.device, requires_grad=graph)
         told = {name: torch.cat([row] * rows) for name, row in condition.items()}
-        return adapter.predict(adapter.denoiser, latents, timestep.expand(rows), told)
+        timestep = torch.zeros(rows, device=adapter.device)
+        with torch.set_grad_enabled(graph):
+            return adapter.predict(adapter.denoiser, latents, timestep, told)
 
-    return _saved_per_row(adapter.denoiser, call, adapter.device, dtype)
-
-
-def decoder_activations(adapter: PipelineAdapter, dtype: torch.dtype | None = None) -> tuple[int, int]:
-    """Bytes that decoding saves for backward: (whatever the batch, per picture)."""
-
-    def call(rows: int) -> Tensor:
-        return adapter.decode(torch.empty(rows, *adapter.latent_shape, device=adapter.device, requires_grad=True))
-
-    vae = getattr(adapter.pipeline, "vae", None)  # none where latents are pixels
-    return _saved_per_row(vae or nn.Identity(), call, adapter.device, dtype)
+    return peak_bytes(adapter.denoiser, call, dtype)
 
 
-def _saved_per_row(
-    module: nn.Module, call: Callable[[int], Tensor], device: torch.device, dtype: torch.dtype | None
-) -> tuple[int, int]:
-    two, three = (_saved(module, call, rows, device, dtype) for rows in (2, 3))
-    return max(0, 3 * two - 2 * three), three - two
-
-
-def _saved(
-    module: nn.Module, call: Callable[[int], Tensor], rows: int, device: torch.device, dtype: torch.dtype | None
+def decoder_peak(
+    adapter: PipelineAdapter, pictures: int, dtype: torch.dtype | None = None, *, graph: bool = True
 ) -> int:
-    """Bytes of the distinct storages that autograd saves during a call on fake tensors, weights left out."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
+    """The same of decoding so many pictures."""
 
-    kept: list[Tensor] = []
+    def call() -> Tensor:
+        latents = torch.empty(pictures, *adapter.latent_shape, device=adapter.device, requires_grad=graph)
+        with torch.set_grad_enabled(graph):
+            return adapter.decode(latents)
 
-    def keep(tensor: Tensor) -> Tensor:
-        kept.append(tensor)
-        return tensor
-
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-        weights = [*module.parameters(), *module.buffers()]
-        weights += [fake.from_tensor(weight) for weight in weights]  # autograd saves some themselves, some as fakes
-        mixed = torch.autocast(device.type, dtype, enabled=dtype is not None)
-        # Tables that diffusers caches, such as Qwen-Image's rotations, would be fakes from then on.
-        uncached = patch.object(torch.compiler, "is_exporting", lambda: True)
-        with (
-            torch.enable_grad(),
-            mixed,
-            uncached,
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        ):
-            out = call(rows)
-        own = {_storage(w) for w in weights}
-        found = {_storage(t): cast(Any, t).untyped_storage().nbytes() for t in kept}
-        del out
-    return sum(size for storage, size in found.items() if storage not in own)
+    vae = adapter.pipeline.components.get("vae")  # none where latents are pixels
+    return peak_bytes(vae or nn.Identity(), call, dtype)
 
 
-def _storage(tensor: Tensor) -> int:
-    return int(cast(Any, tensor).untyped_storage()._cdata)
+def _size_of(part: nn.Module) -> int:
+    return sum(map(_bytes, (*part.parameters(), *part.buffers())))
 
 
 def _bytes(tensor: Tensor) -> int:

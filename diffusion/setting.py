@@ -69,6 +69,8 @@ class DiffusionConfig(RunConfig):
         "grid": 2,
     }
     FIXED: ClassVar[tuple[str, ...]] = ("temperature", "entropy_coef")
+    through_decoder: ClassVar[bool] = False
+    """Whether a gradient goes through the decoder: from pictures, by a differentiable reward."""
     OWN: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "rewards": ("attributes", "nearest_render"),
         "judge": ("attributes", "nearest_render"),
@@ -88,6 +90,13 @@ class DiffusionConfig(RunConfig):
     dtype: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"  # type: ignore[assignment]
     """What is computed in, and what frozen weights are; auto is bf16 for a loaded pipeline on a GPU that has it, else
     fp32. tf32 is fp32 with products in TF32, which fp32 never takes. What is trained is fp32."""
+    gradient_checkpointing: Literal["auto", "always", "never"] = grouped("model", "auto")
+    """Compute the denoiser's layers again in the backward pass, and the decoder's where a gradient goes through it,
+    instead of keeping what they saw; auto does above a billion weights."""
+    vae_tiling: Literal["auto", "always", "never"] = grouped("model", "auto")
+    """Decode pictures by tiles; auto does above 1,024 x 1,024 pixels."""
+    offload_text_encoders: bool = grouped("model", False)
+    """Keep the text encoders on the host but while they encode prompts that are not known yet."""
     data: str = grouped("data", "")
     """A text file with a prompt per line; FILE.jsonl, .json, .csv, .tsv or .parquet, or OWNER/NAME@CONFIG:SPLIT of the
     hub, with a column "prompt"; empty takes the small world's captions."""
@@ -142,6 +151,11 @@ class DiffusionConfig(RunConfig):
     """Decay of an average of the weights that is evaluated and saved instead of the last ones; 0 is none."""
     sft_pictures: Count = 256
     """Pictures that are imitated where sft_coef is above 0: true renders in the small world, else the start's own."""
+
+    @property
+    def steps_held(self) -> int:
+        """Steps of a picture's chain whose graph is held at once."""
+        return 1
 
 
 @dataclass(eq=False)
@@ -313,9 +327,7 @@ class Setting(shared.Setting):
                 self.policy.adapter.pipeline.save_pretrained(str(path))
 
 
-def start(
-    config: DiffusionConfig, folder: RunFolder | None = None, *, differentiable: bool = False, forward_draws: int = 2
-) -> Setting:
+def start(config: DiffusionConfig, folder: RunFolder | None = None, *, forward_draws: int = 2) -> Setting:
     """Load pipeline, rewards and prompts; a gradient method asks for a differentiable reward.
 
     Args:
@@ -334,7 +346,7 @@ def start(
     from .videos import per_frame
     from .watch import MovingAverage
 
-    small = not config.model
+    small, differentiable = not config.model, config.through_decoder
     compute = settle(config, small)
     config = shared.settled(config, small, folder)
     if config.group_size < 2 and not differentiable:
@@ -362,7 +374,7 @@ def start(
     if policy.adapter.video:
         reward, judge = (asked and per_frame(cast("Reward", asked)) for asked in (reward, judge))
     if is_main():
-        print(f"memory: {plan(config, policy, differentiable)}")
+        print(f"memory: {plan(config, policy.adapter, compute)}")
     check_learns(policy)
     average = MovingAverage(policy, config.ema) if config.ema else None
     return Setting(config, policy, policy.fork("start"), prompts, reward, judge, world, average)

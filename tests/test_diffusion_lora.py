@@ -1,4 +1,4 @@
-"""Low-rank adapters of denoisers, and the memory that training them takes."""
+"""Low-rank adapters of denoisers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autotelic.diffusion import memory
 from autotelic.diffusion.lora import ATTENTION, attention, save_lora
-from autotelic.diffusion.memory import Plan, decoder_activations, denoiser_activations, memory_plan
-from autotelic.diffusion.pipelines import PipelineAdapter, StableDiffusionAdapter, adapter_for
+from autotelic.diffusion.pipelines import PipelineAdapter, adapter_for
 from autotelic.errors import UsageError
 from autotelic.testing import pipelines as tiny
 from autotelic.trainers.lora import WEIGHTS, add_lora, load_lora, lora_state
@@ -125,105 +123,3 @@ def test_a_pipeline_that_knows_no_lora_gets_it_in_pefts_layout(tmp_path: Path) -
     load_lora(other.denoiser, tmp_path)
     ours, theirs = lora_state(adapter.denoiser), lora_state(other.denoiser)
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-# memory
-
-
-def truly_saved(adapter: PipelineAdapter, rows: int, decoded: bool) -> int:
-    """Bytes of the distinct storages that autograd saves in a real call, weights left out."""
-    kept: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept.append(tensor)
-        return tensor
-
-    condition = adapter.encode([memory.TEXT] * rows)
-    x = torch.randn(rows, *adapter.latent_shape, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = adapter.decode(x) if decoded else adapter.predict(adapter.denoiser, x, torch.zeros(rows), condition)
-    parts = [part for part in adapter.pipeline.components.values() if isinstance(part, nn.Module)]
-    own = {p.untyped_storage().data_ptr() for part in parts for p in (*part.parameters(), *part.buffers())}
-    found = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
-    assert out.requires_grad
-    return sum(size for place, size in found.items() if place not in own)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_activations_are_counted_without_computing_them(family: str) -> None:
-    adapter = prepared(family)
-    add_lora(adapter.denoiser, 2, attention(adapter.denoiser))
-    fixed, per_row = denoiser_activations(adapter)
-    assert per_row > 50_000
-    assert [fixed + rows * per_row for rows in (2, 5)] == [truly_saved(adapter, rows, False) for rows in (2, 5)]
-    half_fixed, half_per_row = denoiser_activations(adapter, torch.bfloat16)
-    assert half_per_row < 0.8 * per_row
-    assert half_fixed > fixed, "autocast keeps copies of frozen float32 weights"
-
-
-def test_what_the_decoder_keeps_is_counted_too() -> None:
-    adapter = prepared("sd")
-    fixed, per_picture = decoder_activations(adapter)
-    assert [fixed + rows * per_picture for rows in (2, 5)] == [truly_saved(adapter, rows, True) for rows in (2, 5)]
-
-
-def test_pixels_that_are_not_decoded_cost_their_clamp() -> None:
-    class Pixels(StableDiffusionAdapter):
-        def decode(self, latents: Tensor) -> Tensor:
-            return (latents / 2 + 0.5).clamp(0, 1)
-
-    adapter = Pixels(tiny.stable_diffusion())
-    adapter.pipeline.vae = None
-    assert decoder_activations(adapter) == (0, 4 * 8 * 8 * 4)
-
-
-@pytest.mark.parametrize(
-    ("settings", "activations"),
-    [
-        ({}, 100 + 4 * 10),
-        ({"guided": True}, 100 + 8 * 10),
-        ({"checkpointing": False}, 6 * (100 + 4 * 10)),
-        ({"checkpointing": False, "grad_steps": 2}, 2 * (100 + 4 * 10)),
-        ({"decoded": True}, 7 + 4 * 70),
-        ({"decoded": True, "guided": True, "batch": 1}, 100 + 2 * 10),
-        ({"decoded": True, "checkpointing": False}, 6 * (100 + 4 * 10) + 7 + 4 * 70),
-    ],
-)
-def test_a_plan_adds_up(settings: dict[str, Any], activations: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    adapter = prepared("sd")
-    trainable = add_lora(adapter.denoiser, 2, attention(adapter.denoiser))
-    monkeypatch.setattr(memory, "denoiser_activations", lambda adapter, dtype: (100, 10))
-    monkeypatch.setattr(memory, "decoder_activations", lambda adapter, dtype: (7, 70))
-    how: dict[str, Any] = {"batch": 4, "steps": 6, "forks": 3} | settings
-    plan = memory_plan(adapter, **how)
-    count = sum(p.numel() for p in trainable)
-    assert (plan.trainable, plan.gradients, plan.optimiser) == (count, 4 * count, 8 * count)
-    assert plan.parameters == sum(p.numel() for p in adapter.denoiser.parameters())
-    assert plan.activations == activations
-    assert plan.latents == how["batch"] * 7 * (4 * 8 * 8) * 4
-    assert plan.copies == 3 * 4 * count
-    assert plan.total == plan.weights + 24 * count + activations + plan.latents
-    parts = [adapter.pipeline.vae, adapter.pipeline.text_encoder, adapter.denoiser]
-    positions = adapter.pipeline.text_encoder.embeddings.position_ids.numel() * 8
-    assert plan.weights == positions + sum(4 * p.numel() for part in parts for p in part.parameters())
-
-
-def test_guidance_costs_no_second_row_where_it_is_an_input() -> None:
-    adapter = prepared("flux")
-    add_lora(adapter.denoiser, 2, attention(adapter.denoiser))
-    plans = [memory_plan(adapter, batch=2, steps=3, guided=guided) for guided in (True, False)]
-    assert adapter.distilled and plans[0] == plans[1]
-
-
-def test_a_plan_is_one_line_for_people() -> None:
-    assert str(Plan(2_000_000, 1_000, 3 * 2**30, 2**28, 2**29, 2**27, 2**30, 0)) == (
-        "about 4.88 GiB: weights 3.00, gradients 0.25, optimiser 0.50, copies 0.12, activations 1.00, latents 0.00; "
-        "1,000 of 2,000,000 parameters trained"
-    )
-    assert str(Plan(20, 10, 2**20, 0, 0, 0, 2**19, 2**20)).startswith("about 2.50 MiB: weights 1.00, gradients 0.00")
-
-
-@pytest.mark.parametrize("wrong", [{"batch": 0}, {"steps": 0}, {"grad_steps": 7}, {"grad_steps": 0}])
-def test_a_plan_of_nothing_is_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="each at least 1, grad_steps at most steps"):
-        memory_plan(prepared("sd"), **{"batch": 4, "steps": 6} | wrong)

@@ -13,7 +13,7 @@ REASONS: dict[str, tuple[str, ...]] = {
     "models, processors and configs of libraries, whose families differ in what they have": (
         *(
             "diffusion/lora.py",
-            "diffusion/memory.py",
+            "diffusion/economy.py",
             "diffusion/pipelines/base.py",
             "diffusion/pipelines/loading.py",
             "diffusion/schedulers.py",

@@ -2,7 +2,7 @@
 
 from .base import PipelineAdapter
 from .flux import FluxAdapter, QwenImageAdapter
-from .loading import adapter_for, check_dtype, load, preview
+from .loading import adapter_for, check_dtype, load, preview, text_encoder_weights
 from .sana import PixArtAdapter, SanaAdapter
 from .stable_diffusion import StableDiffusion3Adapter, StableDiffusionAdapter, StableDiffusionXLAdapter
 from .wan import WanAdapter
@@ -21,4 +21,5 @@ __all__ = [
     "check_dtype",
     "load",
     "preview",
+    "text_encoder_weights",
 ]

@@ -9,7 +9,9 @@ family of this package with diffusers 0.42 in ``tests/test_diffusion_pipelines.p
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 Condition = Mapping[str, Tensor]
+
+DECODED = 2**20
+"""Pixels that are decoded at once: one picture of 1,024 x 1,024. A decoder takes some KiB for each."""
 
 
 class PipelineAdapter:
@@ -36,6 +41,7 @@ class PipelineAdapter:
         negative_prompt: what ``unconditional`` encodes.
 
     Attributes:
+        offloads: whether text encoders are on the host but while they encode, see ``offload_text_encoders``.
         latent_shape: (C, h, w) of one picture's latents, (C, f, h, w) of one video's.
         output_shape: (3, H, W) of a picture, (F, 3, H, W) of a video.
         distilled: the denoiser takes the guidance scale as an input, so that guidance costs one call.
@@ -60,6 +66,7 @@ class PipelineAdapter:
         negative_prompt: str = "",
     ) -> None:
         self.pipeline: Any = pipeline
+        self.offloads = self._encodes = False
         self.guidance = self.usual_guidance if guidance is None else guidance
         self.negative_prompt = negative_prompt
         default_height, default_width = self._default_size()
@@ -103,6 +110,37 @@ class PipelineAdapter:
     def output_shape(self) -> tuple[int, ...]:
         return 3, self.height, self.width
 
+    @property
+    def decoded_at_once(self) -> int:
+        """Pictures or videos that are decoded at once: of ``DECODED`` pixels in all, one at least."""
+        return max(1, DECODED // (math.prod(self.output_shape) // 3))
+
+    @property
+    def text_encoders(self) -> list[nn.Module]:
+        parts = self.pipeline.components.items()
+        return [part for name, part in parts if name.startswith("text_encoder") and isinstance(part, nn.Module)]
+
+    def offload_text_encoders(self) -> None:
+        """Keep the text encoders on the host from now on; ``encoding`` brings them to the device for a while."""
+        self.offloads = True
+        for part in self.text_encoders:
+            part.to("cpu")
+
+    @contextmanager
+    def encoding(self) -> Iterator[None]:
+        """While it lasts, the text encoders are where the denoiser is."""
+        if not self.offloads or self._encodes:
+            yield
+            return
+        self._encodes = True
+        try:
+            for part in self.text_encoders:
+                part.to(self.device)
+            yield
+        finally:
+            self._encodes = False
+            self.offload_text_encoders()
+
     def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Conditions [B, ...] each, one row per prompt, without gradient; ``stacked`` joins rows of several calls.
 
@@ -112,15 +150,26 @@ class PipelineAdapter:
         for index, prompt in enumerate(prompts):
             if not isinstance(prompt, str):
                 raise ValueError(f"prompt {index} is no text but {type(prompt).__name__}")
-        with torch.no_grad():
+        with torch.no_grad(), self.encoding():
             return self._encode(list(prompts))
+
+    def blank(self) -> dict[str, Tensor]:
+        """One row as ``encode`` gives it, as far as its shape goes; text encoders need not be there where it is known.
+
+        A prompt is taken to be long where its length matters.
+        """
+        shapes = self._condition_shapes()
+        if shapes is None:
+            return self.encode(["word " * 64])
+        kind = torch.float32 if self.dtype == torch.float32 else torch.bfloat16
+        return {name: torch.zeros(1, *shape, dtype=kind, device=self.device) for name, shape in shapes.items()}
 
     def unconditional(self, count: int) -> dict[str, Tensor]:
         """The condition of the negative (by default the empty) prompt, [count, ...] each.
 
         Computed anew at every call: keep it.
         """
-        with torch.no_grad():
+        with torch.no_grad(), self.encoding():
             return {k: v.expand(count, *v.shape[1:]) for k, v in self._encode_negative().items()}
 
     def stacked(self, rows: Sequence[Condition]) -> dict[str, Tensor]:
@@ -182,6 +231,9 @@ class PipelineAdapter:
 
         They are clamped, so values that the decoder sends beyond 0..1 pass no gradient back.
         """
+        return torch.cat([self._picture(part) for part in torch.split(latents, self.decoded_at_once)])
+
+    def _picture(self, latents: Tensor) -> Tensor:
         vae = self.pipeline.vae
         pictures = self._decoded(self._unscaled(latents).to(vae.dtype))
         return (pictures.float() / 2 + 0.5).clamp(0, 1)
@@ -209,6 +261,10 @@ class PipelineAdapter:
     def _encode_negative(self) -> dict[str, Tensor]:
         """One row."""
         raise NotImplementedError
+
+    def _condition_shapes(self) -> dict[str, tuple[int, ...]] | None:
+        """Of a row, where the denoiser's configuration tells."""
+        return None
 
     def _inputs(self, latents: Tensor, timestep: Tensor, condition: Condition, scale: float) -> dict[str, Any]:
         raise NotImplementedError

@@ -84,6 +84,13 @@ class FluxAdapter(PackedAdapter):
         )
         return {"encoder_hidden_states": states, "pooled_projections": pooled}
 
+    def _condition_shapes(self) -> dict[str, tuple[int, ...]]:
+        config = cast(Any, self.denoiser).config
+        return {
+            "encoder_hidden_states": (self.text_length, config.joint_attention_dim),
+            "pooled_projections": (config.pooled_projection_dim,),
+        }
+
     def _inputs(self, latents: Tensor, timestep: Tensor, condition: Condition, scale: float) -> dict[str, Any]:
         rows = {name: condition[name].to(latents.dtype) for name in ("encoder_hidden_states", "pooled_projections")}
         told = torch.full((len(latents),), scale, device=latents.device) if self.distilled else None

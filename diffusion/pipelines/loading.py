@@ -66,6 +66,21 @@ def preview(name_or_path: str | Path, **options: Any) -> PipelineAdapter | None:
     return _adapted(kind, skeleton, options)
 
 
+def text_encoder_weights(name_or_path: str | Path) -> int:
+    """How many weights the text encoders of a pipeline have, by their configurations."""
+    import transformers
+
+    source, index = _index(name_or_path)
+    count = 0
+    for name, value in index.items():
+        if name.startswith("text_encoder") and isinstance(value, list) and value[-1]:
+            kind = getattr(transformers, str(value[1]))
+            with torch.device("meta"):
+                encoder = kind(kind.config_class.from_pretrained(source, subfolder=name))
+            count += sum(weight.numel() for weight in encoder.parameters())
+    return count
+
+
 def check_dtype(dtype: torch.dtype | None, place: torch.device) -> None:
     """Refuse float16 on the CPU, with a UsageError."""
     if dtype == torch.float16 and place.type == "cpu":

@@ -25,6 +25,9 @@ class StableDiffusionAdapter(PipelineAdapter):
         states, _ = self.pipeline.encode_prompt(prompts, self.device, 1, False)
         return {"encoder_hidden_states": states}
 
+    def _condition_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"encoder_hidden_states": (_tokens(self.pipeline), cast(Any, self.denoiser).config.cross_attention_dim)}
+
     def _encode_negative(self) -> dict[str, Tensor]:
         _, states = self.pipeline.encode_prompt("", self.device, 1, True, self.negative_prompt or None)
         return {"encoder_hidden_states": states}
@@ -73,6 +76,11 @@ class StableDiffusionXLAdapter(StableDiffusionAdapter):
         )
         return self._with_size(states, pooled)
 
+    def _condition_shapes(self) -> dict[str, tuple[int, ...]]:
+        config = cast(Any, self.denoiser).config
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        return super()._condition_shapes() | {"text_embeds": (pooled,), "time_ids": (6,)}
+
     def _with_size(self, states: Tensor, pooled: Tensor) -> dict[str, Tensor]:
         size = (self.height, self.width)
         ids = torch.tensor([*size, 0, 0, *size], dtype=states.dtype, device=states.device)  # original, crop, target
@@ -106,6 +114,14 @@ class StableDiffusion3Adapter(PipelineAdapter):
         _, states, _, pooled = self._encode_prompt([""], negative_prompt=self.negative_prompt)
         return {"encoder_hidden_states": states, "pooled_projections": pooled}
 
+    def _condition_shapes(self) -> dict[str, tuple[int, ...]]:
+        config = cast(Any, self.denoiser).config
+        tokens = _tokens(self.pipeline) + self.text_length
+        return {
+            "encoder_hidden_states": (tokens, config.joint_attention_dim),
+            "pooled_projections": (config.pooled_projection_dim,),
+        }
+
     def _encode_prompt(self, prompts: list[str], **options: Any) -> Any:
         return self.pipeline.encode_prompt(
             prompts, None, None, device=self.device, max_sequence_length=self.text_length, **options
@@ -128,3 +144,8 @@ class StableDiffusion3Adapter(PipelineAdapter):
 
     def _unit(self) -> int:
         return int(self.pipeline.vae_scale_factor * self.pipeline.patch_size)
+
+
+def _tokens(pipeline: Any) -> int:
+    """How many CLIP reads."""
+    return 77 if pipeline.tokenizer is None else int(pipeline.tokenizer.model_max_length)

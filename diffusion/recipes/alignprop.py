@@ -34,6 +34,7 @@ class Config(DiffusionConfig):
     SMALL: ClassVar[Mapping[str, Any]] = {"tasks_per_step": 32, "lr": 7e-4}
     TINY: ClassVar[Mapping[str, Any]] = {"group_size": 1}
     FIXED: ClassVar[tuple[str, ...]] = POLICY_GRADIENT
+    through_decoder: ClassVar[bool] = True
 
     max_steps: int = 48
     group_size: int = 1
@@ -46,18 +47,22 @@ class Config(DiffusionConfig):
     """Largest K, or the Gaussian's standard deviation; 0 takes all steps but one."""
     target: Number | None = None
     """A reward to reach instead of one to exceed."""
-    checkpointing: bool = True
-    """One step in memory at a time; without it all K."""
+    step_by_step: bool = True
+    """One step of the chain in memory at a time; without it all K."""
     gate: str = "best"
     gate_every: int = 4
+
+    @property
+    def steps_held(self) -> int:
+        return 1 if self.step_by_step else self.num_inference_steps
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
     from ..gradients import Truncation
 
-    setting = start(config, folder, differentiable=True)
+    setting = start(config, folder)
     most = config.most_steps or max(1, setting.policy.sampler.steps - 1)
-    setting.policy.checkpointing = config.checkpointing
+    setting.policy.checkpointing = config.step_by_step
     return assemble(config, setting, Truncation(config.truncation, config.last_steps, most), target=config.target)
 
 

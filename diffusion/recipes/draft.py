@@ -27,6 +27,7 @@ class Config(DiffusionConfig):
     SMALL: ClassVar[Mapping[str, Any]] = {"tasks_per_step": 32}
     TINY: ClassVar[Mapping[str, Any]] = {"group_size": 1}
     FIXED: ClassVar[tuple[str, ...]] = POLICY_GRADIENT
+    through_decoder: ClassVar[bool] = True
 
     max_steps: int = 48
     group_size: int = 1
@@ -43,6 +44,6 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     from ..gradients import Renoised, Truncation
     from .alignprop import assemble
 
-    setting = start(config, folder, differentiable=True)
+    setting = start(config, folder)
     cut = Renoised(config.renoised) if config.renoised else Truncation("fixed", config.last_steps)
     return assemble(config, setting, cut)

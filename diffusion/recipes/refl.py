@@ -29,6 +29,7 @@ class Config(DiffusionConfig):
     SMALL: ClassVar[Mapping[str, Any]] = {"tasks_per_step": 32}
     TINY: ClassVar[Mapping[str, Any]] = {"group_size": 1}
     FIXED: ClassVar[tuple[str, ...]] = POLICY_GRADIENT
+    through_decoder: ClassVar[bool] = True
 
     max_steps: int = 48
     group_size: int = 1
@@ -47,5 +48,5 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     from ..gradients import OneStep
     from .alignprop import assemble
 
-    setting = start(config, folder, differentiable=True)
+    setting = start(config, folder)
     return assemble(config, setting, OneStep(config.first), ceiling=config.ceiling)
