@@ -39,7 +39,8 @@ class Plan:
 
     def __str__(self) -> str:
         unit, size = ("GiB", 2**30) if self.total >= 2**30 else ("MiB", 2**20)
-        parts = {name: getattr(self, name) for name in ("weights", "gradients", "optimiser", "copies")}
+        parts = {"weights": self.weights, "gradients": self.gradients, "optimiser": self.optimiser}
+        parts["copies"] = self.copies
         always, sometimes = (
             ", ".join(f"{name} {value / size:.2f}" for name, value in each.items()) for each in (parts, self.phases)
         )

@@ -64,7 +64,12 @@ class DenoisingPolicy(TorchPolicy):
         autocast: dtype of mixed precision, or None.
 
     A rollout's payload: path [T + 1, ...] from noise to latents, seed [] of all its random numbers, guidance [] that it
-    was drawn with, and round [], a number that all rollouts of one call of ``act`` share.
+    was drawn with, rows [] of the calls that drew it (0: any), and round [], a number that all rollouts of one call of
+    ``act`` share.
+
+    In half precision products of another number of rows are rounded otherwise, by a nat for a step of a large picture:
+    more than a clip allows. So there chains are evaluated by calls of as many rows as drew them, the last one filled
+    up, and the same weights give the same log-probabilities to the bit.
 
     What is not finite is nothing that one could learn from: such a rollout decides nothing, its path is 0, its output
     NaN, and ``info["fault"]`` says why.
@@ -129,13 +134,14 @@ class DenoisingPolicy(TorchPolicy):
         fits = len(pairs) <= self.sample_rows and len(pairs) * int(chain.decides.sum()) <= self.micro_batch_rows
         keep = keep_graph and mode == "train" and fits
         guidance = self.guidance if mode == "train" else self.evaluation_guidance
+        rows = self._shape_of(len(pairs))
         with self.mixed():  # as in learning, or the weights of now would seem to be others
-            for part in _batched(pairs, self.sample_rows):
-                found += self._draw(part, chain, shared, keep, guidance)
+            for part in _batched(pairs, _whole(self.sample_rows, rows)):
+                found += self._draw(part, chain, shared, keep, guidance, rows)
         return found
 
     def _draw(
-        self, pairs: Sequence[tuple[Task, int]], chain: Sampler, shared: Tensor, keep: bool, guidance: float
+        self, pairs: Sequence[tuple[Task, int]], chain: Sampler, shared: Tensor, keep: bool, guidance: float, rows: int
     ) -> list[Rollout]:
         noise = torch.stack([self._noise(seed, chain.steps) for _, seed in pairs]).to(self.device)
         condition = self.conditions([task.prompt for task, _ in pairs])
@@ -144,7 +150,7 @@ class DenoisingPolicy(TorchPolicy):
         for i in range(chain.steps):
             step, random = torch.full((len(pairs),), i, device=self.device), bool(chain.std[i] > 0)
             with torch.set_grad_enabled(keep and random):
-                mean = chain.mean(step, x, self._predict(chain, step, x, condition, guidance))
+                mean = chain.mean(step, x, self._predict(chain, step, x, condition, guidance, rows))
             x = mean.detach() + chain.std[i] * noise[:, i + 1]
             if random:
                 log_probs[:, i] = chain.log_prob(step, x, mean.detach()).cpu()
@@ -158,7 +164,7 @@ class DenoisingPolicy(TorchPolicy):
         found = []
         for row, (task, seed) in enumerate(pairs):
             payload = {"path": paths[row], "seed": torch.tensor(seed), "round": shared}
-            payload["guidance"] = torch.tensor(guidance, dtype=torch.float64)
+            payload |= {"guidance": torch.tensor(guidance, dtype=torch.float64), "rows": torch.tensor(rows)}
             mask, segments = chain.decides.clone(), torch.arange(chain.steps)
             drawn = Rollout(task, pictures[row], payload, log_probs[row], mask, segments, version=version, graph=graph)
             found.append(discarded(drawn, faults[row]) if faults[row] else drawn)
@@ -174,6 +180,21 @@ class DenoisingPolicy(TorchPolicy):
                 mask = torch.ones(1, dtype=torch.bool)
                 found.append(Rollout(task, picture, payload, None, mask, torch.zeros(1, dtype=torch.long)))
         return found
+
+    def _shape_of(self, count: int) -> int:
+        """Rows of each call of the denoiser that draws so many pictures; 0 where it makes no difference.
+
+        As many as may be held at once in drawing and in learning, or a few less, so that few are filled up.
+        """
+        if self.autocast is None:
+            return 0
+        calls = -(-count // min(self.sample_rows, self.micro_batch_rows))
+        return -(-count // calls)
+
+    def _shape_in(self, batch: Batch) -> int:
+        """Rows of the calls that drew a batch, as far as so many are held at once; 0 where it makes no difference."""
+        drawn = batch.payload.get("rows")
+        return 0 if drawn is None else min(int(drawn.max()), self.micro_batch_rows)
 
     def _noise(self, seed: int, steps: int) -> Tensor:
         """[T + 1, ...] where a chain starts and what its steps add."""
@@ -193,8 +214,8 @@ class DenoisingPolicy(TorchPolicy):
         }
         if not forward:
             self._check_lengths(rollouts)
-            paths, guidance = (torch.stack([r.payload[name] for r in rollouts]) for name in ("path", "guidance"))
-            return collate(rollouts, size, payload | {"path": paths, "guidance": guidance})
+            drawn = {name: torch.stack([r.payload[name] for r in rollouts]) for name in ("path", "guidance", "rows")}
+            return collate(rollouts, size, payload | drawn)
         draws = [self._forward_draw(int(seed)) for seed in payload["seed"]]
         drawn = {
             "clean": latents,
@@ -267,7 +288,7 @@ class DenoisingPolicy(TorchPolicy):
             return
         live = torch.stack([t != 0 for t in given.values()]).any(0)
         moved = batch.to(self.device)
-        for rows, steps in _chunks(self._decisions(batch, live), self.micro_batch_rows):
+        for rows, steps in _chunks(self._decisions(batch, live), _whole(self.micro_batch_rows, self._shape_in(batch))):
             with self.mixed():
                 part = self._evaluate(moved, rows, steps, frozenset(given) - {"log_probs"}, graph.references)
             pulled = {name: t for name, t in part.items() if t.requires_grad}
@@ -285,7 +306,8 @@ class DenoisingPolicy(TorchPolicy):
         names = ["log_probs", *(f"kl:{name}" for name in _policies(needs))]
         found: dict[str, list[Tensor]] = {name: [] for name in names}
         # Without a graph nothing is gained by calls of more rows than drawing makes: they are slower, and take more.
-        size = self.micro_batch_rows if torch.is_grad_enabled() else min(self.sample_rows, len(batch))
+        most = self.micro_batch_rows if torch.is_grad_enabled() else min(self.sample_rows, len(batch))
+        size = _whole(most, self._shape_in(batch))
         for rows, steps in _chunks(where, size):
             for name, values in self._evaluate(batch, rows, steps, needs, references).items():
                 found[name].append(values)
@@ -314,13 +336,13 @@ class DenoisingPolicy(TorchPolicy):
                 found[f"kl:{name}"] = half_square(now - then)
             return found
         x, onto = data["path"][rows, steps], data["path"][rows, steps + 1]
-        guidance = _one_guidance(data["guidance"][rows])
+        guidance, shape = _one_guidance(data["guidance"][rows]), self._shape_in(batch)
         mean = self._kept_means(batch, rows, steps)
         if mean is None:
-            mean = self.sampler.mean(steps, x, self._predict(self.sampler, steps, x, condition, guidance))
+            mean = self.sampler.mean(steps, x, self._predict(self.sampler, steps, x, condition, guidance, shape))
         found = {"log_probs": self.sampler.log_prob(steps, onto, mean)}
         for name in _policies(needs):
-            theirs = self._predicted_by(references[name], steps, x, condition, guidance)
+            theirs = self._predicted_by(references[name], steps, x, condition, guidance, shape)
             other = self.sampler.mean(steps, x, theirs)
             found[f"kl:{name}"] = self.sampler.kl(steps, mean, other)
         return found
@@ -341,10 +363,8 @@ class DenoisingPolicy(TorchPolicy):
         return torch.cat([mean[drawn[steps == i]] for i, mean in means.items()])[order.argsort()]
 
     @torch.no_grad()
-    def _predicted_by(
-        self, other: Any, step: Tensor, x: Tensor, condition: Mapping[str, Tensor], guidance: float | None = None
-    ) -> Tensor:
-        prediction: Tensor = other._predict(self.sampler, step, x, condition, guidance)
+    def _predicted_by(self, other: Any, step: Tensor, x: Tensor, condition: Mapping[str, Tensor], *how: Any) -> Tensor:
+        prediction: Tensor = other._predict(self.sampler, step, x, condition, *how)
         return prediction
 
     def _decisions(self, batch: Batch, live: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -360,14 +380,25 @@ class DenoisingPolicy(TorchPolicy):
         x: Tensor,
         condition: Mapping[str, Tensor],
         guidance: float | None = None,
+        rows: int = 0,
     ) -> Tensor:
-        """The model's output for x [N, ...] at steps [N], guided; None is the guidance of training."""
+        """The model's output for x [N, ...] at steps [N], guided; None is the guidance of training.
+
+        Args:
+            rows: of each call of the denoiser, the last of which is filled up; 0 makes one call.
+        """
         scale = self.guidance if guidance is None else guidance
-        seen = x * chain.at("input_scale", step, x)
-        timestep = chain.entries("timesteps", step, self.device)
+        seen, timestep = x * chain.at("input_scale", step, x), chain.entries("timesteps", step, self.device)
         plain = scale == 1.0 or self.adapter.distilled
-        unconditional = None if plain else self.conditions([None] * len(x))
-        return self.adapter.predict_guided(self._denoise, seen, timestep, condition, unconditional, scale)
+        found = []
+        for first in range(0, len(x), rows or len(x)):
+            mine = [_filled(t[first : first + (rows or len(x))], rows) for t in (seen, timestep, *condition.values())]
+            told = dict(zip(condition, mine[2:], strict=True))
+            unconditional = None if plain else self.conditions([None] * len(mine[0]))
+            found.append(
+                self.adapter.predict_guided(self._denoise, mine[0], mine[1], told, unconditional, scale)
+            )
+        return torch.cat(found)[: len(x)] if rows else found[0]
 
     def _denoise(self, *inputs: Any, **named: Any) -> Any:
         if self._own is None:
@@ -410,6 +441,17 @@ class DenoisingPolicy(TorchPolicy):
 
     def parameters(self) -> Iterable[nn.Parameter]:
         return () if self._own is not None else (p for p in self.module.parameters() if p.requires_grad)
+
+
+def _whole(most: int, rows: int) -> int:
+    """The most that fill calls of so many rows; 0 rows are any."""
+    return max(rows, most - most % rows) if rows else most
+
+
+def _filled(values: Tensor, rows: int) -> Tensor:
+    """Values [N, ...] with the last one again as often as rows are lacking."""
+    lacking = rows - len(values)
+    return torch.cat([values, values[-1:].detach().expand(lacking, *values.shape[1:])]) if lacking > 0 else values
 
 
 def _one_guidance(scales: Tensor) -> float:

@@ -6,6 +6,7 @@ import math
 import os
 import runpy
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from autotelic.testing import pipelines, vlms
 from autotelic.trainers import drift, precision
 from autotelic.trainers.config import RunConfig
 from autotelic.trainers.drift import LEAST, SHAPES, TOLERANCE, check_drift
-from autotelic.trainers.learner import Optimisation, PolicyLearner
+from autotelic.trainers.learner import Optimisation, PolicyLearner, backpropagate
 from autotelic.trainers.lora import add_lora
 from autotelic.trainers.objectives import WeightedImitation
 from autotelic.trainers.policy import TorchPolicy
@@ -47,7 +48,7 @@ from autotelic.vlm.recipes.grpo import Config as LanguageRecipe
 from autotelic.vlm.setting import load_policy
 
 from . import point_mass
-from .small_drawing import TASKS, shake, shapes_policy
+from .small_drawing import TASKS, Calls, assert_same, gradients, policy_of, shake, shapes_policy
 from .strangers.drawing import config_of
 
 HALVES = {torch.bfloat16}
@@ -355,3 +356,54 @@ def test_of_large_pictures_a_few_chains_are_looked_at(monkeypatch: pytest.Monkey
         monkeypatch.setattr(drift, "SCALARS", most)
         check_drift(policy, rollouts)
         assert seen.pop() == looked
+
+
+@pytest.mark.parametrize("family", ["sd", "sd3"])
+@pytest.mark.parametrize(("at_once", "rows"), [(1024, 5), (4, 3), (2, 2)])
+def test_in_half_precision_pictures_are_learned_from_in_calls_of_as_many_rows_as_drew_them(
+    family: str, at_once: int, rows: int
+) -> None:
+    """Five pictures of four steps; the same weights give the same numbers to the bit, whatever was in a call."""
+    policy = policy_of(family, 4, rank=2, noise=0.1, at_once=at_once, autocast=torch.bfloat16)
+    calls = Calls(policy.module)
+    rollouts = policy.act(TASKS[:1], 5, key=(1,))
+    batch = policy.collate(rollouts)
+    again = policy.evaluate_actions(replace_versions(batch)).log_probs
+    backpropagate(policy, WeightedImitation(), totalled(replace_versions(batch)))
+    assert set(calls.rows) == {rows}
+    assert torch.equal(again, batch.log_probs["behaviour"])
+    metrics = check_drift(policy, rollouts)
+    assert (metrics["precision/gap"], metrics["precision/bound"]) == (0.0, LEAST)
+
+
+def test_in_single_precision_no_call_is_filled_up() -> None:
+    policy = policy_of("sd", 4, at_once=4)
+    calls = Calls(policy.module)
+    batch = policy.collate(policy.act(TASKS[:1], 5, key=(1,)))
+    assert calls.rows == [4] * 4 + [1] * 4
+    policy.evaluate_actions(replace_versions(batch))
+    assert max(calls.rows[8:]) == 4
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_rows_that_fill_a_call_up_change_no_gradient(guidance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for rows in (0, 3):
+        policy = policy_of("sd3", 4, rank=2, noise=0.1, at_once=8, guidance=guidance)
+        monkeypatch.setattr(policy, "_shape_of", lambda count, rows=rows: rows)
+        batch = policy.collate(policy.act(TASKS, 2, key=(1,)))
+        backpropagate(policy, WeightedImitation(), totalled(replace_versions(batch)))
+        found.append([batch.log_probs["behaviour"], *gradients(policy)])
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-6, atol=1e-3)
+    assert_same(found[1][1:], found[0][1:], 1e-4)
+
+
+def replace_versions(batch: Batch) -> Batch:
+    """As if it were not known that the weights of now drew it, so that it is evaluated."""
+    rollouts = [replace(r, version="", graph=None) for r in batch.payload["rollouts"]]
+    return replace(batch, payload=batch.payload | {"rollouts": rollouts})
+
+
+def totalled(batch: Batch) -> Batch:
+    batch.totals = batch.counts()
+    return batch
