@@ -395,9 +395,7 @@ class DenoisingPolicy(TorchPolicy):
             mine = [_filled(t[first : first + (rows or len(x))], rows) for t in (seen, timestep, *condition.values())]
             told = dict(zip(condition, mine[2:], strict=True))
             unconditional = None if plain else self.conditions([None] * len(mine[0]))
-            found.append(
-                self.adapter.predict_guided(self._denoise, mine[0], mine[1], told, unconditional, scale)
-            )
+            found.append(self.adapter.predict_guided(self._denoise, mine[0], mine[1], told, unconditional, scale))
         return torch.cat(found)[: len(x)] if rows else found[0]
 
     def _denoise(self, *inputs: Any, **named: Any) -> Any:

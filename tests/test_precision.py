@@ -364,7 +364,7 @@ def test_in_half_precision_pictures_are_learned_from_in_calls_of_as_many_rows_as
     family: str, at_once: int, rows: int
 ) -> None:
     """Five pictures of four steps; the same weights give the same numbers to the bit, whatever was in a call."""
-    policy = policy_of(family, 4, rank=2, noise=0.1, at_once=at_once, autocast=torch.bfloat16)
+    policy = policy_of(family, 4, rank=2, noise=0.1, sample_rows=at_once, micro_batch_rows=at_once, autocast=torch.bfloat16)
     calls = Calls(policy.module)
     rollouts = policy.act(TASKS[:1], 5, key=(1,))
     batch = policy.collate(rollouts)
@@ -377,7 +377,7 @@ def test_in_half_precision_pictures_are_learned_from_in_calls_of_as_many_rows_as
 
 
 def test_in_single_precision_no_call_is_filled_up() -> None:
-    policy = policy_of("sd", 4, at_once=4)
+    policy = policy_of("sd", 4, sample_rows=4, micro_batch_rows=4)
     calls = Calls(policy.module)
     batch = policy.collate(policy.act(TASKS[:1], 5, key=(1,)))
     assert calls.rows == [4] * 4 + [1] * 4
@@ -389,7 +389,7 @@ def test_in_single_precision_no_call_is_filled_up() -> None:
 def test_rows_that_fill_a_call_up_change_no_gradient(guidance: float, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for rows in (0, 3):
-        policy = policy_of("sd3", 4, rank=2, noise=0.1, at_once=8, guidance=guidance)
+        policy = policy_of("sd3", 4, rank=2, noise=0.1, sample_rows=8, micro_batch_rows=8, guidance=guidance)
         monkeypatch.setattr(policy, "_shape_of", lambda count, rows=rows: rows)
         batch = policy.collate(policy.act(TASKS, 2, key=(1,)))
         backpropagate(policy, WeightedImitation(), totalled(replace_versions(batch)))

@@ -46,6 +46,9 @@ def settle(config: RunConfig, small: bool) -> torch.dtype:
         os.environ.setdefault(WORKSPACE, ":4096:8")
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = (
+            False  # for debugging; it costs a write of every new tensor
+        )
     return compute
 
 

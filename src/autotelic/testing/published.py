@@ -64,14 +64,18 @@ def stable_diffusion_3_5_medium(folder: Path) -> Path:
     return _written(folder, "StableDiffusion3Pipeline", transformer, vae, texts, shift=3.0)
 
 
-def flux_1_dev(folder: Path) -> Path:
-    """FLUX.1 dev: 11.9 billion weights in the denoiser, guidance-distilled."""
+def flux_1_dev(folder: Path, layers: int = 19, single_layers: int = 38) -> Path:
+    """FLUX.1 dev: 11.9 billion weights in the denoiser, guidance-distilled.
+
+    Args:
+        layers, single_layers: of its two kinds; what it takes is linear in them, which saves counting all.
+    """
     with torch.device("meta"):
         transformer = FluxTransformer2DModel(
             patch_size=1,
             in_channels=64,
-            num_layers=19,
-            num_single_layers=38,
+            num_layers=layers,
+            num_single_layers=single_layers,
             attention_head_dim=128,
             num_attention_heads=24,
             joint_attention_dim=4096,
