@@ -220,7 +220,7 @@ def make_policy(config: RobotConfig, environment: str, pool: Pool) -> ChunkPolic
         if is_named("policy", config.model):
             return _own_policy(config.model, sizes)
         if config.model:
-            trained = _foreign_policy(config, action_size, pool.chunk)
+            trained = _foreign_policy(config.model, action_size, pool.chunk, config.dtype)
             if trained is None:
                 mine = (FlowPolicy if config.head == "flow" else ActionPolicy).from_pretrained(config.model, **noise)
                 trained, observation_size = mine, int(mine.model.observation_size)
@@ -256,7 +256,7 @@ def hand_centred(layout: Mapping[str, slice]) -> dict[str, Any]:
     return {"origin": layout["hand"].start or 0, "positions": positions, "axes": axes}
 
 
-def _foreign_policy(config: RobotConfig, action_size: int, chunk: int) -> ChunkPolicy | None:
+def _foreign_policy(name: str, action_size: int, chunk: int, compute: str = "auto") -> ChunkPolicy | None:
     """A policy of LeRobot, or a vision-language model whose last tokens are actions; None for what is neither.
 
     A folder's config.json tells them apart: LeRobot's has a "type", that of a model of transformers a "model_type".
@@ -270,9 +270,9 @@ def _foreign_policy(config: RobotConfig, action_size: int, chunk: int) -> ChunkP
     from .lerobot_policy import LeRobotPolicy
     from .openvla import SETTINGS, OpenVLAPolicy
 
-    name, folder = config.model, Path(config.model)
+    folder = Path(name)
     adapted = (folder / "adapter_config.json").is_file()
-    dtype = dtype_of(config.dtype, False, device()) if adapted else torch.float32  # what is trained is float32
+    dtype = dtype_of(compute, False, device()) if adapted else torch.float32  # what is trained is float32
     description = read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
     if "type" in description:
         return LeRobotPolicy.from_pretrained(name, chunk=chunk)
