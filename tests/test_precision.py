@@ -66,6 +66,7 @@ def device_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPa
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = products, convolutions
     torch.backends.cuda.enable_cudnn_sdp(attention)
     torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
     os.environ.pop(WORKSPACE, None)
 
 
@@ -103,6 +104,7 @@ def test_deterministic_takes_only_what_repeats_itself(device_settings: pytest.Mo
     settle(RunConfig(deterministic=True), small=True)
     assert torch.are_deterministic_algorithms_enabled() and os.environ[WORKSPACE] == ":4096:8"
     assert not torch.is_deterministic_algorithms_warn_only_enabled(), "what cannot repeat itself raises"
+    assert not torch._C._get_deterministic_fill_uninitialized_memory()
     settle(RunConfig(), small=True)
     assert torch.are_deterministic_algorithms_enabled(), "what a script asked PyTorch for is its own affair"
 
@@ -364,7 +366,9 @@ def test_in_half_precision_pictures_are_learned_from_in_calls_of_as_many_rows_as
     family: str, at_once: int, rows: int
 ) -> None:
     """Five pictures of four steps; the same weights give the same numbers to the bit, whatever was in a call."""
-    policy = policy_of(family, 4, rank=2, noise=0.1, sample_rows=at_once, micro_batch_rows=at_once, autocast=torch.bfloat16)
+    policy = policy_of(
+        family, 4, rank=2, noise=0.1, sample_rows=at_once, micro_batch_rows=at_once, autocast=torch.bfloat16
+    )
     calls = Calls(policy.module)
     rollouts = policy.act(TASKS[:1], 5, key=(1,))
     batch = policy.collate(rollouts)

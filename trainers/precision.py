@@ -46,9 +46,8 @@ def settle(config: RunConfig, small: bool) -> torch.dtype:
         os.environ.setdefault(WORKSPACE, ":4096:8")
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = (
-            False  # for debugging; it costs a write of every new tensor
-        )
+        # A write of every new tensor, which is for finding programs that read what they never wrote.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return compute
 
 
