@@ -15,6 +15,7 @@ Which part of the chain an output's gradient runs through stands in the batch's 
 from __future__ import annotations
 
 import itertools
+import logging
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,7 +45,10 @@ class Means:
     means: Mapping[int, Tensor]
 
 
+logger = logging.getLogger(__name__)
+
 _numbers = itertools.count()
+_told: set[int] = set()  # policies of which it is known that learning cannot have the shapes of drawing
 _process = secrets.token_hex(4)  # so that rollouts of a former run are not taken for one's own
 
 
@@ -194,7 +198,16 @@ class DenoisingPolicy(TorchPolicy):
     def _shape_in(self, batch: Batch) -> int:
         """Rows of the calls that drew a batch, as far as so many are held at once; 0 where it makes no difference."""
         drawn = batch.payload.get("rows")
-        return 0 if drawn is None else min(int(drawn.max()), self.micro_batch_rows)
+        rows = 0 if drawn is None else int(drawn.max())
+        if rows > self.micro_batch_rows and self._number not in _told:
+            _told.add(self._number)
+            logger.warning(
+                "pictures were drawn by calls of %d rows, and %d are held in learning: in half precision their "
+                "log-probabilities differ by rounding, which a narrow clip takes for learning",
+                rows,
+                self.micro_batch_rows,
+            )
+        return min(rows, self.micro_batch_rows)
 
     def _noise(self, seed: int, steps: int) -> Tensor:
         """[T + 1, ...] where a chain starts and what its steps add."""

@@ -380,6 +380,20 @@ def test_in_half_precision_pictures_are_learned_from_in_calls_of_as_many_rows_as
     assert (metrics["precision/gap"], metrics["precision/bound"]) == (0.0, LEAST)
 
 
+def test_where_learning_holds_fewer_rows_than_drew_it_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    policy = policy_of("sd", 4, autocast=torch.bfloat16)
+    batch = policy.collate(policy.act(TASKS[:1], 5, key=(1,)))
+    policy.evaluate_actions(replace_versions(batch))
+    assert not [line for line in caplog.messages if "rows" in line]
+    policy.micro_batch_rows = 2
+    calls = Calls(policy.module)
+    for _ in range(2):
+        policy.evaluate_actions(replace_versions(batch))
+    assert set(calls.rows) == {2}
+    (line,) = (line for line in caplog.messages if "rows" in line)
+    assert line.startswith("pictures were drawn by calls of 5 rows, and 2 are held in learning")
+
+
 def test_in_single_precision_no_call_is_filled_up() -> None:
     policy = policy_of("sd", 4, sample_rows=4, micro_batch_rows=4)
     calls = Calls(policy.module)

@@ -67,19 +67,11 @@ def check_drift(policy: Policy, rollouts: Sequence[Rollout]) -> dict[str, float]
 
 
 def _some(policy: Policy, rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """A few that these weights sampled, which are evaluated as if nothing were known of how."""
-    found: list[Rollout] = []
-    scalars = 0
-    for rollout in rollouts:
-        known = rollout.log_probs is not None and bool(rollout.mask.any())
-        if not known or rollout.train_task is not None or rollout.version not in ("", policy.version):
-            continue
-        plain = replace(rollout, version="", graph=None)
-        scalars += int(policy.collate([plain]).dims.sum())
-        if len(found) == ROLLOUTS or (found and scalars > SCALARS):
-            break
-        found.append(plain)
-    return found
+    """A few that these weights sampled, to be evaluated as if nothing were known of how."""
+    own = [r for r in rollouts if r.log_probs is not None and r.train_task is None]
+    own = [replace(r, version="", graph=None) for r in own if bool(r.mask.any()) and r.version in ("", policy.version)]
+    scalars = max(gather([int(policy.collate(own[:1]).dims.sum()) if own else 0]))
+    return own[: min(ROLLOUTS, max(1, SCALARS // max(1, scalars)))]
 
 
 def _log_probs(policy: Policy, batch: Batch) -> Tensor:

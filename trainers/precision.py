@@ -39,15 +39,15 @@ def settle(config: RunConfig, small: bool) -> torch.dtype:
     Raises:
         UsageError: a type that the device does not have.
     """
-    compute = dtype_of(config.dtype, small, device())
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.dtype == "tf32"
-    torch.backends.cuda.enable_cudnn_sdp(False)
     if config.deterministic:
-        os.environ.setdefault(WORKSPACE, ":4096:8")
+        os.environ.setdefault(WORKSPACE, ":4096:8")  # before anything is computed on a card
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True)
         # A write of every new tensor, which is for finding programs that read what they never wrote.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    compute = dtype_of(config.dtype, small, device())
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.dtype == "tf32"
+    torch.backends.cuda.enable_cudnn_sdp(False)
     return compute
 
 
