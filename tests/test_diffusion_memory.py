@@ -34,7 +34,8 @@ from autotelic.trainers.peak import peak_bytes
 from .small_drawing import TASKS, assert_same, gradients, policy_of, scored
 from .strangers.drawing import config_of
 from .test_diffusion_gradients import Stripes
-from .test_diffusion_lora import FAMILIES, prepared
+from .test_diffusion_lora import FAMILIES, answer, prepared
+from .test_diffusion_lora import shake as shake_all
 
 GIB = 2**30
 
@@ -209,6 +210,7 @@ def test_a_plan_before_loading_is_that_of_the_loaded_pipeline(
     recipe: Any, rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stable_diffusion, "_tokens", lambda pipeline: 16)  # CLIP's are 77, the tiny one's are not
+    monkeypatch.setattr(building, "device", lambda: torch.device("cpu"))
     tiny.stable_diffusion_3().save_pretrained(tmp_path / "model")
     changes = {"lora_rank": rank, "dtype": "bf16", "rewards": ("sharpness",), "height": 16, "width": 16}
     name = recipe.__name__.rpartition(".")[2]
@@ -263,6 +265,20 @@ def test_recomputed_layers_give_the_same_gradient_in_less_memory(family: str, ke
     (logs, plain), (again, recomputed) = found
     assert all(map(torch.equal, logs, again))  # type: ignore[arg-type]
     assert_same(recomputed, plain, 1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_can_recompute(family: str) -> None:
+    adapter, found = adapted(family), []
+    trained = [p for p in adapter.denoiser.parameters() if p.requires_grad]
+    shake_all(trained)
+    for how in ("never", "always"):
+        assert recompute_layers(adapter, how) == (how == "always")  # type: ignore[arg-type]
+        out = answer(adapter, grad=True)
+        found.append(torch.autograd.grad([out.square().sum()], trained, allow_unused=True))
+    assert sum(gradient is not None for gradient in found[0]) > 4
+    for plain, again in zip(*found, strict=True):
+        torch.testing.assert_close(plain, again, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", ["sd3", "flux"])

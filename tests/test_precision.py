@@ -20,6 +20,7 @@ from autotelic.errors import UsageError
 from autotelic.testing import pipelines, vlms
 from autotelic.trainers import drift, precision
 from autotelic.trainers.config import RunConfig
+from autotelic.trainers.distributed import device
 from autotelic.trainers.drift import LEAST, SHAPES, TOLERANCE, check_drift
 from autotelic.trainers.learner import Optimisation, PolicyLearner, backpropagate
 from autotelic.trainers.lora import add_lora
@@ -193,7 +194,7 @@ def test_a_loaded_language_model(dtype: Any, rank: int, saved: torch.dtype, tmp_
         part.save_pretrained(tmp_path / "model")
     config = LanguageRecipe.tiny(model=str(tmp_path / "model"), lora_rank=rank, dtype=dtype)
     policy = load_policy(config.resolved(small=False))
-    half = dtype == "bf16"
+    half = dtype_of(dtype, False, device()) == torch.bfloat16
     assert types_of(policy) == (WHOLE, HALVES if half and rank else WHOLE), "of a model trained whole all is float32"
     assert policy.autocast == (torch.bfloat16 if half else None)
 
@@ -208,7 +209,8 @@ def test_a_loaded_pipeline(dtype: Any, rank: int, tmp_path: Path) -> None:
     half = dtype == "bf16"
     assert types_of(policy) == (WHOLE, (HALVES if half else WHOLE) if rank else set())
     if not rank:
-        assert all(map(torch.equal, policy.parameters(), made.unet.parameters())), "they were never rounded"
+        both = zip(policy.parameters(), made.unet.parameters(), strict=True)
+        assert all(torch.equal(mine.cpu(), right) for mine, right in both), "they were never rounded"
     assert {p.dtype for p in policy.adapter.pipeline.text_encoder.parameters()} == (HALVES if half else WHOLE)
     assert policy.autocast == (torch.bfloat16 if half else None)
 
