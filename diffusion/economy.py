@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Literal
 
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from ..errors import UsageError
 from .pipelines import PipelineAdapter
@@ -13,34 +15,52 @@ from .pipelines import PipelineAdapter
 How = Literal["auto", "always", "never"]
 
 LARGE = 10**9
-"""Weights of a denoiser whose layers are computed again in the backward pass, unless the config says otherwise."""
+"""Weights beyond which a denoiser's layers are recomputed, unless the config says otherwise."""
 TILED = 1024 * 1024
 """Pixels beyond which pictures are decoded by tiles, unless the config says otherwise."""
 
 
-def recompute_layers(adapter: PipelineAdapter, how: How) -> bool:
-    """Let the denoiser, and the decoder where a gradient goes through it, keep the inputs of its layers alone.
+def recompute_layers(adapter: PipelineAdapter, share: float | None) -> bool:
+    """Let layers of the denoiser, and of the decoder where a gradient goes through it, keep their inputs alone.
 
-    The gradient is the same; a layer's activations live while it is differentiated. "auto" is for more than ``LARGE``
-    weights.
+    The gradient is the same; a layer's activations live while it is differentiated.
+
+    Args:
+        share: of the denoiser's layers, spread evenly, 0 to 1; None is 1 for more than ``LARGE`` weights, else 0. The
+            decoder's are recomputed where any are.
 
     Returns:
-        Whether it does.
+        Whether any are recomputed.
 
     Raises:
         UsageError: it is asked for, and the denoiser cannot.
     """
-    if how == "never" or (how == "auto" and _size(adapter.denoiser) <= LARGE):
+    asked = (_size(adapter.denoiser) > LARGE) if share is None else share
+    if not asked:
         return False
     try:
-        _asked(adapter.denoiser, "enable_gradient_checkpointing")
+        _asked(adapter.denoiser, "enable_gradient_checkpointing", Recomputed(float(asked)))
     except UsageError:
-        if how == "always":
+        if share is not None:
             raise
         return False
     with suppress(UsageError):  # a decoder that keeps everything
         _asked(adapter.pipeline.components.get("vae"), "enable_gradient_checkpointing")
     return True
+
+
+class Recomputed:
+    """Calls a layer, and where it is one of a share of all that are called keeps its inputs alone."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+        self.places: dict[int, int] = {}
+
+    def __call__(self, layer: Callable[..., Any], *inputs: Any) -> Any:
+        place = self.places.setdefault(id(layer), len(self.places))
+        if int((place + 1) * self.share) == int(place * self.share):
+            return layer(*inputs)
+        return checkpoint(layer, *inputs, use_reentrant=False)
 
 
 def tile(adapter: PipelineAdapter, how: How) -> bool:
@@ -62,9 +82,9 @@ def tile(adapter: PipelineAdapter, how: How) -> bool:
     return True
 
 
-def _asked(module: Any, method: str) -> None:
+def _asked(module: Any, method: str, *how: Any) -> None:
     try:
-        getattr(module, method)()
+        getattr(module, method)(*how)
     except (AttributeError, NotImplementedError, ValueError) as error:
         what = "pipeline without a decoder" if module is None else type(module).__name__
         raise UsageError(

@@ -11,7 +11,7 @@ from ..errors import UsageError
 from ..families import name_of
 from ..trainers import setting as shared
 from ..trainers.config import BY_MODEL, RunConfig, grouped
-from ..trainers.ranges import Amount, Count, Range, Whole
+from ..trainers.ranges import Amount, Count, Range, Share, Whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,9 +90,9 @@ class DiffusionConfig(RunConfig):
     dtype: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"  # type: ignore[assignment]
     """What is computed in, and what frozen weights are; auto is bf16 for a loaded pipeline on a GPU that has it, else
     fp32. tf32 is fp32 with products in TF32, which fp32 never takes. What is trained is fp32."""
-    gradient_checkpointing: Literal["auto", "always", "never"] = grouped("model", "auto")
-    """Compute the denoiser's layers again in the backward pass, and the decoder's where a gradient goes through it,
-    instead of keeping what they saw; auto does above a billion weights."""
+    gradient_checkpointing: Share | None = grouped("model", None)
+    """Share of the denoiser's layers that are recomputed in backward, 0 to 1, and above 0 all of the decoder's where a
+    gradient goes through it: less memory for more arithmetic. None: 1 above a billion parameters, else 0."""
     vae_tiling: Literal["auto", "always", "never"] = grouped("model", "auto")
     """Decode pictures by tiles; auto does above 1,024 x 1,024 pixels."""
     offload_text_encoders: bool = grouped("model", False)

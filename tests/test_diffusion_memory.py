@@ -15,13 +15,14 @@ from autotelic.config_files import as_words, read_config
 from autotelic.diffusion import building, economy, memory
 from autotelic.diffusion import setting as drawing
 from autotelic.diffusion.conditions import Conditions
-from autotelic.diffusion.economy import recompute_layers, tile
+from autotelic.diffusion.economy import Recomputed, recompute_layers, tile
 from autotelic.diffusion.gradients import OneStep, Renoised, RewardGradient, Truncation
 from autotelic.diffusion.lora import attention
 from autotelic.diffusion.memory import Plan, decoder_peak, denoiser_peak, memory_plan
 from autotelic.diffusion.pipelines import PipelineAdapter, StableDiffusionAdapter, base, stable_diffusion
 from autotelic.diffusion.recipes import alignprop, flow_grpo
 from autotelic.errors import UsageError
+from autotelic.options import parse, run_options
 from autotelic.testing import pipelines as tiny
 from autotelic.testing import published
 from autotelic.trainers import peak
@@ -108,7 +109,7 @@ def truly(adapter: PipelineAdapter, rows: int) -> int:
 def test_a_peak_without_data_is_that_of_a_real_call(family: str, recomputed: bool) -> None:
     adapter = adapted(family)
     if recomputed:
-        recompute_layers(adapter, "always")
+        recompute_layers(adapter, 1.0)
     rows = 4
     given = sum(t.numel() * t.element_size() for t in adapter.blank().values()) * rows
     given += 4 * rows * math.prod(adapter.latent_shape)
@@ -236,8 +237,8 @@ def test_a_config_that_ships_fits(path: Path, tmp_path: Path) -> None:
     """Counted on the published architecture; a tenth of the card is left to allocator and kernels."""
     shipped = read_config(str(path))
     model = MODELS[str(shipped.values["model"])](tmp_path)
-    assert as_words(shipped, flow_grpo.Config()), "every key is a flag"
-    config = flow_grpo.Config(**shipped.values)
+    plain = flow_grpo.Config()
+    config = parse(run_options(plain), as_words(shipped, plain), "run diffusion/flow_grpo").config
     plan = building.plan_unloaded(config.resolved(small=False), str(model), torch.bfloat16)
     card = 80 if "80gb" in path.stem else 24
     assert 0.4 * card * 1e9 < plan.total < 0.95 * card * 1e9, str(plan)
@@ -253,9 +254,9 @@ def test_a_config_that_ships_fits(path: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("keep_graph", [False, True])
 def test_recomputed_layers_give_the_same_gradient_in_less_memory(family: str, keep_graph: bool) -> None:
     found = []
-    for how in ("never", "always"):
+    for how in (0.0, 1.0):
         policy = policy_of(family, rank=2, noise=0.1)
-        assert recompute_layers(policy.adapter, how) == (how == "always")  # type: ignore[arg-type]
+        assert recompute_layers(policy.adapter, how) == bool(how)
         rollouts = scored(policy.act(TASKS, 2, key=(1,), keep_graph=keep_graph))
         batch = policy.collate(rollouts)
         batch.totals = batch.counts()
@@ -272,8 +273,8 @@ def test_every_family_can_recompute(family: str) -> None:
     adapter, found = adapted(family), []
     trained = [p for p in adapter.denoiser.parameters() if p.requires_grad]
     shake_all(trained)
-    for how in ("never", "always"):
-        assert recompute_layers(adapter, how) == (how == "always")  # type: ignore[arg-type]
+    for how in (0.0, 1.0):
+        assert recompute_layers(adapter, how) == bool(how)
         out = answer(adapter, grad=True)
         found.append(torch.autograd.grad([out.square().sum()], trained, allow_unused=True))
     assert sum(gradient is not None for gradient in found[0]) > 4
@@ -284,9 +285,27 @@ def test_every_family_can_recompute(family: str) -> None:
 @pytest.mark.parametrize("family", ["sd3", "flux"])
 def test_recomputed_layers_take_less(family: str) -> None:
     adapter = adapted(family)
-    whole = denoiser_peak(adapter, 4)
-    recompute_layers(adapter, "always")
-    assert denoiser_peak(adapter, 4) < 0.9 * whole, "of two layers one is kept"
+    whole, half = denoiser_peak(adapter, 4), 0
+    for share in (0.5, 1.0):
+        recompute_layers(adapter, share)
+        half, last = denoiser_peak(adapter, 4), half
+    assert half < last < whole, "of two layers one is kept, or none"
+
+
+def test_a_share_of_layers_is_spread_over_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+    monkeypatch.setattr(
+        economy, "checkpoint", lambda layer, *inputs, use_reentrant: (kept.append(layer.place), None)[1]
+    )
+    for share, right in ((0.5, [1, 3, 5, 7]), (0.25, [3, 7]), (1.0, list(range(8))), (0.1, [])):
+        layers = [nn.Identity() for _ in range(8)]
+        recomputed = Recomputed(share)
+        for _ in range(2):
+            kept.clear()
+            for place, layer in enumerate(layers):
+                layer.place = place  # type: ignore[assignment]
+                recomputed(layer, torch.zeros(1))
+            assert kept == right
 
 
 @pytest.mark.parametrize("cut", [Truncation("fixed", 2), Renoised(2), OneStep()], ids=["alignprop", "draft-lv", "refl"])
@@ -294,10 +313,10 @@ def test_pictures_decoded_and_recomputed_in_pieces_give_the_same_gradient(
     cut: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     objective, found, decoded = RewardGradient(Stripes()), [], []
-    for pixels, how in ((2**20, "never"), (16 * 16, "always")):
+    for pixels, how in ((2**20, 0.0), (16 * 16, 1.0)):
         monkeypatch.setattr(base, "DECODED", pixels)
         policy = policy_of("sd3", rank=2, noise=0.1)
-        recompute_layers(policy.adapter, how)  # type: ignore[arg-type]
+        recompute_layers(policy.adapter, how)
         assert policy.adapter.decoded_at_once == pixels // 256
         batch = cut(policy.collate(policy.act(TASKS, 2, key=(1,))))
         batch.totals = batch.counts()
@@ -315,10 +334,10 @@ def test_pictures_decoded_and_recomputed_in_pieces_give_the_same_gradient(
 
 def test_large_denoisers_recompute_of_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = prepared("sd3")
-    assert not recompute_layers(adapter, "auto")
+    assert not recompute_layers(adapter, None)
     monkeypatch.setattr(economy, "LARGE", 1000)
-    assert not recompute_layers(adapter, "never") and not adapter.denoiser.is_gradient_checkpointing  # type: ignore[attr-defined]
-    assert recompute_layers(adapter, "auto")
+    assert not recompute_layers(adapter, 0.0) and not adapter.denoiser.is_gradient_checkpointing  # type: ignore[attr-defined]
+    assert recompute_layers(adapter, None)
     assert adapter.denoiser.is_gradient_checkpointing  # type: ignore[attr-defined]
     assert adapter.pipeline.vae.is_gradient_checkpointing
 
@@ -327,9 +346,9 @@ def test_a_denoiser_that_cannot_recompute_is_told(monkeypatch: pytest.MonkeyPatc
     adapter = prepared("sd3")
     monkeypatch.setattr(type(adapter.denoiser), "_supports_gradient_checkpointing", False)
     monkeypatch.setattr(economy, "LARGE", 1000)
-    assert not recompute_layers(adapter, "auto")
+    assert not recompute_layers(adapter, None)
     with pytest.raises(UsageError, match="this SD3Transformer2DModel has no gradient checkpointing: leave it out"):
-        recompute_layers(adapter, "always")
+        recompute_layers(adapter, 1.0)
 
 
 # --- decoding, and text encoders -----------------------------------------------------------------
@@ -407,7 +426,7 @@ def test_text_encoders_go_where_encoding_fails(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("flag", "seen"),
     [
-        ({"gradient_checkpointing": "always"}, lambda a: a.denoiser.is_gradient_checkpointing),
+        ({"gradient_checkpointing": 1.0}, lambda a: a.denoiser.is_gradient_checkpointing),
         ({"vae_tiling": "always"}, lambda a: a.pipeline.vae.use_tiling),
         ({"offload_text_encoders": True}, lambda a: a.offloads),
     ],

@@ -54,7 +54,7 @@ def flux_plan(quick: bool) -> dict[str, Any]:
 def shipped_plan(name: str, architecture: Callable[[Path], Path]) -> dict[str, Any]:
     """The plan of a config of configs/ on the architecture that it names, and what it would be without recomputing."""
     text, total = planned(name, architecture)
-    _, kept = planned(name, architecture, gradient_checkpointing="never")
+    _, kept = planned(name, architecture, gradient_checkpointing=0.0)
     return told(total / GIB, planned_rows(name)) | {"layers kept": kept / GIB, "plan": text}
 
 
