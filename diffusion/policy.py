@@ -28,6 +28,7 @@ from torch.func import functional_call
 
 from ..errors import UsageError
 from ..trainers.policy import Cost, References, TorchPolicy, collate
+from ..trainers.precision import loss_scaled
 from ..trainers.randomness import generator, seed_of
 from ..trainers.weights import move
 from ..types import Batch, Decisions, Evaluation, Graph, Key, Mode, Once, Rollout, Task
@@ -290,6 +291,10 @@ class DenoisingPolicy(TorchPolicy):
 
     def backward(self, batch: Batch, cotangents: Evaluation) -> None:
         """Add the gradient of <cotangents, evaluation>, at most ``micro_batch_rows`` denoiser calls in memory."""
+        with loss_scaled(self.parameters(), self.autocast) as scale:
+            self._backward(batch, cotangents if scale == 1 else cotangents.map(lambda _, tensor: scale * tensor))
+
+    def _backward(self, batch: Batch, cotangents: Evaluation) -> None:
         if cotangents.outputs is not None:
             from .gradients import pull
 

@@ -418,6 +418,27 @@ def test_rows_that_fill_a_call_up_change_no_gradient(guidance: float, monkeypatc
     assert_same(found[1][1:], found[0][1:], 1e-4)
 
 
+@pytest.mark.parametrize("needs", ["log_probs", "outputs"])
+def test_small_gradients_are_kept_in_float16(needs: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cotangents of 1e-7: float16 alone loses most of what they give, a scaled loss keeps it."""
+    found = {}
+    for name, kind, scale in (("right", None, 1.0), ("scaled", torch.float16, 2.0**12), ("plain", torch.float16, 1.0)):
+        monkeypatch.setattr(precision, "SCALE", scale)
+        policy = policy_of("sd3", 3, rank=2, noise=0.1, autocast=kind)
+        batch = replace_versions(policy.collate(policy.act(TASKS, 1, key=(1,))))
+        size = (1e-7 if needs == "log_probs" else 1e-6) * torch.ones(1)
+        ones = torch.ones_like(batch.log_probs["behaviour"])
+        given = (
+            Evaluation(size * ones)
+            if needs == "log_probs"
+            else Evaluation(0 * ones, outputs=size * torch.ones(2, 3, 16, 16))
+        )
+        policy.backward(batch, given)
+        found[name] = torch.cat([gradient.flatten() for gradient in gradients(policy)])
+    off = {name: float((found[name] - found["right"]).norm() / found["right"].norm()) for name in found}
+    assert off["scaled"] < 0.1 < 0.3 < off["plain"], off
+
+
 def replace_versions(batch: Batch) -> Batch:
     """As if it were not known that the weights of now drew it, so that it is evaluated."""
     rollouts = [replace(r, version="", graph=None) for r in batch.payload["rollouts"]]

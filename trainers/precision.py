@@ -10,7 +10,9 @@ convolutions, are a type of their own.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -21,6 +23,9 @@ from .distributed import device
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HALF = (torch.bfloat16, torch.float16)
+
+SCALE = 2.0**12
+"""Of losses in float16."""
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 """What cuBLAS reads when it is first used; with ``:4096:8`` its products repeat themselves to the bit."""
@@ -96,6 +101,23 @@ def hold_in_float32(weights: Iterable[nn.Parameter]) -> torch.dtype | None:
         if weight.dtype in HALF:
             was, weight.data = weight.dtype, weight.data.float()
     return was
+
+
+@contextmanager
+def loss_scaled(weights: Iterable[nn.Parameter], compute: torch.dtype | None) -> Iterator[float]:
+    """What cotangents are to be multiplied by while it lasts; gradients of the weights are divided by it again.
+
+    1 but in float16, which knows nothing below 6e-8. A gradient that overflows is not finite, and its step not taken.
+    """
+    if compute != torch.float16:
+        yield 1.0
+        return
+    hooks = [cast(Any, weight).register_hook(lambda gradient: gradient / SCALE) for weight in weights]
+    try:
+        yield SCALE
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def check_float32(weights: Iterable[nn.Parameter], name: str) -> None:
