@@ -22,6 +22,7 @@ from ..calling import MADE, call, settled
 from ..errors import UsageError
 from ..families import name_of
 from ..rewards.gradient import GradientKept
+from ..trainers.metrics import Mean
 from ..trainers.objectives import Metrics, Term
 from ..trainers.randomness import generator
 from ..trainers.scoring import columns
@@ -73,7 +74,7 @@ class RewardGradient(Term):
         rollouts = [rollout for rollout in drawn for _ in range(copies)]
         sound = [row for row, rollout in enumerate(rollouts) if is_sound(rollout)]
         if not sound:
-            return 0.0 * images.sum(), {"objective/loss": 0.0}
+            return 0.0 * images.sum(), {}
         if len(sound) < len(rollouts):
             images, rollouts = images[sound], [rollouts[row] for row in sound]
         scores: Any = None
@@ -95,7 +96,7 @@ class RewardGradient(Term):
         elif self.ceiling is not None:
             loss = (self.ceiling - scores).clamp(min=0)
         value = loss.sum() / (batch.total("rollouts") * copies)
-        return value, {"objective/loss": value.item(), "objective/reward": scores.mean().item()}
+        return value, {"objective/reward": Mean.of(scores)}
 
 
 @dataclass(frozen=True)

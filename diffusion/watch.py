@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..trainers.actors import TrainingWrapper
 from ..trainers.contracts import Learner
+from ..trainers.metrics import Mean, Share, everywhere
 from ..types import Key, Players, Rollout, Task
 from .faults import is_sound
 
@@ -37,24 +38,27 @@ class Watch(Learner):
         self.warned = False
 
     players: Players = "all"
+    sees_own_rollouts_only = True
 
     def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
-        self.queries += len(rollouts)
-        metrics = {"queries": float(self.queries)}
         groups: dict[str, list[Tensor]] = defaultdict(list)
         for rollout in filter(is_sound, rollouts):
             groups[rollout.group_key].append(rollout.output)
-        spreads = [torch.stack(g).std(0).mean() for g in groups.values() if len(g) > 1]
-        if not spreads:
+        spreads = [float(torch.stack(g).std(0).mean()) for g in groups.values() if len(g) > 1]
+        own = {"queries": Share(len(rollouts))} | ({"pictures/diversity": Mean.of_numbers(spreads)} if spreads else {})
+        (metrics,) = everywhere(own)
+        self.queries += int(metrics["queries"])
+        metrics["queries"] = float(self.queries)
+        if "pictures/diversity" not in metrics:
             return metrics
-        diversity = float(torch.stack(spreads).mean())
+        diversity = metrics["pictures/diversity"]
         self.first = diversity if self.first is None else self.first
         if diversity < COLLAPSE * self.first and not self.warned:
             self.warned = True
             logger.warning(
                 "the pictures of a prompt differ %.0f %% as much as at the start", 100 * diversity / self.first
             )
-        return metrics | {"pictures/diversity": diversity}
+        return metrics
 
     def state_dict(self) -> dict[str, Any]:
         return {"queries": self.queries, "first": self.first, "warned": self.warned}

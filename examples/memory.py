@@ -13,6 +13,8 @@ from autotelic.vlm.setting import start
 class Memory(Learner):
     """Question -> [score, answer] of its best answer; a learner, so that checkpoints and rollbacks hold it."""
 
+    reads = ("output", "task")  # what of other processes' rollouts it looks at, beside scores
+
     def __init__(self):
         self.notes = {}
 

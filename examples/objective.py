@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import where
 
 from autotelic import GroupRelative, Term
+from autotelic.trainers.metrics import Largest
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class CISPO(Term):
         weight = (now.log_probs - old).detach().exp().clamp(max=1 + self.clip_high)
         gain = where(batch.mask, weight * batch.advantages * now.log_probs, 0.0)
         loss = -gain.sum() / batch.total("decisions")
-        return loss, {"objective/loss": loss.item(), "objective/weight_max": weight[batch.mask].max().item()}
+        return loss, {"objective/weight_max": Largest(weight[batch.mask].max())}
 
 
 def cispo():

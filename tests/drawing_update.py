@@ -30,7 +30,11 @@ from autotelic.types import Rollout, Task
 from .small_drawing import TASKS, scored, shapes_policy
 
 LR = 5e-4
-GROUPS = (3, 1)  # two processes have two and one of three, and one and none of one
+CASES = ((3, 1), (1, 1), (3, 8))
+"""Groups and minibatches: two processes have two and one of three groups, and one and none of one; of eight minibatches
+most hold nothing of either."""
+ROUNDED = ("drift/log_probs", "objective/accuracy", "objective/log_ratio_start", "objective/correlation")
+"""Metrics that measure rounding, or that tell at the start, where nothing differs from the reference yet, its sign."""
 
 
 def record(folder: Path) -> None:
@@ -42,8 +46,8 @@ def brightness(images: Tensor, **_: Any) -> Tensor:
     return images.mean((1, 2, 3))
 
 
-def learners() -> dict[str, Callable[[DenoisingPolicy], PolicyLearner]]:
-    step = Optimisation(LR, epochs=2, eps=1e-5)
+def learners(minibatches: int) -> dict[str, Callable[[DenoisingPolicy], PolicyLearner]]:
+    step = Optimisation(LR, epochs=2, minibatches=minibatches, eps=1e-5)
 
     def of(objective: Any, **options: Any) -> Callable[[DenoisingPolicy], PolicyLearner]:
         return lambda policy: PolicyLearner(
@@ -64,17 +68,21 @@ def learners() -> dict[str, Callable[[DenoisingPolicy], PolicyLearner]]:
 
 
 def updates(folder: Path) -> dict[str, Tensor]:
-    """Flat weights after one update of every method on this process's groups; and how many processes there were."""
+    """Of every method, flat weights after one update on this process's groups, and the update's metrics; and how many
+    processes there were."""
     everything = rollouts_from_state(checkpoint.load(folder / "rollouts"))
     by_task: dict[str, list[Rollout]] = {}
     for rollout in everything:
         by_task.setdefault(rollout.task.id, []).append(rollout)
     weights = {"processes": torch.tensor(processes())}
-    for name, build in learners().items():
-        for count in GROUPS:
+    for name in learners(1):
+        for count, minibatches in CASES:
             policy = shapes_policy(sample_rows=16, micro_batch_rows=16)
-            build(policy).update([r for group in share(list(by_task.values())[:count]) for r in group])
-            weights[f"{name} on {count}"] = flat(policy)
+            learner = learners(minibatches)[name](policy)
+            told = learner.update([r for group in share(list(by_task.values())[:count]) for r in group])
+            weights[f"{name} on {count} in {minibatches}"] = flat(policy)
+            exact = {key: torch.tensor(value) for key, value in told.items() if key not in ROUNDED}
+            weights |= {f"{key} of {name} on {count} in {minibatches}": value for key, value in exact.items()}
     return weights
 
 

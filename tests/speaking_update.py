@@ -29,7 +29,11 @@ from autotelic.vlm.conversation import Conversation, Script
 from autotelic.vlm.policy import TokenPolicy
 
 LR = 5e-4
-GROUPS = (3, 1)  # two processes have two and one of three, and one and none of one
+CASES = ((3, 1), (1, 1), (3, 8))
+"""Groups and minibatches: two processes have two and one of three groups, and one and none of one; of eight minibatches
+most hold nothing of either."""
+ROUNDED = ("drift/log_probs", "objective/accuracy", "objective/log_ratio_start", "objective/correlation")
+"""Metrics that measure rounding, or that tell at the start, where nothing differs from the reference yet, its sign."""
 
 
 def tiny_policy() -> TokenPolicy:
@@ -55,8 +59,8 @@ def record(folder: Path) -> None:
         checkpoint.save(folder / name, rollouts_state(rollouts))
 
 
-def learners() -> dict[str, Callable[[TokenPolicy], PolicyLearner]]:
-    step = Optimisation(LR, epochs=2, eps=1e-5)
+def learners(minibatches: int) -> dict[str, Callable[[TokenPolicy], PolicyLearner]]:
+    step = Optimisation(LR, epochs=2, minibatches=minibatches, eps=1e-5)
 
     def of(objective: Any, **options: Any) -> Callable[[TokenPolicy], PolicyLearner]:
         return lambda policy: PolicyLearner(
@@ -74,17 +78,21 @@ def learners() -> dict[str, Callable[[TokenPolicy], PolicyLearner]]:
 
 
 def updates(folder: Path) -> dict[str, Tensor]:
-    """Flat weights after one update of every method on this process's groups; and how many processes there were."""
+    """Of every method, flat weights after one update on this process's groups, and the update's metrics; and how many
+    processes there were."""
     weights = {"processes": torch.tensor(processes())}
-    for name, build in learners().items():
+    for name in learners(1):
         recorded = rollouts_from_state(checkpoint.load(folder / ("talks" if name == "turns" else "answers")))
         by_task: dict[str, list[Rollout]] = {}
         for rollout in recorded:
             by_task.setdefault(rollout.task.id, []).append(rollout)
-        for count in GROUPS:
+        for count, minibatches in CASES:
             policy = tiny_policy()
-            build(policy).update([r for group in share(list(by_task.values())[:count]) for r in group])
-            weights[f"{name} on {count}"] = flat(policy)
+            learner = learners(minibatches)[name](policy)
+            told = learner.update([r for group in share(list(by_task.values())[:count]) for r in group])
+            weights[f"{name} on {count} in {minibatches}"] = flat(policy)
+            exact = {key: torch.tensor(value) for key, value in told.items() if key not in ROUNDED}
+            weights |= {f"{key} of {name} on {count} in {minibatches}": value for key, value in exact.items()}
     return weights
 
 

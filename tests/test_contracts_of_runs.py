@@ -434,6 +434,7 @@ def test_checkpoints_never_are_refused(setting: dict[str, int]) -> None:
 class HalfALearner:
     players = None
     sees_own_rollouts_only = False
+    reads = ()
 
     def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
         return {}

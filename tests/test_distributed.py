@@ -16,7 +16,7 @@ from autotelic.trainers import distributed
 from autotelic.trainers.loop import train
 from autotelic.trainers.runs.run_folder import RunFolder
 
-from .toy_run import build, folder_at, honest
+from .toy_run import SHARED, build, folder_at, honest
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 900  # seconds, after which processes that wait for each other for ever are ended
@@ -39,18 +39,23 @@ def test_an_update_by_two_processes_is_that_of_one() -> None:
 
 
 def test_a_run_by_two_processes_is_that_of_one(tmp_path: Path) -> None:
-    """With three tasks per iteration a process has fewer groups, with one it has none. One writes the folder."""
+    """With an odd number of tasks a process has fewer groups, with one it has none; of eight minibatches some hold
+    nothing of a process, or of both. One writes the folder; every metric is of both."""
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     printed = run(*launch, "-m", "tests.toy_run", "share", str(tmp_path))
-    assert printed.count("iteration 1/2") == 2, "every process believes to be alone"
-    for tasks in (3, 1):
-        one, two = folder_at(tmp_path / f"alone-{tasks}"), RunFolder.open(tmp_path / f"shared-{tasks}")
-        train(build(honest, iterations=2, minibatches=1, tasks_per_step=tasks), one)
+    assert printed.count("iteration 1/2") == len(SHARED), "every process believes to be alone"
+    for tasks, minibatches in SHARED:
+        name = f"{tasks}-{minibatches}"
+        one, two = folder_at(tmp_path / f"alone-{name}"), RunFolder.open(tmp_path / f"shared-{name}")
+        train(build(honest, 2, minibatches=minibatches, tasks_per_step=tasks), one)
         here, there = (folder.load_checkpoint()["now"]["policy"] for folder in (one, two))
         assert float((here["policy"]["weight"] - there["policy"]["weight"]).abs().max()) < 1e-5
         assert here["updates"] == there["updates"] == 2
-        assert [row["iteration"] for row in two.metrics()] == [1, 2]
         assert two.evaluations() == one.evaluations()
+        for mine, theirs in zip(one.metrics(), two.metrics(), strict=True):
+            assert mine.keys() == theirs.keys() and {"category/true", "anchors/loss", "reward"} & mine.keys()
+            told = [key for key in mine if not key.startswith("time/")]
+            assert {key: theirs[key] for key in told} == pytest.approx({key: mine[key] for key in told}, abs=2e-6), name
 
 
 def test_work_is_spread_in_contiguous_parts_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

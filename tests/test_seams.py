@@ -52,7 +52,7 @@ REASONS: dict[str, tuple[str, ...]] = {
         *("src/autotelic/images.py", "src/autotelic/numbers.py"),
         *("src/autotelic/tables.py",),
         *("src/autotelic/plugins.py", "src/autotelic/sandbox_peer.py", "src/autotelic/sweep.py"),
-        *("src/autotelic/trainer.py", "trainers/contracts.py", "trainers/scoring.py"),
+        *("src/autotelic/trainer.py", "trainers/contracts.py", "trainers/metrics.py", "trainers/scoring.py"),
         *("vla/actor.py", "vla/environments.py", "vla/recipes/evolve_vla.py", "vlm/credit.py"),
     ),
     "a command, a part or an export by its name": (
@@ -68,7 +68,7 @@ REASONS: dict[str, tuple[str, ...]] = {
             "trainers/config.py",
             "trainers/ranges.py",
         ),
-        *("trainers/runs/records.py", "vla/network.py"),
+        *("trainers/runs/records.py", "trainers/summaries.py", "vla/network.py"),
     ),
     "episodes and demonstrations, with pictures or without": (
         *("envs/lerobot_dataset.py", "envs/lerobot_writing.py", "rewards/progress/frame_critics.py"),

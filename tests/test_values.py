@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from autotelic.errors import UsageError
-from autotelic.trainers.advantages import GAE, ReinforcePlusPlus, grpo
+from autotelic.trainers.advantages import GAE, ReinforcePlusPlus
 from autotelic.trainers.learner import Optimisation, PolicyLearner
+from autotelic.trainers.minibatches import Minibatches
 from autotelic.trainers.normalization import RewardNormalizer, RunningMeanStd
 from autotelic.trainers.objectives import DPO, PPOClip, ValueLoss
 from autotelic.trainers.policy import TorchPolicy, collate
@@ -254,9 +255,8 @@ def test_segments_share_a_round_among_gradient_steps() -> None:
     """Each segment is in one minibatch of an epoch, and the steps of an epoch are those of the learner's seed."""
     walk = Walk()
     batch = collate([walk.rollout([0, 1, 2, 1], [0, 0, 0, 1]), walk.rollout([3], [1.0])], [1, 1])
-    learner = PolicyLearner(walk, PPOClip(), Optimisation(minibatches=2, cut="segments"), advantage=grpo())
     for epoch in range(2):
-        parts = list(learner._minibatches(batch)(epoch))
+        parts = list(Minibatches(batch, "segments", 2).epoch(0, epoch))
         assert sorted(int(part.mask.sum()) for part in parts if part is not None) == [2, 3]
         states = torch.cat([part.payload["states"][part.mask] for part in parts if part is not None])
         assert sorted(states.tolist()) == [0, 1, 1, 2, 3]

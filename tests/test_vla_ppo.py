@@ -340,7 +340,8 @@ def test_a_run_resumes_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_run_by_two_processes_is_that_of_one(tmp_path: Path) -> None:
-    """One gradient step a round of three episodes, so that a process has two and the other one."""
+    """Rounds of three episodes, so that a process has two and the other one, in one gradient step and in eight, whose
+    segments are drawn over both."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "tests.toy_processes"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -352,7 +353,12 @@ def test_a_run_by_two_processes_is_that_of_one(tmp_path: Path) -> None:
         timeout=600,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    alone = weights_of(tmp_path / "alone", tasks_per_step=3, minibatches=1)
-    shared = RunFolder.open(tmp_path / "shared").load_checkpoint()["now"]["policy"]["policy"]
-    for name, weight in alone.items():
-        assert float((weight - shared[name]).abs().max()) < 1e-5, name
+    for minibatches in (1, 8):
+        alone = weights_of(tmp_path / f"alone-{minibatches}", tasks_per_step=3, minibatches=minibatches)
+        one, two = (RunFolder.open(tmp_path / f"{who}-{minibatches}") for who in ("alone", "shared"))
+        shared = two.load_checkpoint()["now"]["policy"]["policy"]
+        for name, weight in alone.items():
+            assert float((weight - shared[name]).abs().max()) < 1e-5, name
+        for mine, theirs in zip(one.metrics(), two.metrics(), strict=True):
+            told = [key for key in mine if not key.startswith("time/")]
+            assert {key: theirs[key] for key in told} == pytest.approx({key: mine[key] for key in told}, 1e-5, 1e-5)

@@ -120,17 +120,19 @@ def leave(_: Path) -> list[object]:
 
 
 def ppo(folder: Path) -> list[object]:
-    """A run with values, of which one process has two episodes a round and the other one."""
+    """Runs with values, of which one process has two episodes a round and the other one: in whole, and in segments."""
     from autotelic.vla.recipes import ppo as recipe
 
     from .test_vla_ppo import config_of
 
-    if is_main():
-        RunFolder.create(folder / "shared", recipe="vla/ppo", config={}, command="")
-    barrier()
-    run = RunFolder.open(folder / "shared")
-    with closing(recipe.build(config_of(tasks_per_step=3, minibatches=1), run)) as experiment:
-        train(replace(experiment, finish=lambda folder: None), run)
+    for minibatches in (1, 8):
+        path = folder / f"shared-{minibatches}"
+        if is_main():
+            RunFolder.create(path, recipe="vla/ppo", config={}, command="")
+        barrier()
+        run = RunFolder.open(path)
+        with closing(recipe.build(config_of(tasks_per_step=3, minibatches=minibatches), run)) as experiment:
+            train(replace(experiment, finish=lambda folder: None), run)
     return []
 
 

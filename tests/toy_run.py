@@ -33,6 +33,7 @@ from .toys import TokenToy
 WORDS = {"true": [(2, 1, 0), (3, 3, 1)], "lie": [(0, 2, 2), (1, 3, 0)]}
 NUMBERS = {word: number for number, word in enumerate(word for words in WORDS.values() for word in words)}
 ITERATIONS = 4
+SHARED = ((3, 1), (1, 1), (11, 8), (2, 8))  # tasks and minibatches
 KILLED_IN = 3  # the iteration in which copies are killed
 
 
@@ -163,15 +164,12 @@ def interrupted_and_resumed(path: Path) -> None:
 
 
 def shared(folder: Path) -> None:
-    """Runs of this process and its siblings with three tasks per iteration, and with one.
-
-    Processes divide a batch into other minibatches than one alone does, so there is one.
-    """
-    for tasks in (3, 1):
-        path = folder / f"shared-{tasks}"
+    """Runs of this process and its siblings with some tasks per iteration and minibatches."""
+    for tasks, minibatches in SHARED:
+        path = folder / f"shared-{tasks}-{minibatches}"
         run = folder_at(path) if is_main() else None
         barrier()
-        train(build(honest, iterations=2, minibatches=1, tasks_per_step=tasks), run or RunFolder.open(path))
+        train(build(honest, 2, minibatches=minibatches, tasks_per_step=tasks), run or RunFolder.open(path))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..types import Batch
 from .contracts import Advantage
 from .distributed import reduce_sum
+from .metrics import Mean, Paired
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class GroupRelative(Advantage):
     def metrics(self, batch: Batch) -> dict[str, float]:
         """The share of groups from which nothing can be learned."""
         spreadless = zero_spread(batch, self.per_segment)
-        return {"groups/zero_spread": float(spreadless.float().mean())} if len(spreadless) else {}
+        return {"groups/zero_spread": Mean.of(spreadless.float())} if len(spreadless) else {}
 
     def __call__(self, batch: Batch) -> Tensor:
         alone = (batch.groups.sum(1) == 1).nonzero().flatten().tolist()
@@ -139,14 +140,12 @@ class GAE(Advantage):
     normalize: bool = True
 
     def metrics(self, batch: Batch) -> dict[str, float]:
-        """The share of the targets' variance that the values explained, and the mean of both, of this process."""
+        """The share of the targets' variance that the values explained, and the mean of both."""
         if batch.values is None or batch.value_targets is None:
             return {}
-        old, target = (part[batch.decided].double() for part in (batch.values, batch.value_targets))
-        spread = target.var(correction=0)
-        share = 1 - (target - old).var(correction=0) / spread if spread > 0 else torch.zeros(())
-        means = {"values/mean": float(old.mean()), "values/target_mean": float(target.mean())}
-        return {"values/explained_variance": float(share)} | means
+        old, target = (part[batch.decided] for part in (batch.values, batch.value_targets))
+        means = {"values/mean": Mean.of(old), "values/target_mean": Mean.of(target)}
+        return {"values/explained_variance": Paired.of("explained", old, target), **means}
 
     def value_targets(self, batch: Batch) -> Tensor:
         """[B, S] A + V, zero where nothing was decided."""

@@ -22,11 +22,16 @@ class Learner(ABC):
 
     Attributes:
         players: whose rollouts it sees; in a game every learner has to say.
-        sees_own_rollouts_only: with several processes, each sees its own groups; else everybody sees all.
+        sees_own_rollouts_only: with several processes, each sees its own groups, and is called even where it has none;
+            its metrics are put together (``metrics``). Else everybody sees the same, summaries of all rollouts: scores
+            as one number each, the task as it was sampled, ``info`` as far as it is numbers and short texts.
+        reads: what of a rollout such a learner looks at beyond that, such as "output" or "payload", or "task" where an
+            actor made tasks anew; it is sent to every process.
     """
 
     players: Players = None
     sees_own_rollouts_only: bool = False
+    reads: Sequence[str] = ()
 
     def check(self, group_size: int) -> None:
         """Refuse, when the run is built, what cannot be learned from groups of this size."""
@@ -74,7 +79,7 @@ class Advantage(ABC):
         """Refuse, when the run is built, groups of a size that leaves nothing to compare."""
 
     def metrics(self, batch: Batch) -> dict[str, float]:
-        """What it tells of a batch beside the advantages."""
+        """What it tells of a batch beside the advantages: of this process's, as an objective's metrics are."""
         return {}
 
     def value_targets(self, batch: Batch) -> Tensor | None:

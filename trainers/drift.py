@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import UsageError
 from ..types import Batch, Policy, Rollout
 from .distributed import gather
+from .minibatches import names
 
 ROLLOUTS = 16
 SCALARS = 2**24
@@ -71,7 +72,10 @@ def _some(policy: Policy, rollouts: Sequence[Rollout]) -> list[Rollout]:
     own = [r for r in rollouts if r.log_probs is not None and r.train_task is None]
     own = [replace(r, version="", graph=None) for r in own if bool(r.mask.any()) and r.version in ("", policy.version)]
     scalars = max(gather([int(policy.collate(own[:1]).dims.sum()) if own else 0]))
-    return own[: min(ROLLOUTS, max(1, SCALARS // max(1, scalars)))]
+    most = min(ROLLOUTS, max(1, SCALARS // max(1, scalars)))
+    named = dict(zip(names(own), own, strict=True))
+    first = sorted(gather(sorted(named)[:most]))[:most]  # the same ones, whichever process holds them
+    return [named[name] for name in first if name in named]
 
 
 def _log_probs(policy: Policy, batch: Batch) -> Tensor:

@@ -3,8 +3,9 @@
 The order of an update is fixed: collate; log-probabilities of the reference and of the policy itself ("proximal");
 values, where the advantage asks for them; reward shaping, such as a per-token KL; sets, which may overlap; advantages
 and what values are fitted to; ``prepare``, such as pairing or selection; then ``epochs * minibatches`` gradient steps.
-Minibatches hold whole groups, sets and pairs, or segments drawn from all rollouts, gradients are summed over processes,
-and every random choice is keyed by (seed, update), so a resumed run repeats it.
+Minibatches hold whole groups, sets and pairs, or segments drawn from all rollouts. They are drawn over the rollouts of
+all processes, gradients are summed over these and metrics are of all together, so that their number changes no step.
+Every random choice is keyed by (seed, update), so a resumed run repeats it.
 
 Nothing that is not finite is learned from: neither a rollout without a probability nor a step whose gradient is NaN or
 infinite. Both are counted; what to do about many of them is the loop's part.
@@ -13,9 +14,9 @@ infinite. Both are counted; what to do about many of them is the loop's part.
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import torch
@@ -24,8 +25,10 @@ from torch import Tensor
 from ..errors import UsageError
 from ..types import Advantage, Batch, Decisions, Evaluation, Key, Objective, Players, Policy, Rollout, Verdict
 from .contracts import Learner, Shaping, advantage_of, require
-from .distributed import reduce_counts, reduce_gradients
+from .distributed import reduce_counts, reduce_gradients, share
 from .drift import EVERY, check_drift
+from .metrics import Share, everywhere, of_rows
+from .minibatches import ROLLOUT, Minibatches, names
 from .precision import check_float32
 from .randomness import generator
 
@@ -37,7 +40,7 @@ class Optimisation:
     Attributes:
         lr: learning rate of AdamW.
         epochs: passes over the batch.
-        minibatches: gradient steps per pass; several processes cut their own rollouts each.
+        minibatches: gradient steps per pass.
         cut: into whole "groups", or into "segments", as PPO has it: each step learns from a share of the segments of
             all rollouts, which asks for an objective that compares none, and decisions that hang on no other segment.
         max_grad_norm: clipping of the global gradient norm.
@@ -146,21 +149,20 @@ class PolicyLearner(Learner):
             metrics |= check_drift(self.policy, applicable)
         if "proximal" in self.references:
             self.references["proximal"].copy_from(self.policy)
-        batch = self._batch(applicable, metrics)
+        batch, told = self._batch(applicable)
         anchored = self.anchors is not None and self.anchors.weight > 0
         learned = reduce_counts({"rows": float(batch is not None)})["rows"] > 0 or anchored
-        steps = self._minibatches(batch)
-        sums: dict[str, float] = defaultdict(float)
-        count = skipped = 0
-        for epoch in range(self.optimisation.epochs):
-            for index, part in enumerate(steps(epoch)):
-                told = self._step(part, (epoch, index))
-                skipped, count = (skipped + 1, count) if told is None else (skipped, count + 1)
-                for name, value in (told or {}).items():
-                    sums[name] += value
+        parts = Minibatches(batch, self.optimisation.cut, self.optimisation.minibatches)
+        steps = [
+            self._step(part, (epoch, index))
+            for epoch in range(self.optimisation.epochs)
+            for index, part in enumerate(parts.epoch(self.optimisation.seed, self.updates, epoch))
+        ]
+        taken = [step for step in steps if step is not None]
         self._follow_schedule()
-        means = {name: value / count for name, value in sums.items()}
-        return metrics | means | {**self._skipped_of(skipped), "learned": float(learned and count > 0)}
+        of_batch, *of_steps = everywhere(told, *taken)
+        metrics |= of_batch | _means(of_steps) | self._skipped_of(len(steps) - len(taken))
+        return metrics | {"learned": float(learned and bool(taken))}
 
     def _skipped_of(self, steps: float) -> dict[str, float]:
         return {"steps/skipped": float(steps), "steps/skipped_in_a_row": float(self.skipped)}
@@ -186,13 +188,14 @@ class PolicyLearner(Learner):
     def policy_name(self) -> str:
         return type(self.policy).__name__
 
-    def _batch(self, rollouts: Sequence[Rollout], metrics: dict[str, float]) -> Batch | None:
-        """The batch in the order that the module's docstring tells."""
+    def _batch(self, rollouts: Sequence[Rollout]) -> tuple[Batch | None, dict[str, float]]:
+        """The batch in the order that the module's docstring tells, and what the advantage tells of it."""
         if not rollouts:
             if self.advantage is not None:
                 self.advantage(_empty_batch())  # statistics over processes wait for every one of them
-            return None
-        batch = self.policy.collate(rollouts, self.decisions)
+            return None, {}
+        batch, told = self.policy.collate(rollouts, self.decisions), dict[str, float]()
+        batch.columns[ROLLOUT] = torch.tensor(names(rollouts))
         self._add_log_probs(batch, elsewhere=any(r.train_task is not None for r in rollouts))
         self._add_values(batch)
         changes: tuple[Change, ...] = (*self.shape, *self.sets)
@@ -203,10 +206,10 @@ class PolicyLearner(Learner):
             batch.value_targets = self.advantage.value_targets(batch)
             for rollout, size in zip(rollouts, batch.advantages.abs().amax(1).tolist(), strict=True):
                 rollout.info["abs_advantage"] = size
-            metrics |= self.advantage.metrics(batch)
+            told = of_rows(self.advantage.metrics(batch), len(batch))
         for change in self.prepare:
             batch = change(batch)
-        return batch if len(batch) else None
+        return batch if len(batch) else None, told
 
     def _add_log_probs(self, batch: Batch, *, elsewhere: bool) -> None:
         """Evaluate, once, the frozen policies that the objective compares with, and the policy itself as "proximal".
@@ -239,32 +242,6 @@ class PolicyLearner(Learner):
 
     def _needs(self) -> frozenset[str]:
         return self.objective.needs.union(*(change.needs for change in self.shape))
-
-    def _minibatches(self, batch: Batch | None) -> Callable[[int], Iterable[Batch | None]]:
-        count = self.optimisation.minibatches
-        if batch is None:
-            return lambda epoch: [None] * count
-        parts = connected(batch) if self.optimisation.cut == "groups" else list(batch.decided.nonzero())
-
-        def of_epoch(epoch: int) -> Iterator[Batch | None]:
-            random = generator("minibatches", self.optimisation.seed, self.updates, epoch)
-            order = torch.randperm(len(parts), generator=random).tolist()
-            for k in range(count):
-                chosen = [parts[i] for i in order[k::count]]
-                yield self._part(batch, chosen) if chosen else None
-
-        return of_epoch
-
-    def _part(self, batch: Batch, chosen: Sequence[Tensor]) -> Batch:
-        """Some groups (rows each) or segments (row and segment each) of a batch."""
-        if self.optimisation.cut == "groups":
-            return batch.select(torch.cat(list(chosen)))
-        places = torch.stack(list(chosen))
-        inside = torch.zeros_like(batch.decided)
-        inside[places[:, 0], places[:, 1]] = True
-        rows = inside.any(1).nonzero()[:, 0]
-        part = batch.select(rows)
-        return replace(part, mask=part.mask & inside[rows].gather(1, part.segments.clamp(min=0)))
 
     def _step(self, batch: Batch | None, key: tuple[int, int]) -> dict[str, float] | None:
         """One gradient step; a process without rollouts still takes part in the sums. None is a step not taken."""
@@ -328,14 +305,23 @@ def _is_finite(rollout: Rollout) -> bool:
     return rollout.log_probs is None or bool(rollout.log_probs[rollout.mask].isfinite().all())
 
 
+def _means(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each metric over the steps that tell it."""
+    told: dict[str, list[float]] = {}
+    for step in steps:
+        for name, value in step.items():
+            told.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in told.items()}
+
+
 def backpropagate(
     policy: Policy, objective: Objective, batch: Batch, references: Mapping[str, Policy] | None = None
 ) -> dict[str, float]:
-    """Add the gradient of an objective on a batch to the policy; returns the objective's metrics."""
+    """Add the gradient of an objective on a batch to the policy; returns its metrics, "objective/loss" among them."""
     now: Evaluation = policy.evaluate_actions(batch, objective.needs, references).leaves()
     loss, metrics = objective(now, batch)
     policy.backward(batch, now.gradient_of(loss))
-    return metrics
+    return of_rows(metrics, len(batch)) | {"objective/loss": Share(loss.detach())}
 
 
 @dataclass
@@ -358,15 +344,19 @@ class AnchorSet:
     categories: tuple[str, ...] = field(default=())
 
     def backpropagate(self, policy: Policy, key: Key) -> dict[str, float]:
-        """Add weight times the imitation gradient of ``size`` random demonstrations."""
+        """Add weight times the imitation gradient of ``size`` random demonstrations; each process has some of them."""
         pool = [r for r in self.rollouts if not self.categories or r.task.category in self.categories]
-        chosen = torch.randint(len(pool), (min(self.size, len(pool)),), generator=generator("anchors", *key))
-        batch = policy.collate([pool[i] for i in chosen.tolist()])
-        batch.totals = reduce_counts(batch.counts())
+        drawn = torch.randint(len(pool), (min(self.size, len(pool)),), generator=generator("anchors", *key))
+        chosen, told = [pool[i] for i in share(drawn.tolist())], {"anchors/weight": self.weight}
+        batch = policy.collate(chosen) if chosen else None
+        totals = reduce_counts(dict.fromkeys(COUNTED, 0.0) if batch is None else batch.counts())
+        if batch is None:
+            return told
+        batch.totals = totals
         now = policy.evaluate_actions(batch, self.objective.needs).leaves()
         loss, _ = self.objective(now, batch)
         policy.backward(batch, now.gradient_of(self.weight * loss))
-        return {"anchors/loss": float(loss.detach()), "anchors/weight": self.weight}
+        return told | {"anchors/loss": Share(loss.detach())}
 
     def repair(self, verdict: Verdict) -> dict[str, float]:
         """Hold on more strongly to demonstrations of what was harmed; to all of them where it has none."""
@@ -380,28 +370,6 @@ class AnchorSet:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.weight, self.categories = float(state["weight"]), tuple(state["categories"])
-
-
-def connected(batch: Batch) -> list[Tensor]:
-    """Rows that share a group or a pair, directly or through others, as index tensors in row order."""
-    parent = list(range(len(batch)))
-
-    def root(row: int) -> int:
-        while parent[row] != row:
-            parent[row] = parent[parent[row]]
-            row = parent[row]
-        return row
-
-    links = [group.nonzero()[:, 0].tolist() for group in batch.groups]
-    links += [] if batch.pairs is None else batch.pairs.tolist()
-    for rows in links:
-        for row in rows[1:]:
-            first, second = sorted((root(rows[0]), root(row)))
-            parent[second] = first
-    members: dict[int, list[int]] = defaultdict(list)
-    for row in range(len(batch)):
-        members[root(row)].append(row)
-    return [torch.tensor(rows) for rows in members.values()]
 
 
 def _empty_batch() -> Batch:

@@ -20,18 +20,20 @@ import torch
 
 from ..errors import UsageError
 from ..families import declared, families_of, require_independent
-from ..types import Actor, Curriculum, Gate, Learner, RewardFunction, Rollout, TrainerState, Verdict
+from ..types import Actor, Curriculum, Gate, Learner, RewardFunction, Rollout, Task, TrainerState, Verdict
 from ..working import LONG, working
 from .contracts import require
 from .curricula import apart
-from .distributed import barrier, from_main, gather, is_main, reduce_counts, same_everywhere, share
+from .distributed import barrier, from_main, gather, is_main, processes, reduce_counts, same_everywhere, share
 from .gates import JudgeFailed
+from .metrics import Mean, everywhere
 from .runs.alarms import Alarm, AlarmLimits, Watcher, check_evidence
 from .runs.callbacks import Callback, RunInfo
 from .runs.interruption import interruptible
 from .runs.progress import Progress
 from .runs.run_folder import RunFolder, checkpoint_name
-from .scoring import RewardError, score, tell_state
+from .scoring import RewardError, score, tell_state, total_of
+from .summaries import check_reads, of_everybody
 from .weights import checksum, is_finite
 
 logger = logging.getLogger(__name__)
@@ -85,6 +87,7 @@ class Stage:
         for name, learner in self.learners.items():
             require("learner", learner, name)
             learner.check(self.group_size)
+            check_reads(name, learner.reads)
             _check_players(name, learner, self.actor.players)
         if self.gate is not None:
             require("gate", self.gate)
@@ -180,6 +183,7 @@ def train(experiment: Experiment, folder: RunFolder, *, resume: bool = False) ->
         total = sum(stage.steps for stage in experiment.stages)
         info = RunInfo(folder.path, folder.recipe, folder.config, total, run.iteration)
         run.tell(lambda callback: callback.on_start(info))
+        run.same_weights()
         if not resume:
             run.begin()
         with interruptible() as interrupted, Progress(total, run.iteration, quiet=not is_main()) as progress:
@@ -195,9 +199,10 @@ def train(experiment: Experiment, folder: RunFolder, *, resume: bool = False) ->
                         progress.decided(run.iteration, run.verdict)
                     ends = run.diverged or (run.step >= stage.steps and index + 1 == len(experiment.stages))
                     late = not ends and 0 < experiment.max_hours * 3600 < time.monotonic() - started
-                    if from_main(interrupted() or late):
+                    ended = gather([(interrupted(), late)])
+                    if any(map(any, ended)):
                         run.save(best=False)
-                        raise OutOfTime if late else KeyboardInterrupt
+                        raise KeyboardInterrupt if any(pressed for pressed, _ in ended) else OutOfTime
         if not (resume and run.diverged):
             run.end()
         if run.diverged:
@@ -247,6 +252,11 @@ class _Run:
         self.saved = (-1, -1)
         self.verdict: Verdict | None = None  # of the last iteration, if the gate was asked
 
+    def same_weights(self) -> None:
+        """Refuse to go on with processes whose weights differ."""
+        if processes() > 1:
+            same_everywhere("weights", checksum(self.experiment.stages[self.stage].actor.state_dict()))
+
     def tell(self, event: Callable[[Callback], None]) -> None:
         if is_main():
             for callback in self.experiment.callbacks:
@@ -274,12 +284,12 @@ class _Run:
         started, cpu = time.perf_counter(), self.experiment.cpu_clock()
         with stage.guard():
             tell_state(TrainerState(self.iteration, sum(each.steps for each in self.experiment.stages)))
-            tasks = share(apart(from_main(stage.curriculum.sample(stage.tasks_per_step))))
-            key = (self.experiment.seed, self.iteration)
-            rollouts = stage.actor.act(tasks, stage.group_size, key=key, **stage.sampling) if tasks else []
+            tasks = _agreed(apart(stage.curriculum.sample(stage.tasks_per_step)))
+            key, own = (self.experiment.seed, self.iteration), share(tasks)
+            rollouts = stage.actor.act(own, stage.group_size, key=key, **stage.sampling) if own else []
             acted = time.perf_counter()
             metrics = self._score(stage, rollouts)
-            metrics |= self._learn(stage, rollouts)
+            metrics |= self._learn(stage, rollouts, tasks)
             self._keep_finite(stage)
             metrics |= {"time/act": acted - started, "time/learn": time.perf_counter() - acted}
             self.iteration += 1
@@ -298,30 +308,29 @@ class _Run:
         if verdict is not None or self.step == stage.steps or self.iteration % self.experiment.save_every == 0:
             self.save(best=best)
         if self.iteration % CHECKSUM_EVERY == 0 or self.step == stage.steps:
-            same_everywhere("weights", checksum(stage.actor.state_dict()))
+            self.same_weights()
         return metrics
 
     def _score(self, stage: Stage, rollouts: list[Rollout]) -> dict[str, float]:
         try:
-            return score(rollouts, stage.reward)
+            return score(rollouts, stage.reward, together=True)
         except RewardError as error:
             path = self.folder.save_rollouts(f"failed-{self.iteration:06d}", rollouts)
             raise type(error)(f"{error}; the iteration's {len(rollouts)} rollouts are kept in {path}") from error
 
-    def _learn(self, stage: Stage, rollouts: list[Rollout]) -> dict[str, float]:
+    def _learn(self, stage: Stage, rollouts: list[Rollout], tasks: Sequence[Task]) -> dict[str, float]:
         """Every learner in turn. A round in which nobody learns is counted, and too many in a row end the run."""
         metrics: dict[str, float] = {}
-        everyone: list[Rollout] | None = None
         learned: list[float] = []
         skipped = 0.0
         for name, learner in stage.parts.items():
-            if not learner.sees_own_rollouts_only and everyone is None:
-                everyone = gather(rollouts)
-            visible = rollouts if learner.sees_own_rollouts_only or everyone is None else everyone
+            visible = rollouts
+            if not learner.sees_own_rollouts_only and processes() > 1:
+                visible = of_everybody(rollouts, tasks, learner.reads)
             named = learner.players not in (None, "all")
             if named:
                 visible = [rollout for rollout in visible if rollout.player in (learner.players or ())]
-            told = learner.update(visible)
+            (told,) = everywhere(learner.update(visible))
             if "learned" in told:
                 learned.append(told["learned"])
             skipped = max(skipped, told.get("steps/skipped_in_a_row", 0.0))
@@ -335,7 +344,7 @@ class _Run:
                 "(None for every one)"
             )
         metrics["rounds/idle"] = float(self.idle)
-        return metrics | _per_category(everyone or rollouts)
+        return metrics | _per_category(rollouts)
 
     def _keep_finite(self, stage: Stage) -> None:
         """Where weights or several steps in a row were not finite, go back; the second time end the run."""
@@ -486,13 +495,19 @@ def _restore(stage: Stage, state: Mapping[str, Any]) -> None:
 
 
 def _per_category(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Mean total reward per category; in a game per player and category."""
-    several = len({rollout.player for rollout in rollouts}) > 1
+    """Mean total reward per category, over all processes; in a game per player and category."""
+    several = len(set(gather(sorted({rollout.player for rollout in rollouts})))) > 1
     totals: dict[str, list[float]] = {}
     for rollout in rollouts:
-        total = rollout.scores.get("total")
+        total = total_of(rollout)
         if total is not None and rollout.task.category:
-            value = torch.as_tensor(total, dtype=torch.float32).sum().item()
             name = f"{rollout.player}/{rollout.task.category}" if several else rollout.task.category
-            totals.setdefault(name, []).append(value)
-    return {f"category/{name}": sum(values) / len(values) for name, values in sorted(totals.items())}
+            totals.setdefault(name, []).append(total)
+    (told,) = everywhere({f"category/{name}": Mean.of_numbers(values) for name, values in totals.items()})
+    return dict(sorted(told.items()))
+
+
+def _agreed(tasks: list[Task]) -> list[Task]:
+    """The round's tasks: every process has drawn the same ones, or else the main process's are sent to all."""
+    ids = from_main([task.id for task in tasks])
+    return tasks if all(gather([ids == [task.id for task in tasks]])) else from_main(tasks)

@@ -11,13 +11,15 @@ from torch import Tensor
 
 from ..types import Batch, Players, Rollout
 from .contracts import Learner
+from .distributed import reduce_sum
 
 CLIP = 10.0
 """So many standard deviations are what a scaled reward is at most, as in Stable-Baselines3's VecNormalize."""
 
 
 class RunningMeanStd:
-    """Mean and variance [D] of all rows so far, in float64, merged by batches (Chan et al., 1983, not checked)."""
+    """Mean and variance [D] of all rows of all processes so far, in float64, merged by batches (Chan et al., 1983, not
+    checked)."""
 
     def __init__(self, size: int) -> None:
         self.count = 0
@@ -29,14 +31,15 @@ class RunningMeanStd:
         return self.squares / self.count if self.count > 1 else torch.ones_like(self.squares)
 
     def update(self, rows: Tensor) -> None:
-        """Take in rows [N, D]."""
-        if not len(rows):
-            return
+        """Take in rows [N, D]; every process calls it, with its own."""
         rows = rows.detach().double().cpu()
-        mean, new = rows.mean(0), self.count + len(rows)
+        more, *total = reduce_sum(torch.cat([torch.tensor([len(rows)]), rows.sum(0)])).tolist()
+        if not more:
+            return
+        mean, new = torch.tensor(total, dtype=torch.float64) / more, self.count + int(more)
         gap = mean - self.mean
-        self.squares = self.squares + ((rows - mean) ** 2).sum(0) + gap**2 * (self.count * len(rows) / new)
-        self.mean = self.mean + gap * (len(rows) / new)
+        self.squares = self.squares + reduce_sum(((rows - mean) ** 2).sum(0)) + gap**2 * (self.count * more / new)
+        self.mean = self.mean + gap * (more / new)
         self.count = new
 
     def state_dict(self) -> dict[str, Any]:
@@ -54,6 +57,8 @@ class RewardNormalizer(Learner):
     R_s = gamma R_(s-1) + r_s; the quotient is clipped to +-10. It stands before the policy's learner, which is given it
     as a step on its batches (``PolicyLearner(sets=[normalizer])``).
     """
+
+    sees_own_rollouts_only = True
 
     def __init__(self, gamma: float, players: Players = None) -> None:  # noqa: RUF013  None is one of Players
         self.gamma, self.players, self.returns = gamma, players, RunningMeanStd(1)

@@ -24,7 +24,9 @@ from ..errors import OutputError, RewardError, UsageError
 from ..families import name_of
 from ..returned import scores_of
 from ..types import RewardFunction, Rollout, Score, TrainerState
+from .distributed import gather
 from .faults import is_machines, of_environment, place_of, unreadable
+from .metrics import Mean, everywhere, joined
 
 __all__ = ["RewardError", "columns", "score", "tell_state", "total_of"]
 
@@ -43,7 +45,7 @@ def tell_state(state: TrainerState) -> None:
     _state.set(state)
 
 
-def score(rollouts: Sequence[Rollout], reward: RewardFunction) -> dict[str, float]:
+def score(rollouts: Sequence[Rollout], reward: RewardFunction, *, together: bool = False) -> dict[str, float]:
     """Fill ``rollout.scores``, ``total`` included, and return the means: "reward", and "reward/TERM" of its terms.
 
     Beside them what the reward logged, as "logged/NAME", and where there were faults their shares of the rollouts:
@@ -52,12 +54,13 @@ def score(rollouts: Sequence[Rollout], reward: RewardFunction) -> dict[str, floa
     minimum is the reward's ``minimum``, or where it declares none the lowest score of the round, or if nothing was
     scored the lowest that this process saw of it. None for all is a round without a reward. No rollouts, no scores.
 
+    Args:
+        together: every process scores its own at this moment; the means, and the lowest score, are of all of them.
+
     Raises:
         RewardError: with every rollout still whole: the reward raised for all of them or raised UsageError, or returned
             what is no score (see ``returned``), or data of one's own have a reserved column.
     """
-    if not rollouts:
-        return {}
     check_columns({id(rollout.task): rollout.task for rollout in rollouts}.values())
     broken = [of_environment(rollout.output) for rollout in rollouts]
     reasons = [fault or unreadable(rollout.output) for fault, rollout in zip(broken, rollouts, strict=True)]
@@ -66,7 +69,7 @@ def score(rollouts: Sequence[Rollout], reward: RewardFunction) -> dict[str, floa
     places = dict(zip(sound, range(len(sound)), strict=True))
     for row, place in places.items():
         reasons[row] = found.broken.get(place)
-    named = _filled(reward, found, reasons, places)
+    named = _filled(reward, found, reasons, places, together)
     for row, rollout in enumerate(rollouts):
         rollout.scores |= {key: scores[row] for key, scores in named.items()}
         rollout.info.pop("fault", None)
@@ -74,13 +77,23 @@ def score(rollouts: Sequence[Rollout], reward: RewardFunction) -> dict[str, floa
             rollout.info["fault"] = reasons[row]
         if row in places:
             rollout.info |= {f"logged/{name}": values[places[row]] for name, values in found.log.extra.items()}
+    faults = {"environment": sum(fault is not None for fault in broken), "infrastructure": len(found.unscored)}
+    faults["policy"] = sum(reason is not None for reason in reasons) - faults["environment"]
+    told = _told_of(reward, named, faults, found.log, len(rollouts)) if rollouts else {}
+    (metrics,) = everywhere(told) if together else [joined([told])]
+    return {name: value for name, value in metrics.items() if value or not name.startswith("faults/")}
+
+
+def _told_of(
+    reward: RewardFunction, named: Mapping[str, Sequence[Score]], faults: Mapping[str, int], log: Log, count: int
+) -> dict[str, float]:
+    """What this process tells of so many rollouts."""
     alone = set(named) <= {name_of(reward), "total"} and not hasattr(reward, "terms")
     terms = {f"reward/{key}": _mean(scores) for key, scores in named.items() if key != "total"}
-    metrics = ({} if alone else terms) | {"reward": _mean(named["total"])}
-    shares = {"environment": sum(fault is not None for fault in broken), "infrastructure": len(found.unscored)}
-    shares["policy"] = sum(reason is not None for reason in reasons) - shares["environment"]
-    metrics |= {f"faults/{who}": count / len(rollouts) for who, count in shares.items() if count}
-    return metrics | {f"logged/{name}": math.fsum(values) / len(values) for name, values in found.log.metrics.items()}
+    metrics: dict[str, float] = {**({} if alone else terms), "reward": _mean(named["total"])}
+    metrics |= {f"faults/{who}": Mean(number, count) for who, number in faults.items()}
+    logged = {name: math.fsum(values) / len(values) for name, values in log.metrics.items()}
+    return metrics | {f"logged/{name}": Mean(value * count, count) for name, value in logged.items()}
 
 
 def total_of(rollout: Rollout, name: str = "total") -> float | None:
@@ -366,13 +379,15 @@ def _raises(reward: RewardFunction, rollouts: Sequence[Rollout], error: Exceptio
 
 
 def _filled(
-    reward: RewardFunction, found: _Answer, reasons: Sequence[str | None], places: Mapping[int, int]
+    reward: RewardFunction, found: _Answer, reasons: Sequence[str | None], places: Mapping[int, int], together: bool
 ) -> dict[str, list[Score]]:
     """Scores of all rollouts by name: those that were found, the minimum for whom there is a reason, else None."""
     named = found.named or {"total": [None] * len(places)}
+    lows = [{key: _lowest(scores) for key, scores in named.items()}]
+    lows = gather(lows) if together else lows
     whole: dict[str, list[Score]] = {}
     for key, scores in named.items():
-        lowest = _lowest(scores)
+        lowest = _least(*(low.get(key) for low in lows))
         if key == "total":
             lowest = _least(_declared(reward), _before(reward)[1] if lowest is None else lowest)
         rows: list[Score] = [None if reason is None else lowest for reason in reasons]
@@ -402,6 +417,5 @@ def _sum(value: Score) -> float:
     return math.fsum(value) if isinstance(value, Sequence) else float(value)  # type: ignore[arg-type]
 
 
-def _mean(scores: Sequence[Score]) -> float:
-    numbers = [_sum(value) for value in scores if value is not None]
-    return math.fsum(numbers) / len(numbers) if numbers else math.nan
+def _mean(scores: Sequence[Score]) -> Mean:
+    return Mean.of_numbers([_sum(value) for value in scores if value is not None], empty=math.nan)

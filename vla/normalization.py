@@ -23,15 +23,18 @@ class ObservationNormalizer(Learner):
     after the policy's learner, of a policy that ``normalises``.
     """
 
+    sees_own_rollouts_only = True
+
     def __init__(self, policy: ChunkPolicy) -> None:
         self.network: RobotNetwork = policy.module  # type: ignore[assignment]
         self.seen = RunningMeanStd(len(self.network.mean))
 
     def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
         states = [r.payload["states"][r.payload["executed"].any(1)] for r in rollouts if not r.is_plain]
-        if states:
-            keep = self.seen.count > 0
-            self.seen.update(self.network.view(torch.cat(states)))
+        keep = self.seen.count > 0
+        own = self.network.view(torch.cat(states)) if states else torch.zeros(0, len(self.seen.mean))
+        self.seen.update(own)
+        if self.seen.count:
             self.network.renormalise(self.seen.mean, self.seen.var.sqrt(), keep=keep)
         return {}
 

@@ -13,6 +13,7 @@ import torch
 from ..rewards.log_ratio import Scorer
 from ..rewards.text.agreement import kendall_tau
 from ..trainers.contracts import Learner
+from ..trainers.metrics import Mean, Share, everywhere
 from ..types import Players, Rollout
 from .conversation import Transcript
 
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 class Watch(Learner):
     """What becomes of a policy's answers, each update.
 
-    Metrics, over all of an update's rollouts or the mean over its groups:
+    Metrics, over all of an update's rollouts or the mean over its groups, of all processes together:
 
     ==========================  ==================================================================================
     answers/length              tokens that the policy wrote
@@ -51,6 +52,7 @@ class Watch(Learner):
     """
 
     players: Players = "all"
+    sees_own_rollouts_only = True
 
     def __init__(
         self,
@@ -69,16 +71,24 @@ class Watch(Learner):
         self.warned: set[str] = set()
 
     def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
-        if not rollouts:
+        own: dict[str, float] = {}
+        if rollouts:
+            cut = [float(bool(rollout.info.get("truncated"))) for rollout in rollouts]
+            own = {
+                "answers/length": Mean.of_numbers([_length(rollout) for rollout in rollouts]),
+                "answers/truncated": Mean.of_numbers(cut),
+                "answers/truncated_count": Share(sum(cut)),
+            }
+            own |= _surprise(rollouts) | self._groups(rollouts) | self._faults(rollouts)
+        (metrics,) = everywhere(own)
+        if not metrics:
             return {}
-        cut = sum(bool(rollout.info.get("truncated")) for rollout in rollouts)
-        self.truncated += cut
-        metrics = {
-            "answers/length": _mean([_length(rollout) for rollout in rollouts]),
-            "answers/truncated": cut / len(rollouts),
-            "answers/truncated_count": float(self.truncated),
-        }
-        metrics |= _surprise(rollouts) | self._groups(rollouts) | self._faults(rollouts)
+        self.truncated += int(metrics["answers/truncated_count"])
+        metrics["answers/truncated_count"] = float(self.truncated)
+        if not metrics["tools/calls"]:
+            metrics = {name: value for name, value in metrics.items() if "tools" not in name}
+        if not metrics["faults/environment"]:
+            del metrics["faults/environment"]
         self._warn(metrics)
         return metrics
 
@@ -89,10 +99,6 @@ class Watch(Learner):
             [call for turn in _turns(r) if turn.reply for call in turn.reply.info.get("calls", ())] for r in rollouts
         ]
         everyone = [call for own in calls for call in own]
-        broke = [float(bool(rollout.info.get("broke"))) for rollout in rollouts]
-        metrics = {"faults/environment": _mean(broke)} if any(broke) else {}
-        if not everyone:
-            return metrics
         for name in sorted({name for name, _, _ in everyone if name} - self.warned):
             outcomes = [outcome for called, _, outcome in everyone if called == name]
             if all(outcomes):
@@ -103,11 +109,12 @@ class Watch(Learner):
                     len(outcomes),
                     outcomes[-1][:200],
                 )
-        return metrics | {
-            "tools/calls": len(everyone) / len(rollouts),
-            "tools/failed": _mean([float(failed) for _, failed, _ in everyone]),
-            "tools/broken": _mean([float(bool(outcome)) for _, _, outcome in everyone]),
-            "faults/tools": _mean([float(any(outcome for _, _, outcome in own)) for own in calls]),
+        return {
+            "tools/calls": Mean(len(everyone), len(rollouts)),
+            "tools/failed": Mean.of_numbers([float(failed) for _, failed, _ in everyone]),
+            "tools/broken": Mean.of_numbers([float(bool(outcome)) for _, _, outcome in everyone]),
+            "faults/tools": Mean.of_numbers([float(any(outcome for _, _, outcome in own)) for own in calls]),
+            "faults/environment": Mean.of_numbers([float(bool(rollout.info.get("broke"))) for rollout in rollouts]),
         }
 
     def _groups(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
@@ -128,7 +135,7 @@ class Watch(Learner):
                         found[f"pass@{k if self.passes else 'group'}"].append(pass_at_k(len(scores), right, k))
         if self.rankings is not None:
             found["tau"] = self._taus([members for members in groups.values() if len(members) > 1])
-        return {f"answers/{name}": _mean(values) for name, values in found.items() if values}
+        return {f"answers/{name}": Mean.of_numbers(values) for name, values in found.items() if values}
 
     def _taus(self, groups: Sequence[Sequence[Rollout]]) -> list[float]:
         asked = [member for members in groups for member in members]
@@ -191,14 +198,10 @@ def _surprise(rollouts: Sequence[Rollout]) -> dict[str, float]:
     if not found:
         return {}
     return {
-        "answers/entropy": float(torch.cat(found).mean()),
-        "answers/entropy_first": _mean([float(values[0]) for values in found]),
+        "answers/entropy": Mean.of(torch.cat(found)),
+        "answers/entropy_first": Mean.of_numbers([float(values[0]) for values in found]),
     }
 
 
 def _number(score: Any) -> float | None:
     return None if score is None else float(torch.as_tensor(score, dtype=torch.float32).sum())
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)

@@ -479,7 +479,12 @@ class Learner(Protocol):
 
     @property
     def sees_own_rollouts_only(self) -> bool:
-        """With several processes, each sees its own groups; else everybody sees all."""
+        """With several processes, each sees its own groups; else everybody sees summaries of all."""
+        ...
+
+    @property
+    def reads(self) -> Sequence[str]:
+        """What of a rollout a summary has to bring along whole, such as "output"."""
         ...
 
     def check(self, group_size: int) -> None:

@@ -3,7 +3,7 @@
 They add up: ``PPOClip(clip_high=0.28) + 0.01 * KLPenalty("reference") - 0.001 * Entropy()``.
 """
 
-from .base import Aggregate, Level, Metrics, Sum, Term
+from .base import Aggregate, Level, Metrics, Sum, Term, mean
 from .imitation import WeightedImitation
 from .nft import NFT, ForwardNFT
 from .pairwise import PairwiseRegression
@@ -28,4 +28,5 @@ __all__ = [
     "Term",
     "ValueLoss",
     "WeightedImitation",
+    "mean",
 ]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...types import Batch, Evaluation
+from ..metrics import Mean
 
 Metrics = dict[str, float]
 Aggregate = Literal["rollout", "decision"] | int
@@ -25,7 +26,9 @@ class Term(ABC):
     """An objective, or a part of one: ``PPOClip() + 0.01 * KLPenalty("reference") - 0.001 * Entropy()``.
 
     Calling it gives a loss to minimise and metrics. The loss is a sum divided by counts over all processes
-    (``batch.total``), so that gradients summed over processes are those of the global mean.
+    (``batch.total``), so that gradients summed over processes are those of the global mean. A metric is a number that
+    knows how it adds up over processes (``mean``, and others in ``trainers.metrics``); a plain one is taken for a mean
+    over rollouts. The loss itself is reported by the learner, as "objective/loss".
     """
 
     @property
@@ -56,7 +59,7 @@ class Term(ABC):
 
 @dataclass(frozen=True)
 class Sum(Term):
-    """A weighted sum of terms; ``objective/loss`` is the whole loss, the other metrics are the terms' own."""
+    """A weighted sum of terms, with the metrics of all."""
 
     parts: tuple[tuple[float, Term], ...]
 
@@ -74,7 +77,7 @@ class Sum(Term):
             value, its_metrics = term(now, batch)
             loss = loss + weight * value
             metrics |= its_metrics
-        return loss, metrics | {"objective/loss": loss.item()}
+        return loss, metrics
 
 
 def aggregate(values: Tensor, batch: Batch, how: Aggregate) -> Tensor:
@@ -87,9 +90,9 @@ def aggregate(values: Tensor, batch: Batch, how: Aggregate) -> Tensor:
     return values.sum() / (batch.total("rollouts") * how)
 
 
-def mean(values: Tensor, mask: Tensor) -> float:
-    """The local mean where the mask is True, for metrics."""
-    return (torch.where(mask, values.detach(), 0.0).sum() / mask.sum().clamp(min=1)).item()
+def mean(values: Tensor, mask: Tensor) -> Mean:
+    """The mean where the mask is True, for metrics."""
+    return Mean.of(values, mask)
 
 
 def old_log_probs(batch: Batch) -> Tensor:

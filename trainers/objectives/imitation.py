@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ...types import Batch, Decisions, Evaluation
+from ..metrics import Mean
 from .base import Aggregate, Metrics, Term, aggregate, mean
 from .pairwise import decisions_need
 
@@ -30,5 +31,5 @@ class WeightedImitation(Term):
         weight = batch.columns.get("weight")
         weighted = now.log_probs if weight is None else weight[:, None] * now.log_probs
         loss = aggregate(-weighted, batch, self.aggregate)
-        metrics = {"objective/loss": loss.item(), "objective/log_prob": mean(now.log_probs, batch.mask)}
-        return loss, metrics if weight is None else metrics | {"objective/weight": weight.float().mean().item()}
+        metrics: Metrics = {"objective/log_prob": mean(now.log_probs, batch.mask)}
+        return loss, metrics if weight is None else metrics | {"objective/weight": Mean.of(weight)}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...types import Batch, Evaluation
+from ..metrics import Largest, Mean
 from ..pairing import optimality, pass_rate
 from .base import Aggregate, Metrics, Term, aggregate, k3, mean, old_log_probs, scalars
 
@@ -65,10 +66,9 @@ class NFT(Term):
         gain = torch.where(right, log_ratio, self.negatives * floored.log())
         loss = aggregate(torch.where(counts, -omega * gain, 0.0), batch, self.aggregate)
         return loss, {
-            "objective/loss": loss.item(),
             "objective/floor_fraction": mean((implied < FLOOR).float(), batch.mask & ~right),
             "objective/kl": mean(k3(log_ratio), batch.mask),
-            "objective/ratio_max": torch.where(batch.mask, log_ratio.detach().exp(), 0.0).max().item(),
+            "objective/ratio_max": Largest(torch.where(batch.mask, log_ratio.detach().exp(), 0.0).max()),
         }
 
 
@@ -103,7 +103,6 @@ class ForwardNFT(Term):
         per_decision = 2 * self.beta * ((1 - 2 * r) * now.log_probs + (1 - 2 * r + self.beta) * drift)
         loss = aggregate(per_decision / scalars(batch, self.per_dimension).to(per_decision), batch, self.aggregate)
         return loss, {
-            "objective/loss": loss.item(),
             "objective/kl": mean(drift, batch.mask),
-            "objective/optimality": r.mean().item(),
+            "objective/optimality": Mean.of(r),
         }

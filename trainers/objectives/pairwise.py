@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...types import Batch, Decisions, Evaluation
+from ..metrics import Mean, Paired
 from .base import Metrics, Term, mean, old_log_probs, sequence_sum
 
 
@@ -55,9 +56,9 @@ class PairwiseRegression(Term):
         whole = sequence_sum(log_ratio, batch)
         predicted = whole[first] - whole[second]
         per_pair = (predicted - target) ** 2
-        metrics = {
-            "objective/correlation": _correlation(predicted, target),
-            f"objective/log_ratio_{self.reference}": whole.mean().item(),
+        metrics: Metrics = {
+            "objective/correlation": Paired.of("correlation", predicted, target),
+            f"objective/log_ratio_{self.reference}": Mean.of(whole),
         }
         if self.clip is not None:
             old = old_log_probs(batch) - reference
@@ -66,7 +67,7 @@ class PairwiseRegression(Term):
             per_pair = torch.maximum(per_pair, (whole[first] - whole[second] - target) ** 2)
             metrics["objective/clip_fraction"] = mean((near != log_ratio).float(), batch.mask)
         loss = per_pair.sum() / batch.total("pairs")
-        return loss, {"objective/loss": loss.item()} | metrics
+        return loss, metrics
 
 
 def decisions_need(decisions: Decisions) -> frozenset[str]:
@@ -83,11 +84,3 @@ def pairs_of(batch: Batch) -> Tensor:
     if batch.pairs is None:
         raise ValueError("batch.pairs is empty: prepare it with pairing.all_pairs, best_worst or preference_pairs")
     return batch.pairs
-
-
-def _correlation(a: Tensor, b: Tensor) -> float:
-    """Pearson's r, 0 where either side does not vary."""
-    if len(a) < 2:
-        return 0.0
-    a, b = a.detach() - a.detach().mean(), b - b.mean()
-    return float(a @ b / (a.norm() * b.norm()).clamp(min=1e-12))

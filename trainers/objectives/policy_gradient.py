@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...types import Batch, Evaluation
+from ..metrics import Largest
 from .base import MAX_LOG_RATIO, Aggregate, Level, Metrics, Term, aggregate, k3, mean, old_log_probs, scalars
 
 
@@ -24,7 +25,7 @@ class Reinforce(Term):
 
     def __call__(self, now: Evaluation, batch: Batch) -> tuple[Tensor, Metrics]:
         loss = aggregate(-advantages_of(batch) * now.log_probs, batch, self.aggregate)
-        return loss, {"objective/loss": loss.item()}
+        return loss, {}
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,9 @@ class PPOClip(Term):
         loss = aggregate(-gain, batch, self.aggregate)
         active = ((ratio > high) & (advantages > 0)) | ((ratio < low) & (advantages < 0))
         return loss, {
-            "objective/loss": loss.item(),
             "objective/clip_fraction": mean(active.float(), batch.mask),
             "objective/kl": mean(k3(log_ratio), batch.mask),
-            "objective/ratio_max": torch.where(batch.mask, ratio.detach(), 0.0).max().item(),
+            "objective/ratio_max": Largest(torch.where(batch.mask, ratio.detach(), 0.0).max()),
         }
 
 

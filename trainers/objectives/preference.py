@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ...types import Batch, Decisions, Evaluation
+from ..metrics import Mean
 from .base import Metrics, Term, sequence_sum
 from .pairwise import decisions_need, pairs_of
 
@@ -50,7 +51,6 @@ class DPO(Term):
         margin = torch.where(both, margins, 0.0).sum(1) / places
         right = (margin > 0) == (label > 0.5)
         return loss, {
-            "objective/loss": loss.item(),
-            "objective/accuracy": right.float().sum().item() / max(1, len(right)),
-            "objective/margin": margin.sum().item() / max(1, len(margin)),
+            "objective/accuracy": Mean.of(right.float()),
+            "objective/margin": Mean.of(margin),
         }

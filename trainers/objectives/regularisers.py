@@ -41,7 +41,7 @@ class KLPenalty(Term):
             log_ratio = (now.log_probs - batch.log_probs[self.to]) / size
             divergence = k3(log_ratio) if self.estimator == "k3" else log_ratio**2 / 2
         loss = aggregate(divergence, batch, self.aggregate)
-        return loss, {"objective/loss": loss.item(), f"objective/kl_{self.to}": mean(divergence, batch.mask)}
+        return loss, {f"objective/kl_{self.to}": mean(divergence, batch.mask)}
 
 
 @dataclass(frozen=True)
@@ -60,4 +60,4 @@ class Entropy(Term):
             raise ValueError("the policy returned no entropy: choose one with the capability 'entropy'")
         entropy = now.entropy / scalars(batch, self.per_dimension).to(now.entropy)
         loss = aggregate(entropy, batch, self.aggregate)
-        return loss, {"objective/loss": loss.item(), "objective/entropy": mean(entropy, batch.mask)}
+        return loss, {"objective/entropy": mean(entropy, batch.mask)}

@@ -45,4 +45,4 @@ class ValueLoss(Term):
             loss = torch.maximum(loss, (near - target) ** 2)
             metrics["values/clip_fraction"] = mean((near != now.values).float(), decided)
         total = torch.where(decided, loss, 0.0).sum() / batch.total("segments")
-        return total, {"objective/loss": total.item(), "values/loss": mean(loss, decided)} | metrics
+        return total, {"values/loss": mean(loss, decided)} | metrics
