@@ -123,13 +123,20 @@ def refusal(folder: Path) -> str:
 
 
 def test_a_truncated_checkpoint_names_the_last_good_one(three: Path) -> None:
-    path = three / checkpoint.TENSORS
+    path = tensors(three)
     os.truncate(path, path.stat().st_size - 1)
     assert "truncated" in refusal(three) and refusal(three).endswith("use iteration-000004")
 
 
-@pytest.mark.parametrize("name", [checkpoint.TENSORS, checkpoint.STATE, checkpoint.MANIFEST])
+def tensors(folder: Path) -> Path:
+    """The one file of tensors of a checkpoint."""
+    (path,) = folder.glob("*.safetensors")
+    return path
+
+
+@pytest.mark.parametrize("name", ["tensors", checkpoint.STATE, checkpoint.MANIFEST])
 def test_no_flipped_byte_passes(three: Path, name: str) -> None:
+    name = tensors(three).name if name == "tensors" else name
     original = (three / name).read_bytes()
     for position in range(0, len(original), 7):
         flipped = bytearray(original)
@@ -176,7 +183,7 @@ def test_a_kill_between_files_leaves_the_old_checkpoint(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(checkpoint, function, killed)
-        save(three, {"i": 7})
+        save(three, {"i": 7, "w": torch.zeros(3)})
     assert load(three)["i"] == 6
     save(three, {"i": 8})
     assert load(three) == {"i": 8}
@@ -226,3 +233,80 @@ def test_a_kill_while_the_old_one_is_removed_does_not_block_the_next_save(three:
     shutil.copytree(three, checkpoint._previous(three))
     save(three, {"i": 7})
     assert load(three) == {"i": 7} and not checkpoint._previous(three).exists()
+
+
+# --- what is written once ----------------------------------------------------------------------------
+
+
+def files(folder: Path) -> dict[str, int]:
+    """Inode by name of a checkpoint's files of tensors."""
+    return {path.name: path.stat().st_ino for path in folder.glob("*.safetensors")}
+
+
+def learned(seed: int) -> dict[str, torch.Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(size, generator=random) for name, size in (("a", 3000), ("b", 2000))}
+
+
+def test_what_stayed_as_it_was_is_linked_and_every_checkpoint_is_whole_alone(tmp_path: Path) -> None:
+    start, moments = learned(0), [{"m": learned(10 + seed), "steps": torch.tensor(float(seed))} for seed in range(6)]
+    states = [
+        {"now": {"w": start}, "promoted": {"w": start}, "base": start},
+        {"now": {"w": learned(1), "o": moments[1]}, "promoted": {"w": start}, "base": start},
+        {"now": {"w": learned(2), "o": moments[2]}, "promoted": {"w": learned(2), "o": moments[2]}, "base": start},
+        {"now": {"w": learned(3), "o": moments[3]}, "promoted": {"w": learned(2), "o": moments[2]}, "base": start},
+    ]
+    written = []
+    for number, state in enumerate(states):
+        before = {inode for path in tmp_path.iterdir() for inode in files(path).values()}
+        save(tmp_path / f"iteration-{number}", state)
+        new = [
+            path
+            for path in (tmp_path / f"iteration-{number}").glob("*.safetensors")
+            if path.stat().st_ino not in before
+        ]
+        written.append(sum(path.stat().st_size for path in new) / (4 * 5000))
+    assert [round(size, 1) for size in written] == [1.0, 2.0, 2.0, 2.0], "in units of the weights: never what is there"
+    shutil.rmtree(tmp_path / "iteration-0")
+    shutil.rmtree(tmp_path / "iteration-2")
+    assert same(load(tmp_path / "iteration-3"), states[3]) and same(load(tmp_path / "iteration-1"), states[1])
+    loaded = load(tmp_path / "iteration-1")
+    loaded["base"]["a"].zero_()
+    assert torch.equal(loaded["promoted"]["w"]["a"], start["a"])
+
+
+def test_a_damaged_neighbour_is_not_linked(tmp_path: Path) -> None:
+    """Neither where a weight was altered, nor where something beside the weights was."""
+    state = {"w": torch.arange(100.0)}
+    save(tmp_path / "one", state)
+    path = tensors(tmp_path / "one")
+    original = path.read_bytes()
+    for position in (20, len(original) - 5):
+        flipped = bytearray(original)
+        flipped[position] ^= 1
+        path.write_bytes(flipped)
+        save(tmp_path / "two", state)
+        assert same(load(tmp_path / "two"), state)
+        assert files(tmp_path / "two").values() != files(tmp_path / "one").values()
+    path.write_bytes(original)
+    save(tmp_path / "two", state)
+    assert list(files(tmp_path / "two").values()) == list(files(tmp_path / "one").values())
+
+
+def test_where_files_cannot_be_linked_they_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", refused)
+    for name in ("one", "two"):
+        save(tmp_path / name, {"w": torch.arange(100.0)})
+    assert files(tmp_path / "one").keys() == files(tmp_path / "two").keys()
+    assert same(load(tmp_path / "two"), {"w": torch.arange(100.0)})
+
+
+def test_equal_sums_are_not_taken_for_equal_tensors(tmp_path: Path) -> None:
+    one, other = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([3.0, 4.0, 1.0, 2.0])
+    assert checkpoint._sum(one) == checkpoint._sum(other)
+    save(tmp_path / "one", {"a": one, "b": other, "c": one.clone()})
+    save(tmp_path / "two", {"a": other})
+    assert same(load(tmp_path / "one"), {"a": one, "b": other, "c": one}) and same(load(tmp_path / "two"), {"a": other})

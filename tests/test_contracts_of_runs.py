@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +17,7 @@ from autotelic.rewards.reward import Reward
 from autotelic.trainers.actors import Actor, Demonstrations, Game
 from autotelic.trainers.advantages import ReinforcePlusPlus, grpo
 from autotelic.trainers.contracts import Learner
-from autotelic.trainers.gates import NonInferiority
+from autotelic.trainers.gates import BestSoFar, NonInferiority
 from autotelic.trainers.learner import Optimisation, PolicyLearner
 from autotelic.trainers.loop import OutOfTime, train
 from autotelic.trainers.objectives import PPOClip, Reinforce
@@ -390,23 +391,31 @@ def test_checkpoints_are_written_and_kept_as_asked(
 
 
 def test_what_a_gate_lets_through_is_saved_at_once_and_stays(tmp_path: Path) -> None:
-    """Kept after two iterations, waiting from then on; and nothing is due."""
+    """Kept after two iterations, waiting from then on, which is not saved; and nothing is due."""
     folder = folder_at(tmp_path / "run")
     experiment = build(failing(honest, 5), 8, always("keep", "wait"), gate_every=2)
     with pytest.raises(RewardError):
         train(replace(experiment, save_every=99, keep_last=1), folder)
-    assert folder.checkpoints() == ["iteration-000002", "iteration-000004"]
+    assert folder.checkpoints() == ["iteration-000000", "iteration-000002"], "and what a divergence would go back to"
     assert folder.load_checkpoint("best")["iteration"] == 2
 
 
-def test_a_run_resumes_bit_for_bit_from_a_sparse_checkpoint(tmp_path: Path) -> None:
-    """It breaks off in the fifth iteration, having saved the third; the fourth is done again."""
+def nothing_better(probes: Any, *_: Any, **__: Any) -> BestSoFar:
+    """A gate that waits, and says after how many looks."""
+    return BestSoFar(probes, lambda outputs, **_: [0.0] * len(outputs), patience=9)
+
+
+@pytest.mark.parametrize("gate", [None, nothing_better])
+def test_a_run_resumes_bit_for_bit_from_a_sparse_checkpoint(gate: Any, tmp_path: Path) -> None:
+    """It breaks off in the fifth iteration, having saved the third; the fourth is done again, and so is the look of a
+    gate that waits."""
     whole, cut = folder_at(tmp_path / "whole"), folder_at(tmp_path / "cut")
-    train(replace(build(honest, 6, None), save_every=3), whole)
+    made = partial(build, iterations=6, gate=gate, gate_every=1)
+    train(replace(made(honest), save_every=3), whole)
     with pytest.raises(RewardError):
-        train(replace(build(failing(honest, 4), 6, None), save_every=3), cut)
+        train(replace(made(failing(honest, 4)), save_every=3), cut)
     assert cut.load_checkpoint()["iteration"] == 3 and len(cut.metrics()) == 4
-    train(replace(build(honest, 6, None), save_every=3), cut, resume=True)
+    train(replace(made(honest), save_every=3), cut, resume=True)
     assert_same_run(cut, whole)
 
 

@@ -173,7 +173,7 @@ class LoggingFields:
     """Sinks of metrics beside metrics.jsonl: tensorboard, wandb, trackio, mlflow and others of accelerate,
     package.module:NAME or FILE.py:NAME (a Callback)."""
     save_every: Count = 1
-    """Rounds between checkpoints; what a gate let through is saved at once."""
+    """Rounds between checkpoints; what a gate decided is saved at once, and resuming repeats the rounds since."""
     keep_last: Count = 2
     """Checkpoints that stay, beside the best."""
     max_hours: Amount = 0.0

@@ -124,8 +124,9 @@ class Experiment:
         label_account: how many labels the gates read, "gate_labels: none" or "gate_labels: N"; "" counts them.
         cpu_clock: CPU seconds so far of everything that takes part; metrics report its differences.
         callbacks: told of the run while it goes on, in the main process.
-        save_every, keep_last: iterations between checkpoints, and how many of them stay; what a gate let through is
-            saved at once, and stays; so does what a run that diverges would go back to.
+        save_every, keep_last: iterations between checkpoints, and how many of them stay; what a gate decided is saved
+            at once, and what it let through stays; so does what a run that diverges would go back to. A run that is
+            resumed repeats the iterations since the last one.
         max_hours: after so many the run saves and stops, as after Ctrl-C; 0 is no limit.
         save: writes what was learned to a folder that is not there yet, as other programs load it; called for
             RUN/policy with every checkpoint that a gate let through, and before anything that comes at the end.
@@ -305,7 +306,8 @@ class _Run:
             self._evaluate(f"iteration-{self.iteration:06d}")
         waits = verdict is None or (verdict.decision == "wait" and self.step < stage.steps)
         best = stage.gate is None or not waits
-        if verdict is not None or self.step == stage.steps or self.iteration % self.experiment.save_every == 0:
+        decided = verdict is not None and verdict.decision != "wait"
+        if decided or self.step == stage.steps or self.iteration % self.experiment.save_every == 0:
             self.save(best=best)
         if self.iteration % CHECKSUM_EVERY == 0 or self.step == stage.steps:
             self.same_weights()
@@ -431,7 +433,7 @@ class _Run:
         if is_main():
             state: dict[str, Any] = {"stage": self.stage, "step": self.step, "iteration": self.iteration}
             state |= {"idle": self.idle, "returns": self.returns, "good": self.good, "diverged": self.diverged}
-            state |= {"now": _snapshot(stage), "promoted": self.promoted}
+            state |= {"now": {name: part.state_dict() for name, part in stage.parts.items()}, "promoted": self.promoted}
             if stage.gate is not None:
                 state |= {"base": self.base.state_dict(), "promoted_actor": self.promoted_actor.state_dict()}
                 state["gate"] = stage.gate.state_dict()

@@ -154,7 +154,8 @@ def dry_run(experiment: Experiment, folder: RunFolder) -> list[str]:
     memory = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB"
     if torch.cuda.is_available():
         memory += f", {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB on the GPU"
-    disk = sum(path.stat().st_size for path in folder.checkpoint_path("latest").iterdir())
+    found = [path.stat() for path in folder.checkpoint_path("latest").iterdir()]
+    disk = sum(each.st_size for each in found if each.st_nlink == 1)  # without what other checkpoints hold as well
     rounds = sum(each.steps for each in experiment.stages)
     kept = experiment.keep_last + 1
     return [

@@ -1,8 +1,12 @@
 """Checkpoints: a nested state in a folder of safetensors and JSON, complete or not there at all.
 
-A checkpoint is three files. ``tensors.safetensors`` holds every tensor, ``state.json`` everything
-else and where each tensor belongs, and ``manifest.json`` the format, the version that wrote it and
-the size and SHA-256 of the other two. No pickle is ever written or read.
+A checkpoint holds a few ``tensors-DIGEST.safetensors``, ``state.json``, which is everything else and where each tensor
+belongs, and ``manifest.json``: the format, the version that wrote it and the size and SHA-256 of the others. No pickle
+is ever written or read.
+
+Equal tensors are written once. Files of which a checkpoint beside it needs every tensor are hard links to that one's,
+so that what stays as it was (the start, what was last promoted) costs no further bytes; a checkpoint is whole without
+the others all the same. What is linked was compared with what is to be saved, byte by byte.
 """
 
 from __future__ import annotations
@@ -11,21 +15,27 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ... import __version__
 from ...errors import UsageError
 
-FORMAT = 1
-TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+FORMAT = 2
+STATE, MANIFEST = "state.json", "manifest.json"
+TENSORS = re.compile(r"tensors-[0-9a-f]{16}\.safetensors")
+SUMS = "sums"
+"""Of the metadata of a file of tensors: by name, what ``_sum`` says of each."""
 PICKLE_SUFFIXES = frozenset({".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".joblib"})
 
 
@@ -36,9 +46,8 @@ class CheckpointError(UsageError):
 def save(folder: Path, state: Mapping[str, Any]) -> None:
     """Write a state under ``folder``, atomically: a crash at any moment leaves the old checkpoint or none.
 
-    Tensors keep their bits, dtype and shape; those that share storage are written once each. Integer
-    keys stay integers. Tuples come back as lists, every mapping as a plain dict, and every tensor on
-    the CPU without gradient.
+    Tensors keep their bits, dtype and shape; those that are equal are written once. Integer keys stay integers. Tuples
+    come back as lists, every mapping as a plain dict, and every tensor on the CPU without gradient.
 
     Args:
         folder: where the checkpoint will be; an older one there is replaced.
@@ -50,18 +59,20 @@ def save(folder: Path, state: Mapping[str, Any]) -> None:
     """
     tensors: dict[str, Tensor] = {}
     tree = _encode(state, "", tensors)
+    contents = _contents(tensors)
     _recover(folder)
     shutil.rmtree(_previous(folder), ignore_errors=True)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
 
-    save_file(_unshared(tensors), partial / TENSORS)
-    (partial / STATE).write_text(json.dumps(tree, allow_nan=False))
-    files = {name: _fingerprint(partial / name) for name in (TENSORS, STATE)}
+    files = _linked(contents, folder, partial) | _written(contents, partial)
+    places = {path: [content.file, content.name] for content in contents for path in content.paths}
+    (partial / STATE).write_text(json.dumps({"state": tree, "tensors": places}, allow_nan=False))
+    files[STATE] = _fingerprint(partial / STATE)
     manifest = {"format": FORMAT, "autotelic": __version__, "files": files}
     (partial / MANIFEST).write_bytes(_manifest_bytes(manifest))
-    for name in (TENSORS, STATE, MANIFEST):
+    for name in (*files, MANIFEST):
         _sync(partial / name)
     _sync(partial)
 
@@ -87,8 +98,13 @@ def load(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"checkpoint {folder} {fault}; " + (f"use {good.name}" if good else "none beside it is whole")
         )
-    tensors = load_file(folder / TENSORS)
-    state: dict[str, Any] = _decode(json.loads((folder / STATE).read_text()), tensors)
+    written = json.loads((folder / STATE).read_text())
+    files = {path.name: load_file(path) for path in _files_of_tensors(folder)}
+    tensors, given = dict[str, Tensor](), set[tuple[str, str]]()
+    for path, (file, name) in written["tensors"].items():
+        tensors[path] = files[file][name].clone() if (file, name) in given else files[file][name]
+        given.add((file, name))
+    state: dict[str, Any] = _decode(written["state"], tensors)
     return state
 
 
@@ -137,7 +153,8 @@ def _fault(folder: Path) -> str | None:
         return f"has an unreadable {MANIFEST}"
     if found != FORMAT:
         return f"has format {found}, written by autotelic {writer}; autotelic {__version__} reads format {FORMAT}"
-    if written != _manifest_bytes(manifest) or set(files) != {TENSORS, STATE}:
+    known = isinstance(files, dict) and all(name == STATE or TENSORS.fullmatch(name) for name in files)
+    if written != _manifest_bytes(manifest) or not known or STATE not in files:
         return f"was altered ({MANIFEST})"
     for name, expected in files.items():
         if not (folder / name).is_file():
@@ -196,16 +213,127 @@ def _decode(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
     return {key: _decode(item, tensors) for key, item in entries}
 
 
-def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous CPU tensors, copied only where two share storage (safetensors refuses those)."""
-    seen: set[int] = set()
-    result = {}
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
-        storage = tensor.untyped_storage().data_ptr()
-        result[name] = tensor.clone() if storage in seen else tensor
-        seen.add(storage)
-    return result
+@dataclass(eq=False)
+class _Content:
+    """A tensor, on the CPU and contiguous, the paths of the state that have it, and where it is stored."""
+
+    tensor: Tensor
+    paths: list[str]
+    file: str = ""
+    name: str = ""
+    sum: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sum = _sum(self.tensor)
+
+    @property
+    def key(self) -> tuple[str, tuple[int, ...], int]:
+        return str(self.tensor.dtype), tuple(self.tensor.shape), self.sum
+
+    def equals(self, other: Tensor) -> bool:
+        return torch.equal(_bytes(self.tensor), _bytes(other))
+
+
+def _contents(tensors: Mapping[str, Tensor]) -> list[_Content]:
+    """Each content once."""
+    found: list[_Content] = []
+    places: dict[tuple[object, ...], _Content] = {}  # several tensors of a state are often one and the same memory
+    alike: dict[tuple[object, ...], list[_Content]] = {}
+    for path, tensor in tensors.items():
+        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        content = places.get(place) if tensor.numel() else None
+        if content is None:
+            new = _Content(tensor.detach().cpu().contiguous(), [])
+            rivals = alike.setdefault(new.key, [])
+            content = next((rival for rival in rivals if rival.equals(new.tensor)), None)
+            if content is None:
+                content = new
+                rivals.append(new)
+                found.append(new)
+        places[place] = content
+        content.paths.append(path)
+    return found
+
+
+def _linked(contents: Sequence[_Content], folder: Path, partial: Path) -> dict[str, dict[str, Any]]:
+    """Link the files of checkpoints beside ``folder`` of which everything is needed; returns their fingerprints."""
+    files: dict[str, dict[str, Any]] = {}
+    wanted: dict[tuple[object, ...], list[_Content]] = {}
+    for content in contents:
+        wanted.setdefault(content.key, []).append(content)
+    beside = [path for path in folder.parent.iterdir() if path.is_dir() and path.name[0] != "." and path != folder]
+    for path in (file for other in sorted(beside, reverse=True) for file in _files_of_tensors(other)):
+        if path.name in files or not (held := _held(path, wanted)):
+            continue
+        try:
+            os.link(path, partial / path.name)
+        except OSError:  # a file system without links
+            shutil.copyfile(path, partial / path.name)
+        files[path.name] = _fingerprint(partial / path.name)
+        if files[path.name]["sha256"][:16] != path.name[8:24]:  # something beside the tensors was altered
+            (partial / path.name).unlink()
+            del files[path.name]
+            continue
+        for name, content in held.items():
+            content.file, content.name = path.name, name
+    return files
+
+
+def _held(path: Path, wanted: Mapping[tuple[object, ...], Sequence[_Content]]) -> dict[str, _Content]:
+    """By name what of the wanted a file holds, where that is all of the file and not stored yet; else nothing."""
+    held: dict[str, _Content] = {}
+    try:
+        with safe_open(path, "pt") as file:
+            sums = json.loads((file.metadata() or {}).get(SUMS, "{}"))
+            for name in file.keys():  # noqa: SIM118  no mapping
+                part = file.get_slice(name)
+                rivals = [c for c in wanted.get((sums[name][0], tuple(part.get_shape()), sums[name][1]), ())]
+                tensor = file.get_tensor(name) if rivals else None
+                same = next((c for c in rivals if tensor is not None and not c.file and c.equals(tensor)), None)
+                if same is None:
+                    return {}
+                held[name] = same
+    except (SafetensorError, OSError, ValueError, KeyError):
+        return {}
+    return held
+
+
+def _written(contents: Sequence[_Content], partial: Path) -> dict[str, dict[str, Any]]:
+    """Write what has no place yet, a file for all that the same parts of the state need; returns fingerprints."""
+    groups: dict[frozenset[str], list[_Content]] = {}
+    for content in contents:
+        if not content.file:
+            parts = frozenset("/".join(path.split("/")[:2]) for path in content.paths)
+            groups.setdefault(parts, []).append(content)
+    files = {}
+    for group in groups.values():
+        named = {content.paths[0]: content for content in group}
+        sums = {name: (str(content.tensor.dtype), content.sum) for name, content in named.items()}
+        path = partial / "tensors"
+        tensors = {name: content.tensor for name, content in named.items()}
+        save_file(tensors, path, {SUMS: json.dumps(sums)})
+        found = _fingerprint(path)
+        name = f"tensors-{found['sha256'][:16]}.safetensors"
+        path.rename(partial / name)
+        files[name] = found
+        for key, content in named.items():
+            content.file, content.name = name, key
+    return files
+
+
+def _files_of_tensors(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.iterdir()) if TENSORS.fullmatch(path.name))
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1).view(torch.uint8)
+
+
+def _sum(tensor: Tensor) -> int:
+    """The sum of a tensor's bytes, eight at a time; equal ones have equal sums."""
+    raw = _bytes(tensor).numpy()
+    whole = raw[: len(raw) // 8 * 8].view(np.int64).sum(dtype=np.int64)
+    return int(whole) + int(raw[len(raw) // 8 * 8 :].sum(dtype=np.int64))
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
