@@ -11,7 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from autotelic.errors import UsageError
 from autotelic.trainers import distributed
 from autotelic.trainers.loop import train
 from autotelic.trainers.runs.run_folder import RunFolder
@@ -89,3 +91,42 @@ processes()
 def test_a_process_leaves_the_group_before_python_ends() -> None:
     """Handlers run last in, first out: the one that looks was registered before the one that leaves."""
     assert run("-c", LEAVES) == "left\n"
+
+
+def says(what: str, folder: Path) -> list[object]:
+    """What the first of two processes says of a part of ``toy_processes``."""
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "tests.toy_processes")
+    found: list[object] = json.loads(run(*launch, what, str(folder)).splitlines()[-1])["says"]
+    return found
+
+
+def test_who_is_stuck_is_named_when_the_time_is_over(tmp_path: Path) -> None:
+    said, seconds = says("stuck", tmp_path)
+    assert said == (
+        "process 1 of 2 did not come within 2 seconds while the others waited: a simulator, a reward or a server may "
+        "be stuck"
+    )
+    assert isinstance(seconds, float) and seconds < 7
+
+
+def test_who_breaks_off_is_named(tmp_path: Path) -> None:
+    said, _ = says("broken", tmp_path)
+    assert said == "process 1 of 2 left while the others waited: its own message says why"
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL wants one of each process's own; on the CPU there may be as many as one likes."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    with pytest.raises(UsageError, match=r"^2 processes on 1 GPU: start one per GPU, or set ACCELERATE_USE_CPU=true "):
+        distributed._enter.__wrapped__()
+    assert not distributed._on_cpu()
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
+    assert distributed._on_cpu(), "Apple's GPUs have no float64"
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    assert distributed._on_cpu()

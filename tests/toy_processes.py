@@ -1,4 +1,4 @@
-"""Toy runs of two processes: ``torchrun ... -m tests.toy_processes disagree|differ|evaluate|leave|ppo FOLDER``."""
+"""Toy runs of two processes: ``torchrun ... -m tests.toy_processes PART FOLDER``, where PART is one of those below."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import importlib
 import json
 import os
 import sys
+import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -107,6 +109,34 @@ def evaluate(folder: Path) -> list[object]:
     return says
 
 
+def stuck(folder: Path) -> list[object]:
+    """What the first process says where the second one is stuck in its reward."""
+    return _alone(folder, 2.0, lambda: time.sleep(8))
+
+
+def broken(folder: Path) -> list[object]:
+    """What the first process says where the second one breaks off."""
+    return _alone(folder, 60.0, lambda: None)
+
+
+def _alone(folder: Path, seconds: float, meanwhile: Callable[[], None]) -> list[object]:
+    run = folder_at(folder / "run") if is_main() else None
+    barrier()
+
+    def late(**columns: Any) -> list[float]:
+        if not is_main():
+            meanwhile()
+            os._exit(0)
+        return honest(**columns)
+
+    begun = time.monotonic()
+    try:
+        train(replace(build(late, 2, None), ddp_timeout=seconds), run or RunFolder.open(folder / "run"))
+    except UsageError as error:
+        return [str(error), time.monotonic() - begun]
+    return ["nothing"]
+
+
 def leave(_: Path) -> list[object]:
     """Whether gloo's threads end with the group, whatever was imported since there was one."""
     before = len(os.listdir("/proc/self/task"))
@@ -139,6 +169,7 @@ def ppo(folder: Path) -> list[object]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     parts = {"disagree": disagree, "differ": differ, "evaluate": evaluate, "leave": leave, "ppo": ppo}
+    parts |= {"stuck": stuck, "broken": broken}
     said = parts[sys.argv[1]](Path(sys.argv[2]))
     if said and os.environ.get("RANK", "0") == "0":
         print(json.dumps({"says": said}))

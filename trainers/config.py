@@ -178,6 +178,8 @@ class LoggingFields:
     """Checkpoints that stay, beside the best."""
     max_hours: Amount = 0.0
     """After so many the run saves and stops, and can be resumed; 0 is no limit."""
+    ddp_timeout: Positive = 1800.0
+    """With several processes: seconds after which one that does not come is named, and the others end."""
 
 
 Default = Any

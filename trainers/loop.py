@@ -24,7 +24,17 @@ from ..types import Actor, Curriculum, Gate, Learner, RewardFunction, Rollout, T
 from ..working import LONG, working
 from .contracts import require
 from .curricula import apart
-from .distributed import barrier, from_main, gather, is_main, processes, reduce_counts, same_everywhere, share
+from .distributed import (
+    barrier,
+    from_main,
+    gather,
+    is_main,
+    processes,
+    reduce_counts,
+    same_everywhere,
+    share,
+    wait_at_most,
+)
 from .gates import JudgeFailed
 from .metrics import Mean, everywhere
 from .runs.alarms import Alarm, AlarmLimits, Watcher, check_evidence
@@ -128,6 +138,7 @@ class Experiment:
             at once, and what it let through stays; so does what a run that diverges would go back to. A run that is
             resumed repeats the iterations since the last one.
         max_hours: after so many the run saves and stops, as after Ctrl-C; 0 is no limit.
+        ddp_timeout: seconds that processes wait for one that does not come.
         save: writes what was learned to a folder that is not there yet, as other programs load it; called for
             RUN/policy with every checkpoint that a gate let through, and before anything that comes at the end.
         method: what was done, as the report tells it: what -> in words.
@@ -146,6 +157,7 @@ class Experiment:
     save_every: int = 1
     keep_last: int = 2
     max_hours: float = 0.0
+    ddp_timeout: float = 1800.0
     method: Mapping[str, str] = field(default_factory=dict)
     save: Callable[..., None] = lambda path, merged=False: None
     finish: Callable[[RunFolder], None] = lambda folder: None
@@ -172,6 +184,7 @@ def train(experiment: Experiment, folder: RunFolder, *, resume: bool = False) ->
     Raises:
         Diverged: once what was good is saved and evaluated.
     """
+    wait_at_most(experiment.ddp_timeout)
     run = _Run(experiment, folder)
     started = time.monotonic()
     if is_main():

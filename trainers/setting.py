@@ -337,6 +337,7 @@ class Setting(ABC):
             "save_every": self.config.save_every,
             "keep_last": self.config.keep_last,
             "max_hours": self.config.max_hours,
+            "ddp_timeout": self.config.ddp_timeout,
             "seed": self.config.seed,
             "label_account": f"gate_labels: {read or 'none'}",
             "cpu_clock": time.process_time,
