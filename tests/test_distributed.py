@@ -114,6 +114,10 @@ def test_who_breaks_off_is_named(tmp_path: Path) -> None:
     assert said == "process 1 of 2 left while the others waited: its own message says why"
 
 
+def test_a_scheduler_that_ends_one_process_ends_all_and_nothing_is_lost(tmp_path: Path) -> None:
+    assert says("terminated", tmp_path) == [1, 1]
+
+
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """NCCL wants one of each process's own; on the CPU there may be as many as one likes."""
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)

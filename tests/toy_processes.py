@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -137,6 +138,24 @@ def _alone(folder: Path, seconds: float, meanwhile: Callable[[], None]) -> list[
     return ["nothing"]
 
 
+def terminated(folder: Path) -> list[object]:
+    """How a run ends in each process, and what it saved, when a scheduler ends the second one."""
+    run = folder_at(folder / "run") if is_main() else None
+    barrier()
+
+    def asked(**columns: Any) -> list[float]:
+        if not is_main():
+            os.kill(os.getpid(), signal.SIGTERM)
+        return honest(**columns)
+
+    run = run or RunFolder.open(folder / "run")
+    try:
+        train(replace(build(asked, 4, None), save_every=9), run)
+    except KeyboardInterrupt:
+        return gather([run.load_checkpoint()["iteration"]])
+    return gather(["went on"])
+
+
 def leave(_: Path) -> list[object]:
     """Whether gloo's threads end with the group, whatever was imported since there was one."""
     before = len(os.listdir("/proc/self/task"))
@@ -169,7 +188,7 @@ def ppo(folder: Path) -> list[object]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     parts = {"disagree": disagree, "differ": differ, "evaluate": evaluate, "leave": leave, "ppo": ppo}
-    parts |= {"stuck": stuck, "broken": broken}
+    parts |= {"terminated": terminated, "stuck": stuck, "broken": broken}
     said = parts[sys.argv[1]](Path(sys.argv[2]))
     if said and os.environ.get("RANK", "0") == "0":
         print(json.dumps({"says": said}))
