@@ -61,6 +61,7 @@ class DiffusionConfig(RunConfig):
         "num_inference_steps": 50,
         "eval_prompts": drawn,
     }
+    RUNTIME: ClassVar[tuple[str, ...]] = ("sample_rows", "micro_batch_rows")
     TINY: ClassVar[Mapping[str, Any]] = {
         "tasks_per_step": 3,
         "group_size": 3,

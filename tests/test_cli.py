@@ -22,6 +22,8 @@ from autotelic.config_files import ConfigFile, as_words
 from autotelic.errors import UsageError, unknown
 from autotelic.options import parse, run_options
 
+from .point_mass import register_point_mass
+
 TOY = '''"""A counter counts its updates.
 
 After nobody (arXiv:1234.56789); every number is made up.
@@ -242,6 +244,32 @@ def test_ctrl_c_saves_and_resume_continues_to_the_same_end(toy: Path, capsys: py
         for n in (1, 2)
     ]
     assert metrics[0] == metrics[1] == [1.0, 2.0, 3.0]
+
+
+def test_resume_changes_what_changes_no_step_and_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    register_point_mass()
+    run, words = tmp_path / "run", ["--tasks", "point-mass", "--workers", "-1", "--videos", "0", "--debug"]
+    assert cli.main(["run", "vla/oracle_grpo", "--output-dir", str(run), *words]) == 0
+    before, _ = (run / "config.json").read_text(), capsys.readouterr()
+    for given, told in (
+        (["--lr", "1"], "--lr is the same all through a run: autotelic resume changes --max-steps, "),
+        (["--save-ever", "2"], 'unknown option of autotelic resume "--save-ever": did you mean --save-every'),
+        (["--save-every", "0"], "--save-every"),
+        (["--save-every", "soon"], "--save-every"),
+        (["--keep-last", "1", "--max-steps", "1"], "--max-steps 1: the run has done 2 already"),
+    ):
+        assert cli.main(["resume", str(run), *given]) == 2
+        assert told in one_line(capsys) and (run / "config.json").read_text() == before
+    with pytest.raises(SystemExit) as end:
+        cli.main(["resume", str(run), "--help"])
+    assert end.value.code == 0 and "--ddp-timeout" in capsys.readouterr().out
+    more = ["--save-every", "9", "--keep-last", "1", "--micro-batch-rows", "2", "--max-steps", "+3"]
+    assert cli.main(["resume", str(run), *more]) == 0
+    config = json.loads((run / "config.json").read_text())["config"]
+    assert [config[name] for name in ("save_every", "keep_last", "micro_batch_rows", "max_steps")] == [9, 1, 2, 5]
+    assert "iteration-000003" not in {path.name for path in (run / "checkpoints").iterdir()}
 
 
 @pytest.mark.parametrize("place", ["build", "evaluation"])

@@ -200,12 +200,13 @@ class RunConfig(
     """Every recipe's options.
 
     Subclasses add fields and change defaults; the type of a number tells its range (``ranges``), and what is out of it
-    is refused when a config is made, before anything is loaded. Four class attributes say more; each is merged along
+    is refused when a config is made, before anything is loaded. Some class attributes say more; each is merged along
     the bases:
 
     * ``SMALL`` and ``LOADED``: what a field whose default is None stands for with the small default model and with
       any other;
     * ``TINY``: the preset of two small steps;
+    * ``RUNTIME``: fields that change no step that is taken, so that ``resume`` may change them;
     * ``FIXED``: fields that the recipe's method does not leave open. They have no flag, and a value that is not the
       default is refused.
     """
@@ -221,6 +222,7 @@ class RunConfig(
     }
     TINY: ClassVar[Mapping[str, Any]] = {"max_steps": 2, "gate_every": 1}
     FIXED: ClassVar[tuple[str, ...]] = ()
+    RUNTIME: ClassVar[tuple[str, ...]] = ("max_hours", "save_every", "keep_last", "ddp_timeout")
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -263,6 +265,11 @@ def merged(kind: type, name: str) -> dict[str, Any]:
 def fixed(kind: type) -> frozenset[str]:
     """The fields that a config class or one of its bases fixes."""
     return frozenset(name for each in kind.__mro__ for name in vars(each).get("FIXED", ()))
+
+
+def runtime(kind: type) -> frozenset[str]:
+    """The open fields of a config class that a run may change when it is resumed."""
+    return frozenset(name for each in kind.__mro__ for name in vars(each).get("RUNTIME", ())) - fixed(kind)
 
 
 def groups_of(kind: Any) -> dict[str, list[str]]:

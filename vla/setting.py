@@ -56,6 +56,7 @@ class RobotConfig(RunConfig):
     group: ClassVar[str] = "vla"
     SMALL: ClassVar[Mapping[str, Any]] = {"lr": 2e-4, "group_size": 8, "std_floor": 0.1}
     LOADED: ClassVar[Mapping[str, Any]] = {"std_floor": 0.1}
+    RUNTIME: ClassVar[tuple[str, ...]] = ("micro_batch_rows", "workers")
     TINY: ClassVar[Mapping[str, Any]] = {
         "tasks": ("reach-v3", "drawer-close-v3"),
         "bc_steps": 30,

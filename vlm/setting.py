@@ -57,6 +57,7 @@ class LanguageConfig(RunConfig):
         "judge": ("self_yes_no", "self_vote", "log_ratio", "weakest_step"),
         "tools": ("python", "crop"),
     }
+    RUNTIME: ClassVar[tuple[str, ...]] = ("sample_tokens", "micro_batch_tokens")
     TINY: ClassVar[Mapping[str, Any]] = {
         "tasks_per_step": 7,
         "group_size": 4,

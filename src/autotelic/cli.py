@@ -34,12 +34,13 @@ from .options import (
     ResumeOptions,
     RunOptions,
     parse,
+    resume_options,
     run_options,
 )
 from .plugin_files import copy_in
 from .plugins import use
-from .recipes import all_recipes, find_recipe
-from .running import at_checkpoint, create, dry_run, export, finished, free_folder, prolong, rebuild
+from .recipes import all_recipes, find_recipe, recipe_of
+from .running import at_checkpoint, change, create, dry_run, export, finished, free_folder, rebuild
 from .working import LONG, say, working
 
 if TYPE_CHECKING:
@@ -181,11 +182,12 @@ def _dry_run(module: Any, recipe: str, config: Any, places: Sequence[str], comma
 
 def _resume(words: Sequence[str]) -> int:
     """Continue a run from its latest checkpoint, or for more iterations than it was made for."""
-    options = parse(ResumeOptions, words, "resume")
-    folder = _open(options.run)
-    if options.max_steps:
-        prolong(folder, options.max_steps)
-    elif finished(folder):
+    folder = _open(words[0] if words and not words[0].startswith("-") else parse(ResumeOptions, words, "resume").run)
+    with _bad_input():
+        options = parse(resume_options(recipe_of(folder)[1]), words, "resume")
+    if options.changes or options.max_steps:
+        change(folder, options.changes, options.max_steps)
+    if not options.max_steps and finished(folder):
         rounds, again = len(folder.metrics()), f"autotelic resume {shlex.quote(str(folder.path))} --max-steps +N"
         print(f"{folder.path} is already done: {rounds} iterations, and evaluated after; for more: {again}")
         _write_report(folder)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 import tyro
 
 from .errors import UsageError, unknown
-from .trainers.config import by_model, fixed, flag, groups_of
+from .trainers.config import by_model, fixed, flag, groups_of, runtime
 from .trainers.ranges import Count, Whole, check_ranges
 
 T = TypeVar("T")
@@ -94,7 +94,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class ResumeOptions:
-    """Which run."""
+    """Which run; ``autotelic resume RUN --help`` shows what else of it may change, such as --save-every."""
 
     run: _RunPath
     max_steps: str = ""
@@ -184,6 +184,9 @@ def parse(kind: type[T], words: Sequence[str], command: str) -> T:
         option, valid = left[0].partition("=")[0], list(_names(kind))
         if option in vars(kind).get("fixed", ()):
             raise UsageError(f"{option} has no effect in autotelic {command}, whose method fixes it: leave it out")
+        if option in vars(kind).get("closed", ()):
+            may = ", ".join(name for name in valid if name != "--run")
+            raise UsageError(f"{option} is the same all through a run: autotelic {command} changes {may}")
         same = SYNONYMS.get(option.replace("_", "-"), "").split()
         if ours := next((each for each in same if each in valid), None):
             raise UsageError(f'unknown option of autotelic {command} "{option}": it is {ours} here')
@@ -225,6 +228,33 @@ def run_options(config: Any) -> Any:
         ],
         frozen=True,
         namespace={"config": property(said), "fixed": frozenset(map(flag, fixed(type(config))))},
+    )
+
+
+def resume_options(config: Any) -> Any:
+    """The options of ``autotelic resume`` for a run of this config: how many rounds, and what changes no step.
+
+    The property ``changes`` of what :func:`parse` returns is what was said of the latter.
+    """
+    open_fields = runtime(type(config))
+    names = [name for several in groups_of(type(config)).values() for name in several]
+    kind = _group("runtime", [name for name in names if name in open_fields], config)
+
+    def said(options: Any) -> dict[str, Any]:
+        values = {each.name: getattr(options.runtime, each.name) for each in fields(options.runtime)}
+        replace(config, **values)  # which refuses what is out of range
+        return {name: value for name, value in values.items() if value != getattr(config, name)}
+
+    told = tyro.conf.arg(help=help_of(ResumeOptions, "max_steps"))
+    return make_dataclass(
+        "ResumeOptions",
+        [
+            ("run", _RunPath),
+            ("max_steps", Annotated[str, told], field(default="")),
+            ("runtime", kind, field(default=kind())),
+        ],
+        frozen=True,
+        namespace={"changes": property(said), "closed": frozenset(map(flag, names)), "__doc__": "Which run."},
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -90,26 +90,36 @@ def at_checkpoint(folder: RunFolder, which: str, **changes: Any) -> tuple[Experi
     return experiment, state
 
 
-def prolong(folder: RunFolder, steps: str) -> None:
-    """Change a run's max_steps in its config.json to a number, or by "+N".
+def change(folder: RunFolder, values: Mapping[str, Any], steps: str = "") -> None:
+    """Change fields of a run's config.json, its max_steps to a number or by "+N"; every process takes part.
 
     Raises:
         UsageError: no such number, fewer rounds than it has done, or a recipe that has no max_steps.
     """
+    from .trainers.distributed import barrier, is_main
+
+    done = max((int(row["iteration"]) for row in folder.metrics()), default=0)
+    values = {**values, **({"max_steps": _steps(folder, steps, done)} if steps else {})}
+    barrier()  # everybody has read what is changed now
+    if is_main():
+        last = folder.path / "evaluations" / "after.json"
+        if steps and last.exists():  # from now on an evaluation on the way
+            last.rename(last.with_name(f"iteration-{done:06d}.json"))
+        folder.describe(config=folder.config | values)
+    folder.config = folder.config | values
+    barrier()
+
+
+def _steps(folder: RunFolder, steps: str, done: int) -> int:
     if "max_steps" not in folder.config:
         raise UsageError(f"{folder.recipe} has no --max-steps")
-    done = max((int(row["iteration"]) for row in folder.metrics()), default=0)
     try:
         total = int(steps) + (int(folder.config["max_steps"]) if steps.startswith("+") else 0)
     except ValueError:
         raise UsageError(f"--max-steps is a number or +N, not {steps}") from None
     if total < done:
         raise UsageError(f"--max-steps {total}: the run has done {done} already")
-    last = folder.path / "evaluations" / "after.json"
-    if last.exists():  # from now on an evaluation on the way
-        last.rename(last.with_name(f"iteration-{done:06d}.json"))
-    folder.config = folder.config | {"max_steps": total}
-    folder.describe(config=folder.config)
+    return total
 
 
 def export(folder: RunFolder, path: Path, which: str, *, merged: bool) -> None:
