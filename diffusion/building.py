@@ -162,7 +162,7 @@ def plan_unloaded(config: DiffusionConfig, source: str, compute: torch.dtype) ->
         UsageError: a pipeline class whose networks, or conditions, configurations do not tell.
     """
     seen = preview(source, **options_of(config))
-    if seen is None:
+    if seen is None or not seen.knows_conditions:
         raise UsageError(f"what {source} takes cannot be told before it is loaded: start the run, which tells it")
     _choose_trained(replace(config, lora_path=""), seen)
     spare(config, seen)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..trainers.learner import AnchorSet
     from ..trainers.runs.run_folder import RunFolder
     from ..types import Learner, RewardFunction, Rollout, Task
+    from .memory import Plan
     from .pipelines import PipelineAdapter
     from .policy import DenoisingPolicy
     from .prompts import Prompts
@@ -379,6 +380,22 @@ def start(config: DiffusionConfig, folder: RunFolder | None = None, *, forward_d
     check_learns(policy)
     average = MovingAverage(policy, config.ema) if config.ema else None
     return Setting(config, policy, policy.fork("start"), prompts, reward, judge, world, average)
+
+
+def plan_of(config: DiffusionConfig) -> Plan:
+    """What a run will take on this process's device, told of its pipeline's configurations: no weight is read.
+
+    Raises:
+        UsageError: no such pipeline, or one of which configurations do not tell.
+    """
+    from ..trainers.distributed import device
+    from ..trainers.precision import dtype_of
+    from .building import plan_unloaded
+    from .small.pretraining import default_pipeline
+
+    small = not config.model
+    source = str(default_pipeline()) if small else config.model
+    return plan_unloaded(config.resolved(small), source, dtype_of(config.dtype, small, device()))
 
 
 def read_own(config: DiffusionConfig) -> Prompts:

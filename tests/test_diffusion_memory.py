@@ -20,7 +20,9 @@ from autotelic.diffusion.gradients import OneStep, Renoised, RewardGradient, Tru
 from autotelic.diffusion.lora import attention
 from autotelic.diffusion.memory import Plan, decoder_peak, denoiser_peak, memory_plan
 from autotelic.diffusion.pipelines import PipelineAdapter, StableDiffusionAdapter, base, stable_diffusion
-from autotelic.diffusion.recipes import alignprop, flow_grpo
+from autotelic.diffusion.recipes import alignprop, flow_grpo, prdp
+from autotelic.diffusion.small import pretraining
+from autotelic.diffusion.small.pretraining import Pretraining, untrained
 from autotelic.errors import UsageError
 from autotelic.options import parse, run_options
 from autotelic.testing import pipelines as tiny
@@ -126,7 +128,7 @@ def test_what_is_counted_grows_with_rows_and_shrinks_in_half_precision(family: s
     assert all(weight.grad is None for weight in adapter.denoiser.parameters())
 
 
-@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "flux"])
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "flux", "wan"])
 def test_conditions_have_the_shapes_that_prompts_give_them(family: str) -> None:
     adapter = prepared(family)
     told, blank = adapter.encode(["word " * 64]), adapter.blank()
@@ -222,6 +224,20 @@ def test_a_plan_before_loading_is_that_of_the_loaded_pipeline(
     assert (before.parameters, before.trainable, before.phases) == (after.parameters, after.trainable, after.phases)
     assert before.total == pytest.approx(after.total, rel=0.005), "but for buffers"
     assert ("decoding with gradient" in after.phases) == (recipe is alignprop)
+
+
+def test_of_a_pipeline_whose_conditions_are_not_known_nothing_is_told_before_it_is_loaded(tmp_path: Path) -> None:
+    tiny.sana().save_pretrained(tmp_path / "model")
+    config = config_of("prdp", tmp_path, tmp_path / "model")
+    with pytest.raises(UsageError, match=r"cannot be told before it is loaded: start the run, which tells it"):
+        drawing.plan_of(config)
+
+
+def test_the_small_default_has_a_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    untrained(Pretraining(width=32, layers=1)).save_pretrained(tmp_path / "small")
+    monkeypatch.setattr(pretraining, "default_pipeline", lambda: tmp_path / "small")
+    plan = drawing.plan_of(prdp.Config())
+    assert plan.parameters < 100_000 and plan.total > plan.phases["learning"] > 1e6
 
 
 SHIPPED = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))

@@ -153,6 +153,11 @@ class PipelineAdapter:
         with torch.no_grad(), self.encoding():
             return self._encode(list(prompts))
 
+    @property
+    def knows_conditions(self) -> bool:
+        """Whether the shapes of conditions are known without text encoders."""
+        return self._condition_shapes() is not None
+
     def blank(self) -> dict[str, Tensor]:
         """One row as ``encode`` gives it, as far as its shape goes; text encoders need not be there where it is known.
 

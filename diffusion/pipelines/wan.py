@@ -59,6 +59,10 @@ class WanAdapter(PipelineAdapter):
     def _encode_negative(self) -> dict[str, Tensor]:
         return self._encode([self.negative_prompt])
 
+    def _condition_shapes(self) -> dict[str, tuple[int, ...]]:
+        length = call_default(self.pipeline, "max_sequence_length")
+        return {"encoder_hidden_states": (length, cast(Any, self.denoiser).config.text_dim)}
+
     def _inputs(self, latents: Tensor, timestep: Tensor, condition: Condition, scale: float) -> dict[str, Any]:
         if self.pipeline.config.expand_timesteps:  # one for each token
             _, frames, height, width = self.latent_shape

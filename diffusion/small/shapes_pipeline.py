@@ -93,6 +93,9 @@ class ShapesAdapter(PipelineAdapter):
     def _encode_negative(self) -> dict[str, Tensor]:
         return self._encode([self.negative_prompt])
 
+    def _condition_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"told": (cast(Any, self.denoiser).config.pooled_projection_dim,)}
+
     def _inputs(self, latents: Tensor, timestep: Tensor, condition: Any, scale: float) -> dict[str, Any]:
         told = condition["told"].to(latents.dtype)
         return {
