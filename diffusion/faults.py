@@ -32,7 +32,7 @@ def discarded(rollout: Rollout, fault: str) -> Rollout:
         rollout,
         output=torch.full_like(rollout.output, torch.nan),
         payload={**rollout.payload, **nothing},
-        log_probs=torch.zeros(len(rollout.mask)),
+        log_probs=torch.zeros(len(rollout.mask), dtype=torch.float64),
         mask=torch.zeros_like(rollout.mask),
         info={**rollout.info, "fault": fault},
     )

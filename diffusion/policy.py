@@ -35,7 +35,7 @@ from ..types import Batch, Decisions, Evaluation, Graph, Key, Mode, Once, Rollou
 from .conditions import Conditions
 from .faults import discarded, faults_of, is_sound
 from .pipelines import PipelineAdapter
-from .sampler import Sampler, half_square
+from .sampler import Sampler, half_square, wide
 
 
 @dataclass(frozen=True, eq=False)
@@ -331,7 +331,7 @@ class DenoisingPolicy(TorchPolicy):
                 found[name].append(values)
         spread = {}
         for name, parts in found.items():
-            empty = torch.zeros(batch.mask.shape, dtype=parts[0].dtype if parts else None, device=self.device)
+            empty = torch.zeros(batch.mask.shape, dtype=wide(self.device), device=self.device)
             place = where[0].to(self.device), where[1].to(self.device)
             spread[name] = empty.index_put(place, torch.cat(parts)) if parts else empty
         kl = {name: spread[f"kl:{name}"] for name in _policies(needs)}

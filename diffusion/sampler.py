@@ -79,13 +79,13 @@ class Sampler:
         In double precision, where the device has it: a sum over 1e5 scalars is 1e5 nats, of which single precision
         loses .01, and what is learned from are differences of two such sums.
         """
-        std = self.entries("std", step, x.device, _wide(x))
+        std = self.entries("std", step, x.device, wide(x.device))
         constant = x[0].numel() * (std.log() + math.log(2 * math.pi) / 2)
         return -half_square(x - mean) / std**2 - constant
 
     def kl(self, step: Tensor, mean: Tensor, other: Tensor) -> Tensor:
         """[N] divergence of two steps with the same noise, in nats."""
-        return half_square(mean - other) / self.entries("std", step, mean.device, _wide(mean)) ** 2
+        return half_square(mean - other) / self.entries("std", step, mean.device, wide(mean.device)) ** 2
 
     def noised(self, step: Tensor, clean: Tensor, noise: Tensor) -> Tensor:
         """x [N, ...] at the level where a step begins."""
@@ -128,11 +128,12 @@ class Sampler:
 
 def half_square(values: Tensor) -> Tensor:
     """[N] half the squared length of values [N, ...], in double precision where the device has it."""
-    return values.square().flatten(1).sum(1, dtype=_wide(values)) / 2
+    return values.square().flatten(1).sum(1, dtype=wide(values.device)) / 2
 
 
-def _wide(like: Tensor) -> torch.dtype:
-    return torch.float32 if like.device.type == "mps" else torch.float64
+def wide(device: torch.device) -> torch.dtype:
+    """Double precision, where a device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def sampler_for(

@@ -969,7 +969,7 @@ def memory_line(folder: Path) -> object:
     from autotelic.diffusion.building import plan as plan_of
 
     setting = started(folder, lora_rank=0, gate="best", judge="colourfulness")
-    plan = plan_of(setting.config, setting.policy, False)
+    plan = plan_of(setting.config, setting.policy.adapter, torch.float32)
     trained = sum(weight.numel() * weight.element_size() for weight in setting.policy.trained().values())
     return plan.copies >= 3 * trained and plan.total >= 3 * trained + plan.weights  # start, base, promoted
 
