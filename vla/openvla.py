@@ -5,23 +5,38 @@ their centres, the order of the tokens and the prompt are OpenVLA's (arXiv 2406.
 openvla/openvla: prismatic/vla/action_tokenizer.py and modeling_prismatic.py). Log-probabilities are over the action
 tokens alone. Any image-text-to-text model will do; one that was never taught actions starts with actions at random.
 
-``openvla/openvla-7b`` itself comes with its own code: ``OpenVLAPolicy.from_pretrained("openvla/openvla-7b",
-trust_remote_code=True, statistics="bridge_orig")``. That code was written for an older transformers, and those weights
-were not loaded here; random weights of two families of transformers are what the tests run.
+``OpenVLAPolicy.from_pretrained("openvla/openvla-7b", statistics="bridge_orig")`` reads OpenVLA's own folders without
+the code that they bring (``vla/prismatic.py``). Those weights were not loaded here; random weights of several families
+of transformers are what the tests run.
+
+Two ways of reading a chunk:
+
+- *autoregressive*: token after token. A batch of pictures is read once, instructions padded on the left, and each
+  further token costs one pass over one position: K passes for a chunk, however many robots there are.
+- *parallel*, as OpenVLA-OFT has it (arXiv 2502.19645): one pass for the whole chunk. Behind the prompt stand K
+  placeholders whose embeddings are zero, and the end token; attention is not causal; the answer to token k is read
+  where an autoregressive model would be read, one place before its placeholder. Given the picture, tokens are then
+  independent, their log-probabilities are exact, and acting and learning are the same pass. Faithful to what is known
+  of the published code: placeholders, end token, places, bins. Different: tokens alone (the continuous L1 head gives no
+  probability, so that nothing but imitation could learn from it), one picture, no proprioception, no FiLM; and nothing
+  of it was compared with the published code or weights.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from string import Formatter
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..envs.action_scale import ActionScale
 from ..envs.simulator import View
@@ -35,6 +50,7 @@ from .chunk_policy import ChunkPolicy, Seen
 
 PROMPT = "In: What action should the robot take to {instruction}?\nOut:"
 SETTINGS = "action_policy.json"
+Decoding = Literal["autoregressive", "parallel"]
 
 
 class OpenVLAPolicy(ChunkPolicy):
@@ -54,11 +70,16 @@ class OpenVLAPolicy(ChunkPolicy):
         scale: what -1 and 1 of the tokens mean in the units in which the environment takes actions, which are cut to
             [-1, 1]; see :func:`statistics_of`. None: the same.
         view: how frames are taken; the processor resizes them to what the model wants.
-        sample_rows: pictures read at once.
+        decoding: "autoregressive" or "parallel", see the module.
+        bidirectional: in parallel decoding, who looks at what stands behind it: "all" tokens, or the placeholders of
+            "actions" alone, while the prompt is read as ever.
+        sample_rows: pictures read at once while acting.
+        micro_batch_rows: chunks evaluated at once in learning.
         gradient_checkpointing: recompute layers in the backward pass.
     """
 
     stepwise = True
+    frames_stay = True  # its processor makes pixels of them, which go to the device
 
     def __init__(
         self,
@@ -73,18 +94,21 @@ class OpenVLAPolicy(ChunkPolicy):
         ending: Sequence[int] = (),
         scale: ActionScale | None = None,
         view: View | None = None,
-        sample_rows: int = 16,
+        decoding: Decoding = "autoregressive",
+        bidirectional: Literal["all", "actions"] = "all",
+        sample_rows: int = 64,
+        micro_batch_rows: int = 16,
         gradient_checkpointing: bool = False,
         **options: Any,
     ) -> None:
         view = View(size=224) if view is None else view
         decisions = chunk * action_size
-        super().__init__(
-            model, chunk=chunk, action_size=action_size, decisions=decisions, sees="frames", view=view, **options
-        )
+        options |= {"decisions": decisions, "sees": "frames", "view": view, "micro_batch_rows": micro_batch_rows}
+        super().__init__(model, chunk=chunk, action_size=action_size, **options)
         self.capabilities = frozenset({"exact", "entropy", "kl"})
         self.processor, self.prompt, self.ending = processor, prompt, tuple(ending)
         self.bins, self.scale, self.sample_rows = bins, scale, sample_rows
+        self.decoding, self.bidirectional = decoding, bidirectional
         self.plain = plain_of(processor)
         if {field for _, field, _, _ in Formatter().parse(prompt) if field is not None} != {"instruction"}:
             raise UsageError(f'{self.name}: the prompt {prompt!r} wants a place for the "{{instruction}}" alone')
@@ -120,8 +144,14 @@ class OpenVLAPolicy(ChunkPolicy):
         drawn = None
         if randomness is not None:
             drawn = torch.stack([torch.rand(self.per_chunk, generator=random) for random in randomness])
-        for rows, inputs in self._read(seen):
-            mine = _Chooser(self.action_ids, None if drawn is None else drawn[rows], temperature)
+        for rows in torch.arange(len(seen)).split(self.sample_rows):
+            order, inputs = self._inputs(seen.select(rows))
+            rows = rows[order]
+            uniform = None if drawn is None else drawn[rows]
+            if self.decoding == "parallel":
+                tokens[rows], logs[rows] = _chosen(self._read(inputs, None), uniform, temperature)
+                continue
+            mine = _Chooser(self.action_ids, uniform, temperature)
             self.module.generate(  # type: ignore[operator]
                 **inputs,
                 max_new_tokens=self.per_chunk,
@@ -152,42 +182,96 @@ class OpenVLAPolicy(ChunkPolicy):
         return {"tokens": self.tokens_of(actions).flatten(1)}
 
     def logits(self, seen: Seen, tokens: Tensor) -> Tensor:
-        """[N, K, bins] of the action tokens, each given those before it."""
-        found: list[Tensor] = []
-        order: list[Tensor] = []
-        ids, device = self.action_ids.to(self.device), self.device
+        """[N, K, bins] of the action tokens, each given those before it; in parallel decoding given none."""
         # transformers recomputes layers in training mode only; what lies below them (dropout) stays as in sampling.
         recomputed = [m for m in self.module.modules() if getattr(m, "gradient_checkpointing", False)]
         for layer in recomputed:
             layer.training = torch.is_grad_enabled()
         try:
-            for rows, inputs in self._read(seen):
-                said = ids[tokens[rows.to(tokens.device)].to(device)]
-                out = self.module(**_continued(inputs, said), use_cache=False).logits
-                found.append(out[:, -self.per_chunk - 1 : -1].index_select(-1, ids).float())
-                order.append(rows)
+            order, inputs = self._inputs(seen)
+            return self._read(inputs, tokens[order.to(tokens.device)])[order.argsort().to(self.device)]
         finally:
             for layer in recomputed:
                 layer.training = False
-        back = torch.cat(order).argsort().to(device)
-        return torch.cat(found)[back]
 
     # reading
 
-    def _read(self, seen: Seen) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-        """(rows, what the model reads) for pictures with the same instruction, so that nothing is padded."""
+    def _read(self, inputs: Mapping[str, Any], tokens: Tensor | None) -> Tensor:
+        """[N, K, bins] in one pass; the head is asked at the places that decide and nowhere else."""
+        ids, count = self.action_ids.to(self.device), self.per_chunk
+        behind = 0
+        if self.decoding == "parallel":
+            end = _end_token(self.processor, self.module.config)
+            said = torch.full((len(inputs["input_ids"]), count + 1), end, device=self.device)
+            inputs, behind = self._looking_around(_continued(inputs, said)), 2
+        else:
+            assert tokens is not None
+            inputs = _placed(self.module, _continued(inputs, ids[tokens.to(self.device)[:, :-1]]))
+        kept: dict[str, Any] = {"logits_to_keep": count + behind} if self._keeps_logits else {}
+        with self._blanked(count if behind else 0):
+            logits = self.module(**inputs, **kept, use_cache=False).logits
+        first = logits.shape[1] - count - behind
+        return cast(Tensor, logits[:, first : first + count].index_select(-1, ids).float())
+
+    @cached_property
+    def _keeps_logits(self) -> bool:
+        return "logits_to_keep" in signature(cast(Any, self.module).forward).parameters
+
+    @contextmanager
+    def _blanked(self, count: int) -> Iterator[None]:
+        """Embeddings of zero for so many tokens before the last, for a while."""
+
+        def zeros(_: Any, __: Any, embedded: Tensor) -> Tensor:
+            blank = torch.zeros(embedded.shape[1], 1, dtype=torch.bool, device=embedded.device)
+            blank[-count - 1 : -1] = True
+            return embedded.masked_fill(blank, 0)
+
+        if not count:
+            yield
+            return
+        hook = cast(Any, self.module).get_input_embeddings().register_forward_hook(zeros)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def _looking_around(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The inputs with a mask [N, 1, L, L] in which the last K + 1 tokens, or all, look at what is behind them."""
+        kind = getattr(cast(Any, self.module).config.get_text_config(), "_attn_implementation", None)
+        if kind not in ("sdpa", "eager"):
+            raise UsageError(f"parallel decoding needs attn_implementation sdpa or eager, and the model has {kind}")
+        placed = _placed(self.module, inputs, always=True)
+        real = inputs["attention_mask"].bool()
+        length = real.shape[1]
+        looks = torch.ones(length, length, dtype=torch.bool, device=real.device)
+        if self.bidirectional == "actions":
+            looks = looks.tril()
+            looks[-self.per_chunk - 1 :] = True
+        mask = looks & real[:, None, None, :]
+        mask |= torch.eye(length, dtype=torch.bool, device=real.device)  # padding looks at itself
+        if kind == "eager":
+            dtype = next(self.module.parameters()).dtype
+            mask = torch.zeros(mask.shape, dtype=dtype, device=real.device).masked_fill(~mask, torch.finfo(dtype).min)
+        return placed | {"attention_mask": mask}
+
+    def _inputs(self, seen: Seen) -> tuple[Tensor, dict[str, Any]]:
+        """An order [N] of the rows, those of an instruction together, and what the model reads of them in it.
+
+        Instructions are padded on the left where their lengths differ.
+        """
         if len(seen.frames) != 1:
             raise ValueError(f"{self.name} sees frames of one camera, and was given {', '.join(seen.frames) or 'none'}")
         frames = next(iter(seen.frames.values())).cpu().numpy()
         alike: dict[str, list[int]] = {}
         for row, instruction in enumerate(seen.instructions):
-            alike.setdefault(instruction, []).append(row)
-        for instruction, places in alike.items():
-            text = self._text(instruction)
-            for begin in range(0, len(places), self.sample_rows):
-                rows = places[begin : begin + self.sample_rows]
-                pictures = [[_image(frames[row])] for row in rows]
-                yield torch.tensor(rows), self._inputs(text, pictures)
+            alike.setdefault(self._text(instruction), []).append(row)
+        parts = [self._processed(text, [_image(frames[row]) for row in rows]) for text, rows in alike.items()]
+        dtype = next(self.module.parameters()).dtype
+        inputs = {
+            name: value.to(self.device, dtype if value.is_floating_point() else None)
+            for name, value in _joined(parts).items()
+        }
+        return torch.tensor([row for rows in alike.values() for row in rows]), inputs
 
     def _text(self, instruction: str) -> str:
         question = self.prompt.format(instruction=self.plain(instruction.lower()))
@@ -197,23 +281,16 @@ class OpenVLAPolicy(ChunkPolicy):
             return str(self.processor.apply_chat_template(told, add_generation_prompt=True))
         return str(getattr(self.processor, "image_token", "")) + question
 
-    def _inputs(self, text: str, pictures: list[list[Any]]) -> dict[str, Any]:
+    def _processed(self, text: str, pictures: Sequence[Any]) -> dict[str, Tensor]:
+        """What the processor makes of one text and several pictures."""
         try:
-            made = self.processor(text=[text] * len(pictures), images=pictures, return_tensors="pt")
+            made = self.processor(text=[text] * len(pictures), images=[[p] for p in pictures], return_tensors="pt")
         except (ValueError, TypeError, AttributeError, IndexError):
-            # Processors such as OpenVLA's take a flat list of pictures.
-            flat = [picture for row in pictures for picture in row]
-            made = self.processor(text=[text] * len(pictures), images=flat, return_tensors="pt")
-        dtype = next(self.module.parameters()).dtype
-        inputs = {
-            name: value.to(self.device, dtype if value.is_floating_point() else None)
-            for name, value in made.items()
-            if isinstance(value, Tensor)
-        }
-        if self.ending:
-            ending = torch.tensor(self.ending, device=self.device).expand(len(pictures), -1)
-            inputs = _continued(inputs, ending)
-        return inputs
+            # Processors such as OpenVLA's own take a flat list of pictures.
+            made = self.processor(text=[text] * len(pictures), images=list(pictures), return_tensors="pt")
+        inputs = {name: value for name, value in made.items() if isinstance(value, Tensor)}
+        inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
+        return _continued(inputs, torch.tensor(self.ending).expand(len(pictures), -1)) if self.ending else inputs
 
     # folders
 
@@ -224,7 +301,8 @@ class OpenVLAPolicy(ChunkPolicy):
         self.processor.save_pretrained(folder)
         scale = None if self.scale is None else [np.asarray(part).tolist() for part in vars(self.scale).values()]
         settings: dict[str, Any] = {
-            name: getattr(self, name) for name in ("chunk", "action_size", "bins", "vocabulary", "prompt", "ending")
+            name: getattr(self, name)
+            for name in ("chunk", "action_size", "bins", "vocabulary", "prompt", "ending", "decoding", "bidirectional")
         }
         settings |= {"scale": scale, "view": None if self.view is None else asdict(self.view)}
         (folder / SETTINGS).write_text(json.dumps(settings, indent=2))
@@ -256,8 +334,8 @@ class OpenVLAPolicy(ChunkPolicy):
         """
         model, processor = _load(name, dtype, device_map, trust_remote_code)
         settings = _settings(name) | options
-        if getattr(model.config, "model_type", "") == "openvla":  # its cached generation reads one picture at a time
-            settings = {"sample_rows": 1, "ending": [29871]} | settings
+        if getattr(model.config, "model_type", "") == "openvla":
+            settings = {"ending": [29871]} | settings
         listed = getattr(model.config, "norm_stats", None)
         if statistics is not None or (listed and "scale" not in settings):
             settings["scale"] = statistics_of(listed or {}, statistics)
@@ -269,11 +347,22 @@ class OpenVLAPolicy(ChunkPolicy):
         return cls(model, processor, **({"chunk": 1} | settings))
 
 
-class _Chooser:
-    """Chooses among the action tokens while a model generates; all others become impossible.
+def _chosen(logits: Tensor, uniform: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
+    """Tokens [...] of logits [..., bins], and their log-probabilities, on the CPU.
 
-    Sampling is by inversion of given uniform numbers [N, K]; None takes the most probable.
+    Sampling is by inversion of given uniform numbers [...]; None takes the most probable.
     """
+    logs = (logits.float() / temperature).log_softmax(-1).cpu()
+    if uniform is None:
+        tokens = logs.argmax(-1)
+    else:
+        reached = torch.searchsorted(logs.double().exp().cumsum(-1), uniform[..., None].double())
+        tokens = reached[..., 0].clamp(max=logs.shape[-1] - 1)
+    return tokens, logs.gather(-1, tokens[..., None])[..., 0]
+
+
+class _Chooser:
+    """Chooses among the action tokens while a model generates; all others become impossible."""
 
     def __init__(self, ids: Tensor, uniform: Tensor | None, temperature: float) -> None:
         self.ids, self.uniform, self.temperature = ids, uniform, temperature
@@ -282,14 +371,10 @@ class _Chooser:
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         ids = self.ids.to(scores.device)
-        logs = (scores.index_select(-1, ids).float() / self.temperature).log_softmax(-1).cpu()
-        if self.uniform is None:
-            tokens = logs.argmax(-1)
-        else:
-            drawn = self.uniform[:, len(self.tokens), None].double()
-            tokens = torch.searchsorted(logs.double().exp().cumsum(-1), drawn)[:, 0].clamp(max=len(ids) - 1)
+        uniform = None if self.uniform is None else self.uniform[:, len(self.tokens)]
+        tokens, logs = _chosen(scores.index_select(-1, ids), uniform, self.temperature)
         self.tokens.append(tokens)
-        self.log_probs.append(logs.gather(-1, tokens[:, None])[:, 0])
+        self.log_probs.append(logs)
         return torch.full_like(scores, -torch.inf).scatter(-1, ids[tokens.to(ids.device)][:, None], 0.0)
 
 
@@ -347,6 +432,45 @@ def _continued(inputs: Mapping[str, Any], ids: Tensor) -> dict[str, Any]:
     return longer
 
 
+def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Inputs of several instructions as one batch, tokens padded on the left."""
+    longest = max(part["input_ids"].shape[1] for part in parts)
+    joined = {}
+    for name in parts[0]:
+        values = []
+        for part in parts:
+            missing = longest - part["input_ids"].shape[1]
+            along = part[name].shape == part["input_ids"].shape
+            values.append(nn.functional.pad(part[name], (missing, 0)) if along else part[name])
+        joined[name] = torch.cat(values)
+    return joined
+
+
+def _placed(model: Any, inputs: Mapping[str, Any], *, always: bool = False) -> dict[str, Any]:
+    """The inputs with positions that leave padding out of account, where there is padding, or always.
+
+    Families whose positions have several axes make them of the mask themselves.
+    """
+    mask = inputs["attention_mask"]
+    of_several_axes = getattr(getattr(model, "model", model), "get_rope_index", None)
+    if of_several_axes is not None and always:
+        known = {n: v for n, v in inputs.items() if n in signature(of_several_axes).parameters}
+        return dict(inputs) | {"position_ids": of_several_axes(**known)[0]}
+    if of_several_axes is not None or (bool(mask.all()) and not always):
+        return dict(inputs)
+    return dict(inputs) | {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+
+
+def _end_token(processor: Any, config: Any) -> int:
+    """The token that ends what a model says."""
+    end = getattr(getattr(processor, "tokenizer", processor), "eos_token_id", None)
+    if end is None:
+        end = config.get_text_config().eos_token_id
+    if not isinstance(end, int):
+        raise UsageError("parallel decoding puts the end token behind a chunk, and the tokenizer has none")
+    return end
+
+
 def _image(frame: Any) -> Any:
     from PIL import Image
 
@@ -374,6 +498,8 @@ def _load(name: str, dtype: torch.dtype | str, device_map: Any, trusted: bool) -
         if not config:
             raise UsageError(f"{source} holds no model: it has no config.json")
     kind, own = config.get("model_type"), config.get("auto_map", {})
+    if kind == "openvla":
+        return _load_openvla(source, name, dtype, device_map)
     foreign = kind not in CONFIG_MAPPING
     if foreign and not own:
         raise UsageError(f"{source}: transformers knows no model type {kind!r}")
@@ -389,13 +515,29 @@ def _load(name: str, dtype: torch.dtype | str, device_map: Any, trusted: bool) -
 
             found: Any = get_class_from_dynamic_module(older, source)
             build = found.from_pretrained
-        model, told = build(source, output_loading_info=True, **given)
-        if told["missing_keys"]:
-            lost = sorted(told["missing_keys"])
-            raise UsageError(
-                f"{source} lacks {len(lost)} weights of its model, such as {lost[0]}: it would act at random"
-            )
-        if adapters.is_file():
-            load_lora(model, name)
+        model = _whole(build, source, name, given)
         reader: Any = AutoProcessor
         return model, reader.from_pretrained(name, trust_remote_code=trusted)
+
+
+def _whole(build: Callable[..., Any], source: str, name: str, given: Mapping[str, Any]) -> Any:
+    """The model of a folder, with all of its weights, and the adapters of ``name`` where there are some."""
+    model, told = build(source, output_loading_info=True, **given)
+    if told["missing_keys"]:
+        lost = sorted(told["missing_keys"])
+        raise UsageError(f"{source} lacks {len(lost)} weights of its model, such as {lost[0]}: it would act at random")
+    if (Path(name) / CONFIG).is_file():
+        load_lora(model, name)
+    return model
+
+
+def _load_openvla(source: str, name: str, dtype: torch.dtype | str, device_map: Any) -> tuple[Any, Any]:
+    from transformers import AutoTokenizer
+
+    from .prismatic import PrismaticProcessor, PrismaticVLA
+
+    given: dict[str, Any] = {"dtype": dtype} | ({} if device_map is None else {"device_map": device_map})
+    reader: Any = AutoTokenizer
+    with loading(source):
+        model = _whole(PrismaticVLA.from_pretrained, source, name, given)
+        return model, PrismaticProcessor.for_model(model, reader.from_pretrained(name))

@@ -261,7 +261,8 @@ class Setting(shared.Setting):
         def renamed(name: str, make: Callable[[], Any]) -> Callable[[], Any]:
             return lambda: Reward(make(), f"{name} reward")  # scores called "progress" are the estimator's own
 
-        made = compose(specs, own={name: renamed(name, make) for name, make in own.items()})
+        known = {name: renamed(name, make) for name, make in own.items()}
+        made = compose(specs, str(self.policy.device), own=known)
         require_columns(made, [self.task(name, 0) for name in self.names])
         return made
 
@@ -504,9 +505,12 @@ def cloning_of(config: RobotConfig) -> Cloning:
 
 def learned(folder: RunFolder, name: str, model: Any, fit: Callable[[], Any]) -> ProgressModel:
     """A critic after ``fit()``, or as read back from the folder of a run that has it."""
+    from ..rewards.progress.ensemble import Ensemble
     from ..trainers import distributed
     from ..trainers.runs import checkpoint
 
+    if isinstance(model, Ensemble):
+        model.to(distributed.device())
     place = folder.path / f"critic-{name}"
     if distributed.is_main() and not place.exists():
         with working(f"fitting the critic of progress ({name})", after=LONG):

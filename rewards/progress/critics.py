@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ...errors import UsageError
 from ...fitting import cosine, fit
 from ...numbers import Floats
+from .ensemble import Ensemble
 from .features import Features, check_shown
 
 Kind = Literal["absolute", "pairwise"]
@@ -66,7 +67,7 @@ class Path:
     instruction: int
 
 
-class ProgressCritic:
+class ProgressCritic(Ensemble):
     """An ensemble of small networks that estimate progress.
 
     Args:
@@ -123,7 +124,7 @@ class ProgressCritic:
             torch.manual_seed(seed)
             size = self._inputs(paths[0].observations[:1], paths[0].observations[:1]).shape[-1]
             width = (1 if self.kind == "absolute" else 2) * size + len(self.instructions)
-            network = _network(width, self.training.hidden)
+            network = _network(width, self.training.hidden).to(self.device)
         table = _Table(paths, self.features.layout, self.features.spread)
         rates = cosine(self.training.lr, self.training.steps)
         loss = fit(network, lambda _: self._loss(network, table, random), rates, weight_decay=1e-4)
@@ -139,9 +140,9 @@ class ProgressCritic:
             pair = [self._inputs(earlier.now, sample.initial), self._inputs(sample.now, sample.initial)]
             inputs, target = torch.cat(pair, -1), _advance(earlier.progress, sample.progress)
         text = nn.functional.one_hot(sample.instruction, len(self.instructions)).float()
-        out = network(torch.cat([inputs, text], -1))[:, 0]
+        out = network(torch.cat([inputs, text], -1).to(self.device))[:, 0]
         guess = out.sigmoid() if self.kind == "absolute" else out.tanh()
-        loss: Tensor = ((guess - target) ** 2).mean()
+        loss: Tensor = ((guess - target.to(self.device)) ** 2).mean()
         return loss
 
     def _inputs(self, now: Tensor, initial: Tensor) -> Tensor:
@@ -171,27 +172,24 @@ class ProgressCritic:
             if references is None:
                 raise ValueError("a pairwise critic needs references")
             parts.insert(0, self._inputs(torch.as_tensor(references), first))
-        inputs = torch.cat(parts, -1)
+        inputs = torch.cat(parts, -1).to(self.device)
         outs = torch.stack([member(inputs)[:, 0] for member in self.members])
         guesses = outs.sigmoid() if self.kind == "absolute" else outs.tanh()
-        result: Floats = guesses.mean(0).numpy()
+        result: Floats = guesses.mean(0).cpu().numpy()
         return result
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "instructions": dict(self.instructions),
-            "members": [dict(member.state_dict()) for member in self.members],
+            "members": self.states(),
             "scales": self.features.scales(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.features = self.features.scaled([float(number) for number in state["scales"]])
         self.instructions = {str(k): int(v) for k, v in state["instructions"].items()}
-        self.members = []
-        for weights in state["members"]:
-            network = _network(weights["0.weight"].shape[1], self.training.hidden)
-            network.load_state_dict(weights)
-            self.members.append(network.eval())
+        hidden = self.training.hidden
+        self.members = [self.restored(_network(w["0.weight"].shape[1], hidden), w) for w in state["members"]]
 
 
 def _network(width: int, hidden: int) -> nn.Module:
@@ -312,7 +310,7 @@ class _Table:
             gap = torch.maximum(gap, (now[:, where] - then[:, where]).abs().amax(-1))
             now[:, where] = torch.where(rows[:, None], then[:, where], now[:, where])
         behind = rows & (gap > 0.01)
-        progress[behind] = torch.minimum(progress, self._last_before_motion(path, earlier))[behind]
+        progress[:] = torch.where(behind, progress.minimum(self._last_before_motion(path, earlier)), progress)
 
     def _last_before_motion(self, path: Tensor, earlier: Tensor) -> Tensor:
         """Progress at the last frame whose objects stand where they stood at ``earlier``."""

@@ -22,6 +22,7 @@ from torch.nn import functional
 from ...errors import UsageError
 from ...fitting import cosine, fit
 from ...numbers import Floats
+from .ensemble import Ensemble
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class FrameTraining:
     seed: int = 0
 
 
-class FrameCritic:
+class FrameCritic(Ensemble):
     """An ensemble of small convolutional networks that estimate progress from frames.
 
     Args:
@@ -65,7 +66,7 @@ class FrameCritic:
         self.kind: Literal["absolute", "pairwise"] = kind
         self.training = training or FrameTraining()
         self.instructions: dict[str, int] = {}
-        self.members: list[_Network] = []
+        self.members: list[nn.Module] = []
 
     @property
     def families(self) -> frozenset[str]:
@@ -85,26 +86,29 @@ class FrameCritic:
         if not demonstrations:
             raise ValueError("a critic learns from one demonstration or more")
         self.instructions = {text: i for i, text in enumerate(dict.fromkeys(d.instruction for d in demonstrations))}
-        shown = _Frames.of(demonstrations, self.instructions, self.training.size)
-        progress = torch.cat([_progress(d, self.training.settled) for d in demonstrations])
+        shown = self._frames(demonstrations)
+        progress = torch.cat([_progress(d, self.training.settled) for d in demonstrations]).to(self.device)
         known = [episode for episode in play if episode.instruction in self.instructions]
-        played = _Frames.of(known, self.instructions, self.training.size) if known else None
+        played = self._frames(known) if known else None
         self.members, loss = [], 0.0
         for member in range(self.training.members):
             loss = self._fit_member(shown, progress, played, self.training.seed * 1000 + member)
         return loss
 
+    def _frames(self, episodes: Sequence[Any]) -> _Frames:
+        return _Frames.of(episodes, self.instructions, self.training.size, self.device)
+
     def _fit_member(self, shown: _Frames, progress: Tensor, played: _Frames | None, seed: int) -> float:
         how, random = self.training, torch.Generator().manual_seed(seed)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            network = _Network(self.kind, len(self.instructions), how)
+            network = _Network(self.kind, len(self.instructions), how).to(self.device)
 
             def both(_: int) -> Tensor:
                 loss = self._loss(network, shown, progress, random)
                 if played is None or how.play <= 0:
                     return loss
-                return loss + how.play * self._loss(network, played, torch.zeros(len(played.now)), random)
+                return loss + how.play * self._loss(network, played, played.now.new_zeros(len(played.now)), random)
 
             loss = fit(network, both, cosine(how.lr, how.steps), weight_decay=how.weight_decay)
         self.members.append(network.eval())
@@ -119,7 +123,8 @@ class FrameCritic:
         wrong = torch.rand(how.batch, generator=random) < (how.mismatched if kinds > 1 else 0.0)
         text = torch.where(
             wrong, (text + torch.randint(1, max(kinds, 2), (how.batch,), generator=random)) % kinds, text
-        )
+        ).to(self.device)
+        wrong = wrong.to(self.device)
         shifts = torch.randint(0, 2 * how.shift + 1, (how.batch, 2), generator=random)
         first = _shifted(frames.first[frames.episode[rows]], shifts, how.shift)
         inputs = [_shifted(frames.now[rows], shifts, how.shift)]
@@ -148,26 +153,22 @@ class FrameCritic:
             )
         if self.kind == "pairwise" and references is None:
             raise ValueError("a pairwise critic needs references")
-        size = self.training.size
-        text = torch.tensor([self.instructions[text] for text in instructions])
-        inputs = [_reduced(observations, size)]
+        size, device = self.training.size, self.device
+        text = torch.tensor([self.instructions[text] for text in instructions]).to(device)
+        first, inputs = _reduced(initial, size, device), [_reduced(observations, size, device)]
         if self.kind == "pairwise":
-            inputs.insert(0, _reduced(references, size))
-        outs = torch.stack([member(inputs, _reduced(initial, size), text) for member in self.members])
-        result: Floats = (outs.sigmoid() if self.kind == "absolute" else outs.tanh()).mean(0).numpy()
+            inputs.insert(0, _reduced(references, size, device))
+        outs = torch.stack([member(inputs, first, text) for member in self.members])
+        result: Floats = (outs.sigmoid() if self.kind == "absolute" else outs.tanh()).mean(0).cpu().numpy()
         return result
 
     def state_dict(self) -> dict[str, Any]:
-        members = [dict(member.state_dict()) for member in self.members]
-        return {"instructions": dict(self.instructions), "members": members}
+        return {"instructions": dict(self.instructions), "members": self.states()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.instructions = {str(k): int(v) for k, v in state["instructions"].items()}
-        self.members = []
-        for weights in state["members"]:
-            network = _Network(self.kind, len(self.instructions), self.training)
-            network.load_state_dict(weights)
-            self.members.append(network.eval())
+        made = (self.kind, len(self.instructions), self.training)
+        self.members = [self.restored(_Network(*made), weights) for weights in state["members"]]
 
 
 class _Network(nn.Module):
@@ -205,7 +206,10 @@ class _Network(nn.Module):
 
 @dataclass(eq=False)
 class _Frames:
-    """Frames of several episodes: [M, 3, S, S] in 0..1, of which episode, its first frame and instruction."""
+    """Frames of several episodes: [M, 3, S, S] in 0..1, of which episode, its first frame and instruction.
+
+    Frames stand on the critic's device; what they are looked up by, on the CPU.
+    """
 
     now: Tensor
     first: Tensor
@@ -215,10 +219,12 @@ class _Frames:
     instruction: Tensor
 
     @classmethod
-    def of(cls, episodes: Sequence[Any], instructions: Mapping[str, int], size: int) -> _Frames:
-        clips = [_reduced(_frames_of(episode), size) for episode in episodes]
+    def of(
+        cls, episodes: Sequence[Any], instructions: Mapping[str, int], size: int, device: torch.device
+    ) -> _Frames:
+        clips = [_reduced(_frames_of(episode), size, device) for episode in episodes]
         lengths = torch.tensor([len(clip) for clip in clips])
-        episode = torch.arange(len(clips)).repeat_interleave(lengths)
+        episode = torch.cat([torch.full((len(clip),), index) for index, clip in enumerate(clips)])
         text = torch.tensor([instructions[episode.instruction] for episode in episodes])[episode]
         firsts = torch.stack([clip[0] for clip in clips])
         return cls(torch.cat(clips), firsts, episode, lengths.cumsum(0) - lengths, lengths, text)
@@ -246,9 +252,9 @@ def _progress(demonstration: Any, settled: float) -> Tensor:
     return progress
 
 
-def _reduced(frames: Any, size: int) -> Tensor:
-    """uint8 [N, H, W, 3] -> float [N, 3, size, size] in 0..1."""
-    pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 255
+def _reduced(frames: Any, size: int, device: torch.device) -> Tensor:
+    """uint8 [N, H, W, 3] -> float [N, 3, size, size] in 0..1 on a device, to which bytes travel and not floats."""
+    pixels = torch.from_numpy(np.ascontiguousarray(frames)).to(device).permute(0, 3, 1, 2).float() / 255
     reduced: Tensor = functional.adaptive_avg_pool2d(pixels, size)
     return reduced
 

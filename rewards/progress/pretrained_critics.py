@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ...fitting import cosine, fit
 from ...numbers import Floats
+from .ensemble import Ensemble
 from .features import RELATIONS, RelationFeatures, check_shown
 
 DESCRIPTORS = 12
@@ -55,7 +56,7 @@ class _Reading:
         return self.ends.mean(0)
 
 
-class PretrainedCritic:
+class PretrainedCritic(Ensemble):
     """Success of an observation in a task known by its demonstrations alone, 0..1.
 
     :meth:`pretrain` on other tasks, then :meth:`adapt` to demonstrations of the tasks at hand.
@@ -100,12 +101,12 @@ class PretrainedCritic:
             chosen = int(torch.randint(len(practice), (), generator=random))
             few = self._few(practice[chosen].demonstrations, random)
             now, initial, success = tables[chosen].draw(how.batch, random)
-            out = network(self._describe(self._read(few), now, initial))
-            return nn.functional.binary_cross_entropy_with_logits(out, success)
+            out = network(self._describe(self._read(few), now, initial).to(self.device))
+            return nn.functional.binary_cross_entropy_with_logits(out, success.to(self.device))
 
         with torch.random.fork_rng():  # initial weights and dropout
             torch.manual_seed(seed)
-            network = _Network(how.hidden)
+            network = _Network(how.hidden).to(self.device)
             last = fit(network, loss, cosine(how.lr, how.steps), weight_decay=1e-3)
         self.members.append(network.eval())
         return last
@@ -120,7 +121,7 @@ class PretrainedCritic:
             raise ValueError("pretrain the critic, or load one, before it adapts")
         check_shown(demonstrations)
         adapted = PretrainedCritic(self.features.layout, self.training)
-        adapted.members = self.members
+        adapted.members, adapted.device = self.members, self.device
         for text in dict.fromkeys(d.instruction for d in demonstrations):
             adapted.readings[text] = self._read([d for d in demonstrations if d.instruction == text])
         return adapted
@@ -136,8 +137,8 @@ class PretrainedCritic:
                 raise ValueError(f"the critic was not adapted to {text!r}")
             rows = np.array([i for i, other in enumerate(instructions) if other == text])
             now, first = torch.as_tensor(observations[rows]), torch.as_tensor(initial[rows])
-            seen = self._describe(self.readings[text], now, first)
-            result[rows] = torch.stack([member(seen).sigmoid() for member in self.members]).mean(0).numpy()
+            seen = self._describe(self.readings[text], now, first).to(self.device)
+            result[rows] = torch.stack([member(seen).sigmoid() for member in self.members]).mean(0).cpu().numpy()
         return result
 
     def _read(self, demonstrations: Sequence[Any]) -> list[_Reading]:
@@ -161,14 +162,10 @@ class PretrainedCritic:
         return torch.stack(parts, 1)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"members": [dict(member.state_dict()) for member in self.members]}
+        return {"members": self.states()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.members = []
-        for weights in state["members"]:
-            network = _Network(self.training.hidden)
-            network.load_state_dict(weights)
-            self.members.append(network.eval())
+        self.members = [self.restored(_Network(self.training.hidden), weights) for weights in state["members"]]
 
 
 def _descriptors(reading: _Reading, now: Tensor, first: Tensor, near: float) -> Tensor:

@@ -218,7 +218,15 @@ class Batch:
         return Batch(**moved)
 
     def select(self, rows: Tensor) -> Batch:
-        """The batch restricted to some rows ([N] long); pairs and groups that lose a member are dropped."""
+        """The batch restricted to some rows ([N] long); pairs and groups that lose a member are dropped.
+
+        Args:
+            rows: [N], or [N, 2] rows and a segment of each, which becomes a row of its own, in no group. Segments must
+                then be equally long and one after the other, as chunks of actions are; what the payload holds of each
+                segment is [B, S, ...], and entries of another size go along with every segment of their row.
+        """
+        if rows.ndim == 2:
+            return self._segments(*rows.unbind(1))
         place = torch.full((len(self),), -1, dtype=torch.long)
         place[rows] = torch.arange(len(rows))
         pairs, labels = self.pairs, self.labels
@@ -244,6 +252,34 @@ class Batch:
             last_values=_chosen(self.last_values, rows),
             value_targets=_chosen(self.value_targets, rows),
             truncated=_chosen(self.truncated, rows),
+            totals={},
+        )
+
+
+    def _segments(self, rows: Tensor, segments: Tensor) -> Batch:
+        count = self.decided.shape[1]
+
+        def chosen(values: Any) -> Any:
+            """[B, T] or [B, S] -> [N, T / S] or [N, 1]."""
+            return None if values is None else values.unflatten(1, (count, -1))[rows, segments]
+
+        def held(values: Any) -> Any:
+            cut = isinstance(values, Tensor) and values.ndim > 1 and values.shape[1] == count
+            return values[rows, segments][:, None] if cut else _rows_of(values, rows)
+
+        places = ("mask", "dims", "shaping", "advantages", "values", "value_targets")
+        return replace(
+            self,
+            **{name: chosen(getattr(self, name)) for name in places},
+            **{name: _chosen(getattr(self, name), rows) for name in ("last_values", "truncated")},
+            payload={name: held(values) for name, values in self.payload.items()},
+            segments=torch.zeros_like(chosen(self.segments)),
+            log_probs={name: chosen(values) for name, values in self.log_probs.items()},
+            rewards={name: chosen(values) for name, values in self.rewards.items()},
+            columns={name: values[rows] for name, values in self.columns.items()},
+            groups=self.groups[:0, rows],
+            pairs=None,
+            labels=None,
             totals={},
         )
 

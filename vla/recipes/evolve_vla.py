@@ -191,12 +191,19 @@ def seen_relations(setting: Setting, goals: bool) -> Features:
     return RelationFeatures(layout, names) if names else StateFeatures()
 
 
-def named_model(name: str, shown: Sequence[Any]) -> ProgressModel:
-    """A progress model by its name or place, fitted to demonstrations where there are some and it can be."""
+def named_model(name: str, shown: Sequence[Any], device: str) -> ProgressModel:
+    """A progress model by its name or place, fitted to demonstrations where there are some and it can be.
+
+    A class is called, with the device if it takes one.
+    """
+    from inspect import signature
+
     from ...plugins import named
 
     made = named("progress", name)
-    model: ProgressModel = made() if isinstance(made, type) else made
+    if isinstance(made, type):
+        made = made(device=device) if "device" in signature(made).parameters else made()
+    model: ProgressModel = made
     if shown and hasattr(model, "fit"):
         model.fit(shown)
     return model
@@ -230,8 +237,8 @@ def estimator(config: Config, setting: Setting, folder: RunFolder, features: Fea
         return conditions
     if config.critic == "pretrained":
         reader = pretrained_critic(setting.names, training=Pretraining(seed=config.seed)).adapt(shown)
-        return MeanProgress([reader, conditions])
-    model = named_model(config.critic, shown)
+        return MeanProgress([reader.to(setting.policy.device), conditions])
+    model = named_model(config.critic, shown, str(setting.policy.device))
     if sees(model) == "frames" and setting.watched is None:
         setting.watched = view_of(config)
     return model

@@ -141,7 +141,7 @@ def progress_model(config: Config, setting: Setting, folder: RunFolder) -> Progr
 
     shown = setting.all_demonstrations
     if config.critic:
-        return named_model(config.critic, shown)
+        return named_model(config.critic, shown, str(setting.policy.device))
     if not shown or config.obs_type == "pixels":
         raise UsageError("--rewards progress: name a progress model by --critic, or give --demonstrations of states")
     critic = ProgressCritic("absolute", seen_relations(setting, True), CriticTraining(seed=config.seed))

@@ -71,7 +71,12 @@ def vlm(family: str, seed: int = 0, **changes: Any) -> tuple[Any, Any]:
     """A model and its processor; images of 32 x 32 pixels make a few tokens."""
     processor = PROCESSORS[family](family)
     torch.manual_seed(seed)
-    return MODELS[family](processor, **changes).eval(), processor
+    model = MODELS[family](processor, **changes).eval()
+    if family == "openvla":
+        from ..vla.prismatic import PrismaticProcessor
+
+        processor = PrismaticProcessor.for_model(model, processor)
+    return model, processor
 
 
 def text(family: str = "llama", seed: int = 0, **changes: Any) -> tuple[Any, Any]:
@@ -206,6 +211,7 @@ PROCESSORS = {
     "llava": _llava_processor,
     "internvl": _internvl_processor,
     "gemma3": _gemma3_processor,
+    "openvla": lambda family: tokenizer(("<image>",)),  # the processor follows from the model
 }
 
 
@@ -382,6 +388,25 @@ def _gemma3(processor: Any, **changes: Any) -> Any:
     return model
 
 
+def _openvla(reader: Any, **changes: Any) -> Any:
+    from ..vla.prismatic import TOWERS, PrismaticConfig, PrismaticVLA
+
+    tower = {"depth": 3, "embed_dim": 32, "num_heads": 2, "patch_size": 8}
+    config = PrismaticConfig(
+        timm_model_ids=list(TOWERS),
+        image_sizes=[32, 32],
+        tower_options=[tower, tower],
+        text_config={"model_type": "llama"} | text_sizes(reader) | changes,
+        pad_to_multiple_of=0,
+        image_token_id=reader.convert_tokens_to_ids("<image>"),
+    )
+    model = PrismaticVLA(config)
+    for part in (*model.projector.parameters(), *model.vision_backbone.parameters()):
+        if part.ndim > 1:
+            torch.nn.init.normal_(part, std=0.3)  # so that pictures differ
+    return model
+
+
 MODELS = {
     "qwen2_vl": _qwen2_vl,
     "qwen2_5_vl": _qwen2_5_vl,
@@ -391,4 +416,5 @@ MODELS = {
     "llava": _llava,
     "internvl": _internvl,
     "gemma3": _gemma3,
+    "openvla": _openvla,
 }
