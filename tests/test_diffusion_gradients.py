@@ -15,6 +15,7 @@ from autotelic.diffusion.policy import DenoisingPolicy
 from autotelic.errors import UsageError
 from autotelic.rewards.gradient import GradientKept
 from autotelic.rewards.reward import Reward
+from autotelic.testing.held import Held
 from autotelic.trainers.advantages import grpo
 from autotelic.trainers.learner import Optimisation, PolicyLearner, backpropagate
 from autotelic.trainers.objectives import ForwardNFT, KLPenalty, PairwiseRegression, PPOClip, WeightedImitation
@@ -184,38 +185,6 @@ def test_a_reward_gradient_may_stand_beside_a_penalty() -> None:
         assert_same(gradients(policy), right)
 
 
-class Kept:
-    """Bytes that autograd holds for the way back, and the most there were."""
-
-    def __init__(self, policy: DenoisingPolicy) -> None:
-        self.now = self.most = 0
-        self.weights = {p.data_ptr() for p in policy.module.parameters()}
-
-    def __enter__(self) -> Kept:
-        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda held: held.tensor)
-        self.hooks.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.hooks.__exit__(*error)
-
-    def _pack(self, tensor: Tensor) -> Any:
-        kept = self
-
-        class Held:
-            def __init__(self) -> None:
-                self.tensor, self.size = tensor, 0
-                if tensor.data_ptr() not in kept.weights:
-                    self.size = tensor.numel() * tensor.element_size()
-                kept.now += self.size
-                kept.most = max(kept.most, kept.now)
-
-            def __del__(self) -> None:
-                kept.now -= self.size
-
-        return Held()
-
-
 def test_checkpointing_holds_one_step() -> None:
     steps = 8
     policy = shapes_policy(steps)
@@ -223,7 +192,7 @@ def test_checkpointing_holds_one_step() -> None:
     most = {}
     for checkpointing in (True, False):
         policy.checkpointing = checkpointing
-        with Kept(policy) as kept:
+        with Held(policy.module) as kept:
             backpropagate(policy, OBJECTIVE, batch)
         most[checkpointing] = kept.most
     assert most[False] > 1e6

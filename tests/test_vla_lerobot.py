@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from types import SimpleNamespace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -150,6 +152,41 @@ class SmolVLAPolicy(nn.Module):
         return x[:, :, :2]
 
 
+class PI0Policy(SmolVLAPolicy):
+    """As lerobot 0.6.1 has it: pictures by another name, and noise on its way to ``sample_actions``."""
+
+    name = "pi0"
+    prepare_images = None  # type: ignore[assignment]
+
+    def _preprocess_images(self, batch: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        return SmolVLAPolicy.prepare_images(self, batch)
+
+    @torch.no_grad()
+    def predict_action_chunk(self, batch: dict[str, Tensor], **kwargs: Any) -> Tensor:
+        images, _ = self._preprocess_images(batch)
+        return self.sample_actions(images, self.prepare_state(batch), **kwargs)[:, :, :2]
+
+    def sample_actions(self, images: list[Tensor], state: Tensor, noise: Tensor) -> Tensor:
+        x = noise
+        for step in range(10):
+            x = x - self.model.velocity(images, state, x, torch.full((len(x),), 1 - step / 10)) / 10
+        return x
+
+
+class PI05Policy(PI0Policy):
+    """The state is among the words, so that the model is given none."""
+
+    name = "pi05"
+
+    class Model(SmolVLAPolicy.Model):
+        def forward(self, images: Any, masks: Any, tokens: Any, masked: Any, actions: Any, *how: Any) -> Tensor:  # type: ignore[override]
+            state = torch.zeros(len(actions), 4)
+            return super().forward(images, masks, tokens, masked, state, actions, *how)
+
+    def prepare_state(self, batch: dict[str, Tensor]) -> Tensor:
+        return torch.zeros(len(batch[STATE]), 4)
+
+
 def tokens(batch: dict[str, Any]) -> dict[str, Any]:
     """LeRobot's preprocessing: here actions are doubled, and an instruction has one token per word."""
     made = dict(batch)
@@ -181,7 +218,7 @@ def dice(count: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in range(count)]
 
 
-KINDS = [ACTPolicy, DiffusionPolicy, SmolVLAPolicy]
+KINDS = [ACTPolicy, DiffusionPolicy, SmolVLAPolicy, PI0Policy, PI05Policy]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -199,7 +236,7 @@ def test_plans_depend_on_their_own_random_numbers_alone(kind: type[nn.Module]) -
     assert torch.equal(made.choose(shown, None).actions, made.choose(shown, None).actions)
 
 
-@pytest.mark.parametrize("kind", [DiffusionPolicy, SmolVLAPolicy])
+@pytest.mark.parametrize("kind", KINDS[1:])
 def test_forward_scores_by_hand(kind: type[nn.Module]) -> None:
     made = policy(kind)
     shown = seen(made, 2)
@@ -220,7 +257,7 @@ def test_forward_scores_by_hand(kind: type[nn.Module]) -> None:
         off = e - one.diffusion.unet(noisy[None], torch.tensor([level]), shown.states[1:])[0]
     else:
         padded = nn.functional.pad(x, (0, 2))
-        pictures, _ = one.prepare_images(batch)
+        pictures, _ = (one.prepare_images or one._preprocess_images)(batch)
         velocity = one.model.velocity(pictures, one.prepare_state(batch), (t * e + (1 - t) * padded)[None], t[None])
         off = (e - padded - velocity[0])[:, :2]
     torch.testing.assert_close(found[1, 2], -0.5 * (off[:3] ** 2).sum())
@@ -259,7 +296,7 @@ def test_act_learns_by_imitation_alone() -> None:
             PolicyLearner(made, objective, Optimisation(), advantage=grpo())
 
 
-@pytest.mark.parametrize("kind", [DiffusionPolicy, SmolVLAPolicy])
+@pytest.mark.parametrize("kind", KINDS[1:])
 def test_probabilities_that_nobody_knows_are_refused(kind: type[nn.Module]) -> None:
     made = policy(kind)
     with pytest.raises(ValueError, match="asks for the capability exact or composite; LeRobotPolicy has forward, imit"):
@@ -302,8 +339,61 @@ def test_other_mistakes_are_told_in_one_line(monkeypatch: pytest.MonkeyPatch) ->
         made.choose(Seen(["go"], torch.zeros(1, 5)), None)
     odd = ACTPolicy()
     odd.name = "tdmpc"
-    with pytest.raises(UsageError, match="'tdmpc' is not known here: act, diffusion and smolvla are"):
+    with pytest.raises(UsageError, match="'tdmpc' is not known here: act, diffusion, smolvla, pi0, pi05 are"):
         LeRobotPolicy(odd)
     monkeypatch.setitem(sys.modules, "lerobot", None)
     with pytest.raises(UsageError, match="LeRobot's policies need lerobot"):
         LeRobotPolicy.from_pretrained("lerobot/smolvla_base")
+
+
+class Pipeline:
+    """LeRobot's pipeline of processing steps: it writes a file of its own name, and its statistics."""
+
+    def __init__(self, name: str, factor: float) -> None:
+        self.name, self.factor = name, torch.tensor(factor)
+
+    def __call__(self, thing: Any) -> Any:
+        return tokens(thing) if isinstance(thing, dict) else thing * self.factor
+
+    def save_pretrained(self, folder: Any) -> None:
+        (Path(folder) / f"{self.name}.json").write_text(json.dumps({"factor": float(self.factor)}))
+
+    @classmethod
+    def load(cls, folder: Any, name: str) -> Pipeline:
+        return cls(name, json.loads((Path(folder) / f"{name}.json").read_text())["factor"])
+
+
+class Saved(ACTPolicy):
+    def save_pretrained(self, folder: Any) -> None:
+        Path(folder).mkdir(exist_ok=True)
+        (Path(folder) / "config.json").write_text(json.dumps({"type": "act"}))
+        torch.save(self.state_dict(), Path(folder) / "weights")
+
+    @classmethod
+    def from_pretrained(cls, folder: Any, config: Any) -> Saved:
+        made = cls()
+        made.load_state_dict(torch.load(Path(folder) / "weights"))
+        return made
+
+
+def test_statistics_travel_with_a_saved_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = "policy_preprocessor", "policy_postprocessor"
+    made = LeRobotPolicy(Saved(), *(Pipeline(name, 0.25) for name in names))
+    assert not made.pretrained
+    made.save_pretrained(tmp_path)
+    configs: Any = ModuleType("lerobot.configs.policies")
+    configs.PreTrainedConfig = SimpleNamespace(from_pretrained=lambda name: SimpleNamespace(type="act"))
+    factory: Any = ModuleType("lerobot.policies.factory")
+    factory.get_policy_class = lambda kind: Saved
+    factory.make_pre_post_processors = lambda config, pretrained_path: [
+        Pipeline.load(pretrained_path, name) for name in names
+    ]
+    for name in ("lerobot", "lerobot.configs", "lerobot.policies"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, configs.__name__, configs)
+    monkeypatch.setitem(sys.modules, factory.__name__, factory)
+    back = LeRobotPolicy.from_pretrained(str(tmp_path))
+    assert torch.equal(back.choose(seen(made), None).actions, made.choose(seen(made), None).actions)
+    assert back.pretrained, "a recipe does not clone it again"
+    start = made.fork("start")
+    assert start.preprocess is made.preprocess and start.postprocess is made.postprocess

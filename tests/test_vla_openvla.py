@@ -17,10 +17,11 @@ from autotelic.errors import UsageError
 from autotelic.testing.vlms import vlm
 from autotelic.trainers.advantages import grpo
 from autotelic.trainers.learner import Optimisation, PolicyLearner
+from autotelic.trainers.lora import add_lora
 from autotelic.trainers.objectives import PPOClip, WeightedImitation
 from autotelic.types import Rollout, Task
 from autotelic.vla.chunk_policy import Seen
-from autotelic.vla.openvla import OpenVLAPolicy, statistics_of
+from autotelic.vla.openvla import OpenVLAPolicy, _image, statistics_of
 
 from . import point_mass
 
@@ -271,3 +272,146 @@ def test_it_imitates() -> None:
     learner.update(rollouts)
     picture = Seen([point_mass.INSTRUCTION], torch.zeros(1, 0), {"main": torch.from_numpy(shown[:1])})
     assert (made.choose(picture, None).actions - 0.4).abs().max() < 0.15
+
+
+# --- batches, and one pass for a chunk ------------------------------------------------------------
+
+TOLD = ["red circle", "left", "what is in the picture", "left", "blue"]
+FAMILIES = ["openvla", "llava", "qwen2_5_vl", "smolvlm"]
+
+
+def unequal() -> Seen:
+    """Instructions of three lengths, one of which comes twice."""
+    return Seen(TOLD, torch.zeros(5, 0), seen().frames)
+
+
+def counted(made: OpenVLAPolicy) -> list[int]:
+    """The rows of every pass of the language model from now on."""
+    rows: list[int] = []
+    reader: Any = made.module
+    reader.get_decoder().register_forward_hook(lambda *told: rows.append(len(told[-1][0])))
+    return rows
+
+
+@pytest.mark.parametrize("decoding", ["autoregressive", "parallel"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_batch_says_what_each_robot_says_alone(family: str, decoding: Any) -> None:
+    made, shown = policy(family, decoding=decoding), unequal()
+    together = made.choose(shown, dice(5), 1.3)
+    assert together.log_probs is not None
+    for row in range(5):
+        alone = made.choose(shown.select([row]), dice(5)[row : row + 1], 1.3)
+        assert torch.equal(alone.stored["tokens"][0], together.stored["tokens"][row])
+        torch.testing.assert_close(alone.log_probs[0], together.log_probs[row], atol=1e-5, rtol=0)  # type: ignore[index]
+    now = made.score(shown, {**together.stored, **warm(5, 1.3)})
+    torch.testing.assert_close(now.log_probs.detach(), together.log_probs, atol=1e-5, rtol=0)
+    assert len({tuple(row) for row in together.stored["tokens"].tolist()}) > 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_decision_of_many_robots_takes_a_pass_per_token_or_one(family: str) -> None:
+    shown = unequal()
+    many = Seen(TOLD * 13, torch.zeros(65, 0), {"main": shown.frames["main"].repeat(13, 1, 1, 1)}).select(range(64))
+    for decoding, wanted in (("autoregressive", [64] * 7), ("parallel", [64])):
+        made = policy(family, chunk=1, action_size=7, decoding=decoding)
+        rows = counted(made)
+        made.choose(many, dice(64))
+        assert rows == wanted
+        made.sample_rows, rows[:] = 32, []
+        made.choose(many, dice(64))
+        assert rows == [32] * 2 * len(wanted)
+
+
+@pytest.mark.parametrize("decoding", ["autoregressive", "parallel"])
+def test_the_head_is_asked_where_it_decides(decoding: Any) -> None:
+    made = policy("openvla", decoding=decoding)
+    places: list[int] = []
+    model: Any = made.module
+    model.get_output_embeddings().register_forward_hook(lambda *told: places.append(told[-1].shape[1]))
+    choice = made.choose(unequal(), dice(5))
+    assert places == ([8] if decoding == "parallel" else [1] * 6)
+    places.clear()
+    made.score(unequal(), {**choice.stored, **warm(5)})
+    assert places == ([8] if decoding == "parallel" else [6])  # of some 25 tokens
+
+
+@pytest.mark.parametrize("bidirectional", ["all", "actions"])
+def test_parallel_decoding_by_hand(bidirectional: Any) -> None:
+    """The tower's features, zeros for placeholders and the end token, through Llama's layers under a mask of our own."""
+    made = policy("openvla", decoding="parallel", bidirectional=bidirectional)
+    model: Any = made.module
+    one = unequal().select([2])
+    with torch.no_grad():
+        found = made.logits(one, torch.zeros(1, 6, dtype=torch.long))
+        inputs = made.processor(text=[made._text(TOLD[2])], images=[[_image(one.frames["main"][0].numpy())]])
+        words = model.get_input_embeddings()(inputs["input_ids"])
+        patches = model.projector(model.vision_backbone(inputs["pixel_values"]))
+        end = model.get_input_embeddings()(torch.tensor([[made.processor.tokenizer.eos_token_id]]))
+        count = made.processor.patches
+        given = torch.cat([words[:, :1], patches, words[:, 1 + count :], torch.zeros(1, 6, 32), end], 1)
+        size = given.shape[1]
+        looks = torch.ones(size, size).bool()
+        if bidirectional == "actions":
+            looks = looks.tril()
+            looks[-7:] = True
+        mask = torch.zeros(1, 1, size, size).masked_fill(~looks, -torch.inf)
+        model.language_model.config._attn_implementation = "eager"
+        logits = model.language_model(inputs_embeds=given, attention_mask=mask).logits
+    last = size - 8  # of the prompt
+    torch.testing.assert_close(found, logits[:, last : last + 6][..., made.action_ids], atol=1e-5, rtol=0)
+    first = policy("openvla").logits(one, torch.zeros(1, 6, dtype=torch.long))[:, 0]
+    same = torch.allclose(first, found[:, 0], atol=1e-5)
+    assert same == (bidirectional == "actions"), "a prompt that looks back alone says the first token as ever"
+
+
+def test_parallel_decoding_learns_by_grpo_and_is_kept(tmp_path: Path) -> None:
+    made = policy("openvla", chunk=2, action_size=1, decoding="parallel", bidirectional="actions")
+    learner = PolicyLearner(made, PPOClip(), Optimisation(lr=3e-3, epochs=1), advantage=grpo())
+    before = score_of(brightness(made, 999, 32))
+    for step in range(20):
+        learner.update(brightness(made, step))
+    assert score_of(brightness(made, 998, 32)) > before + 0.3
+    made.save_pretrained(tmp_path)
+    back = OpenVLAPolicy.from_pretrained(str(tmp_path))
+    assert (back.decoding, back.bidirectional) == ("parallel", "actions")
+    assert torch.equal(back.choose(unequal(), dice(5)).log_probs, made.choose(unequal(), dice(5)).log_probs)  # type: ignore[arg-type]
+
+
+def test_parallel_decoding_wants_attention_that_takes_a_mask() -> None:
+    made = policy("openvla", decoding="parallel")
+    model: Any = made.module
+    model.config.text_config._attn_implementation = "flash_attention_2"
+    with pytest.raises(UsageError, match="needs attn_implementation sdpa or eager, and the model has flash_att"):
+        made.choose(unequal(), None)
+
+
+def test_openvla_folders_need_no_code_of_theirs(tmp_path: Path) -> None:
+    """The published layout: statistics in the configuration, weights by the published names, Llama's lonely space."""
+    made = policy("openvla", chunk=1)
+    made.module.save_pretrained(tmp_path)  # type: ignore[operator]
+    made.processor.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"norm_stats": {"bridge": {"action": {"q01": [-1] * 3, "q99": [2] * 3}}}}
+    config |= {"auto_map": {"AutoModelForVision2Seq": "modeling_prismatic.OpenVLAForActionPrediction"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match='unknown statistics "fractal": did you mean bridge|there is bridge'):
+        OpenVLAPolicy.from_pretrained(str(tmp_path), bins=8, view=View(32), statistics="fractal")
+    back = OpenVLAPolicy.from_pretrained(str(tmp_path), bins=8, view=View(32), ending=[5])
+    assert type(back.module).__name__ == "PrismaticVLA" and back.scale is not None
+    assert back.scale.high.tolist() == [2, 2, 2] and back.action_size == 3
+    names = set(back.module.state_dict())
+    assert {"projector.fc3.weight", "vision_backbone.featurizer.blocks.0.ls1.scale_factor"} <= names
+    assert {"vision_backbone.fused_featurizer.pos_embed", "language_model.model.layers.0.mlp.up_proj.weight"} <= names
+    assert not any("fused_featurizer" in name and "scale_factor" in name for name in names)
+    back.ending = ()
+    assert torch.equal(back.choose(unequal(), dice(5)).stored["tokens"], made.choose(unequal(), dice(5)).stored["tokens"])
+
+
+def test_forks_share_what_is_frozen() -> None:
+    made = policy("openvla")
+    add_lora(made.module, 2)
+    start = made.fork("start")
+    mine, theirs = (each.module.state_dict(keep_vars=True) for each in (made, start))
+    own = {name for name in mine if theirs[name].data_ptr() != mine[name].data_ptr()}
+    assert own == set(made.trained()) and own and all("lora_" in name for name in own)
+    assert start.processor is made.processor, "what makes pixels and ids is shared too"

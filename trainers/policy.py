@@ -47,9 +47,11 @@ class TorchPolicy(Actor):
         micro_batch_rows: rows of what the module reads that are evaluated at once, one rollout's at least; larger
             batches are recomputed piece by piece in backward.
         autocast: dtype of mixed precision in the forward pass (bfloat16 on GPU), or None.
+        in_common: attributes that forks share, because nothing changes them, such as a tokenizer.
     """
 
     capabilities: frozenset[str] = frozenset({"exact"})
+    in_common: tuple[str, ...] = ()
 
     def __init__(self, module: nn.Module, *, micro_batch_rows: int = 256, autocast: torch.dtype | None = None) -> None:
         self.module = module
@@ -86,7 +88,8 @@ class TorchPolicy(Actor):
         return [Cost(1)] * len(batch)
 
     def pieces(self, batch: Batch) -> list[Tensor]:
-        """The rows [N] of each part of a batch that is evaluated at once."""
+        """The rows [N] of each part of a batch that is evaluated at once, or rows and segments [N, 2] of parts of them;
+        ``Batch.select`` takes either."""
         return rows_of(self.costs(batch), self.micro_batch_rows)
 
     @property
@@ -141,7 +144,7 @@ class TorchPolicy(Actor):
         with torch.no_grad():
             parts = [self._forward(batch.select(rows), names, others) for rows in pieces]
         joined = {name: torch.cat([part.tensors()[name] for part in parts]) for name in parts[0].tensors()}
-        whole = parts[0].map(lambda name, _: _home(name, joined[name], batch))
+        whole = parts[0].map(lambda name, _: _home(name, _laid_out(joined[name], pieces, batch), batch))
         return replace(whole, graph=Graph(batch, others))
 
     def backward(self, batch: Batch, cotangents: Evaluation) -> None:
@@ -153,7 +156,8 @@ class TorchPolicy(Actor):
         needs = frozenset(given) - {"log_probs"}
         for rows in self.pieces(batch):
             now = self._forward(batch.select(rows), needs, graph.references)
-            _pull(now, {name: t[rows] for name, t in given.items()})
+            _pull(now, {name: _taken(t, rows, batch) for name, t in given.items()})
+            del now  # what nobody asked for has a graph too, which would live beside the next piece's
 
     # weights: what is trained is a policy's own, all else is shared with its forks
 
@@ -165,7 +169,8 @@ class TorchPolicy(Actor):
     def fork(self, name: str) -> Self:
         """A frozen copy, evaluated but not trained, which shares every weight that is not trained."""
         trained = self.trained()
-        other = copy.deepcopy(self, {id(t): t for t in frozen_tensors(self.module, trained)})
+        shared = [*frozen_tensors(self.module, trained), *(getattr(self, part) for part in self.in_common)]
+        other = copy.deepcopy(self, {id(part): part for part in shared})
         other._trained_names = frozenset(trained)
         for weight in other.trained().values():
             weight.requires_grad_(False)
@@ -209,6 +214,23 @@ class TorchPolicy(Actor):
 def _home(name: str, tensor: Tensor, batch: Batch) -> Tensor:
     """Small tensors live beside the batch; regenerated outputs stay where the model is."""
     return tensor.detach() if name == "outputs" else tensor.detach().to(batch.mask.device)
+
+
+def _laid_out(joined: Tensor, pieces: Sequence[Tensor], batch: Batch) -> Tensor:
+    """What was found of pieces, one after the other, as of the whole batch; zeros where no piece was."""
+    if pieces[0].ndim == 1:
+        return joined
+    rows, segments = torch.cat(list(pieces)).to(joined.device).unbind(1)
+    whole = joined.new_zeros(len(batch), batch.decided.shape[1], *joined.shape[1:])
+    whole[rows, segments] = joined
+    return whole.flatten(1)
+
+
+def _taken(tensor: Tensor, rows: Tensor, batch: Batch) -> Tensor:
+    """A piece of a tensor [B, T] or [B, S], laid out as the piece's own."""
+    if rows.ndim == 1:
+        return tensor[rows]
+    return tensor.unflatten(1, (batch.decided.shape[1], -1))[rows[:, 0], rows[:, 1]]
 
 
 def cut(items: Iterable[tuple[Item, Cost]], limit: int, padded: bool = False) -> Iterator[list[Item]]:

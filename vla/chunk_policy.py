@@ -7,7 +7,7 @@ segment; a decision is the finest part of it with a known probability (a token, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -55,7 +55,7 @@ class Seen:
         instructions: N sentences.
         states: [N, D] float; for a policy that sees frames, what the robot feels of itself alone.
         frames: camera -> [N, H, W, 3] uint8; nothing where they are not seen.
-        places: [N, 2] long, the episode and the chunk within it; None while acting.
+        places: [N, 2] long, the episode and the chunk within it, for a policy of ``whole_episodes``; None while acting.
     """
 
     instructions: Sequence[str]
@@ -74,10 +74,10 @@ class Seen:
         places = None if self.places is None else self.places[chosen.to(self.places.device)]
         return Seen(instructions, self.states[chosen.to(self.states.device)], frames, places)
 
-    def to(self, device: torch.device) -> Seen:
-        """States and frames on a device."""
-        frames = {camera: film.to(device) for camera, film in self.frames.items()}
-        return replace(self, states=self.states.to(device), frames=frames)
+    def to(self, device: torch.device, frames: bool = True) -> Seen:
+        """States on a device, and frames with them unless these stay where they are."""
+        films = {camera: film.to(device) if frames else film for camera, film in self.frames.items()}
+        return replace(self, states=self.states.to(device), frames=films)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +104,7 @@ class ChunkPolicy(TorchPolicy):
         decisions: K per chunk; dims: scalars of one.
         sees: "states", or "frames": then it is given frames, taken as ``view`` says, and of the state only what the
             robot feels of itself.
-        micro_batch_rows: chunks evaluated at once, a rollout's at least.
+        micro_batch_rows: chunks evaluated at once in learning.
 
     A rollout's payload: "states" [S, D], "frames.CAMERA" [S, H, W, 3] uint8 of each camera where they are seen,
     "executed" [S, C] bool, whatever the policy stores [S, ...], "temperature" [1] and "seed" [1]; of a policy with
@@ -124,6 +124,10 @@ class ChunkPolicy(TorchPolicy):
             have been sampled.
         keeps_frames: frames stay in the payload; False where what is stored makes up for them.
         normalises: it has an input normalisation, which ``normalise`` sets.
+        pretrained: it was trained before, and recipes do not clone it unless they are asked to.
+        frames_stay: frames are given to it where they are, since it makes pixels of them before it moves these.
+        whole_episodes: what it says of a chunk hangs on the chunks before it, so that an episode is evaluated as a
+            whole; otherwise long episodes are evaluated in pieces of ``micro_batch_rows`` chunks.
         stepwise: decision k of a chunk is about its step k * C // K, so that each step has decisions of its own.
     """
 
@@ -132,6 +136,9 @@ class ChunkPolicy(TorchPolicy):
     demonstrations: Decisions = "sampled"
     keeps_frames: bool = True
     normalises: bool = False
+    pretrained: bool = False
+    frames_stay: bool = False
+    whole_episodes: bool = False
 
     def __init__(
         self,
@@ -248,7 +255,7 @@ class ChunkPolicy(TorchPolicy):
         if not bool(seen.states.isfinite().all()):
             row = int((~seen.states.isfinite()).any(1).nonzero()[0])
             raise UsageError(f"{self.name} was given an observation of NaN or infinity, for {seen.instructions[row]!r}")
-        seen = seen.to(self.device)
+        seen = seen.to(self.device, frames=not self.frames_stay)
         with self.mixed(), of_ones_own(f"the policy {self.name}"):
             actions, stored, log_probs = self.decide(seen, randomness, temperature)
             self._check(len(seen), actions, stored)
@@ -305,7 +312,7 @@ class ChunkPolicy(TorchPolicy):
     def _at_last(self, last: Seen) -> dict[str, Tensor]:
         frames = {FRAMES + camera: film for camera, film in last.frames.items()} if self.keeps_frames else {}
         with self.mixed():
-            kept = {name: tensor.cpu() for name, tensor in self.glimpse(last.to(self.device)).items()}
+            kept = {name: tensor.cpu() for name, tensor in self.glimpse(last.to(self.device, frames=not self.frames_stay)).items()}
         return {"states": last.states, **frames, **kept}
 
     def executed(self, seen: Seen, stored: Mapping[str, Tensor]) -> Tensor:
@@ -350,7 +357,7 @@ class ChunkPolicy(TorchPolicy):
         frames = {camera: np.asarray(film[:steps], np.uint8) for camera, film in images.items()}
         seen = Seen([str(task.prompt)] * steps, torch.as_tensor(observations), self.looked_at(frames))
         with self.mixed(), of_ones_own(f"the policy {self.name}"):
-            stored = self.imitate(seen.to(self.device), actions[index].to(self.device))
+            stored = self.imitate(seen.to(self.device, frames=not self.frames_stay), actions[index].to(self.device))
         self._check_stored(steps, stored)
         kept = {name: tensor.cpu() for name, tensor in stored.items()}
         return self.rollout(task, demonstration, seen, kept, None, seed=seed_of("encode", task.id), executed=shown)
@@ -408,13 +415,63 @@ class ChunkPolicy(TorchPolicy):
 
     def costs(self, batch: Batch) -> list[Cost]:
         """Chunks of each rollout."""
-        chunks = batch.payload["states"].shape[1]
-        return [Cost(count) for count in batch.mask.view(len(batch), chunks, -1).any(-1).sum(1).tolist()]
+        return [Cost(count) for count in self._valid(batch).sum(1).tolist()]
+
+    def pieces(self, batch: Batch) -> list[Tensor]:
+        """Chunks of any episodes, ``micro_batch_rows`` at a time; whole episodes where their chunks hang together."""
+        if self.whole_episodes:
+            return super().pieces(batch)
+        places = self._valid(batch).nonzero()
+        if len(places) <= self.micro_batch_rows:
+            return [torch.arange(len(batch))]
+        return list(places.split(self.micro_batch_rows))
+
+    @staticmethod
+    def _valid(batch: Batch) -> Tensor:
+        """[B, S] bool, the chunks in which something was decided."""
+        size, chunks = batch.payload["states"].shape[:2]
+        return batch.mask.view(size, chunks, -1).any(-1)
+
+    def _forward(self, batch: Batch, needs: frozenset[str], references: References) -> Evaluation:
+        if self.frames_stay:
+            films = {name: film for name, film in batch.payload.items() if name.startswith((FRAMES, LAST + FRAMES))}
+            kept = {name: part for name, part in batch.payload.items() if name not in films}
+            batch = replace(batch, payload=kept).to(self.device)
+            batch = replace(batch, payload={**batch.payload, **films})
+        return super()._forward(batch, needs, references)
+
+    def evaluate_actions(
+        self, batch: Batch, needs: Iterable[str] = (), references: References | None = None
+    ) -> Evaluation:
+        """As in every policy; what follows a last chunk is looked at once per episode, however they are cut."""
+        names = frozenset(needs)
+        if "last_values" not in names or self.pieces(batch)[0].ndim == 1:
+            return super().evaluate_actions(batch, names, references)
+        now = super().evaluate_actions(batch, names - {"last_values"}, references)
+        with torch.no_grad():
+            parts = torch.arange(len(batch)).split(self.micro_batch_rows)
+            found = torch.cat([self._after(batch.select(rows)) for rows in parts])
+        return replace(now, last_values=found.to(batch.mask.device))
+
+    def backward(self, batch: Batch, cotangents: Evaluation) -> None:
+        after = cotangents.last_values
+        if after is None or self.pieces(batch)[0].ndim == 1:
+            super().backward(batch, cotangents)
+            return
+        super().backward(batch, replace(cotangents, last_values=None))
+        if bool(after.any()):
+            for rows in torch.arange(len(batch)).split(self.micro_batch_rows):
+                found = self._after(batch.select(rows))
+                torch.autograd.backward([found], [after[rows].to(found)])
+
+    def _after(self, batch: Batch) -> Tensor:
+        """[B] what the states after the last chunks are worth."""
+        with self.mixed():
+            return self._worth(*self._last_rows(batch.to(self.device).payload)).float()
 
     def forward_decisions(self, batch: Batch, needs: frozenset[str], references: References) -> Evaluation:
-        payload = batch.payload
-        size, chunks = payload["states"].shape[:2]
-        valid = batch.mask.view(size, chunks, -1).any(-1)
+        payload, valid = batch.payload, self._valid(batch)
+        size, chunks = valid.shape
         others = {n.partition(":")[2]: None for n in needs if n.startswith("kl:")}
         if not bool(valid.any()):  # episodes that were over before they began, and nothing else
             nothing = torch.zeros(batch.mask.shape, device=batch.mask.device)
@@ -422,7 +479,7 @@ class ChunkPolicy(TorchPolicy):
             values = nothing.new_zeros(size, chunks) if "values" in needs else None
             last = nothing.new_zeros(size) if "last_values" in needs else None
             return Evaluation(nothing, entropy, values, last, dict.fromkeys(others, nothing))
-        rows = self.rows(payload, valid)
+        rows = self.rows(payload, valid, placed=self.whole_episodes)
         with of_ones_own(f"the policy {self.name}"):
             now = self.compare(*rows, {name: references[name] for name in others})
             values = _scattered(self._worth(*rows), valid) if "values" in needs else None
@@ -444,15 +501,19 @@ class ChunkPolicy(TorchPolicy):
         return Seen(payload["instructions"], last["states"], frames_in(last)), kept
 
     @staticmethod
-    def rows(payload: Mapping[str, Any], valid: Tensor) -> tuple[Seen, dict[str, Tensor]]:
-        """What was seen and stored in the chunks [B, S] of a batch's payload that are valid."""
+    def rows(payload: Mapping[str, Any], valid: Tensor, placed: bool = True) -> tuple[Seen, dict[str, Tensor]]:
+        """What was seen and stored in the chunks [B, S] of a batch's payload that are valid.
+
+        Args:
+            placed: the rows of the payload are episodes, and not chunks of some.
+        """
         chunks, places = valid.shape[1], valid.nonzero()
         told = [payload["instructions"][row] for row in places[:, 0].tolist()]
-        frames = {camera: film[valid] for camera, film in frames_in(payload).items()}
+        frames = {camera: film[valid.to(film.device)] for camera, film in frames_in(payload).items()}
         stored = {name: tensor[valid] for name, tensor in payload.items() if not is_own(name)}
         stored["temperature"] = payload["temperature"].expand(-1, chunks)[valid]
         stored["executed"] = payload["executed"][valid]
-        return Seen(told, payload["states"][valid], frames, places), stored
+        return Seen(told, payload["states"][valid], frames, places if placed else None), stored
 
     # weights
 

@@ -83,8 +83,7 @@ class FlowPolicy(NetworkPolicy):
         steps: K.
         noise: a of the SDE.
         forward_draws: forward decisions per chunk.
-        micro_batch_rows: chunks evaluated at once, a rollout's at least; None is 16384, or 512 where frames are
-            seen.
+        micro_batch_rows: chunks evaluated at once in learning; None is 16384, or 512 where frames are seen.
     """
 
     network = FlowModel

@@ -1,24 +1,26 @@
-"""Policies of LeRobot: ACT, diffusion policy and SmolVLA, with what each of them can do.
+"""Policies of LeRobot: ACT, diffusion policy, SmolVLA, pi0 and pi0.5, with what each of them can do.
 
 | policy | acts | learns by |
 |---|---|---|
 | ACT | one chunk, the same every time | imitation of demonstrations alone |
 | diffusion policy | denoises from noise | imitation, and objectives over forward decisions (NFT, weighted imitation) |
-| SmolVLA | flows from noise (ODE) | the same |
+| SmolVLA, pi0, pi0.5 | flow from noise (ODE) | the same |
 
 Forward decisions draw (t, e) once for all policies compared; a chunk's score is -|target - prediction|^2 / 2. Nobody
 knows the probability of a chunk that an ODE or a whole chain of denoising ended in, so none of them is "exact", and
 objectives that need that are refused.
 
 Written against the code of lerobot 0.4.4, whose own ACT and diffusion policy were run through it with random weights;
-on equal (t, e) the latter's loss is the one here. 0.6.1 has the same signatures; it was not run. SmolVLA was run as a
-stand-in with its signatures only, and no published weights were loaded. ``pip install 'autotelic[lerobot]'`` takes 0.6,
-on Python 3.12 and later; 0.4.4, for 3.11, asks for older transformers and cannot load weights beside these.
+on equal (t, e) the latter's loss is the one here. 0.6.1 has the same signatures, in which pi0 and pi0.5 were written; it
+was read and not run. SmolVLA, pi0 and pi0.5 are untried: they were run as stand-ins with their signatures only, and no
+published weights were loaded. ``pip install 'autotelic[lerobot]'`` takes 0.6, on Python 3.12 and later; 0.4.4, for
+3.11, asks for older transformers and cannot load weights beside these.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -27,10 +29,13 @@ from torch.nn import functional as F
 
 from ..envs.simulator import IMAGES, View
 from ..errors import UsageError
+from ..trainers.lora import has_lora
 from ..types import Decisions, Evaluation
 from .chunk_policy import ChunkPolicy, Seen
 
-Kind = Literal["act", "diffusion", "smolvla"]
+Kind = Literal["act", "diffusion", "smolvla", "pi0", "pi05"]
+KINDS: tuple[Kind, ...] = ("act", "diffusion", "smolvla", "pi0", "pi05")
+FLOWS = ("smolvla", "pi0", "pi05")
 Process = Callable[[Any], Any]
 STATE, WORLD, ACTION = "observation.state", "observation.environment_state", "action"
 
@@ -45,7 +50,7 @@ class LeRobotPolicy(ChunkPolicy):
     Actions are expected in [-1, 1] behind ``postprocess``, and cut to it.
 
     Args:
-        policy: ACTPolicy, DiffusionPolicy or SmolVLAPolicy, of one observation step.
+        policy: ACTPolicy, DiffusionPolicy, SmolVLAPolicy, PI0Policy or PI05Policy, of one observation step.
         preprocess, postprocess: LeRobot's processor pipelines (normalisation, tokens); None leaves things as they are.
         chunk: C; None takes the policy's ``n_action_steps``.
         view: how frames are taken; None takes the camera's height, and several cameras by their names.
@@ -56,6 +61,7 @@ class LeRobotPolicy(ChunkPolicy):
     """
 
     demonstrations: Decisions = "forward"
+    in_common = ("preprocess", "postprocess")
 
     def __init__(
         self,
@@ -124,7 +130,20 @@ class LeRobotPolicy(ChunkPolicy):
             config = PreTrainedConfig.from_pretrained(name)
             policy = get_policy_class(config.type).from_pretrained(name, config=config)
             processes = make_pre_post_processors(config, pretrained_path=name)
-        return cls(policy, *processes, **options)
+        made = cls(policy, *processes, **options)
+        made.pretrained = True
+        return made
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """A folder that LeRobot and ``from_pretrained`` read: weights, config and processors, with the statistics by
+        which these normalise. Of a policy with adapters, the adapters alone."""
+        if has_lora(self.module):
+            super().save_pretrained(folder)
+            return
+        cast(Any, self.module).save_pretrained(folder)
+        for process in (self.preprocess, self.postprocess):
+            if process is not _same:
+                cast(Any, process).save_pretrained(folder)
 
     # the three methods
 
@@ -140,7 +159,7 @@ class LeRobotPolicy(ChunkPolicy):
         noise = noise.to(self.device)
         if self.kind == "act":
             plan = self.module.predict_action_chunk(batch)  # type: ignore[operator]
-        elif self.kind == "smolvla":
+        elif self.kind in FLOWS:
             plan = self.module.predict_action_chunk(batch, noise=noise)  # type: ignore[operator]
         else:
             seeds = [0] * len(seen)
@@ -205,8 +224,8 @@ class LeRobotPolicy(ChunkPolicy):
 
     @property
     def _width(self) -> int:
-        """Numbers per step of the noise: SmolVLA pads actions."""
-        return int(self._config.max_action_dim) if self.kind == "smolvla" else self.action_size
+        """Numbers per step of the noise: flow policies pad actions."""
+        return int(self._config.max_action_dim) if self.kind in FLOWS else self.action_size
 
     def _batch(self, seen: Seen, actions: Tensor | None = None) -> dict[str, Any]:
         """What LeRobot's policies read, through their own preprocessing."""
@@ -247,11 +266,12 @@ class LeRobotPolicy(ChunkPolicy):
     def _misses(self, batch: dict[str, Any], clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         """[N, H, A] squared differences of target and prediction at times [N] in 0..1, 1 being noise alone."""
         policy: Any = self.module
-        if self.kind == "smolvla":
-            pictures, masks = policy.prepare_images(batch)
+        if self.kind in FLOWS:
+            look = policy.prepare_images if self.kind == "smolvla" else policy._preprocess_images
             told = (batch["observation.language.tokens"], batch["observation.language.attention_mask"])
-            state, actions = policy.prepare_state(batch), policy.prepare_action({ACTION: clean})
-            off: Tensor = policy.model.forward(pictures, masks, *told, state, actions, noise, time)
+            state = () if self.kind == "pi05" else (policy.prepare_state(batch),)  # pi0.5 reads it among the words
+            actions = policy.prepare_action({ACTION: clean})
+            off: Tensor = policy.model.forward(*look(batch), *told, *state, actions, noise, time)
             return off.narrow(-1, 0, self.action_size)
         inner = policy.diffusion
         levels = inner.noise_scheduler.config.num_train_timesteps
@@ -265,8 +285,8 @@ class LeRobotPolicy(ChunkPolicy):
 def _kind(policy: Any) -> str:
     """Which policy it is, if its settings can be followed here."""
     kind, config = getattr(policy, "name", None), policy.config
-    if kind not in ("act", "diffusion", "smolvla"):
-        raise UsageError(f"LeRobot's policy {kind!r} is not known here: act, diffusion and smolvla are")
+    if kind not in KINDS:
+        raise UsageError(f"LeRobot's policy {kind!r} is not known here: {', '.join(KINDS)} are")
     if getattr(config, "n_obs_steps", 1) != 1:
         raise UsageError(f"{kind} looks at {config.n_obs_steps} observations: policies here see one, n_obs_steps=1")
     if getattr(config, "adapt_to_pi_aloha", False):

@@ -280,7 +280,9 @@ class NetworkPolicy(ChunkPolicy):
     def from_pretrained(cls, name_or_path: str, **policy: Any) -> Self:
         """A policy from a folder or a hub repository; arguments given here replace those it was saved with."""
         with as_written(f"no policy can be made of {name_or_path}"):
-            return cls(cls.network.from_pretrained(name_or_path), **{**_settings(name_or_path), **policy})
+            made = cls(cls.network.from_pretrained(name_or_path), **{**_settings(name_or_path), **policy})
+        made.pretrained = True
+        return made
 
 
 def _settings(name_or_path: str) -> dict[str, Any]:

@@ -79,6 +79,7 @@ class OpenVLAPolicy(ChunkPolicy):
     """
 
     stepwise = True
+    in_common = ("processor",)
     frames_stay = True  # its processor makes pixels of them, which go to the device
 
     def __init__(
@@ -344,7 +345,9 @@ class OpenVLAPolicy(ChunkPolicy):
             raise UsageError(f"{name} does not say how many numbers an action has: give action_size")
         if lora_rank is not None:
             add_lora(model, lora_rank, lora_targets)
-        return cls(model, processor, **({"chunk": 1} | settings))
+        policy = cls(model, processor, **({"chunk": 1} | settings))
+        policy.pretrained = True
+        return policy
 
 
 def _chosen(logits: Tensor, uniform: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:

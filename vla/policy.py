@@ -121,8 +121,7 @@ class ActionPolicy(NetworkPolicy):
         likelihood: "exact" conditionals (Gaussian head only) or the "composite" product of marginals.
         smoothing: width in bins of the Gaussian that replaces a token's one-hot target in imitation (neighbouring
             bins are almost the same action).
-        micro_batch_rows: chunks evaluated at once, a rollout's at least; None is 16384, or 512 where frames are
-            seen.
+        micro_batch_rows: chunks evaluated at once in learning; None is 16384, or 512 where frames are seen.
     """
 
     network = ActionModel
@@ -158,6 +157,11 @@ class ActionPolicy(NetworkPolicy):
         if self.model.head != "gaussian":
             super().set_log_std(log_std)
         nn.init.constant_(self.model.log_std, log_std)
+
+    @property
+    def whole_episodes(self) -> bool:  # type: ignore[override]
+        """Exact likelihoods of coherent noise look at the step before."""
+        return self.conditional_rho != 0
 
     @property
     def conditional_rho(self) -> float:
@@ -276,14 +280,14 @@ class ActionPolicy(NetworkPolicy):
 
         A divergence is between the conditionals too, so over an episode its mean is the divergence of the episodes.
         """
-        assert seen.places is not None
         temperature = stored["temperature"][:, None, None]
         std = self.model.log_std.exp() * temperature
-        values = stored["actions"]
+        values, places = stored["actions"], seen.places
         noise = (values - mean) / std
-        before = _previous_step(noise, seen.places)
-        rho = torch.full_like(noise[..., :1], self.conditional_rho)
-        rho[seen.places[:, 1] == 0, 0] = 0.0
+        before = _previous_step(noise, places)
+        rho = torch.full_like(noise[..., :1], 0.0 if places is None else self.conditional_rho)
+        if places is not None:
+            rho[places[:, 1] == 0, 0] = 0.0
         rho = rho * stored["coherent"][:, None, None]  # demonstrations: overlapping chunks, independent steps
         logs = _conditional(noise, before, rho) - std.log()
         spread = std * (1 - rho**2).sqrt()
@@ -291,7 +295,7 @@ class ActionPolicy(NetworkPolicy):
         kl = {}
         for name, (centre, other) in others.items():
             other = other * temperature
-            theirs = centre + rho * other * _previous_step((values - centre) / other, seen.places)
+            theirs = centre + rho * other * _previous_step((values - centre) / other, places)
             gap = (mean + rho * std * before - theirs) ** 2 / (1 - rho**2)
             kl[name] = (other.log() - std.log() + (gap + std**2) / (2 * other**2) - 0.5).sum(-1)
         return Evaluation(logs.sum(-1), entropy.sum(-1), kl=kl)
@@ -314,8 +318,11 @@ def _categorical(logits: Tensor, tokens: Tensor, temperature: Tensor, others: Ma
     return Evaluation(logs.gather(-1, tokens[..., None])[..., 0].flatten(1), entropy.flatten(1), kl=kl)
 
 
-def _previous_step(noise: Tensor, places: Tensor) -> Tensor:
-    """Noise [N, C, A] of chunks at (episode, chunk) places [N, 2], one environment step earlier; zeros at a start."""
+def _previous_step(noise: Tensor, places: Tensor | None) -> Tensor:
+    """Noise [N, C, A] of chunks at (episode, chunk) places [N, 2], one environment step earlier; zeros at a start, and
+    of chunks that are evaluated apart."""
+    if places is None:
+        return torch.zeros_like(noise)
     size, chunks = (int(n) + 1 for n in places.amax(0))
     grid = noise.new_zeros(size, chunks, *noise.shape[1:])
     grid[places[:, 0], places[:, 1]] = noise

@@ -102,7 +102,8 @@ class Towers(nn.Module):
         seen = []
         for name, picture in zip(self.towers, pixels.split(3, 1), strict=True):
             tower: Any = self.get_submodule(name)
-            seen.append(tower.get_intermediate_layers(picture, n=[len(tower.blocks) - 2])[0])
+            how = {"norm": False, "stop_early": True, "output_fmt": "NLC", "intermediates_only": True}
+            seen.append(tower.forward_intermediates(picture, [len(tower.blocks) - 2], **how)[0])
         return torch.cat(seen, -1)
 
 

@@ -78,7 +78,8 @@ class RobotConfig(RunConfig):
 
     model: str = ""
     """A folder or hub name to start from instead of cloning: what a run saved, a policy of LeRobot, or a
-    vision-language model that says actions; or a class of one's own to clone: FILE.py:NAME."""
+    vision-language model that says actions; or a policy of one's own, FILE.py:NAME, which is cloned unless it is
+    ``pretrained``."""
     obs_type: Literal["state", "pixels"] = grouped("model", "state")
     """What the policy and a learned critic are given: the simulator's state, or pictures and the robot's own joints."""
     frame_size: Count = grouped("model", 64)
@@ -112,7 +113,7 @@ class RobotConfig(RunConfig):
     tasks_per_step: int = BY_MODEL
     """Initial states per round, over all tasks; None: 8 for each."""
     micro_batch_rows: Count | None = grouped("optimisation", None)
-    """Chunks evaluated at once in learning, a whole rollout's at least; None: 16384 on states, 512 on frames, or what a
+    """Chunks evaluated at once in learning, of whatever episodes; None: 16384 on states, 512 on frames, or what a
     policy of one's own says."""
     max_episode_steps: Whole = grouped("sampling", 0)
     """Environment steps of an episode; 0 is what the environment's spec says. A task whose demonstrations are longer
@@ -136,6 +137,8 @@ class RobotConfig(RunConfig):
     """Tasks whose demonstrations the policy imitates instead of those of its own tasks."""
     bc_steps: Whole = 0
     """Gradient steps of behaviour cloning; 0 is 1000 of 256 chunks each on states, and 3000 of 64 on frames."""
+    bc_pretrained: bool = False
+    """Clone a policy that was trained before, too; otherwise it begins as it is."""
     settle: Whole = 20
     """Steps that demonstrations go on after they first succeed, so that they end well inside the goal."""
     workers: Annotated[int, Range(-1)] = 0
@@ -218,10 +221,12 @@ class Setting(shared.Setting):
         config, counted = self.config, {name: len(several) for name, several in self.demonstrations.items()}
         shown = ", ".join(f"{count} of {name.rpartition('/')[2]}" for name, count in counted.items())
         seen = "pictures and the robot's own joints" if config.obs_type == "pixels" else "the simulator's state"
-        cloned = "cloned from the demonstrations" if not config.model or ":" in config.model else f"from {config.model}"
+        cloned = f"from {config.model}" if self.policy.pretrained else "cloned from the demonstrations"
+        if self.policy.pretrained and config.bc_pretrained and self.encoded:
+            cloned += " and then cloned from the demonstrations"
         source = f"of {', '.join(config.demonstrations_from)}" if config.demonstrations_from else "of scripted experts"
-        if not self.encoded and not config.model:
-            cloned = "which begins with random weights"
+        if not (self.encoded or self.policy.pretrained):
+            cloned = "as it was made" if config.model else "which begins with random weights"
         held = f"{config.eval_episodes} held-out initial states per task"
         return {
             "demonstrations": f"{shown}, {source}" if self.encoded else "none",
@@ -435,14 +440,12 @@ def _prepare(policy: ChunkPolicy, config: RobotConfig, critic: Trunk, log_std: f
     """
     import torch
 
-    from ..plugins import is_named
     from ..trainers.randomness import seed_of
 
     with torch.random.fork_rng():
         torch.manual_seed(seed_of("critic", config.seed))
         policy.add_critic(critic)
-        loaded = config.model and not is_named("policy", config.model)
-        if not (loaded or any(counts(config.clone_tasks or config.tasks, config).values())):
+        if not (policy.pretrained or any(counts(config.clone_tasks or config.tasks, config).values())):
             policy.start_undecided()
     if log_std is not None:
         policy.set_log_std(log_std)
@@ -467,7 +470,6 @@ def demonstrations_in(state: Mapping[str, Any]) -> dict[str, list[Demonstration]
 
 
 def _make_start(place: Path, config: RobotConfig, pool: Pool, policy: ChunkPolicy) -> None:
-    from ..plugins import is_named
     from ..trainers.runs import checkpoint
     from .cloning import clone
 
@@ -483,7 +485,7 @@ def _make_start(place: Path, config: RobotConfig, pool: Pool, policy: ChunkPolic
             demonstrations[name] = record(pool, name, k, config)
             advance(1)
     demonstrations |= {name: [] for name in wanted if name not in demonstrations}
-    if (not config.model or is_named("policy", config.model)) and any(demonstrations.values()):
+    if (config.bc_pretrained or not policy.pretrained) and any(demonstrations.values()):
         imitated = {name: demonstrations[name] for name in taught or wanted}
         clone(policy, encode(policy, imitated), cloning_of(config))
     shown = {name: [asdict(each) for each in several] for name, several in demonstrations.items()}
