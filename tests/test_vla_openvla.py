@@ -337,7 +337,7 @@ def test_the_head_is_asked_where_it_decides(decoding: Any) -> None:
 
 @pytest.mark.parametrize("bidirectional", ["all", "actions"])
 def test_parallel_decoding_by_hand(bidirectional: Any) -> None:
-    """The tower's features, zeros for placeholders and the end token, through Llama's layers under a mask of our own."""
+    """The tower's features, zeros for placeholders and the end token, through Llama's layers with a mask of ours."""
     made = policy("openvla", decoding="parallel", bidirectional=bidirectional)
     model: Any = made.module
     one = unequal().select([2])
@@ -394,7 +394,7 @@ def test_openvla_folders_need_no_code_of_theirs(tmp_path: Path) -> None:
     config |= {"norm_stats": {"bridge": {"action": {"q01": [-1] * 3, "q99": [2] * 3}}}}
     config |= {"auto_map": {"AutoModelForVision2Seq": "modeling_prismatic.OpenVLAForActionPrediction"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UsageError, match='unknown statistics "fractal": did you mean bridge|there is bridge'):
+    with pytest.raises(UsageError, match='unknown statistics "fractal"'):
         OpenVLAPolicy.from_pretrained(str(tmp_path), bins=8, view=View(32), statistics="fractal")
     back = OpenVLAPolicy.from_pretrained(str(tmp_path), bins=8, view=View(32), ending=[5])
     assert type(back.module).__name__ == "PrismaticVLA" and back.scale is not None
@@ -404,7 +404,9 @@ def test_openvla_folders_need_no_code_of_theirs(tmp_path: Path) -> None:
     assert {"vision_backbone.fused_featurizer.pos_embed", "language_model.model.layers.0.mlp.up_proj.weight"} <= names
     assert not any("fused_featurizer" in name and "scale_factor" in name for name in names)
     back.ending = ()
-    assert torch.equal(back.choose(unequal(), dice(5)).stored["tokens"], made.choose(unequal(), dice(5)).stored["tokens"])
+    assert torch.equal(
+        back.choose(unequal(), dice(5)).stored["tokens"], made.choose(unequal(), dice(5)).stored["tokens"]
+    )
 
 
 def test_forks_share_what_is_frozen() -> None:

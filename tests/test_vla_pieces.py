@@ -14,6 +14,7 @@ from autotelic.testing.vlms import vlm
 from autotelic.trainers.policy import collate
 from autotelic.types import Batch, Evaluation, Rollout, Task
 from autotelic.vla.chunk_policy import ChunkPolicy, Seen
+from autotelic.vla.cloning import Cloning, clone
 from autotelic.vla.flow import FlowModel, FlowPolicy
 from autotelic.vla.openvla import OpenVLAPolicy
 from autotelic.vla.policy import ActionModel, ActionPolicy
@@ -159,3 +160,21 @@ def test_memory_of_a_piece_does_not_grow_with_the_episode() -> None:
                 policy.backward(batch, now)
             most[chunks, rows] = held.most
     assert most[32, 4] <= 1.05 * most[4, 4] and most[32, 1000] > 7 * most[4, 1000]
+
+
+@pytest.mark.parametrize("make", [tokens, speaking])
+def test_cloning_in_pieces_is_cloning_at_once(make: Any) -> None:
+    found = {}
+    for rows in (1000, 3):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            policy = make()
+        rollouts = episodes(policy)
+        policy.micro_batch_rows = rows
+        with Held(policy.module) as held:
+            loss = clone(policy, rollouts, Cloning(steps=2, batch=12, lr=1e-3, shift=2))
+        weights = torch.cat([p.detach().flatten() for p in policy.parameters()])
+        found[rows] = (weights, loss, held.most)
+    whole, pieces = found[1000], found[3]
+    assert (pieces[0] - whole[0]).abs().mean() < 1e-6  # of steps of 1e-3, whose signs are rounding where nothing pulls
+    assert pieces[1] == pytest.approx(whole[1], rel=1e-4) and pieces[2] < 0.4 * whole[2]

@@ -230,7 +230,7 @@ def _taken(tensor: Tensor, rows: Tensor, batch: Batch) -> Tensor:
     """A piece of a tensor [B, T] or [B, S], laid out as the piece's own."""
     if rows.ndim == 1:
         return tensor[rows]
-    return tensor.unflatten(1, (batch.decided.shape[1], -1))[rows[:, 0], rows[:, 1]]
+    return torch.unflatten(tensor, 1, (batch.decided.shape[1], -1))[rows[:, 0], rows[:, 1]]
 
 
 def cut(items: Iterable[tuple[Item, Cost]], limit: int, padded: bool = False) -> Iterator[list[Item]]:

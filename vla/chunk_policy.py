@@ -312,7 +312,10 @@ class ChunkPolicy(TorchPolicy):
     def _at_last(self, last: Seen) -> dict[str, Tensor]:
         frames = {FRAMES + camera: film for camera, film in last.frames.items()} if self.keeps_frames else {}
         with self.mixed():
-            kept = {name: tensor.cpu() for name, tensor in self.glimpse(last.to(self.device, frames=not self.frames_stay)).items()}
+            kept = {
+                name: tensor.cpu()
+                for name, tensor in self.glimpse(last.to(self.device, frames=not self.frames_stay)).items()
+            }
         return {"states": last.states, **frames, **kept}
 
     def executed(self, seen: Seen, stored: Mapping[str, Tensor]) -> Tensor:
@@ -424,7 +427,7 @@ class ChunkPolicy(TorchPolicy):
         places = self._valid(batch).nonzero()
         if len(places) <= self.micro_batch_rows:
             return [torch.arange(len(batch))]
-        return list(places.split(self.micro_batch_rows))
+        return list(torch.split(places, self.micro_batch_rows))
 
     @staticmethod
     def _valid(batch: Batch) -> Tensor:
@@ -449,7 +452,7 @@ class ChunkPolicy(TorchPolicy):
             return super().evaluate_actions(batch, names, references)
         now = super().evaluate_actions(batch, names - {"last_values"}, references)
         with torch.no_grad():
-            parts = torch.arange(len(batch)).split(self.micro_batch_rows)
+            parts = torch.split(torch.arange(len(batch)), self.micro_batch_rows)
             found = torch.cat([self._after(batch.select(rows)) for rows in parts])
         return replace(now, last_values=found.to(batch.mask.device))
 
@@ -460,7 +463,7 @@ class ChunkPolicy(TorchPolicy):
             return
         super().backward(batch, replace(cotangents, last_values=None))
         if bool(after.any()):
-            for rows in torch.arange(len(batch)).split(self.micro_batch_rows):
+            for rows in torch.split(torch.arange(len(batch)), self.micro_batch_rows):
                 found = self._after(batch.select(rows))
                 torch.autograd.backward([found], [after[rows].to(found)])
 

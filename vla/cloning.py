@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +35,8 @@ class Cloning:
 def clone(policy: ChunkPolicy, rollouts: Sequence[Rollout], cloning: Cloning) -> float:
     """Fit the policy to encoded demonstrations, every environment counting the same.
 
-    Sets the policy's input normalisation first. Returns the last loss per decision.
+    Sets the policy's input normalisation first. A batch larger than what the policy holds at once is imitated in
+    pieces, each counting by the steps that it shows. Returns the last loss per decision.
     """
     names = rollouts[0].payload
     data = {name: torch.cat([r.payload[name] for r in rollouts]) for name in names if not is_own(name)}
@@ -47,7 +48,7 @@ def clone(policy: ChunkPolicy, rollouts: Sequence[Rollout], cloning: Cloning) ->
     policy.normalise(states)
     random, device = generator("cloning", cloning.seed), policy.device
 
-    def loss(_: int) -> Tensor:
+    def loss(_: int) -> Iterator[Tensor]:
         rows = torch.multinomial(weights, cloning.batch, replacement=True, generator=random)
         pictures = {camera: film[rows] for camera, film in frames.items()}
         if cloning.shift:
@@ -55,12 +56,15 @@ def clone(policy: ChunkPolicy, rollouts: Sequence[Rollout], cloning: Cloning) ->
         stored = {name: values[rows] for name, values in data.items()}
         if policy.demonstrations == "forward":
             stored = dict(policy.redraw(stored, random))
-        stored = {name: values.to(device) for name, values in stored.items()}
-        stored["temperature"] = torch.ones(len(rows), device=device)
-        stored["executed"] = executed[rows].to(device)
-        seen = Seen([instructions[row] for row in rows.tolist()], states[rows], pictures).to(device)
-        with policy.mixed():
-            return policy.imitation_loss(seen, stored)
+        stored["temperature"], stored["executed"] = torch.ones(len(rows)), executed[rows]
+        seen = Seen([instructions[row] for row in rows.tolist()], states[rows], pictures)
+        shown = int(stored["executed"].sum())
+        for piece in torch.split(torch.arange(len(rows)), policy.micro_batch_rows):
+            some = {name: values[piece].to(device) for name, values in stored.items()}
+            share = 1.0 if len(piece) == len(rows) else int(some["executed"].sum()) / shown
+            with policy.mixed():
+                here = seen.select(piece).to(device, frames=not policy.frames_stay)
+                yield share * policy.imitation_loss(here, some)
 
     rates = cosine(cloning.lr, cloning.steps)
     told = "cloning the policy from demonstrations"

@@ -220,7 +220,7 @@ def make_policy(config: RobotConfig, environment: str, pool: Pool) -> ChunkPolic
         if is_named("policy", config.model):
             return _own_policy(config.model, sizes)
         if config.model:
-            trained = _foreign_policy(config.model, action_size, pool.chunk, config.dtype)
+            trained = _foreign_policy(config, action_size, pool.chunk)
             if trained is None:
                 mine = (FlowPolicy if config.head == "flow" else ActionPolicy).from_pretrained(config.model, **noise)
                 trained, observation_size = mine, int(mine.model.observation_size)
@@ -256,7 +256,7 @@ def hand_centred(layout: Mapping[str, slice]) -> dict[str, Any]:
     return {"origin": layout["hand"].start or 0, "positions": positions, "axes": axes}
 
 
-def _foreign_policy(name: str, action_size: int, chunk: int, compute: str = "auto") -> ChunkPolicy | None:
+def _foreign_policy(config: RobotConfig, action_size: int, chunk: int) -> ChunkPolicy | None:
     """A policy of LeRobot, or a vision-language model whose last tokens are actions; None for what is neither.
 
     A folder's config.json tells them apart: LeRobot's has a "type", that of a model of transformers a "model_type".
@@ -270,17 +270,39 @@ def _foreign_policy(name: str, action_size: int, chunk: int, compute: str = "aut
     from .lerobot_policy import LeRobotPolicy
     from .openvla import SETTINGS, OpenVLAPolicy
 
-    folder = Path(name)
-    adapted = (folder / "adapter_config.json").is_file()
-    dtype = dtype_of(compute, False, device()) if adapted else torch.float32  # what is trained is float32
-    description = read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
+    name, folder = config.model, Path(config.model)
+    description = _description(name)
     if "type" in description:
         return LeRobotPolicy.from_pretrained(name, chunk=chunk)
-    if (folder / SETTINGS).is_file():
-        return OpenVLAPolicy.from_pretrained(name, dtype=dtype)
-    if "model_type" in description:
-        return OpenVLAPolicy.from_pretrained(name, dtype=dtype, chunk=chunk, action_size=action_size)
-    return None
+    saved, adapted = (folder / SETTINGS).is_file(), (folder / "adapter_config.json").is_file()
+    if not saved and "model_type" not in description:
+        return None
+    lora = bool(config.lora_rank) or adapted  # saved adapters are trained further
+    options: dict[str, Any] = {
+        "dtype": dtype_of(config.dtype, False, device()) if lora else torch.float32,  # what is trained is float32
+        "statistics": config.statistics or None,
+        "lora_rank": config.lora_rank if lora and not adapted else None,
+        "gradient_checkpointing": config.gradient_checkpointing,
+    }
+    options |= {} if config.decoding is None else {"decoding": config.decoding}
+    options |= {} if config.sample_rows is None else {"sample_rows": config.sample_rows}
+    options |= {} if saved else {"chunk": chunk, "action_size": action_size}
+    return OpenVLAPolicy.from_pretrained(name, **options)
+
+
+def _description(name: str) -> dict[str, Any]:
+    """The config.json of a folder or of a repository of the hub; nothing where there is none to be had."""
+    from pathlib import Path
+
+    from huggingface_hub import hf_hub_download
+
+    if Path(name).is_dir():
+        path = Path(name) / "config.json"
+        return read_object(path) if path.is_file() else {}
+    try:
+        return read_object(Path(hf_hub_download(name, "config.json")))
+    except Exception:  # no such repository, no network: who loads it says so
+        return {}
 
 
 def _check_sizes(name: str, has: tuple[int, int, int], environment: str, sizes: tuple[int, int, int]) -> None:

@@ -11,9 +11,9 @@ knows the probability of a chunk that an ODE or a whole chain of denoising ended
 objectives that need that are refused.
 
 Written against the code of lerobot 0.4.4, whose own ACT and diffusion policy were run through it with random weights;
-on equal (t, e) the latter's loss is the one here. 0.6.1 has the same signatures, in which pi0 and pi0.5 were written; it
-was read and not run. SmolVLA, pi0 and pi0.5 are untried: they were run as stand-ins with their signatures only, and no
-published weights were loaded. ``pip install 'autotelic[lerobot]'`` takes 0.6, on Python 3.12 and later; 0.4.4, for
+on equal (t, e) the latter's loss is the one here. 0.6.1, in which pi0 and pi0.5 were followed, has the same signatures;
+it was read and not run. SmolVLA, pi0 and pi0.5 are untried: they were run as stand-ins with their signatures only, and
+no published weights were loaded. ``pip install 'autotelic[lerobot]'`` takes 0.6, on Python 3.12 and later; 0.4.4, for
 3.11, asks for older transformers and cannot load weights beside these.
 """
 

@@ -50,6 +50,8 @@ from .chunk_policy import ChunkPolicy, Seen
 
 PROMPT = "In: What action should the robot take to {instruction}?\nOut:"
 SETTINGS = "action_policy.json"
+LARGE = 10**9
+"""Weights above which layers are recomputed unless somebody says otherwise."""
 Decoding = Literal["autoregressive", "parallel"]
 
 
@@ -75,7 +77,8 @@ class OpenVLAPolicy(ChunkPolicy):
             "actions" alone, while the prompt is read as ever.
         sample_rows: pictures read at once while acting.
         micro_batch_rows: chunks evaluated at once in learning.
-        gradient_checkpointing: recompute layers in the backward pass.
+        gradient_checkpointing: share of the layers that are recomputed in the backward pass, 0 to 1; None: 1 above a
+            billion weights, else 0.
     """
 
     stepwise = True
@@ -99,7 +102,7 @@ class OpenVLAPolicy(ChunkPolicy):
         bidirectional: Literal["all", "actions"] = "all",
         sample_rows: int = 64,
         micro_batch_rows: int = 16,
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: float | None = None,
         **options: Any,
     ) -> None:
         view = View(size=224) if view is None else view
@@ -117,8 +120,11 @@ class OpenVLAPolicy(ChunkPolicy):
             raise UsageError(f"{self.name}: actions have {action_size} numbers, the scale has {len(scale.low)}")
         self.vocabulary = _vocabulary(model) if vocabulary is None else vocabulary
         self.action_ids = torch.tensor(_action_ids(model.config, processor, self.vocabulary, bins))
+        if gradient_checkpointing is None:
+            gradient_checkpointing = float(sum(weight.numel() for weight in model.parameters()) > LARGE)
         if gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
+            _spread(model, gradient_checkpointing)
         model.eval()
 
     # between numbers and tokens
@@ -145,12 +151,12 @@ class OpenVLAPolicy(ChunkPolicy):
         drawn = None
         if randomness is not None:
             drawn = torch.stack([torch.rand(self.per_chunk, generator=random) for random in randomness])
-        for rows in torch.arange(len(seen)).split(self.sample_rows):
+        for rows in torch.split(torch.arange(len(seen)), self.sample_rows):
             order, inputs = self._inputs(seen.select(rows))
             rows = rows[order]
             uniform = None if drawn is None else drawn[rows]
             if self.decoding == "parallel":
-                tokens[rows], logs[rows] = _chosen(self._read(inputs, None), uniform, temperature)
+                tokens[rows], logs[rows] = _chosen(self.read(inputs, None), uniform, temperature)
                 continue
             mine = _Chooser(self.action_ids, uniform, temperature)
             self.module.generate(  # type: ignore[operator]
@@ -184,21 +190,33 @@ class OpenVLAPolicy(ChunkPolicy):
 
     def logits(self, seen: Seen, tokens: Tensor) -> Tensor:
         """[N, K, bins] of the action tokens, each given those before it; in parallel decoding given none."""
-        # transformers recomputes layers in training mode only; what lies below them (dropout) stays as in sampling.
-        recomputed = [m for m in self.module.modules() if getattr(m, "gradient_checkpointing", False)]
-        for layer in recomputed:
-            layer.training = torch.is_grad_enabled()
-        try:
-            order, inputs = self._inputs(seen)
-            return self._read(inputs, tokens[order.to(tokens.device)])[order.argsort().to(self.device)]
-        finally:
-            for layer in recomputed:
-                layer.training = False
+        order, inputs = self._inputs(seen)
+        with self.recomputing():
+            found = self.read(inputs, tokens[order.to(tokens.device)])
+        return found[order.argsort().to(self.device)]
 
     # reading
 
-    def _read(self, inputs: Mapping[str, Any], tokens: Tensor | None) -> Tensor:
-        """[N, K, bins] in one pass; the head is asked at the places that decide and nowhere else."""
+    @contextmanager
+    def recomputing(self) -> Iterator[None]:
+        """Layers that are to be recomputed are, where there is a gradient.
+
+        transformers does so in training mode only; what lies below the layers (dropout) stays as in sampling.
+        """
+        layers = [part for part in self.module.modules() if getattr(part, "gradient_checkpointing", False)]
+        for layer in layers:
+            layer.training = torch.is_grad_enabled()
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.training = False
+
+    def read(self, inputs: Mapping[str, Any], tokens: Tensor | None) -> Tensor:
+        """Logits [N, K, bins] in one pass over inputs [N, ...] and the tokens [N, K] that were said.
+
+        The head is asked at the places that decide and nowhere else. In parallel decoding nobody reads tokens.
+        """
         ids, count = self.action_ids.to(self.device), self.per_chunk
         behind = 0
         if self.decoding == "parallel":
@@ -241,7 +259,7 @@ class OpenVLAPolicy(ChunkPolicy):
         kind = getattr(cast(Any, self.module).config.get_text_config(), "_attn_implementation", None)
         if kind not in ("sdpa", "eager"):
             raise UsageError(f"parallel decoding needs attn_implementation sdpa or eager, and the model has {kind}")
-        placed = _placed(self.module, inputs, always=True)
+        placed = _placed(self.module, inputs, masked=True)
         real = inputs["attention_mask"].bool()
         length = real.shape[1]
         looks = torch.ones(length, length, dtype=torch.bool, device=real.device)
@@ -325,8 +343,9 @@ class OpenVLAPolicy(ChunkPolicy):
 
         Args:
             trust_remote_code: run Python files that come with the weights. Read them first.
-            statistics: of which data set the actions are, for models that list several (``norm_stats``); it sets
-                ``scale`` and ``action_size``.
+            statistics: of which data set the actions are, for models that list some (``norm_stats``); it sets
+                ``scale`` and ``action_size``. None is the only one; with several and an ``action_size``, actions are
+                in the environment's own units.
             lora_rank: freeze the model and train adapters of this rank on ``lora_targets``.
             options: of the policy; a folder written by ``save_pretrained`` knows them. ``chunk`` is 1 if nobody says.
 
@@ -338,7 +357,8 @@ class OpenVLAPolicy(ChunkPolicy):
         if getattr(model.config, "model_type", "") == "openvla":
             settings = {"ending": [29871]} | settings
         listed = getattr(model.config, "norm_stats", None)
-        if statistics is not None or (listed and "scale" not in settings):
+        own = listed and "scale" not in settings and not (len(listed) > 1 and "action_size" in settings)
+        if statistics is not None or own:
             settings["scale"] = statistics_of(listed or {}, statistics)
             settings.setdefault("action_size", len(settings["scale"].low))
         if "action_size" not in settings:
@@ -449,19 +469,27 @@ def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return joined
 
 
-def _placed(model: Any, inputs: Mapping[str, Any], *, always: bool = False) -> dict[str, Any]:
-    """The inputs with positions that leave padding out of account, where there is padding, or always.
+def _placed(model: Any, inputs: Mapping[str, Any], *, masked: bool = False) -> dict[str, Any]:
+    """The inputs with positions that leave padding out of account.
 
-    Families whose positions have several axes make them of the mask themselves.
+    Args:
+        masked: the mask will be one of every pair of tokens, of which families whose positions have several axes could
+            not make positions, as they otherwise do themselves.
     """
-    mask = inputs["attention_mask"]
     of_several_axes = getattr(getattr(model, "model", model), "get_rope_index", None)
-    if of_several_axes is not None and always:
+    if of_several_axes is not None:
         known = {n: v for n, v in inputs.items() if n in signature(of_several_axes).parameters}
-        return dict(inputs) | {"position_ids": of_several_axes(**known)[0]}
-    if of_several_axes is not None or (bool(mask.all()) and not always):
+        return dict(inputs) | ({"position_ids": of_several_axes(**known)[0]} if masked else {})
+    if "position_ids" not in signature(model.forward).parameters:
         return dict(inputs)
-    return dict(inputs) | {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+    return dict(inputs) | {"position_ids": (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)}
+
+
+def _spread(model: Any, share: float) -> None:
+    """Recompute a share of the layers that can be recomputed, evenly spread."""
+    layers = [part for part in model.modules() if getattr(part, "gradient_checkpointing", False)]
+    for place, layer in enumerate(layers):
+        layer.gradient_checkpointing = int((place + 1) * share) > int(place * share)
 
 
 def _end_token(processor: Any, config: Any) -> int:

@@ -13,7 +13,7 @@ run.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ TOWERS = ("vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_22
 DINO, SIGLIP = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
-class PrismaticConfig(PreTrainedConfig):  # type: ignore[misc]
+class PrismaticConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     """The published ``config.json``; fields that nothing here reads are kept as they are.
 
     Attributes:
@@ -55,7 +55,7 @@ class PrismaticConfig(PreTrainedConfig):  # type: ignore[misc]
         if not isinstance(self.text_config, PreTrainedConfig):
             given = dict(self.text_config or {})
             self.text_config = AutoConfig.for_model(given.pop("model_type", "llama"), **given)
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
         if self.image_token_id is None:
             self.image_token_id = int(self.text_config.vocab_size) - 1
 
@@ -76,13 +76,14 @@ class Towers(nn.Module):
 
     def __init__(self, config: Any) -> None:
         import timm
-        from timm.layers import LayerScale
+        from timm.layers.layer_scale import LayerScale
 
         library: Any = timm
         super().__init__()
         names = ("featurizer", "fused_featurizer")[: len(config.timm_model_ids)]
         extra = config.tower_options or [
-            {} if act is None else {"act_layer": act} for act in config.timm_override_act_layers or [None for _ in names]
+            {} if act is None else {"act_layer": act}
+            for act in config.timm_override_act_layers or [None for _ in names]
         ]
         for name, model, size, options in zip(names, config.timm_model_ids, config.image_sizes, extra, strict=True):
             tower = library.create_model(model, pretrained=False, num_classes=0, img_size=size, **options)
@@ -91,7 +92,8 @@ class Towers(nn.Module):
                     tower.set_submodule(place, _Scaled(part.gamma))
             self.add_module(name, tower)
         self.towers = names
-        self.features = sum(int(self.get_submodule(name).embed_dim) for name in names)  # type: ignore[arg-type]
+        self.gradient_checkpointing = False  # transformers sets it
+        self.features = sum(int(cast(Any, self.get_submodule(name)).embed_dim) for name in names)
 
     @property
     def patches(self) -> int:
@@ -100,8 +102,9 @@ class Towers(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         seen = []
-        for name, picture in zip(self.towers, pixels.split(3, 1), strict=True):
+        for name, picture in zip(self.towers, torch.split(pixels, 3, 1), strict=True):
             tower: Any = self.get_submodule(name)
+            tower.set_grad_checkpointing(self.gradient_checkpointing and self.training)
             how = {"norm": False, "stop_early": True, "output_fmt": "NLC", "intermediates_only": True}
             seen.append(tower.forward_intermediates(picture, [len(tower.blocks) - 2], **how)[0])
         return torch.cat(seen, -1)
@@ -121,7 +124,7 @@ class Projector(nn.Module):
         return out if self.fc3 is None else self.fc3(F.gelu(out))
 
 
-class PrismaticVLA(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class PrismaticVLA(PreTrainedModel, GenerationMixin):
     """Token ids [N, L] with placeholders and pictures [N, 3 T, H, W] -> logits, as of any model of transformers.
 
     Args of ``forward``: those of a causal model, and ``pixel_values``; "logits_to_keep" last positions get logits.
@@ -133,15 +136,16 @@ class PrismaticVLA(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
-    _no_split_modules: ClassVar[list[str]] = ["LlamaDecoderLayer", "Block"]
+    _no_split_modules = ["LlamaDecoderLayer", "Block"]  # noqa: RUF012  as transformers declares it
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.vision_backbone = Towers(config)
         size = int(config.text_config.hidden_size)
         self.projector = Projector(self.vision_backbone.features, size, fused=len(config.timm_model_ids) > 1)
-        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
-        self.post_init()
+        models: Any = AutoModelForCausalLM
+        self.language_model = models.from_config(config.text_config)
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def get_input_embeddings(self) -> Any:
         return self.language_model.get_input_embeddings()
@@ -157,6 +161,7 @@ class PrismaticVLA(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         input_ids: Tensor,
         pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         **options: Any,
@@ -166,9 +171,8 @@ class PrismaticVLA(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             features = self.projector(self.vision_backbone(pixel_values)).to(embedded.dtype)
             places = (input_ids == self.config.image_token_id)[..., None]
             embedded = embedded.masked_scatter(places, features)
-        result: CausalLMOutputWithPast = self.language_model(
-            inputs_embeds=embedded, attention_mask=attention_mask, logits_to_keep=logits_to_keep, **options
-        )
+        options |= {"attention_mask": attention_mask, "position_ids": position_ids, "logits_to_keep": logits_to_keep}
+        result: CausalLMOutputWithPast = self.language_model(inputs_embeds=embedded, **options)
         return result
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from ..errors import UsageError
 from ..trainers import setting as shared
 from ..trainers.config import BY_MODEL, RunConfig, grouped
-from ..trainers.ranges import Count, Range, Whole
+from ..trainers.ranges import Count, Range, Share, Whole
 from ..working import LONG, working
 from .environments import (
     counts,
@@ -71,7 +71,7 @@ class RobotConfig(RunConfig):
     start_fields: ClassVar[tuple[str, ...]] = (
         *("tasks", "demonstrations", "seed", "demonstrations_from", "clone_tasks", "model", "obs_type", "head"),
         *("hidden_size", "num_layers", "frame_size", "bc_steps", "max_episode_steps", "chunk", "settle"),
-        "dtype",
+        *("dtype", "bc_pretrained", "lora_rank", "statistics", "decoding"),
         *("state_keys", "action_key", "camera_keys", "action_scale"),
     )
     """What demonstrations and clone depend on: runs that agree in them can share a start."""
@@ -86,6 +86,19 @@ class RobotConfig(RunConfig):
     """Pixels along a side of what is seen."""
     freeze_vision: bool = grouped("model", True)
     """What looks at frames stays as it is once the policy has been cloned."""
+    lora_rank: Whole = grouped("model", 16)
+    """Rank of adapters on a vision-language model that says actions, which alone are trained; 0 trains all weights."""
+    gradient_checkpointing: Share | None = grouped("model", None)
+    """Share of its layers that are recomputed in backward, 0 to 1: less memory for more arithmetic. None: 1 above a
+    billion parameters, else 0."""
+    decoding: Literal["autoregressive", "parallel"] | None = grouped("model", None)
+    """How it says a chunk: token after token, or in one pass as OpenVLA-OFT does; None is autoregressive, or what it
+    was saved with."""
+    statistics: str = grouped("model", "")
+    """The data set in whose units its actions are, where it lists some; empty is the only one, or with several the
+    environment's own units."""
+    sample_rows: Count | None = grouped("sampling", None)
+    """Pictures that it reads at once while acting; None is 64."""
     head: Literal["tokens", "gaussian", "flow", "categorical"] = grouped("model", "gaussian")
     """Action tokens, a Gaussian per step, a flow from noise to actions, or one choice per step where an environment's
     actions are choices (Discrete)."""
@@ -258,6 +271,7 @@ class Setting(shared.Setting):
         from ..calling import require_columns
         from ..rewards.names import compose
         from ..rewards.reward import Reward
+        from ..trainers.distributed import device
 
         specs = self.config.rewards if specs is None else specs
         if len(specs) == 1 and specs[0] in own:
@@ -267,7 +281,7 @@ class Setting(shared.Setting):
             return lambda: Reward(make(), f"{name} reward")  # scores called "progress" are the estimator's own
 
         known = {name: renamed(name, make) for name, make in own.items()}
-        made = compose(specs, str(self.policy.device), own=known)
+        made = compose(specs, str(device()), own=known)
         require_columns(made, [self.task(name, 0) for name in self.names])
         return made
 

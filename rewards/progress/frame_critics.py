@@ -219,9 +219,7 @@ class _Frames:
     instruction: Tensor
 
     @classmethod
-    def of(
-        cls, episodes: Sequence[Any], instructions: Mapping[str, int], size: int, device: torch.device
-    ) -> _Frames:
+    def of(cls, episodes: Sequence[Any], instructions: Mapping[str, int], size: int, device: torch.device) -> _Frames:
         clips = [_reduced(_frames_of(episode), size, device) for episode in episodes]
         lengths = torch.tensor([len(clip) for clip in clips])
         episode = torch.cat([torch.full((len(clip),), index) for index, clip in enumerate(clips)])

@@ -29,7 +29,7 @@ def cosine(lr: float, steps: int) -> list[float]:
 
 def fit(
     network: nn.Module | Iterable[nn.Parameter],
-    loss: Callable[[int], Tensor],
+    loss: Callable[[int], Tensor | Iterable[Tensor]],
     rates: Iterable[float],
     *,
     weight_decay: float = 0.0,
@@ -42,7 +42,8 @@ def fit(
     """Fit a network, or the given parameters, by AdamW; returns the last loss, NaN of no steps.
 
     Args:
-        loss: called with the number of the step, from 0; a scalar with gradient.
+        loss: called with the number of the step, from 0; a scalar with gradient, or several one after the other,
+            whose sum it is, of which one has a graph at a time.
         rates: the learning rate of each step, and with that how many there are.
         max_grad_norm: gradients are clipped to this norm.
         fused: AdamW's own.
@@ -54,17 +55,19 @@ def fit(
     """
     parameters: Sequence[nn.Parameter] = list(network.parameters() if isinstance(network, nn.Module) else network)
     optimizer = torch.optim.AdamW(parameters, betas=betas, weight_decay=weight_decay, fused=fused)
-    value = torch.full((), torch.nan)
+    value: Tensor | float = torch.nan
     steps = list(rates)
     with working(told, len(steps)) if told else nullcontext(lambda steps: None) as advance:
         for step, rate in enumerate(steps):
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            value = loss(step)
             optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward([value])
+            made, value = loss(step), 0.0
+            for part in (made,) if isinstance(made, Tensor) else made:
+                torch.autograd.backward([part])
+                value = value + part.detach()
             limit = torch.inf if max_grad_norm is None else max_grad_norm
-            if not bool(nn.utils.clip_grad_norm_(parameters, limit).isfinite() & value.detach().isfinite()):
+            if not bool(nn.utils.clip_grad_norm_(parameters, limit).isfinite() & torch.as_tensor(value).isfinite()):
                 raise UsageError(
                     f"step {step + 1} of a fit has a loss or gradient that is not finite: look at its data"
                 )
@@ -72,4 +75,4 @@ def fit(
             if after is not None:
                 after(step)
             advance(1)
-    return float(value.detach())
+    return float(value)

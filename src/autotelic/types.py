@@ -255,7 +255,6 @@ class Batch:
             totals={},
         )
 
-
     def _segments(self, rows: Tensor, segments: Tensor) -> Batch:
         count = self.decided.shape[1]
 
@@ -267,11 +266,13 @@ class Batch:
             cut = isinstance(values, Tensor) and values.ndim > 1 and values.shape[1] == count
             return values[rows, segments][:, None] if cut else _rows_of(values, rows)
 
-        places = ("mask", "dims", "shaping", "advantages", "values", "value_targets")
+        laid_out = ("mask", "dims", "shaping", "advantages", "values", "value_targets")
+        changes: dict[str, Any] = {name: chosen(getattr(self, name)) for name in laid_out}
         return replace(
             self,
-            **{name: chosen(getattr(self, name)) for name in places},
-            **{name: _chosen(getattr(self, name), rows) for name in ("last_values", "truncated")},
+            **changes,
+            last_values=_chosen(self.last_values, rows),
+            truncated=_chosen(self.truncated, rows),
             payload={name: held(values) for name, values in self.payload.items()},
             segments=torch.zeros_like(chosen(self.segments)),
             log_probs={name: chosen(values) for name, values in self.log_probs.items()},

@@ -388,7 +388,7 @@ def _gemma3(processor: Any, **changes: Any) -> Any:
     return model
 
 
-def _openvla(reader: Any, **changes: Any) -> Any:
+def _openvla(processor: Any, **changes: Any) -> Any:
     from ..vla.prismatic import TOWERS, PrismaticConfig, PrismaticVLA
 
     tower = {"depth": 3, "embed_dim": 32, "num_heads": 2, "patch_size": 8}
@@ -396,9 +396,9 @@ def _openvla(reader: Any, **changes: Any) -> Any:
         timm_model_ids=list(TOWERS),
         image_sizes=[32, 32],
         tower_options=[tower, tower],
-        text_config={"model_type": "llama"} | text_sizes(reader) | changes,
+        text_config={"model_type": "llama"} | text_sizes(processor) | changes,
         pad_to_multiple_of=0,
-        image_token_id=reader.convert_tokens_to_ids("<image>"),
+        image_token_id=processor.convert_tokens_to_ids("<image>"),
     )
     model = PrismaticVLA(config)
     for part in (*model.projector.parameters(), *model.vision_backbone.parameters()):
