@@ -45,7 +45,7 @@ def figures(quick: bool) -> dict[str, Any]:
         },
         "openvla_fork": {"share of the weights that a fork shares": shared_by_forks(), "before": 0},
         "openvla_plan_gib": {
-            **{name: value / GIB for name, value in planned((2, 3) if quick else (2, 4)).items()},
+            **({} if quick else {name: value / GIB for name, value in planned().items()}),
             "rows learned at once": rows,
             "required": 70,
         },
