@@ -217,9 +217,15 @@ def test_ppo_clip_by_hand() -> None:
     assert loss.item() == pytest.approx(-(1.2 - 0.8 + 1.1 - 1.5) / 4)
     assert metrics["objective/clip_fraction"] == 0.5
     assert metrics["objective/ratio_max"] == pytest.approx(1.5)
-    k3 = [1 / r - 1 + log(r) for r in (1.5, 0.5, 1.1, 1.5)]
+    k3 = [r - 1 - log(r) for r in (1.5, 0.5, 1.1, 1.5)]  # KL(old || new) on what the old sampled
     assert metrics["objective/kl"] == pytest.approx(sum(k3) / 4)
     assert near(gradient(PPOClip(), now, batch)[:, 0], [0, 0, -1.1 / 4, 1.5 / 4])
+
+
+def test_one_decision_that_became_improbable_does_not_make_the_divergence_huge() -> None:
+    now, batch = clipped_batch([1.0, exp(-12)], [1, -1])
+    for objective in (PPOClip(), NFT()):
+        assert objective(now, batch)[1]["objective/kl"] == pytest.approx((exp(-12) - 1 + 12) / 2, rel=1e-3)
 
 
 def test_clip_higher_and_own_clips() -> None:

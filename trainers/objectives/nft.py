@@ -67,7 +67,7 @@ class NFT(Term):
         loss = aggregate(torch.where(counts, -omega * gain, 0.0), batch, self.aggregate)
         return loss, {
             "objective/floor_fraction": mean((implied < FLOOR).float(), batch.mask & ~right),
-            "objective/kl": mean(k3(log_ratio), batch.mask),
+            "objective/kl": mean(k3(-log_ratio), batch.mask),  # of the old from the new: the old sampled
             "objective/ratio_max": Largest(torch.where(batch.mask, log_ratio.detach().exp(), 0.0).max()),
         }
 

@@ -95,7 +95,7 @@ class PPOClip(Term):
         active = ((ratio > high) & (advantages > 0)) | ((ratio < low) & (advantages < 0))
         return loss, {
             "objective/clip_fraction": mean(active.float(), batch.mask),
-            "objective/kl": mean(k3(log_ratio), batch.mask),
+            "objective/kl": mean(k3(-log_ratio), batch.mask),  # of the old from the new: the old sampled
             "objective/ratio_max": Largest(torch.where(batch.mask, ratio.detach(), 0.0).max()),
         }
 

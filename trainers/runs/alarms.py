@@ -33,8 +33,8 @@ class AlarmLimits:
         entropy_share: entropy as a share of the first iteration's; a density's entropy that begins below
             zero is not judged.
         reward_rise, judge_fall: the training reward rose and the judge fell by these at one gate look.
-        leap: divergence of the policy from itself within one round, in nats per decision ("objective/kl"); its estimate
-            has an exponential in it, so that a few decisions make it huge.
+        leap: divergence of the policy from itself within one round, in nats per decision ("objective/kl"): of the old
+            from the new, estimated on what the old one sampled.
         faults: share of rollouts that are spoilt, by a kind of fault ("faults/KIND") or by numbers that are not finite.
     """
 
