@@ -47,11 +47,9 @@ class TorchPolicy(Actor):
         micro_batch_rows: rows of what the module reads that are evaluated at once, one rollout's at least; larger
             batches are recomputed piece by piece in backward.
         autocast: dtype of mixed precision in the forward pass (bfloat16 on GPU), or None.
-        in_common: attributes that forks share, because nothing changes them, such as a tokenizer.
     """
 
     capabilities: frozenset[str] = frozenset({"exact"})
-    in_common: tuple[str, ...] = ()
 
     def __init__(self, module: nn.Module, *, micro_batch_rows: int = 256, autocast: torch.dtype | None = None) -> None:
         self.module = module
@@ -166,10 +164,14 @@ class TorchPolicy(Actor):
         names = trained_names(self.module) if self._trained_names is None else self._trained_names
         return {name: t for name, t in self.module.state_dict(keep_vars=True).items() if name in names}
 
+    def in_common(self) -> Sequence[Any]:
+        """What forks share besides frozen weights, because nothing changes it, such as a tokenizer."""
+        return ()
+
     def fork(self, name: str) -> Self:
         """A frozen copy, evaluated but not trained, which shares every weight that is not trained."""
         trained = self.trained()
-        shared = [*frozen_tensors(self.module, trained), *(getattr(self, part) for part in self.in_common)]
+        shared = [*frozen_tensors(self.module, trained), *self.in_common()]
         other = copy.deepcopy(self, {id(part): part for part in shared})
         other._trained_names = frozenset(trained)
         for weight in other.trained().values():

@@ -61,7 +61,6 @@ class LeRobotPolicy(ChunkPolicy):
     """
 
     demonstrations: Decisions = "forward"
-    in_common = ("preprocess", "postprocess")
 
     def __init__(
         self,
@@ -133,6 +132,9 @@ class LeRobotPolicy(ChunkPolicy):
         made = cls(policy, *processes, **options)
         made.pretrained = True
         return made
+
+    def in_common(self) -> Sequence[Any]:
+        return (self.preprocess, self.postprocess)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """A folder that LeRobot and ``from_pretrained`` read: weights, config and processors, with the statistics by

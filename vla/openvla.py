@@ -82,7 +82,6 @@ class OpenVLAPolicy(ChunkPolicy):
     """
 
     stepwise = True
-    in_common = ("processor",)
     frames_stay = True  # its processor makes pixels of them, which go to the device
 
     def __init__(
@@ -310,6 +309,9 @@ class OpenVLAPolicy(ChunkPolicy):
         inputs = {name: value for name, value in made.items() if isinstance(value, Tensor)}
         inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
         return _continued(inputs, torch.tensor(self.ending).expand(len(pictures), -1)) if self.ending else inputs
+
+    def in_common(self) -> Sequence[Any]:
+        return (self.processor,)
 
     # folders
 

@@ -520,13 +520,11 @@ def cloning_of(config: RobotConfig) -> Cloning:
 
 
 def learned(folder: RunFolder, name: str, model: Any, fit: Callable[[], Any]) -> ProgressModel:
-    """A critic after ``fit()``, or as read back from the folder of a run that has it."""
-    from ..rewards.progress.ensemble import Ensemble
+    """A critic after ``fit()`` on the run's device, or as read back from the folder of a run that has it."""
     from ..trainers import distributed
     from ..trainers.runs import checkpoint
 
-    if isinstance(model, Ensemble):
-        model.to(distributed.device())
+    model.to(distributed.device())
     place = folder.path / f"critic-{name}"
     if distributed.is_main() and not place.exists():
         with working(f"fitting the critic of progress ({name})", after=LONG):
