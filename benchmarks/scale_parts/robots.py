@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from autotelic.cli import as_words
-from autotelic.config_files import read_config
+from autotelic.config_files import as_words, read_config
 from autotelic.envs.simulator import View
 from autotelic.options import parse, run_options
 from autotelic.testing.held import Held
