@@ -13,6 +13,7 @@ import torch
 from autotelic import plugins
 
 torch.set_num_threads(1)
+torch.backends.cudnn.allow_tf32 = False  # as a run in fp32 has it; parts are tried outside of runs as well
 
 FILE_MODULES = "autotelic.plugins."
 STATE = ("_registered", "_by_module", "_used", "_files", "_copies")

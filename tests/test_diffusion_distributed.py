@@ -21,7 +21,7 @@ def test_an_update_of_pictures_by_two_processes_is_that_of_one(tmp_path: Path) -
     drawing_update.record(tmp_path)
     one, start = drawing_update.updates(tmp_path), drawing_update.flat(shapes_policy())
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "tests.drawing_update"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}  # two on however many GPUs
     done = subprocess.run(
         [sys.executable, *launch, str(tmp_path)],
         cwd=ROOT,

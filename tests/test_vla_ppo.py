@@ -342,21 +342,21 @@ def test_a_run_resumes_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_run_by_two_processes_is_that_of_one(tmp_path: Path) -> None:
     """Rounds of three episodes, so that a process has two and the other one, in one gradient step and in eight, whose
     segments are drawn over both."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "tests.toy_processes"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *launch, "ppo", str(tmp_path)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}  # two on however many GPUs
+    for several in ([], launch):
+        done = subprocess.run(
+            [sys.executable, "-m", *several, "tests.toy_processes", "ppo", str(tmp_path)],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
     for minibatches in (1, 8):
-        alone = weights_of(tmp_path / f"alone-{minibatches}", tasks_per_step=3, minibatches=minibatches)
-        one, two = (RunFolder.open(tmp_path / f"{who}-{minibatches}") for who in ("alone", "shared"))
-        shared = two.load_checkpoint()["now"]["policy"]["policy"]
+        one, two = (RunFolder.open(tmp_path / f"{minibatches} by {count}") for count in (1, 2))
+        alone, shared = (run.load_checkpoint()["now"]["policy"]["policy"] for run in (one, two))
         for name, weight in alone.items():
             assert float((weight - shared[name]).abs().max()) < 1e-5, name
         for mine, theirs in zip(one.metrics(), two.metrics(), strict=True):

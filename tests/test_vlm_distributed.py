@@ -20,7 +20,7 @@ def test_an_update_of_answers_by_two_processes_is_that_of_one(tmp_path: Path) ->
     speaking_update.record(tmp_path)
     one, start = speaking_update.updates(tmp_path), speaking_update.flat(speaking_update.tiny_policy())
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "tests.speaking_update"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}  # two on however many GPUs
     done = subprocess.run(
         [sys.executable, *launch, str(tmp_path)],
         cwd=ROOT,

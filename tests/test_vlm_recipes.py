@@ -166,7 +166,7 @@ def wordy(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_a_run_resumes_as_if_nothing_had_happened(wordy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = ("--max-steps", "4", "--rewards", wordy)
+    options = ("--max-steps", "4", "--rewards", wordy, "--deterministic")
     assert run("vlm/grpo", tmp_path / "whole", *options) == 0
     # A round asks once, and the gate once per policy that it does not know: base and promoted, then candidates.
     monkeypatch.setenv("BREAKS_AT", str((1 + 3) + (1 + 1) + 1))
@@ -297,6 +297,7 @@ def test_a_model_of_ones_own_learns_and_its_adapters_are_kept(
     family: str, folders: dict[str, str], wordy: str, tmp_path: Path
 ) -> None:
     cheap = ("--rewards", wordy, "--max-new-tokens", "4", "--lora-rank", "2", "--lr", "0.02", "--gate-labels", "2")
+    cheap += ("--dtype", "fp32")  # on a GPU too: what is saved is compared with what is loaded
     data = ("--data", lines_of(tmp_path, rows_of(tmp_path, 12))) if family == "qwen2_vl" else ()
     assert run("vlm/grpo", tmp_path / "run", "--model", folders[family], *cheap, *data) == 0
     folder = RunFolder.open(tmp_path / "run")
@@ -309,7 +310,8 @@ def test_a_model_of_ones_own_learns_and_its_adapters_are_kept(
     untouched = setting.policy.act(asked_now, 2, key=(1,))
     setting.policy.load_state_dict(folder.load_checkpoint()["now"]["policy"]["policy"])
     trained = setting.policy.act(asked_now, 2, key=(1,))
-    saved = TokenPolicy.from_pretrained(tmp_path / "run" / "policy", horizon=4).act(asked_now, 2, key=(1,))
+    again_loaded = TokenPolicy.from_pretrained(tmp_path / "run" / "policy", horizon=4, device=setting.policy.device)
+    saved = again_loaded.act(asked_now, 2, key=(1,))
 
     def log_probs(rollouts: Any) -> torch.Tensor:
         return torch.cat([rollout.log_probs for rollout in rollouts])

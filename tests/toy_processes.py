@@ -175,7 +175,7 @@ def ppo(folder: Path) -> list[object]:
     from .test_vla_ppo import config_of
 
     for minibatches in (1, 8):
-        path = folder / f"shared-{minibatches}"
+        path = folder / f"{minibatches} by {distributed.processes()}"
         if is_main():
             RunFolder.create(path, recipe="vla/ppo", config={}, command="")
         barrier()
