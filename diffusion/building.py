@@ -14,7 +14,7 @@ from ..errors import UsageError
 from ..trainers.config import flag
 from ..trainers.distributed import device, is_main
 from ..trainers.lora import add_lora, layers_for
-from ..trainers.peak import without_data
+from ..trainers.peak import fake
 from ..trainers.precision import autocast_of
 from ..working import LONG, working
 from .economy import recompute_layers, tile
@@ -155,21 +155,63 @@ def plan(config: DiffusionConfig, adapter: PipelineAdapter, compute: torch.dtype
     )
 
 
+def skeleton_of(config: DiffusionConfig, source: str, compute: torch.dtype) -> tuple[PipelineAdapter, int] | None:
+    """An adapter whose networks are as a run's and hold no data, and the bytes of its text encoders, which are absent.
+
+    Returns:
+        None where the pipeline's configurations do not tell what its networks and conditions are.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    seen = preview(source, **options_of(config))
+    if seen is None or not seen.knows_conditions:
+        return None
+    _choose_trained(replace(config, lora_path=""), seen)
+    spare(config, seen)
+    with FakeTensorMode():
+        for part in seen.pipeline.components.values():
+            if isinstance(part, nn.Module):
+                fake(part, compute)
+    return seen, text_encoder_weights(source) * compute.itemsize
+
+
 def plan_unloaded(config: DiffusionConfig, source: str, compute: torch.dtype) -> Plan:
-    """The same of a pipeline of which no weight is read: by its configurations alone.
+    """The plan of a pipeline of which no weight is read: by its configurations alone.
 
     Raises:
         UsageError: a pipeline class whose networks, or conditions, configurations do not tell.
     """
-    seen = preview(source, **options_of(config))
-    if seen is None or not seen.knows_conditions:
+    found = skeleton_of(config, source, compute)
+    if found is None:
         raise UsageError(f"what {source} takes cannot be told before it is loaded: start the run, which tells it")
-    _choose_trained(replace(config, lora_path=""), seen)
-    spare(config, seen)
-    for part in seen.pipeline.components.values():
-        if isinstance(part, nn.Module):
-            without_data(part, compute)
-    return plan(config, seen, compute, text_encoder_weights(source) * compute.itemsize)
+    return plan(config, found[0], compute, found[1])
+
+
+def rows_within(config: DiffusionConfig, source: str, compute: torch.dtype, budget: int) -> dict[str, int]:
+    """``sample_rows`` and ``micro_batch_rows`` that a budget in bytes holds; nothing where nobody can tell.
+
+    What is taken is linear in the rows, so that two counts tell.
+
+    Raises:
+        UsageError: one row is too much.
+    """
+    found = skeleton_of(config, source, compute)
+    if found is None:
+        return {}
+    rows, most = {}, config.tasks_per_step * config.group_size
+    two, four = (plan(replace(config, sample_rows=n, micro_batch_rows=n), found[0], compute, found[1]) for n in (2, 4))
+    limits = {"sample_rows": ("drawing", most), "micro_batch_rows": ("learning", most * config.num_inference_steps)}
+    for name, (phase, most) in limits.items():
+        each = (four.phases[phase] - two.phases[phase]) / 2
+        room = budget - two.always - (two.phases[phase] - 2 * each)
+        if room < each:
+            raise UsageError(
+                f"{phase} one row takes {(two.always + two.phases[phase] - each) / 1e9:.2g} GB, and there are "
+                f"{budget / 1e9:.2g}: give --offload-text-encoders, --gradient-checkpointing 1, smaller --height and "
+                "--width, or a smaller --lora-rank"
+            )
+        rows[name] = max(1, min(most, int(room / max(1.0, each))))
+    return rows
 
 
 def options_of(config: DiffusionConfig) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..trainers.peak import peak_bytes
+from ..trainers.peak import GIB, peak_bytes
 from .pipelines import PipelineAdapter
 
 
@@ -33,12 +33,17 @@ class Plan:
     phases: Mapping[str, int]
 
     @property
+    def always(self) -> int:
+        """What there is whatever is done."""
+        return self.weights + self.gradients + self.optimiser + self.copies
+
+    @property
     def total(self) -> int:
         """What there is always, and the largest phase."""
-        return self.weights + self.gradients + self.optimiser + self.copies + max(self.phases.values())
+        return self.always + max(self.phases.values())
 
     def __str__(self) -> str:
-        unit, size = ("GiB", 2**30) if self.total >= 2**30 else ("MiB", 2**20)
+        unit, size = ("GiB", GIB) if self.total >= GIB else ("MiB", 2**20)
         parts = {"weights": self.weights, "gradients": self.gradients, "optimiser": self.optimiser}
         parts["copies"] = self.copies
         always, sometimes = (

@@ -12,10 +12,13 @@ from ..families import name_of
 from ..trainers import setting as shared
 from ..trainers.config import BY_MODEL, RunConfig, grouped
 from ..trainers.ranges import Amount, Count, Range, Share, Whole
+from ..working import LONG, working
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    import torch
 
     from ..rewards.image.shapes import AttributeReward, NearestRender
     from ..rewards.reward import Reward
@@ -95,6 +98,9 @@ class DiffusionConfig(RunConfig):
     gradient_checkpointing: Share | None = grouped("model", None)
     """Share of the denoiser's layers that are recomputed in backward, 0 to 1, and above 0 all of the decoder's where a
     gradient goes through it: less memory for more arithmetic. None: 1 above a billion parameters, else 0."""
+    memory_gb: Amount = grouped("model", 0.0)
+    """Gigabytes of the device that a run with a loaded pipeline plans with; 0: nine tenths of what is free on a GPU,
+    and on a CPU no plan."""
     vae_tiling: Literal["auto", "always", "never"] = grouped("model", "auto")
     """Decode pictures by tiles; auto does above 1,024 x 1,024 pixels."""
     offload_text_encoders: bool = grouped("model", False)
@@ -153,6 +159,10 @@ class DiffusionConfig(RunConfig):
     """Decay of an average of the weights that is evaluated and saved instead of the last ones; 0 is none."""
     sft_pictures: Count = 256
     """Pictures that are imitated where sft_coef is above 0: true renders in the small world, else the start's own."""
+
+    def plan(self) -> str:
+        """What a run will take, in a line, before anything is loaded."""
+        return f"plan: {plan_of(self)}"
 
     @property
     def steps_held(self) -> int:
@@ -339,7 +349,7 @@ def start(config: DiffusionConfig, folder: RunFolder | None = None, *, forward_d
 
     from ..calling import require_columns
     from ..trainers.data import remember
-    from ..trainers.distributed import barrier, is_main
+    from ..trainers.distributed import barrier, from_main, is_main
     from ..trainers.precision import settle
     from .building import build_policy, check_learns, plan
     from .gradients import check_differentiable
@@ -350,7 +360,7 @@ def start(config: DiffusionConfig, folder: RunFolder | None = None, *, forward_d
 
     small, differentiable = not config.model, config.through_decoder
     compute = settle(config, small)
-    config = shared.settled(config, small, folder)
+    config = shared.settled(config, small, folder, **({} if small else from_main(rows_of(config, compute))))
     if config.group_size < 2 and not differentiable:
         least = "this method compares the pictures of a prompt: --group-size 2 or more"
         raise UsageError(f"{least}, not {config.group_size}")
@@ -382,6 +392,23 @@ def start(config: DiffusionConfig, folder: RunFolder | None = None, *, forward_d
     return Setting(config, policy, policy.fork("start"), prompts, reward, judge, world, average)
 
 
+def rows_of(config: DiffusionConfig, compute: torch.dtype) -> dict[str, int]:
+    """The numbers of rows that the device, or ``memory_gb``, holds, where they are left open; nothing on a CPU.
+
+    Raises:
+        UsageError: not one row.
+    """
+    from ..trainers.distributed import device
+    from ..trainers.peak import free_memory
+    from .building import rows_within
+
+    budget = int(config.memory_gb * 1e9) or free_memory(device())
+    if budget is None or None not in (config.sample_rows, config.micro_batch_rows):
+        return {}
+    with working(f"planning for {config.model}", after=LONG):
+        return rows_within(config.resolved(small=False), config.model, compute, budget)
+
+
 def plan_of(config: DiffusionConfig) -> Plan:
     """What a run will take on this process's device, told of its pipeline's configurations: no weight is read.
 
@@ -394,8 +421,9 @@ def plan_of(config: DiffusionConfig) -> Plan:
     from .small.pretraining import default_pipeline
 
     small = not config.model
-    source = str(default_pipeline()) if small else config.model
-    return plan_unloaded(config.resolved(small), source, dtype_of(config.dtype, small, device()))
+    compute = dtype_of(config.dtype, small, device())
+    config = config.resolved(small, **({} if small else rows_of(config, compute)))
+    return plan_unloaded(config, str(default_pipeline()) if small else config.model, compute)
 
 
 def read_own(config: DiffusionConfig) -> Prompts:

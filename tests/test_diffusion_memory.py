@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,13 @@ from autotelic.trainers.advantages import grpo
 from autotelic.trainers.learner import backpropagate
 from autotelic.trainers.lora import add_lora
 from autotelic.trainers.objectives import PPOClip
-from autotelic.trainers.peak import peak_bytes
+from autotelic.trainers.peak import GIB, Peak, peak_bytes
 
 from .small_drawing import TASKS, assert_same, gradients, policy_of, scored
 from .strangers.drawing import config_of
 from .test_diffusion_gradients import Stripes
 from .test_diffusion_lora import FAMILIES, answer, prepared
 from .test_diffusion_lora import shake as shake_all
-
-GIB = 2**30
 
 
 def adapted(family: str, rank: int = 2) -> PipelineAdapter:
@@ -98,7 +97,7 @@ def truly(adapter: PipelineAdapter, rows: int) -> int:
     x = torch.randn(rows, *adapter.latent_shape, requires_grad=True)
     hooks = [w.register_post_accumulate_grad_hook(peak._forget) for w in module.parameters() if w.requires_grad]  # type: ignore[no-untyped-call]
     given = [*module.parameters(), *module.buffers(), *condition.values(), x]
-    with peak._Alive(given) as alive:
+    with Peak(given) as alive:
         out = adapter.predict(module, x, torch.zeros(rows), condition)
         torch.autograd.backward([out], [torch.ones_like(out)])
     for hook in hooks:
@@ -238,6 +237,36 @@ def test_the_small_default_has_a_plan(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(pretraining, "default_pipeline", lambda: tmp_path / "small")
     plan = drawing.plan_of(prdp.Config())
     assert plan.parameters < 100_000 and plan.total > plan.phases["learning"] > 1e6
+
+
+def test_rows_are_as_many_as_a_budget_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The numbers that are chosen fit, and one more row of either kind does not."""
+    tiny.stable_diffusion_3().save_pretrained(tmp_path / "model")
+    open_ = {"sample_rows": None, "micro_batch_rows": None, "dtype": "fp32", "tasks_per_step": 20, "group_size": 20}
+    config = config_of("prdp", tmp_path, tmp_path / "model", **open_)
+    assert drawing.rows_of(config, torch.float32) == {}, "on a CPU nobody says how much there is"
+    config = replace(config, memory_gb=0.02)
+    chosen = drawing.rows_of(config, torch.float32)
+    assert 2 < chosen["micro_batch_rows"] < chosen["sample_rows"] < 400
+
+    def total(**rows: int) -> int:
+        return building.plan_unloaded(replace(config.resolved(False), **rows), config.model, torch.float32).total
+
+    assert total(**chosen) <= 2e7
+    for name in chosen:
+        assert total(**(chosen | {name: chosen[name] + 1})) > 2e7, name
+    plan = drawing.plan_of(config)
+    assert plan.total == total(**chosen) and config.plan() == f"plan: {plan}"
+    setting = drawing.start(replace(config, num_inference_steps=2))
+    policy, told = setting.policy, capsys.readouterr().out
+    assert (
+        policy.micro_batch_rows == setting.config.micro_batch_rows
+        and f"micro_batch_rows {policy.micro_batch_rows}" in told
+    )
+    given = replace(config, sample_rows=3, micro_batch_rows=2)
+    assert drawing.rows_of(given, torch.float32) == {}, "what is given is taken"
+    with pytest.raises(UsageError, match=r"one row takes 0\.00\d+ GB, and there are 0\.001: give --offload"):
+        drawing.rows_of(replace(config, memory_gb=1e-3), torch.float32)
 
 
 SHIPPED = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))

@@ -1,40 +1,106 @@
-"""What a computation takes at its peak, counted on tensors without data: any size of model in seconds, anywhere."""
+"""Memory counted without having it: modules on fake tensors, and the most that was alive while something ran."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+GIB = 2**30
+
+
+class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Within it, every storage that a call makes is counted from its making to its end.
+
+    Args:
+        known: what is not counted, such as weights.
+
+    Attributes:
+        now, most: bytes alive, and the most of them at any time.
+    """
+
+    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+        cast(Any, super()).__init__()
+        self.now: int = 0
+        self.most: int = 0
+        self._known = {tensor.untyped_storage()._cdata for tensor in known}
+        self._alive: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self.add(tensor)
+        return out
+
+    def add(self, tensor: Tensor) -> None:
+        """Count what is there already."""
+        storage = tensor.untyped_storage()
+        name, size = storage._cdata, storage.nbytes()
+        if name not in self._alive and name not in self._known:
+            self._alive[name] = weakref.ref(storage, lambda _: self._gone(name, size))
+            self.now += size
+            self.most = max(self.most, self.now)
+
+    def _gone(self, name: int, size: int) -> None:
+        self._alive.pop(name, None)
+        self.now -= size
+
+
+def fake(module: nn.Module, frozen: torch.dtype | None = None) -> None:
+    """Give a module on the meta device fake tensors of the CPU instead, within a FakeTensorMode.
+
+    Args:
+        frozen: the type of weights that are not trained; None leaves it.
+    """
+    known: dict[int, Tensor] = {}  # weights that are tied stay so
+    for part in module.modules():
+        for table in (part._parameters, part._buffers):
+            for name, weight in table.items():
+                if weight is None:
+                    continue
+                if id(weight) not in known:
+                    trained, whole = weight.requires_grad, not weight.is_floating_point()
+                    kind = weight.dtype if frozen is None or trained or whole else frozen
+                    empty = torch.empty(weight.shape, device="cpu", dtype=kind)
+                    known[id(weight)] = nn.Parameter(empty, trained) if isinstance(weight, nn.Parameter) else empty
+                cast(dict[str, Any], table)[name] = known[id(weight)]
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a run may plan with: nine tenths of what is free on a GPU; None elsewhere."""
+    return int(0.9 * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
 
 
 def peak_bytes(module: nn.Module, work: Callable[[], Tensor], dtype: torch.dtype | None = None) -> int:
     """The most bytes that are alive at once in a call and, where it has a graph, in its backward pass.
 
-    Every storage that an operation makes is counted until it is let go, with what autograd and checkpoints keep and
-    with autocast's casts; the module's own weights and their gradients are not. Nor are what a kernel takes for
-    itself and what an allocator loses to fragments.
+    What autograd and checkpoints keep is counted, and autocast's casts; the module's own weights and their gradients
+    are not. Nor are what a kernel takes for itself and what an allocator loses to fragments.
 
     Args:
-        module: whose weights these are. They may be real ones, or as :func:`without_data` leaves them.
-        work: the call; where it is not under ``torch.no_grad`` what it returns is differentiated.
+        module: whose weights these are. They may be real ones, or as :func:`fake` leaves them.
+        work: the call, on fake tensors; where it is not under ``torch.no_grad`` what it returns is differentiated.
         dtype: of autocast; None computes in the weights' own.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     weights = [*module.parameters(), *module.buffers()]
     place = weights[0].device.type if weights else "cpu"
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-        own = [*weights, *(fake.from_tensor(w) for w in weights)]  # autograd keeps some themselves, some as fakes
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        own = [*weights, *(mode.from_tensor(w) for w in weights)]  # autograd keeps some themselves, some as fakes
         # Tables that diffusers caches, such as Qwen-Image's rotations, would be fakes from then on.
         uncached = patch.object(torch.compiler, "is_exporting", lambda: True)
         freed = [cast(Any, w).register_post_accumulate_grad_hook(_forget) for w in weights if w.requires_grad]
-        with uncached, _Alive(own) as alive:
+        with uncached, Peak(own) as alive:
             with torch.autocast(place, dtype, enabled=dtype is not None):
                 out = work()
             if out.requires_grad:
@@ -44,61 +110,5 @@ def peak_bytes(module: nn.Module, work: Callable[[], Tensor], dtype: torch.dtype
     return int(alive.most)
 
 
-def without_data(module: nn.Module, frozen: torch.dtype) -> None:
-    """Give a module on the meta device weights on the CPU that take no memory, in place, to be counted with.
-
-    Args:
-        frozen: the type of those that are not trained.
-    """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    known: dict[int, Tensor] = {}
-    with FakeTensorMode():
-        for part in module.modules():
-            for table in (part._parameters, part._buffers):
-                for name, weight in table.items():
-                    if weight is None:
-                        continue
-                    if id(weight) not in known:
-                        trained, fixed = weight.requires_grad, not weight.is_floating_point()
-                        empty = torch.empty(weight.shape, dtype=weight.dtype if trained or fixed else frozen)
-                        known[id(weight)] = nn.Parameter(empty, trained) if isinstance(weight, nn.Parameter) else empty
-                    cast(dict[str, Any], table)[name] = known[id(weight)]
-
-
 def _forget(weight: Tensor) -> None:
     weight.grad = None
-
-
-class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows the storages that operations make; ``most`` bytes of them were alive at once."""
-
-    def __init__(self, known: Iterable[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.now, self.most = 0, 0
-        self.known = {_storage(tensor): None for tensor in known}
-        self.alive: dict[int, Any] = {}
-
-    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = operation(*args, **(kwargs or {}))
-        pytree.tree_map_only(Tensor, self._born, out)
-        return out
-
-    def _born(self, tensor: Tensor) -> None:
-        place = _storage(tensor)
-        if place in self.known or place in self.alive:
-            return
-        storage: Any = cast(Any, tensor).untyped_storage()
-        size = int(storage.nbytes())
-
-        def gone(_: Any) -> None:
-            self.now -= size
-            self.alive.pop(place, None)
-
-        self.alive[place] = weakref.ref(storage, gone)
-        self.now += size
-        self.most = max(self.most, self.now)
-
-
-def _storage(tensor: Tensor) -> int:
-    return int(cast(Any, tensor).untyped_storage()._cdata)
