@@ -215,19 +215,19 @@ def test_a_loaded_pipeline(dtype: Any, rank: int, tmp_path: Path) -> None:
     assert policy.autocast == (torch.bfloat16 if half else None)
 
 
-@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize(("rank", "saved"), [(0, False), (2, False), (2, True)], ids=["whole", "adapters", "saved"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_a_loaded_model_that_says_actions(dtype: Any, adapted: bool, tmp_path: Path) -> None:
+def test_a_loaded_model_that_says_actions(dtype: Any, rank: int, saved: bool, tmp_path: Path) -> None:
     for part in vlms.vlm("llava"):
         part.save_pretrained(tmp_path / "base")
     made = OpenVLAPolicy.from_pretrained(
-        str(tmp_path / "base"), chunk=2, action_size=2, bins=8, lora_rank=2 if adapted else None
+        str(tmp_path / "base"), chunk=2, action_size=2, bins=8, lora_rank=rank if saved else None
     )
     made.save_pretrained(tmp_path / "model")
-    config = RobotConfig(model=str(tmp_path / "model"), tasks=(point_mass.NAME,), dtype=dtype)
+    config = RobotConfig(model=str(tmp_path / "model"), tasks=(point_mass.NAME,), dtype=dtype, lora_rank=rank)
     with point_mass.simulators(chunk=2) as pool:
         policy = make_policy(config, point_mass.NAME, pool)
-    assert types_of(policy) == (WHOLE, ({torch.bfloat16} if dtype == "bf16" else WHOLE) if adapted else set())
+    assert types_of(policy) == (WHOLE, (HALVES if dtype == "bf16" else WHOLE) if rank else set())
 
 
 @pytest.mark.parametrize("dtype", ["auto", "fp32", "bf16"])

@@ -17,7 +17,7 @@ def action_model_plan(
     """Bytes by what they are for; "total" is what there is always, and the larger of acting and learning.
 
     Args:
-        policy: an ``OpenVLAPolicy`` on weights with or without data (``trainers.peak.without_data``).
+        policy: an ``OpenVLAPolicy`` on weights with or without data (``trainers.peak.fake``).
         inputs: what its model reads of one picture, [1, ...] each.
         dtype: of autocast.
         forks: copies of what is trained, such as the start.

@@ -124,8 +124,10 @@ def _written(
 
 def openvla_7b(layers: int = 32, rank: int = 32) -> Any:
     """OpenVLA-7B, 7.5 billion weights in bfloat16 that take no memory, with adapters; ``layers`` of its Llama 2."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
     from ..trainers.lora import add_lora
-    from ..trainers.peak import without_data
+    from ..trainers.peak import fake
     from ..vla.prismatic import PrismaticConfig, PrismaticVLA
 
     llama = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "vocab_size": 32064}
@@ -133,5 +135,6 @@ def openvla_7b(layers: int = 32, rank: int = 32) -> Any:
         text = llama | {"model_type": "llama", "num_hidden_layers": layers, "max_position_embeddings": 2048}
         model = PrismaticVLA(PrismaticConfig(text_config=text))
     add_lora(model, rank)
-    without_data(model, torch.bfloat16)
+    with FakeTensorMode():
+        fake(model, torch.bfloat16)
     return model
