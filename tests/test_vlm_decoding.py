@@ -21,8 +21,9 @@ class Counter:
     """After token t come t + 1 most likely; its state is how many tokens each row has read since."""
 
     def __init__(self) -> None:
-        self.renderer = SimpleNamespace(ends={END})
+        self.renderer = SimpleNamespace(ends={END}, reach=None)
         self.backbone: Any = self
+        self.shares = True
         self.asked: list[int] = []
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -71,11 +72,11 @@ def test_a_temperature_divides_the_logits() -> None:
 
 def test_noise_says_which_quantile_is_taken() -> None:
     noise = torch.tensor([0.0, 0.249, 0.251, 0.499, 0.501, 0.874, 0.876, 1.0], dtype=torch.float64)
-    chosen, taken = choose(SHARES.double().expand(8, 4), noise)
+    chosen, taken = choose(SHARES.double().expand(8, 4), noise, torch.ones(8).bool())
     assert chosen.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     torch.testing.assert_close(taken, SHARES.double()[chosen])
     # Thirds stay thirds where their rounded logarithms add up to 0.997.
-    chosen, _ = choose(torch.zeros(4, 3, dtype=torch.bfloat16), torch.tensor([0.333, 0.334, 0.666, 0.667]))
+    chosen, _ = choose(torch.zeros(4, 3, dtype=torch.bfloat16), torch.tensor([0.333, 0.334, 0.666, 0.667]), torch.ones(4).bool())
     assert chosen.tolist() == [0, 1, 1, 2]
 
 

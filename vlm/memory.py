@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -12,6 +12,10 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from .backbone import Prompt, State
+
+
+Parts = Sequence[tuple[Tensor, Tensor]]
+"""Keys or values, and which of their rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +92,14 @@ class Growing(DynamicLayer):  # type: ignore[no-untyped-call]
         self.keys, self.values = keys, values
         self.room: list[Any] | None = None  # keys, values, tokens written
 
+    @classmethod
+    def of(cls, length: int, keys: Parts, values: Parts) -> Growing:
+        """Of tokens that are picked from other tensors, each moved once; see ``_picked``."""
+        rooms = [_picked(length, parts) for parts in (keys, values)]
+        layer = cls(*(room[..., :length, :] for room in rooms))
+        layer.room = [*rooms, length]
+        return layer
+
     def again(self) -> Growing:
         """The same memory, to be read on from apart."""
         other = Growing(self.keys, self.values)
@@ -113,8 +125,22 @@ class Growing(DynamicLayer):  # type: ignore[no-untyped-call]
 
 def _with_room(tensor: Tensor, length: int) -> Tensor:
     """A copy with room for at least this length, and for half as much again or 32 tokens."""
-    room = tensor.new_empty(*tensor.shape[:-2], max(length + 32, length * 3 // 2), tensor.shape[-1])
+    room = _room(tensor, len(tensor), length)
     room[..., : tensor.shape[-2], :] = tensor
+    return room
+
+
+def _room(like: Tensor, rows: int, length: int) -> Tensor:
+    return like.new_empty(rows, *like.shape[1:-2], max(length + 32, length * 3 // 2), like.shape[-1])
+
+
+def _picked(length: int, parts: Parts) -> Tensor:
+    """Rows of several tensors side by side, with room behind them; no copy is made on the way."""
+    room, begin = _room(parts[0][0], len(parts[0][1]), length), 0
+    for tensor, place in parts:
+        end = begin + tensor.shape[-2]
+        torch.index_select(tensor, 0, place, out=room[..., begin:end, :])
+        begin = end
     return room
 
 
@@ -130,17 +156,22 @@ def again(cache: Any) -> DynamicCache:
 def picked(known: Memory, index: Tensor, fold: bool) -> Memory:
     """Rows of what was read; ``fold`` allows to leave equal numbers of copies of every row unmade."""
     size, device = len(known.mask), known.mask.device
-    pick = picker(index, size, device)
+    pick, times = picker(index, size, device), _times(index, size)
     mask, positions = pick(known.mask), pick(known.positions)
     if known.fold is not None:
         cache = _unfold(known.cache, known.fold, index)
-    elif fold and (times := _times(index, size)) > 1:
+    elif fold and times > 1:
         seen = known.mask[:, None, None].expand(-1, -1, times, -1)
         folded = Fold(times, known.mask.shape[1], 0, seen)
         return Memory(again(known.cache), mask, positions, padded=known.padded, fold=folded)
-    else:
+    elif times == 1:
+        cache = again(known.cache)
+    elif torch.is_grad_enabled():
         cache = DynamicCache()
         cache.layers = [Growing(pick(layer.keys), pick(layer.values)) for layer in known.cache.layers]
+    else:
+        cache = DynamicCache()
+        cache.layers = [_layer(layer.keys.shape[-2], layer, lambda t: [(t, index)]) for layer in known.cache.layers]
     return Memory(cache, mask, positions, padded=known.padded)
 
 
@@ -150,15 +181,20 @@ def unfolded(known: Memory) -> Memory:
 
 
 def _unfold(cache: Any, fold: Fold, index: Tensor) -> DynamicCache:
-    def rows(tensor: Tensor) -> Tensor:
+    def parts(tensor: Tensor) -> Parts:
         shared, own = tensor[..., : fold.shared, :], tensor[..., fold.shared :, :]
         own = own.reshape(*own.shape[:-2], fold.steps, fold.times, own.shape[-1]).movedim(-2, 1).flatten(0, 1)
-        place = index.to(tensor.device)  # layers may be on several devices
-        return torch.cat([shared.index_select(0, place // fold.times), own.index_select(0, place)], -2)
+        return [(shared, index // fold.times), (own, index)]
 
     made = DynamicCache()
-    made.layers = [Growing(rows(layer.keys), rows(layer.values)) for layer in cache.layers]
+    made.layers = [_layer(fold.shared + fold.steps, layer, parts) for layer in cache.layers]
     return made
+
+
+def _layer(length: int, known: Any, parts: Callable[[Tensor], Parts]) -> Growing:
+    """Picked from a layer; layers may be on several devices."""
+    keys, values = ([(t, place.to(t.device)) for t, place in parts(each)] for each in (known.keys, known.values))
+    return Growing.of(length, keys, values)
 
 
 def picker(index: Tensor, size: int, device: torch.device) -> Callable[[Tensor], Tensor]:

@@ -88,7 +88,7 @@ def text(family: str = "llama", seed: int = 0, **changes: Any) -> tuple[Any, Any
     torch.manual_seed(seed)
     kinds: dict[str, Any] = {"llama": (LlamaForCausalLM, LlamaConfig), "qwen2": (Qwen2ForCausalLM, Qwen2Config)}
     model, config = kinds[family]
-    return model(config(**text_sizes(reader), **changes)).eval(), reader
+    return model(config(**(text_sizes(reader) | changes))).eval(), reader
 
 
 def text_sizes(reader: Any) -> dict[str, Any]:
