@@ -76,7 +76,8 @@ def test_noise_says_which_quantile_is_taken() -> None:
     assert chosen.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     torch.testing.assert_close(taken, SHARES.double()[chosen])
     # Thirds stay thirds where their rounded logarithms add up to 0.997.
-    chosen, _ = choose(torch.zeros(4, 3, dtype=torch.bfloat16), torch.tensor([0.333, 0.334, 0.666, 0.667]), torch.ones(4).bool())
+    noise = torch.tensor([0.333, 0.334, 0.666, 0.667])
+    chosen, _ = choose(torch.zeros(4, 3, dtype=torch.bfloat16), noise, torch.ones(4).bool())
     assert chosen.tolist() == [0, 1, 1, 2]
 
 

@@ -13,7 +13,6 @@ from transformers.cache_utils import DynamicLayer
 
 from .backbone import Prompt, State
 
-
 Parts = Sequence[tuple[Tensor, Tensor]]
 """Keys or values, and which of their rows."""
 
