@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from ..errors import UsageError
 from .backbone import State
+from .captured import Uncapturable
 
 if TYPE_CHECKING:
     from .policy import TokenPolicy
+
+log = logging.getLogger(__name__)
+
+Decoder = Literal["auto", "static", "eager"]
+"""In fixed shapes, which a GPU replays as one CUDA graph a step, or operator by operator; auto: the first on a GPU."""
 
 
 def check_temperature(temperature: float) -> None:
@@ -40,6 +47,12 @@ def decode(
         limits: [B] most tokens of an answer.
         noise: [B, T] uniform in 0..1, or None for the likeliest tokens.
     """
+    if (static := policy.static_for(state)) is not None:
+        try:
+            return static.decode(policy, hidden, cast(Any, state), limits, noise, temperature)
+        except Uncapturable as error:
+            policy.static = None
+            log.warning("%s is decoded without a CUDA graph: %s", type(policy.module).__name__, error)
     size, longest = len(limits), int(limits.max())
     tokens = torch.zeros(size, longest, dtype=torch.long)
     log_probs = torch.zeros(size, longest)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ..errors import unknown
 from ..trainers.policy import Cost, References, TorchPolicy, collate, cut, rows_of, stack
 from ..trainers.randomness import generator
 from ..types import Batch, Decisions, Evaluation, Key, Mode, Once, Rollout, Task
 from .backbone import Backbone, Prompt, State
-from .decoding import check_temperature, decode
+from .decoding import Decoder, check_temperature, decode
+from .memory import Memory
 from .renderer import Renderer
+from .static_decoding import StaticDecoder
+
+log = logging.getLogger(__name__)
 
 STACKED = ("tokens", "length", "temperature")
 """What every rollout's payload holds; a conversation's may hold images too."""
@@ -36,6 +42,7 @@ class TokenPolicy(TorchPolicy):
         micro_batch_tokens: held at once in learning, counted alike.
         horizon: most tokens of a completion whose task does not say.
         mask_truncated: completions that hit the limit are sampled and scored, but not learned from.
+        decoder: how tokens are sampled, "static", "eager" or "auto"; see ``decoding.Decoder``.
     """
 
     capabilities = frozenset({"exact", "entropy", "kl"})
@@ -50,8 +57,13 @@ class TokenPolicy(TorchPolicy):
         horizon: int = 32,
         mask_truncated: bool = False,
         autocast: torch.dtype | None = None,
+        decoder: Decoder = "auto",
     ) -> None:
         super().__init__(backbone.module, autocast=autocast)
+        if decoder not in get_args(Decoder):
+            raise unknown("decoder", decoder, get_args(Decoder))
+        self.static = None if decoder == "eager" else StaticDecoder()
+        self._static_on_cpu = decoder == "static"
         self.backbone, self.renderer = backbone, renderer
         self.sample_tokens, self.micro_batch_tokens = sample_tokens, micro_batch_tokens
         self.horizon, self.mask_truncated = horizon, mask_truncated
@@ -214,6 +226,15 @@ class TokenPolicy(TorchPolicy):
     @property
     def device(self) -> torch.device:
         return self.backbone.device
+
+    def static_for(self, state: State) -> StaticDecoder | None:
+        """What decodes in fixed shapes from what was read; None where it is done operator by operator."""
+        if self.static is None or not (self._static_on_cpu or self.device.type == "cuda"):
+            return None
+        if not (isinstance(state, Memory) and getattr(self.backbone, "static", False)):
+            self.static = None
+            log.warning("%s cannot be decoded in fixed shapes: it is done eagerly", type(self.module).__name__)
+        return self.static
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., V] in float32, banned ids at minus infinity."""

@@ -216,7 +216,7 @@ class TransformersBackbone:
         output = self.decoder(
             input_ids=tokens,
             attention_mask=seen.long() if known.padded else None,
-            position_ids=self._axes(steps.clamp(min=0)),
+            position_ids=self.axes(steps.clamp(min=0)),
             past_key_values=cache,
             use_cache=True,
         )
@@ -228,17 +228,28 @@ class TransformersBackbone:
     def _one_more(self, known: Memory, fold: Fold, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Memory]:
         """One more token per row, all completions of a prompt in one row of the model."""
         cache, further = again(known.cache), fold.further()
-        ids, places = fold.folded(tokens), self._axes(fold.folded(known.positions))
-        if self._lean:
-            hidden = self._layer_by_layer(ids, further.seen, places, cache)
-        else:
-            told = {"attention_mask": further.seen, "position_ids": places, "past_key_values": cache}
-            hidden = self.decoder(input_ids=ids, **told, use_cache=True).last_hidden_state
+        hidden = self.step(fold.folded(tokens), further.seen, self.axes(fold.folded(known.positions)), cache)
         after = Memory(cache, torch.cat([known.mask, mask], 1), known.positions + 1, padded=known.padded, fold=further)
         return hidden.flatten(0, 1)[:, None].to(self.device), after
 
-    def _layer_by_layer(self, ids: Tensor, seen: Tensor, places: Tensor, cache: Any) -> Tensor:
-        """What most decoders do, without what they ask about their configuration at every token."""
+    @cached_property
+    def groups(self) -> int:
+        """Heads that share keys and values."""
+        config = self.inner.config.get_text_config()
+        heads = int(config.num_attention_heads)
+        return heads // int(getattr(config, "num_key_value_heads", None) or heads)
+
+    @property
+    def static(self) -> bool:
+        """Whether a step can be one function of fixed tensors: attention takes a mask, and all stands on one device."""
+        return self.shares and self._folds and len({weight.device for weight in self.module.parameters()}) == 1
+
+    def step(self, ids: Tensor, seen: Tensor, places: Tensor, cache: Any) -> Tensor:
+        """Hidden [M, T, D] of ids [M, T], which see what ``seen`` [M, 1, T, columns] says of themselves and a cache."""
+        if not self._lean:
+            told = {"attention_mask": seen, "position_ids": places, "past_key_values": cache}
+            return cast(Tensor, self.decoder(input_ids=ids, **told, use_cache=True).last_hidden_state)
+        # What most decoders do, without what they ask about their configuration at every token.
         hidden: Tensor = self.decoder.embed_tokens(ids)
         angles = self.decoder.rotary_emb(hidden, places)
         for layer in self.decoder.layers:
@@ -246,7 +257,8 @@ class TransformersBackbone:
             hidden = layer(hidden, **told, use_cache=True)
         return cast(Tensor, self.decoder.norm(hidden))
 
-    def _axes(self, positions: Tensor) -> Tensor:
+    def axes(self, positions: Tensor) -> Tensor:
+        """Positions on every axis that the model has."""
         return positions.expand(*self._position_axes, *positions.shape)
 
     def rows(self, state: State, index: Tensor) -> Memory:
