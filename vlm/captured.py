@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class Captured:
 
     def __init__(self, function: Callable[[], None], changed: Sequence[Tensor]) -> None:
         before = [tensor.clone() for tensor in changed]
-        aside = torch.cuda.Stream()
+        aside: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):  # libraries allocate what they need at first
             for _ in range(2):

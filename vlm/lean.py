@@ -15,8 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 class Lean:
     """A model's layers for the time of decoding, in which its weights stay as they are.
 
-    * Adapters: both factors in the type that is computed in, the scaling within the second (exact where it is a power
-      of two, as the default of 1 is).
+    * Adapters: both factors in the type that is computed in, the scaling within the second; the sum is rounded once.
     * Linear layers whose weights are of another type than autocast's: cast once.
     * Attention: heads that share keys stand side by side as further queries, so that keys are read where they are.
 
@@ -46,14 +45,14 @@ class Lean:
         """The model computes in this way for a while."""
         attention: Any = ALL_ATTENTION_FUNCTIONS
         for layer in self.layers:
-            layer.part.forward = layer.forward
+            layer.part.__dict__["forward"] = layer.forward  # before the class's own
         attention["sdpa"] = side_by_side
         try:
             yield
         finally:
             del attention["sdpa"]  # transformers' own is below it
             for layer in self.layers:
-                del layer.part.forward
+                del layer.part.__dict__["forward"]
 
 
 def _plain_adapter(part: Any) -> bool:
@@ -82,8 +81,9 @@ class _Adapted:
             self.base.refresh()
 
     def forward(self, x: Tensor) -> Tensor:
-        result = self.part.base_layer(x) if self.base is None else self.base.forward(x)
-        return result + F.linear(F.linear(x, self.down), self.up)
+        result: Tensor = self.part.base_layer(x) if self.base is None else self.base.forward(x)
+        result.view(-1, result.shape[-1]).addmm_(F.linear(x, self.down).flatten(0, -2), self.up.T)
+        return result
 
 
 class _Cast:
@@ -111,8 +111,10 @@ def side_by_side(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of queries [M, H, T, D] to keys [M, G, K, D], the mask [M, 1, T * H / G, K] repeated for the heads."""
+    """Attention of queries [M, H, T, D] to keys [M, G, K, D]; the mask [M, 1, T * H / G, K] is added, and repeated for
+    the heads."""
     rows, heads, times, size = query.shape
     beside = query.reshape(rows, key.shape[1], heads // key.shape[1] * times, size)
-    found = F.scaled_dot_product_attention(beside, key, value, attn_mask=attention_mask, scale=scaling)
+    mask = None if attention_mask is None else attention_mask.to(query.dtype)
+    found = F.scaled_dot_product_attention(beside, key, value, attn_mask=mask, scale=scaling)
     return found.reshape(rows, heads, times, -1).transpose(1, 2), None

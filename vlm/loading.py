@@ -59,7 +59,7 @@ def assemble(
         seed: of the adapters.
         renderer: a class of processor and model, its name or place; None: that of the model's type. Options are
             bound to it: ``partial(ProcessorRenderer, chat=False)``.
-        options: of the policy: sample_tokens, micro_batch_tokens, horizon, mask_truncated, autocast.
+        options: of the policy: sample_tokens, micro_batch_tokens, horizon, mask_truncated, autocast, decoder.
 
     Raises:
         UsageError: targets that are no layers, or layers of the vision tower alone while it is frozen.

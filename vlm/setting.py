@@ -100,6 +100,9 @@ class LanguageConfig(RunConfig):
     sample_tokens: Count = grouped("sampling", BY_MODEL)
     """Tokens held in memory at once in sampling: prompts, once where their answers share them, and answers at their
     longest."""
+    decoder: Literal["auto", "static", "eager"] = grouped("sampling", "auto")
+    """How a loaded model says token after token: static, in fixed shapes, which a GPU replays as one CUDA graph per
+    step; or eager, operator by operator. auto is static on a GPU."""
     micro_batch_tokens: Count = grouped("optimisation", BY_MODEL)
     """Tokens held in memory at once in learning, counted alike; gradients are those of the whole batch."""
     max_steps: int = 320
@@ -368,7 +371,7 @@ def load_policy(config: LanguageConfig) -> TokenPolicy:
     options: dict[str, Any] = {"mask_truncated": config.mask_truncated, "horizon": config.max_new_tokens}
     options |= {"sample_tokens": config.sample_tokens, "micro_batch_tokens": config.micro_batch_tokens}
     compute = dtype_of(config.dtype, is_small(config), device())
-    options["autocast"] = autocast_of(compute)
+    options |= {"autocast": autocast_of(compute), "decoder": config.decoder}
     if is_small(config):
         from .small.glimpse_backbone import glimpse_policy
         from .small.glimpse_training import default_model, quiet

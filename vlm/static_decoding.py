@@ -8,22 +8,23 @@ a step asks the host, so that on a GPU thousands of launches become the replay o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from .captured import Captured
+from .captured import Captured, Comparison, compare
 from .decoding import check_finite, draw
 from .lean import Lean
 from .memory import Memory, unfolded
 
 if TYPE_CHECKING:
+    from ..types import Task
     from .policy import TokenPolicy
-    from .transformers_backbone import TransformersBackbone
 
 BLOCK = 16
 """Tokens between two looks at who has ended."""
@@ -87,8 +88,8 @@ class Slots(DynamicLayer):  # type: ignore[no-untyped-call]
     values: Any
 
     def __init__(self, keys: Tensor, values: Tensor, columns: Tensor) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.lazy_initialization(keys, values)  # type: ignore[no-untyped-call]
+        cast(Any, super()).__init__()
+        self.lazy_initialization(keys, values)
         self.keys, self.values, self.columns = keys, values, columns
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -102,7 +103,7 @@ class Bucket:
 
     Attributes:
         tokens: [M, T] said last and not yet read; positions [M, T] theirs.
-        seen: [M, 1, groups * T, columns] which columns a completion looks at, repeated for heads that share keys.
+        seen: [M, 1, groups * T, columns] 0 where a completion looks, else -inf, repeated for heads that share keys.
         columns: [T] where its keys go; ``own`` [M, 1, groups * T, T] who looks there.
         alive, left: [M * T] who goes on, and for how many tokens more.
         noise, chosen, log_probs: [BLOCK, M * T] of a block of tokens; ``at`` [1] the place in it.
@@ -111,8 +112,8 @@ class Bucket:
 
     def __init__(self, policy: TokenPolicy, layout: Layout, greedy: bool, lean: Lean, pieces: list[Any]) -> None:
         self.policy, self.layout, self.greedy, self.lean = policy, layout, greedy, lean
-        self.backbone: Any = policy.backbone
-        device, groups = policy.device, self.backbone.groups
+        self.backbone = cast(Any, policy.backbone)
+        device, groups = policy.device, int(self.backbone.groups)
         rows, times, slots = layout.prompts, layout.times, layout.slots
 
         def long(*shape: int) -> Tensor:
@@ -122,16 +123,17 @@ class Bucket:
             return torch.zeros(shape, dtype=torch.bool, device=device)
 
         self.tokens, self.positions, self.columns = long(rows, times), long(rows, times), long(times)
-        self.seen = flags(rows, 1, groups * times, layout.columns)
-        eye = torch.eye(times, dtype=torch.bool, device=device)
+        unseen = torch.full((rows, 1, groups * times, layout.columns), -torch.inf, dtype=pieces[0][0].dtype)
+        self.seen = unseen.to(device)
+        eye = torch.eye(times, device=device).log().to(self.seen)
         self.own = eye.repeat(groups, 1).expand(rows, 1, -1, -1).contiguous()
         self.alive, self.left, self.finite = flags(slots), long(slots), flags()
         self.noise = torch.zeros(BLOCK, slots, device=device)
         self.chosen, self.log_probs, self.at = long(BLOCK, slots), torch.zeros(BLOCK, slots, device=device), long(1)
         self.temperature = torch.ones((), device=device)
         self.ends = torch.tensor(sorted(policy.renderer.ends), dtype=torch.long, device=device)
-        self.banned = torch.tensor(self.backbone.banned, dtype=torch.long, device=device)
-        self.cache = DynamicCache()
+        self.banned = torch.tensor(policy.backbone.banned, dtype=torch.long, device=device)
+        self.cache: Any = DynamicCache()
         self.cache.layers = [Slots(self._view(keys), self._view(values), self.columns) for keys, values in pieces]
         self.captured: Captured | None = None
 
@@ -158,8 +160,8 @@ class Bucket:
         self.finite.fill_(True)
         self.columns.copy_(torch.arange(times) + shared + said * times)
         seen = self.seen.view(rows, -1, times, self.layout.columns)
-        seen.zero_()
-        seen[..., :shared] = prompts_seen[:, None, None]
+        seen.fill_(-torch.inf)
+        seen[..., :shared].masked_fill_(prompts_seen[:, None, None], 0.0)
         seen[..., shared : shared + said * times] = self.own[0, 0, :times].repeat(1, said)
 
     def step(self) -> None:
@@ -391,10 +393,35 @@ def _flat(like: Tensor, cells: int) -> Tensor:
 def _move(held: _Held, known: Tensor, new: Tensor, layout: Layout, apart: bool, source: Tensor, rows: Tensor) -> None:
     """One layer's keys or values to a bucket, which may stand in the same place."""
     shared = known[:, :, : held.shared].index_select(0, rows)
-    own = known[:, :, held.shared : held.shared + held.said * held.times].unflatten(2, (held.said, held.times))
+    own = known[:, :, held.shared : held.shared + held.said * held.times].reshape(
+        *known.shape[:2], held.said, held.times, known.shape[-1]
+    )
     own = own.movedim(3, 1).flatten(0, 1).index_select(0, source)  # [slots, H, said, D]
     begin = held.shared if apart else layout.shared
     if not apart:
-        own = own.unflatten(0, (layout.prompts, layout.times)).movedim(1, 3).flatten(2, 3)
+        own = own.view(layout.prompts, layout.times, *own.shape[1:]).movedim(1, 3).flatten(2, 3)
     new[:, :, : held.shared] = shared
     new[:, :, begin : begin + own.shape[2]] = own
+
+
+def compare_step(policy: TokenPolicy, tasks: Sequence[Task], n: int, calls: int = 8) -> Comparison:
+    """A step of n completions per task on a CUDA device, run operator by operator and replayed as one graph.
+
+    Args:
+        calls: tokens that both say, at most ``BLOCK`` - 1.
+
+    Raises:
+        Uncapturable: the model's step asks the host.
+    """
+    prompts = policy.renderer.prompts(tasks)
+    index = torch.arange(len(prompts) * n) // n
+    with policy.inference():
+        hidden, state = policy.backbone.read(prompts)
+        held = _Held.of(cast(Memory, policy.backbone.rows(state, index)), torch.full((len(index),), ROOM))
+        static = StaticDecoder()
+        lean = static._lean_of(policy)
+        bucket, held = static._enter(policy, held, ROOM, False, lean, full=True)
+        bucket.noise.uniform_()
+        bucket.say(hidden[index[held.rows.clamp(min=0)].to(hidden.device)])
+        with lean.worn():
+            return compare(bucket.step, bucket.changed(), calls)
