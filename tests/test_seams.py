@@ -27,6 +27,7 @@ REASONS: dict[str, tuple[str, ...]] = {
             "vlm/renderer.py",
         ),
         *("vla/openvla.py", "vlm/loading.py", "vlm/processing.py", "vlm/transformers_backbone.py"),
+        *("vlm/lean.py", "vlm/static_decoding.py"),
         *("vlm/checks.py", "vlm/keeping.py", "vlm/reach.py", "src/autotelic/untrusted.py"),
     ),
     "simulators of others, whose attributes are their state": (
@@ -74,7 +75,7 @@ REASONS: dict[str, tuple[str, ...]] = {
         *("envs/lerobot_dataset.py", "envs/lerobot_writing.py", "rewards/progress/frame_critics.py"),
     ),
     "one of two kinds of a thing, which do different work": (
-        *("vlm/asking.py", "vlm/small/critique.py", "vlm/memory.py", "vlm/tools.py", "vlm/watch.py"),
+        *("vlm/asking.py", "vlm/small/critique.py", "vlm/memory.py", "vlm/policy.py", "vlm/tools.py", "vlm/watch.py"),
     ),
     "errors and what the operating system has": (
         *("envs/board.py", "src/autotelic/cli.py", "src/autotelic/errors.py", "src/autotelic/machine.py"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,18 +20,19 @@ class Lean:
     * Attention: heads that share keys stand side by side as further queries, so that keys are read where they are.
 
     Args:
-        module: the model.
+        parts: of the model, that a step goes through.
         autocast: what it is computed in, or None for the weights' own type.
     """
 
-    def __init__(self, module: nn.Module, autocast: torch.dtype | None) -> None:
+    def __init__(self, parts: Sequence[nn.Module], autocast: torch.dtype | None) -> None:
+        modules = [module for part in parts for module in part.modules()]
         self.layers: list[_Adapted | _Cast] = []
         inside: set[int] = set()
-        for part in module.modules():
+        for part in modules:
             if _plain_adapter(part):
                 self.layers.append(_Adapted(part, autocast))
                 inside |= {id(each) for each in part.modules()}
-        for part in module.modules():
+        for part in modules:
             if type(part) is nn.Linear and id(part) not in inside and autocast not in (None, part.weight.dtype):
                 self.layers.append(_Cast(part, autocast))
 

@@ -339,13 +339,13 @@ class StaticDecoder:
 
     def _lean_of(self, policy: TokenPolicy) -> Lean:
         """The model's layers for decoding; everything is made anew where weights are other tensors than before."""
-        device = policy.device.type
+        device, backbone = policy.device.type, cast(Any, policy.backbone)
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        weights = (dtype, policy.backbone, *(weight.data_ptr() for weight in policy.module.parameters()))
+        weights = (dtype, backbone, *(weight.data_ptr() for weight in policy.module.parameters()))
         adapters = [(m.disable_adapters, m.merged) for m in policy.module.modules() if hasattr(m, "lora_A")]
         if self._lean is None or self._weights != (weights, adapters):
             self.release()
-            self._weights, self._lean = (weights, adapters), Lean(policy.module, dtype)
+            self._weights, self._lean = (weights, adapters), Lean((backbone.decoder, backbone.output_layer), dtype)
         self._lean.refresh()
         return self._lean
 
