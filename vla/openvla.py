@@ -16,10 +16,12 @@ Two ways of reading a chunk:
 - *parallel*, as OpenVLA-OFT has it (arXiv 2502.19645): one pass for the whole chunk. Behind the prompt stand K
   placeholders whose embeddings are zero, and the end token; attention is not causal; the answer to token k is read
   where an autoregressive model would be read, one place before its placeholder. Given the picture, tokens are then
-  independent, their log-probabilities are exact, and acting and learning are the same pass. Faithful to what is known
-  of the published code: placeholders, end token, places, bins. Different: tokens alone (the continuous L1 head gives no
-  probability, so that nothing but imitation could learn from it), one picture, no proprioception, no FiLM; and nothing
-  of it was compared with the published code or weights.
+  independent, their log-probabilities are exact, and acting and learning are the same pass. Faithful: placeholders,
+  their zeros, the end token and the place of answers, checked by reading modeling_prismatic.py as forks of
+  openvla-oft carry it. Its attention is in a fork of transformers that was not read, so that who looks at whom in the
+  prompt is a choice here (``bidirectional``). Different: tokens alone (the continuous L1 head gives no
+  probability, so that nothing but imitation could learn from it), one picture, no proprioception, no FiLM. It was not
+  run beside the published code, nor with its weights.
 """
 
 from __future__ import annotations
