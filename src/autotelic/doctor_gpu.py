@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from .doctor import Finding
 from .errors import UsageError, unknown
@@ -241,16 +241,24 @@ def _language(size: Size) -> dict[str, Any]:
     """Sampling and learning of a language model with adapters, and how far the two see its log-probs apart."""
     import torch
 
+    from .vlm.static_decoding import compare_step
+
     device, tokens = _device(), 8 if size == "tiny" else 128
-    policy = _speaker(size, device, torch.bfloat16, horizon=tokens)
+    policy = _speaker(size, device, torch.bfloat16, horizon=tokens, decoder="static")
     figures: dict[str, Any] = {}
     rollouts: list[Rollout] = []
     for rows in (8,) if size == "tiny" else (16, 64):
-        tasks = _questions(rows // 8)
-        seconds = _seconds(lambda tasks=tasks: rollouts.__setitem__(slice(None), policy.act(tasks, 8, key=(1,))))  # type: ignore[misc]
-        steps = max(len(rollout.mask) for rollout in rollouts)
-        figures[f"ms_per_step_{rows}_rows"] = round(1000 * seconds / steps, 1)
-        figures[f"tokens_per_s_{rows}_rows"] = round(sum(len(rollout.mask) for rollout in rollouts) / seconds)
+        tasks, static = _questions(rows // 8), policy.static
+        for name, decoder in (("eager", None), ("static", static)):
+            policy.static = decoder
+            seconds = _seconds(lambda tasks=tasks: rollouts.__setitem__(slice(None), policy.act(tasks, 8, key=(1,))))  # type: ignore[misc]
+            steps = max(len(rollout.mask) for rollout in rollouts)
+            figures[f"ms_per_step_{rows}_rows_{name}"] = round(1000 * seconds / steps, 1)
+            figures[f"tokens_per_s_{rows}_rows_{name}"] = round(sum(len(r.mask) for r in rollouts) / seconds)
+        if device.type == "cuda":
+            replay = compare_step(policy, tasks, 8)
+            figures[f"replayed_equal_{rows}_rows"] = replay.equal
+            figures[f"replayed_ms_{rows}_rows"] = round(1000 * replay.replayed, 2)
     figures["sampling_gib"] = _peak()
     batch = policy.collate(rollouts)
     with torch.no_grad():
@@ -260,6 +268,51 @@ def _language(size: Size) -> dict[str, Any]:
     learner = _learner(policy)
     figures["seconds_per_update"] = round(_seconds(lambda: learner.update(_scored(rollouts))), 2)
     return figures | {"learning_gib": _peak()}
+
+
+def _pictures(size: Size) -> dict[str, Any]:
+    """The denoiser of Stable Diffusion 3.5 medium, or a tiny one: a pass, and one with its backward pass."""
+    import tempfile
+
+    import torch
+    from diffusers import SD3Transformer2DModel
+
+    from .testing.published import stable_diffusion_3_5_medium
+
+    device, dtype, kind = _device(), torch.bfloat16, cast(Any, SD3Transformer2DModel)
+    if size == "tiny":
+        few: dict[str, Any] = {"num_layers": 2, "attention_head_dim": 8, "num_attention_heads": 2, "sample_size": 8}
+        few |= {"joint_attention_dim": 32, "caption_projection_dim": 16, "pooled_projection_dim": 32}
+        rows, side, words, config = 2, 8, 7, {**few, "pos_embed_max_size": 8}
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            place = stable_diffusion_3_5_medium(Path(folder))
+            config = dict(kind.load_config(place, subfolder="transformer"))
+        rows, side, words = 4, 64, 333
+    with torch.device(device):
+        denoiser = kind.from_config(config).to(dtype)
+    told = denoiser.config
+    given = {
+        "hidden_states": torch.randn(rows, told.in_channels, side, side, device=device, dtype=dtype),
+        "encoder_hidden_states": torch.randn(rows, words, told.joint_attention_dim, device=device, dtype=dtype),
+        "pooled_projections": torch.randn(rows, told.pooled_projection_dim, device=device, dtype=dtype),
+        "timestep": torch.full((rows,), 500.0, device=device),
+    }
+
+    def drawn() -> None:
+        with torch.no_grad():
+            denoiser(**given)
+
+    def learned() -> None:
+        torch.autograd.backward(denoiser(**given).sample.float().sum())
+
+    figures: dict[str, Any] = {"rows": rows, "pass_ms": round(1000 * _seconds(drawn, 3), 1)}
+    figures["pass_and_backward_ms"] = round(1000 * _seconds(learned, 2), 1)
+    figures["peak_gib"] = _peak()
+    if device.type == "cuda":
+        denoiser.compile_repeated_blocks()
+        figures["compiled_pass_ms"] = round(1000 * _seconds(drawn, 3), 1)
+    return figures
 
 
 def _robots(size: Size) -> dict[str, Any]:
@@ -311,6 +364,7 @@ PARTS: Mapping[str, Callable[[Size], dict[str, Any]]] = {
     "attention_cudnn": lambda size: _attention("CUDNN_ATTENTION", size),
     "same_as_cpu": _same,
     "language": _language,
+    "pictures": _pictures,
     "robots": _robots,
     "frames": _frames,
 }
