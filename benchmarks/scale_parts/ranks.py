@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ SHARED = ("--max-steps", "1", "--tasks-per-step", "10", "--lr", "1e-4")
 def figures(quick: bool) -> dict[str, Any]:
     """The three figures, each beside its requirement and what it was before."""
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, redirect_stdout(sys.stderr):
         folder = Path(name)
         others = [] if quick else list(RECIPES)
         runs(folder, "one", others)
