@@ -17,7 +17,7 @@ from ..trainers.lora import add_lora, layers_for
 from ..trainers.peak import fake
 from ..trainers.precision import autocast_of
 from ..working import LONG, working
-from .economy import recompute_layers, tile
+from .economy import compile_blocks, recompute_layers, tile
 from .lora import load_lora, targets_of
 from .memory import Plan, memory_plan
 from .pipelines import PipelineAdapter, adapter_for, load, preview, text_encoder_weights
@@ -63,6 +63,8 @@ def build_policy(
     check(adapter)
     _choose_trained(config, adapter)
     spare(config, adapter)
+    if config.compile:
+        compile_blocks(adapter)
     scale, looked_at = guidances(config, adapter)
     if config.negative_prompt and (adapter.distilled or scale == looked_at == 1):
         logger.warning("--negative-prompt changes nothing where there is no guidance: give --guidance-scale too")

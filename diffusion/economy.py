@@ -49,6 +49,23 @@ def recompute_layers(adapter: PipelineAdapter, share: float | None) -> bool:
     return True
 
 
+def compile_blocks(adapter: PipelineAdapter, backend: str | Callable[..., Any] = "inductor") -> None:
+    """Let ``torch.compile`` make one piece of each repeated block of the denoiser, in drawing and in learning.
+
+    Blocks of a kind are compiled once, when they are first called, for each shape and for with and without gradient.
+
+    Raises:
+        UsageError: diffusers names no blocks of the denoiser.
+    """
+    denoiser: Any = adapter.denoiser
+    kinds = getattr(denoiser, "_repeated_blocks", None) or getattr(denoiser, "_no_split_modules", None) or ()
+    blocks = [part for part in denoiser.modules() if type(part).__name__ in kinds]
+    if not blocks:
+        raise UsageError(f"--compile compiles repeated blocks, and {type(denoiser).__name__} names none: leave it out")
+    for block in blocks:
+        block.compile(backend=backend)
+
+
 class Recomputed:
     """Calls a layer, and where it is one of a share of all that are called keeps its inputs alone."""
 

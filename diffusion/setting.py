@@ -101,6 +101,8 @@ class DiffusionConfig(RunConfig):
     memory_gb: Amount = grouped("model", 0.0)
     """Gigabytes of the device that a run with a loaded pipeline plans with; 0: nine tenths of what is free on a GPU,
     and on a CPU no plan."""
+    compile: bool = grouped("model", False)
+    """Compile the denoiser's repeated blocks (torch.compile), at the cost of some time at the beginning."""
     vae_tiling: Literal["auto", "always", "never"] = grouped("model", "auto")
     """Decode pictures by tiles; auto does above 1,024 x 1,024 pixels."""
     offload_text_encoders: bool = grouped("model", False)

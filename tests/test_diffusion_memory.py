@@ -486,3 +486,50 @@ def test_a_flag_changes_the_pipeline_of_a_run(
         for changes in ({}, flag)
     )
     assert seen(asked) and not seen(plain)
+
+
+# --- compiled blocks --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_blocks_draw_and_learn_the_same(checkpointing: bool) -> None:
+    """Drawing, a fork's log-probabilities and gradients of adapters, with and without recomputed layers."""
+    plain, compiled = (policy_of("sd3", rank=2, noise=0.1) for _ in range(2))
+    graphs: list[int] = []
+
+    def counted(graph: Any, inputs: Any) -> Any:
+        graphs.append(1)
+        return graph
+
+    if checkpointing:
+        recompute_layers(compiled.adapter, 1.0)
+    torch._dynamo.reset()
+    economy.compile_blocks(compiled.adapter, counted)
+    wanted, found = (policy.act(TASKS, 2, key=(1,)) for policy in (plain, compiled))
+    assert graphs
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one.output, other.output, rtol=0, atol=1e-5)
+    both = []
+    for policy in (plain, compiled):
+        batch = policy.collate(wanted)
+        start = policy.fork("start")
+        now = policy.evaluate_actions(batch)
+        policy.backward(batch, type(now)(torch.ones_like(now.log_probs), graph=now.graph))
+        gradient = torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+        both.append((now.log_probs, start.evaluate_actions(batch).log_probs, gradient))
+    for one, other in zip(*both, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_compiling_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(building, "compile_blocks", lambda adapter: asked.append(type(adapter.denoiser).__name__))
+    FAMILIES["sd3"]().save_pretrained(tmp_path / "model")
+    for compiled in (False, True):
+        config = config_of("prdp", tmp_path, tmp_path / "model", compile=compiled).resolved(small=False)
+        building.build_policy(config, config.model)
+        assert len(asked) == compiled
+    adapter = prepared("sd3")
+    monkeypatch.setattr(type(adapter.denoiser), "_no_split_modules", [])
+    with pytest.raises(UsageError, match="--compile compiles repeated blocks, and SD3Transformer2DModel names none"):
+        economy.compile_blocks(adapter)
