@@ -26,6 +26,9 @@ class Counter:
         self.shares = True
         self.asked: list[int] = []
 
+    def static_for(self, state: torch.Tensor) -> None:
+        """It is not decoded in fixed shapes."""
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden
 

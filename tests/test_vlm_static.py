@@ -197,6 +197,23 @@ def test_the_way_of_decoding_is_chosen(caplog: pytest.LogCaptureFixture) -> None
     assert caplog.text.count("cannot be decoded in fixed shapes") == 1
 
 
+def test_what_cannot_be_captured_is_said_eagerly(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Steps were run already; nothing of them is left in what is said."""
+    run = Bucket.run
+
+    def refused(bucket: Bucket, steps: int) -> None:
+        run(bucket, steps)
+        raise captured.Uncapturable("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(Bucket, "run", refused)
+    policy, tasks = made("llama", "static"), tasks_for("llama")
+    same(policy.act(tasks, 2, key=(1,)), made("llama", "eager").act(tasks, 2, key=(1,)))
+    assert policy.static is None
+    assert "LlamaForCausalLM is decoded without a CUDA graph: operation not permitted" in caplog.text
+
+
 def test_weights_that_diverged_are_told_of_in_fixed_shapes() -> None:
     policy = made("llama", "static")
     with torch.no_grad():
