@@ -290,12 +290,13 @@ def test_recomputed_layers_give_the_same_gradient(family: str) -> None:
     policy, model, _ = made(family)
     rollouts = policy.act(tasks_for(family), 2, key=(2,))
     _, _, wanted = shared_gradient(policy, model, rollouts)
-    other, model, _ = made(family, gradient_checkpointing=True)
+    other, model, _ = made(family, gradient_checkpointing=1.0)
     calls: list[int] = []
     rollouts = other.act(tasks_for(family), 2, key=(2,))
+    assert other.backbone.shares
     other.backbone.decoder.layers[0].self_attn.register_forward_hook(lambda *_: calls.append(1))  # type: ignore[attr-defined]
     _, _, found = shared_gradient(other, model, rollouts)
-    assert len(calls) == 2, "once forward, once again in backward"
+    assert len(calls) == 4, "prompts and answers once forward, once again in backward"
     assert off(found, wanted) < 1e-5
     assert not model.training
 

@@ -16,6 +16,7 @@ from ..json_files import read_object
 from ..plugins import named, names
 from ..rewards.models.weights import loading
 from ..trainers.lora import CONFIG, Targets, add_lora, ends_with, load_lora, save_pretrained
+from .checkpointing import LARGE
 from .processing import ProcessorRenderer
 from .renderer import Renderer
 from .transformers_backbone import TransformersBackbone
@@ -37,7 +38,7 @@ def assemble(
     lora_targets: Targets | None = None,
     lora_alpha: float | None = None,
     freeze_vision: bool = False,
-    gradient_checkpointing: bool = False,
+    gradient_checkpointing: float | None = None,
     feature_bytes: int = 2**30,
     seed: int = 0,
     renderer: str | Callable[..., Renderer] | None = None,
@@ -53,8 +54,8 @@ def assemble(
         lora_alpha: the adapters' factor is alpha / rank; None takes the rank.
         freeze_vision: train the language model alone, whatever layers ``lora_targets`` names in the tower; features of
             images are then kept over epochs.
-        gradient_checkpointing: recompute layers in the backward pass, at the price of reading every completion with
-            its prompt in training.
+        gradient_checkpointing: share of the layers that are recomputed in the backward pass; None: all of them in
+            models above a billion parameters, none below.
         feature_bytes: limit of the kept features.
         seed: of the adapters.
         renderer: a class of processor and model, its name or place; None: that of the model's type. Options are
@@ -75,6 +76,8 @@ def assemble(
         _tell_of_experts(model)
     elif lora_targets is not None or lora_alpha is not None:
         raise UsageError("lora_targets and lora_alpha shape adapters: give a lora_rank with them")
+    if gradient_checkpointing is None:
+        gradient_checkpointing = float(sum(weight.numel() for weight in model.parameters()) > LARGE)
     backbone = TransformersBackbone(model, reader, feature_bytes=feature_bytes, checkpointing=gradient_checkpointing)
     if freeze_vision:
         for parameter in backbone.vision_parameters():

@@ -21,6 +21,7 @@ from .decoding import Decoder, check_temperature, decode
 from .memory import Memory
 from .renderer import Renderer
 from .static_decoding import StaticDecoder
+from .token_scores import token_scores
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class TokenPolicy(TorchPolicy):
         keep = keep_prefix and mode == "train" and not self.module.training
         with self.inference():
             for rows, prompts, samples in self.together(tasks, n):
-                whole = keep and len(rows) * len(samples) == len(tasks) * n
+                whole = keep and len(rows) * len(samples) == len(tasks) * n and self._one_piece(tasks, prompts, n)
                 some = [tasks[row] for row in rows]
                 rollouts += self._complete(some, prompts, samples, key, greedy, temperature, whole)
         return rollouts
@@ -118,6 +119,11 @@ class TokenPolicy(TorchPolicy):
             several = n if len(part) > 1 else self._samples(prompts[0], part[0][2], n)
             for first in range(0, n, several):
                 yield rows, prompts, range(first, min(n, first + several))
+
+    def _one_piece(self, tasks: Sequence[Task], prompts: Sequence[Prompt], n: int) -> bool:
+        """Whether learning on n completions of each, at their longest, is one piece: a graph of less serves nobody."""
+        costs = [self._cost(p, t.horizon or self.horizon, n) for t, p in zip(tasks, prompts, strict=True)]
+        return len(rows_of(costs, self.micro_batch_tokens, padded=True)) == 1
 
     def _samples(self, prompt: Prompt, own: int, n: int) -> int:
         """How many of n completions of one prompt are held at once."""
@@ -280,34 +286,22 @@ class TokenPolicy(TorchPolicy):
         return rows_of(self.costs(batch), self.micro_batch_tokens, padded=True)
 
     def forward_decisions(self, batch: Batch, needs: frozenset[str], references: References) -> Evaluation:
-        tokens = batch.payload["tokens"]
-        hidden = self._hidden(batch.payload)
         rows, columns = batch.mask.nonzero(as_tuple=True)
-        logits = self.logits(hidden[rows, columns])
-        all_log_probs = (logits / batch.payload["temperature"][rows]).log_softmax(-1)
-        picked = all_log_probs.gather(-1, tokens[rows, columns, None])[:, 0]
+        tokens, temperature = batch.payload["tokens"][rows, columns], batch.payload["temperature"][rows]
+        names = [need[3:] for need in sorted(needs) if need.startswith("kl:")]
+        with torch.no_grad():
+            others = {name: (references[name], references[name].deciding(batch)) for name in names}
+        hidden, entropy = self.deciding(batch), "entropy" in needs
+        scores = token_scores(self, hidden, tokens, temperature, entropy=entropy, others=others)
+        found = {
+            name: values.new_zeros(batch.mask.shape).index_put((rows, columns), values)
+            for name, values in scores.items()
+        }
+        return Evaluation(found["log_probs"], found.get("entropy"), kl={name: found[f"kl:{name}"] for name in names})
 
-        def spread(values: Tensor) -> Tensor:
-            return values.new_zeros(batch.mask.shape).index_put((rows, columns), values)
-
-        entropy = None
-        if "entropy" in needs:
-            entropy = spread(-(all_log_probs.exp() * all_log_probs.clamp(min=-1e4)).sum(-1))
-        divergences = {}
-        for need in sorted(needs):
-            if need.startswith("kl:"):
-                theirs = references[need[3:]].all_log_probs(batch)
-                gap = (all_log_probs - theirs).masked_fill(all_log_probs.isneginf(), 0.0)
-                divergences[need[3:]] = spread((all_log_probs.exp() * gap).sum(-1))
-        return Evaluation(spread(picked), entropy, kl=divergences)
-
-    @torch.no_grad()
-    def all_log_probs(self, batch: Batch) -> Tensor:
-        """[N, V] of every token at the decided places, without a graph."""
-        hidden, (rows, columns) = self._hidden(batch.payload), batch.mask.nonzero(as_tuple=True)
-        logits = self.logits(hidden[rows, columns])
-        log_probs: Tensor = (logits / batch.payload["temperature"][rows]).log_softmax(-1)
-        return log_probs
+    def deciding(self, batch: Batch) -> Tensor:
+        """[N, D] hidden that predict the decided tokens."""
+        return self._hidden(batch.payload)[batch.mask.nonzero(as_tuple=True)]
 
     def _hidden(self, payload: Mapping[str, Any]) -> Tensor:
         """[B, T, D] hidden that predict each token, up to the last of any row; zeros in replies that show images."""

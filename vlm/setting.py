@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ..errors import UsageError
 from ..trainers import setting as shared
 from ..trainers.config import BY_MODEL, RunConfig, grouped
-from ..trainers.ranges import Amount, Count, Whole
+from ..trainers.ranges import Amount, Count, Share, Whole
 from ..working import LONG, working
 
 if TYPE_CHECKING:
@@ -84,6 +84,13 @@ class LanguageConfig(RunConfig):
     """Gigabytes for prepared questions, pixels included, and as many for what a frozen vision tower saw."""
     freeze_vision: bool = grouped("model", True)
     """Leave a loaded model's vision tower as it is, and keep what it saw over epochs."""
+    gradient_checkpointing: Share | None = grouped("model", None)
+    """Share of a loaded model's layers that are recomputed in backward, 0 to 1: less memory for more arithmetic. None:
+    1 above a billion parameters, else 0."""
+    attn_implementation: str = grouped("model", "")
+    """Of a loaded model, as transformers calls it: sdpa, eager, flash_attention_2; empty is its own."""
+    device_map: str = grouped("model", "")
+    """Spreads a loaded model over this process's devices, as accelerate calls it: auto, balanced; empty takes one."""
     data: str = grouped("data", "")
     """FILE.jsonl, .json, .csv, .tsv or .parquet, or OWNER/NAME@CONFIG:SPLIT of the hub, with prompt, image, answer,
     category, demonstration; empty takes the small world of scenes, or sums for a model that does not see."""
@@ -395,12 +402,15 @@ def load_policy(config: LanguageConfig) -> TokenPolicy:
     if config.lora_rank and not saved:
         options |= {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha or None}
     options["dtype"] = compute if config.lora_rank or saved else torch.float32
-    if device().type == "cpu" and compute == torch.bfloat16:
+    options["gradient_checkpointing"] = config.gradient_checkpointing
+    options["attn_implementation"] = config.attn_implementation or None
+    if device().type == "cpu" and compute == torch.bfloat16 and not config.attn_implementation:
         options["attn_implementation"] = "eager"  # the fused kernel is slower for one query at a time
+    options |= {"device_map": config.device_map} if config.device_map else {"device": device()}
     if not config.chat:
         options["renderer"] = partial(_renderer(config.renderer), chat=False)
     with working(f"loading {config.model}", after=LONG):
-        policy = TokenPolicy.from_pretrained(source, device=device(), **options)
+        policy = TokenPolicy.from_pretrained(source, **options)
     policy.hold_in_float32()
     policy.renderer.store.limit = int(config.cache_gb * 1e9)
     return policy

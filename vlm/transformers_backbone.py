@@ -9,8 +9,8 @@ the log says why, and every completion is read with its prompt, which is slower 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from functools import cached_property
 from typing import Any, Self, cast
@@ -24,6 +24,7 @@ from transformers.cache_utils import DynamicLayer
 
 from ..errors import UsageError
 from .backbone import Prompt, State
+from .checkpointing import layers_of, lent, recomputed
 from .keeping import FeatureCache
 from .memory import Fold, Memory, Said, again, picked, picker, unfolded
 from .renderer import Features, Renderer
@@ -38,12 +39,11 @@ class TransformersBackbone:
         model: with a head; positions are given explicitly, so state that a model stores (Qwen's rope deltas) is unused.
         renderer: of the model's family, which knows its quirks; policies share it with their forks.
         feature_bytes: limit of the features that are kept while the vision tower is frozen; 0 keeps none.
-        checkpointing: recompute layers in the backward pass. transformers cannot do this on a shared prefix, so
-            training then reads every completion with its prompt; sampling still shares.
+        checkpointing: share of the layers that are recomputed in the backward pass.
     """
 
     def __init__(
-        self, model: nn.Module, renderer: Renderer, *, feature_bytes: int = 2**30, checkpointing: bool = False
+        self, model: nn.Module, renderer: Renderer, *, feature_bytes: int = 2**30, checkpointing: float = 0.0
     ) -> None:
         self.module, self.renderer = model, renderer
         self.banned = tuple(sorted(set(renderer.banned)))
@@ -53,8 +53,7 @@ class TransformersBackbone:
         self._shares: bool | None = None
         self._plain_head: bool | None = None
         self._lean = False
-        if checkpointing:
-            self.inner.activation_checkpointing_enable({"use_reentrant": False})
+        layers_of(self.base, checkpointing)  # refused at once where they are not known
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         other = object.__new__(type(self))
@@ -106,7 +105,7 @@ class TransformersBackbone:
     def shares(self) -> bool:
         if self._shares is None:
             self._try_out()
-        return bool(self._shares) and not (self.checkpointing and torch.is_grad_enabled())
+        return bool(self._shares)
 
     def _try_out(self) -> None:
         """Read six tokens in one part and in two, once, and look whether the head is the linear layer it seems."""
@@ -189,7 +188,8 @@ class TransformersBackbone:
     def _read_once(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Memory]:
         nothing = torch.zeros(len(prompts), 0, dtype=torch.long)
         inputs, mask, following = self._inputs(prompts, nothing, nothing.bool())
-        output = self.base(**inputs, past_key_values=self._new_cache(), use_cache=True)
+        with self._recomputing():
+            output = self.base(**inputs, past_key_values=self._new_cache(), use_cache=True)
         padded = not bool(mask.all())
         state = Memory(output.past_key_values, mask.to(self.device), following.to(self.device), padded=padded)
         return output.last_hidden_state[:, -1].to(self.device), state
@@ -213,13 +213,14 @@ class TransformersBackbone:
         steps = known.positions[:, None] + mask.cumsum(1) - 1
         cache = again(known.cache)
         seen = torch.cat([known.mask, mask], 1)
-        output = self.decoder(
-            input_ids=tokens,
-            attention_mask=seen.long() if known.padded else None,
-            position_ids=self.axes(steps.clamp(min=0)),
-            past_key_values=cache,
-            use_cache=True,
-        )
+        with self._recomputing():
+            output = self.decoder(
+                input_ids=tokens,
+                attention_mask=seen.long() if known.padded else None,
+                position_ids=self.axes(steps.clamp(min=0)),
+                past_key_values=cache,
+                use_cache=True,
+            )
         # Padding on the right is seen by nobody in this chunk, but by whoever reads on after it.
         following = known.positions + mask.sum(1)
         hidden = output.last_hidden_state.to(self.device)
@@ -271,6 +272,8 @@ class TransformersBackbone:
         if isinstance(known.cache, Said):
             pick = picker(index, known.mask.shape[0], known.mask.device)
             return Memory(known.cache.rows(index), pick(known.mask), pick(known.positions), padded=True)
+        if self._recomputed and torch.is_grad_enabled():
+            return lent(known, index)
         return picked(known, index, fold=self._folds and not torch.is_grad_enabled())
 
     @cached_property
@@ -306,18 +309,12 @@ class TransformersBackbone:
             hidden = hidden.to(layer.weight.dtype)
         return self.renderer.scale_logits(layer(hidden), self.inner.config)
 
-    @contextmanager
-    def _recomputing(self) -> Iterator[None]:
-        """Layers recompute themselves in training mode only; nothing below them may notice, or dropout would start."""
-        layers = [m for m in self.inner.modules() if getattr(m, "gradient_checkpointing", False)]
-        before = [layer.training for layer in layers]
-        try:
-            for layer in layers:
-                layer.training = self.checkpointing and torch.is_grad_enabled()
-            yield
-        finally:
-            for layer, was in zip(layers, before, strict=True):
-                layer.training = was
+    @cached_property
+    def _recomputed(self) -> list[nn.Module]:
+        return layers_of(self.base, self.checkpointing)
+
+    def _recomputing(self) -> AbstractContextManager[None]:
+        return recomputed(self._recomputed)
 
     # --- what a model wants to be told -----------------------------------------------------------
 
