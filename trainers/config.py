@@ -232,6 +232,14 @@ class RunConfig(
         if self.minibatches is not None and self.batch_size is not None:
             raise UsageError("minibatches and batch_size say the same: give --minibatches or --batch-size")
 
+    def plan(self) -> str:
+        """What a run will take, in lines, before anything is loaded.
+
+        Raises:
+            UsageError: nobody counts it for this recipe.
+        """
+        raise UsageError("there is no plan for this recipe: --dry-run measures one round")
+
     @classmethod
     def tiny(cls, **changes: Any) -> Self:
         """The preset of two small steps."""

@@ -10,7 +10,9 @@ holds the whole batch, evaluation keeps its graph and nothing is computed twice.
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+import gc
+import logging
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar
@@ -27,7 +29,10 @@ from .weights import frozen_tensors, move, trained_names
 References = Mapping[str, Any]
 """Frozen policies by name, for exact divergences."""
 
+logger = logging.getLogger(__name__)
+
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -134,6 +139,9 @@ class TorchPolicy(Actor):
         Where one piece holds it, the graph is kept by what is returned, for one ``backward`` with its cotangents.
         """
         names, others = frozenset(needs), dict(references or {})
+        return self._within_memory(batch, lambda: self._evaluated(batch, names, others))
+
+    def _evaluated(self, batch: Batch, names: frozenset[str], others: dict[str, Any]) -> Evaluation:
         pieces = self.pieces(batch)
         if len(pieces) == 1 and torch.is_grad_enabled():
             now = self._forward(batch, names, others)
@@ -147,6 +155,19 @@ class TorchPolicy(Actor):
 
     def backward(self, batch: Batch, cotangents: Evaluation) -> None:
         """Add the gradient of <cotangents, evaluation> to the parameters' ``grad``."""
+        before = [(weight, weight.grad) for weight in self.parameters()]
+
+        def afresh() -> None:  # what a piece without memory left behind is dropped
+            for weight, _ in before:
+                weight.grad = None
+            self._pull_pieces(batch, cotangents)
+
+        self._within_memory(batch, afresh)
+        for weight, gradient in before:
+            if gradient is not None:
+                weight.grad = gradient if weight.grad is None else gradient.add_(weight.grad)
+
+    def _pull_pieces(self, batch: Batch, cotangents: Evaluation) -> None:
         given, graph = cotangents.tensors(), cotangents.graph or Graph(batch)
         if graph.batch is batch and (kept := graph.kept.take()) is not None:
             _pull(kept, given)
@@ -156,6 +177,28 @@ class TorchPolicy(Actor):
             now = self._forward(batch.select(rows), needs, graph.references)
             _pull(now, {name: _taken(t, rows, batch) for name, t in given.items()})
             del now  # what nobody asked for has a graph too, which would live beside the next piece's
+
+    # memory
+
+    def _within_memory(self, batch: Batch, work: Callable[[], Result]) -> Result:
+        """Work on a batch in pieces; when memory does not suffice, again in smaller ones, from now on."""
+        while True:
+            try:
+                return work()
+            except torch.OutOfMemoryError:
+                if not self.halve(batch):
+                    raise
+            free_cache()
+
+    def halve(self, batch: Batch) -> bool:
+        """Hold half as much at once in learning; False where every piece is one row already."""
+        largest = most = max(len(rows) for rows in self.pieces(batch))
+        while most == largest > 1:
+            self.micro_batch_rows = max(1, self.micro_batch_rows // 2)
+            most = max(len(rows) for rows in self.pieces(batch))
+        if largest > 1:
+            logger.warning("out of memory in learning: micro_batch_rows is %d from now on", self.micro_batch_rows)
+        return largest > 1
 
     # weights: what is trained is a policy's own, all else is shared with its forks
 
@@ -233,6 +276,13 @@ def _taken(tensor: Tensor, rows: Tensor, batch: Batch) -> Tensor:
     if rows.ndim == 1:
         return tensor[rows]
     return torch.unflatten(tensor, 1, (batch.decided.shape[1], -1))[rows[:, 0], rows[:, 1]]
+
+
+def free_cache() -> None:
+    """Give back what the allocator of a GPU keeps, after it did not suffice."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def cut(items: Iterable[tuple[Item, Cost]], limit: int, padded: bool = False) -> Iterator[list[Item]]:

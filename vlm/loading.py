@@ -69,7 +69,7 @@ def assemble(
     model.eval()
     if lora_rank is not None:
         if lora_targets is None or (freeze_vision and lora_targets == "all-linear"):
-            lora_targets = _of_language(model)
+            lora_targets = of_language(model)
         elif freeze_vision:
             lora_targets = _outside_the_tower(model, lora_targets)
         add_lora(model, lora_rank, lora_targets, alpha=lora_alpha, seed=seed)
@@ -115,12 +115,12 @@ def load(
     from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 
     adapters = Path(name) / CONFIG
-    source = _base_of(adapters) if adapters.is_file() else name
+    source = base_of(adapters) if adapters.is_file() else name
     if Path(source).is_dir():
         source = str(Path(source).resolve())  # adapters name it, and are read from anywhere
     with loading(source):
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    auto, sees = _model_class(config, source)
+    auto, sees = model_class(config, source)
     named = {"attn_implementation": attn_implementation, "device_map": device_map}
     given = {key: value for key, value in named.items() if value is not None}
     with loading(source):
@@ -133,7 +133,7 @@ def load(
     return model if device is None else model.to(device), processor, rest
 
 
-def _base_of(adapters: Path) -> str:
+def base_of(adapters: Path) -> str:
     """The model that adapters are of: a folder, as it stands or beside theirs, or a hub name."""
     source = read_object(adapters).get("base_model_name_or_path")
     if not source or not isinstance(source, str):
@@ -146,7 +146,7 @@ def _base_of(adapters: Path) -> str:
     return source
 
 
-def _model_class(config: Any, source: str) -> tuple[Any, bool]:
+def model_class(config: Any, source: str) -> tuple[Any, bool]:
     """The auto class of a configuration, and whether it takes images."""
     from transformers import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -166,7 +166,7 @@ def _model_class(config: Any, source: str) -> tuple[Any, bool]:
     )
 
 
-def _of_language(model: Any) -> list[str]:
+def of_language(model: Any) -> list[str]:
     """Full names of the linear layers of the language model."""
     parts = {id(part) for part in model.get_decoder().modules()}
     return [name for name, part in model.named_modules() if isinstance(part, nn.Linear) and id(part) in parts]

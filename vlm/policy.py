@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import unknown
-from ..trainers.policy import Cost, References, TorchPolicy, collate, cut, rows_of, stack
+from ..trainers.policy import Cost, References, TorchPolicy, collate, cut, free_cache, rows_of, stack
 from ..trainers.randomness import generator
 from ..types import Batch, Decisions, Evaluation, Key, Mode, Once, Rollout, Task
 from .backbone import Backbone, Prompt, State
@@ -96,7 +96,26 @@ class TokenPolicy(TorchPolicy):
             for rows, prompts, samples in self.together(tasks, n):
                 whole = keep and len(rows) * len(samples) == len(tasks) * n and self._one_piece(tasks, prompts, n)
                 some = [tasks[row] for row in rows]
-                rollouts += self._complete(some, prompts, samples, key, greedy, temperature, whole)
+                rollouts += self._held(some, prompts, samples, (key, greedy, temperature, whole))
+        return rollouts
+
+    def _held(
+        self, tasks: Sequence[Task], prompts: Sequence[Prompt], samples: range, how: tuple[Key, bool, float, bool]
+    ) -> list[Rollout]:
+        """Completions sampled at once; where memory does not suffice, in parts, from now on."""
+        try:
+            return self._complete(tasks, prompts, samples, *how)
+        except torch.OutOfMemoryError:
+            if len(tasks) * len(samples) == 1:
+                raise
+        free_cache()
+        while (parts := list(self.together(tasks, len(samples)))) and len(parts) == 1:
+            self.sample_tokens = max(1, self.sample_tokens // 2)
+        log.warning("out of memory in sampling: sample_tokens is %d from now on", self.sample_tokens)
+        rollouts: list[Rollout] = []
+        for rows, some, part in parts:
+            shifted = range(samples.start + part.start, samples.start + part.stop)
+            rollouts += self._held([tasks[row] for row in rows], some, shifted, (*how[:3], False))
         return rollouts
 
     def together(
@@ -284,6 +303,15 @@ class TokenPolicy(TorchPolicy):
 
     def pieces(self, batch: Batch) -> list[Tensor]:
         return rows_of(self.costs(batch), self.micro_batch_tokens, padded=True)
+
+    def halve(self, batch: Batch) -> bool:
+        largest = most = max(len(rows) for rows in self.pieces(batch))
+        while most == largest > 1:
+            self.micro_batch_tokens = max(1, self.micro_batch_tokens // 2)
+            most = max(len(rows) for rows in self.pieces(batch))
+        if largest > 1:
+            log.warning("out of memory in learning: micro_batch_tokens is %d from now on", self.micro_batch_tokens)
+        return largest > 1
 
     def forward_decisions(self, batch: Batch, needs: frozenset[str], references: References) -> Evaluation:
         rows, columns = batch.mask.nonzero(as_tuple=True)

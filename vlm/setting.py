@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..trainers.learner import AnchorSet
     from ..trainers.runs.run_folder import RunFolder
     from ..types import Advantage, Learner, Objective, RewardFunction, Rollout, Task
+    from .plan import TokenPlan
     from .policy import TokenPolicy
     from .questions import Questions
     from .small.rereading import OwnEyes
@@ -91,6 +92,9 @@ class LanguageConfig(RunConfig):
     """Of a loaded model, as transformers calls it: sdpa, eager, flash_attention_2; empty is its own."""
     device_map: str = grouped("model", "")
     """Spreads a loaded model over this process's devices, as accelerate calls it: auto, balanced; empty takes one."""
+    memory_gb: Amount = grouped("model", 0.0)
+    """Gigabytes of the device that a run with a loaded model plans with; 0: nine tenths of what is free on a GPU, and
+    on a CPU no plan."""
     data: str = grouped("data", "")
     """FILE.jsonl, .json, .csv, .tsv or .parquet, or OWNER/NAME@CONFIG:SPLIT of the hub, with prompt, image, answer,
     category, demonstration; empty takes the small world of scenes, or sums for a model that does not see."""
@@ -106,12 +110,13 @@ class LanguageConfig(RunConfig):
     """Most tokens of an answer."""
     sample_tokens: Count = grouped("sampling", BY_MODEL)
     """Tokens held in memory at once in sampling: prompts, once where their answers share them, and answers at their
-    longest."""
+    longest. With a plan None is as many as there is room for."""
     decoder: Literal["auto", "static", "eager"] = grouped("sampling", "auto")
     """How a loaded model says token after token: static, in fixed shapes, which a GPU replays as one CUDA graph per
     step; or eager, operator by operator. auto is static on a GPU."""
     micro_batch_tokens: Count = grouped("optimisation", BY_MODEL)
-    """Tokens held in memory at once in learning, counted alike; gradients are those of the whole batch."""
+    """Tokens held in memory at once in learning, counted alike; gradients are those of the whole batch. With a plan
+    None is as many as there is room for."""
     max_steps: int = 320
     lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
     tools: tuple[str, ...] = grouped("sampling", ())
@@ -139,6 +144,11 @@ class LanguageConfig(RunConfig):
     """Held-out questions per type that are sampled."""
     shown: Whole = grouped("logging", 12)
     """Answers before and after that the run keeps to be read."""
+
+    def plan(self) -> str:
+        if is_small(self):
+            return "plan: the small default model takes some MiB, whatever is asked"
+        return str(plan_of(self, always=True))
 
 
 SMALL_READS = (
@@ -334,7 +344,11 @@ def start(config: LanguageConfig, folder: RunFolder | None = None, *, labels: bo
     from .rows import decode
 
     settle(config, is_small(config))
-    config = shared.settled(config, is_small(config), folder)
+    plan = None if is_small(config) else plan_of(config)
+    if plan is not None and is_main():
+        print(plan)
+    computed = {} if plan is None else plan.settings()
+    config = shared.settled(config, is_small(config), folder, **computed)
     if is_small(config):
         torch.set_num_threads(1)  # more gain nothing at this size
     began = None if folder is None else folder.config
@@ -351,6 +365,22 @@ def start(config: LanguageConfig, folder: RunFolder | None = None, *, labels: bo
         policy.check_tasks(list(own.everything()))
     questions = own or ask(config, policy, labels)
     return Setting(config, policy, policy.fork("start"), questions, _encoded(config, policy, questions))
+
+
+def plan_of(config: LanguageConfig, always: bool = False) -> TokenPlan | None:
+    """What a run with a loaded model will take; None where nobody says how much there is, unless it is asked for."""
+    from ..trainers.distributed import device
+    from ..trainers.peak import free_memory
+
+    budget = int(config.memory_gb * 1e9) or free_memory(device())
+    if budget is None and not always:
+        return None
+    from .plan import Planner
+
+    held = {"sample_tokens", "micro_batch_tokens"} if budget is not None else set()
+    filled = {name: value for name, value in config.taken(False).items() if name not in held}
+    with working(f"planning for {config.model}", after=LONG):
+        return Planner(replace(config, **filled)).plan(budget)
 
 
 def is_small(config: LanguageConfig) -> bool:
@@ -391,11 +421,7 @@ def load_policy(config: LanguageConfig) -> TokenPolicy:
         policy = glimpse_policy(folder, **options)
         policy.module.to(device())
         return policy
-    source = config.model
-    if source == "smollm2":
-        from .smollm import smollm2
-
-        source = str(smollm2())
+    source = source_of(config)
     options |= {"seed": config.seed, "freeze_vision": config.freeze_vision, "renderer": config.renderer or None}
     options["feature_bytes"] = int(config.cache_gb * 1e9)
     saved = (Path(source) / "adapter_config.json").is_file()  # adapters, which are trained further
@@ -414,6 +440,15 @@ def load_policy(config: LanguageConfig) -> TokenPolicy:
     policy.hold_in_float32()
     policy.renderer.store.limit = int(config.cache_gb * 1e9)
     return policy
+
+
+def source_of(config: LanguageConfig) -> str:
+    """The folder or hub name of a loaded model."""
+    if config.model == "smollm2":
+        from .smollm import smollm2
+
+        return str(smollm2())
+    return config.model
 
 
 def _renderer(name: str) -> Any:

@@ -154,6 +154,10 @@ def _run(words: Sequence[str], places: Sequence[str] = ()) -> int:
     recipe = find_recipe(name)
     module = recipe.load()
     options = _options(recipe.name, module.Config.tiny() if "--debug" in words else module.Config(), given, words)
+    if options.plan:
+        with _bad_input():
+            print(options.config.plan())
+        return 0
     if options.dry_run:
         return _dry_run(module, recipe.name, options.config, places, command)
     path = options.output_dir or free_folder(recipe.name)

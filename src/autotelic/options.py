@@ -209,6 +209,7 @@ def run_options(config: Any) -> Any:
     where = tyro.conf.arg(help="Folder of the run; the first free runs/NAME-n if not given.")
     use = tyro.conf.arg(help="Plugins to import first: FILE.py or package.module each.")
     dry = tyro.conf.arg(help="Build everything, act and learn one scratch round, print what a round takes, and end.")
+    plan = tyro.conf.arg(help="Print what sampling and learning will take, counted without the weights, and end.")
     debug = tyro.conf.arg(help="Start from the preset of two small steps.")
     groups = groups_of(type(config))
 
@@ -223,6 +224,7 @@ def run_options(config: Any) -> Any:
             ("use", Annotated[tuple[str, ...], use], field(default=())),  # taken out before; here to be shown
             ("output_dir", Annotated[Path | None, where], field(default=None)),
             ("dry_run", Annotated[tyro.conf.FlagCreatePairsOff[bool], dry], field(default=False)),
+            ("plan", Annotated[tyro.conf.FlagCreatePairsOff[bool], plan], field(default=False)),
             ("debug", Annotated[tyro.conf.FlagCreatePairsOff[bool], debug], field(default=False)),
             *((group, kind, field(default=kind())) for group, kind in kinds.items()),
         ],

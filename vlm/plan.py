@@ -1,0 +1,292 @@
+"""What sampling and learning will take, counted on fake tensors of the run's own model before its weights are loaded.
+
+The decoder runs on shapes without data, with the very checkpointing and the very chunks of the head that learning uses,
+and every storage is counted while it is alive. What is not run is arithmetic: keys and values while decoding, logits of
+a step, the vision tower, gradients and AdamW's moments. Not counted: what allocator and kernels keep for themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from ..errors import UsageError
+from ..trainers.lora import CONFIG, add_lora
+from ..trainers.peak import GIB, Peak, fake
+from .checkpointing import LARGE, Lent, layers_of, recomputed
+from .loading import base_of, model_class, of_language
+from .memory import Growing
+from .token_scores import token_scores
+
+if TYPE_CHECKING:
+    from .setting import LanguageConfig
+
+PICTURED, WRITTEN = 1200, 400
+"""Tokens that a question is taken to have: with a picture of about a megapixel, and without."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of what is held at once: questions of so many tokens, completions of each, tokens of one."""
+
+    questions: int
+    question: int
+    completions: int
+    completion: int
+
+    @property
+    def rows(self) -> int:
+        return self.questions * self.completions
+
+    @property
+    def tokens(self) -> int:
+        """As ``sample_tokens`` and ``micro_batch_tokens`` count them."""
+        return self.questions * self.question + self.rows * self.completion
+
+    def within(self, tokens: int) -> Shape:
+        """As many questions with all their completions as so many tokens hold, or a part of one's completions."""
+        each = replace(self, questions=1)
+        if each.tokens <= tokens:
+            return replace(self, questions=min(self.questions, tokens // each.tokens))
+        several = (tokens - self.question) // self.completion
+        return replace(each, completions=min(self.completions, max(1, several)))
+
+
+@dataclass(frozen=True)
+class TokenPlan:
+    """An estimate in bytes.
+
+    Attributes:
+        weights: all of them. training: gradients, AdamW's moments and copies of what is trained.
+        sampling, learning: what each takes beside them, at its most.
+        sampled, learned: what is held at once then.
+        whole: what a round asks and answers in all.
+        checkpointing: share of the layers that are recomputed.
+        budget: what there is; None is unknown.
+    """
+
+    weights: int
+    training: int
+    sampling: int
+    learning: int
+    sampled: Shape
+    learned: Shape
+    whole: Shape
+    checkpointing: float
+    budget: int | None = None
+
+    def settings(self) -> dict[str, int]:
+        """The config's numbers of tokens that hold this."""
+        return {"sample_tokens": self.sampled.tokens, "micro_batch_tokens": self.learned.tokens}
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.training + max(self.sampling, self.learning)
+
+    def __str__(self) -> str:
+        def held(shape: Shape, name: str) -> str:
+            return f"{shape.rows} of {self.whole.rows} rows at once ({name} {shape.tokens})"
+
+        budget = "" if self.budget is None else f" of {self.budget / GIB:.1f}"
+        return "\n".join(
+            [
+                f"plan: {self.total / GIB:.1f}{budget} GiB at the most, with questions of {self.whole.question} tokens",
+                f"  weights {self.weights / GIB:.1f} GiB; training {self.training / GIB:.1f} GiB",
+                f"  sampling {self.sampling / GIB:.1f} GiB: {held(self.sampled, 'sample_tokens')}",
+                f"  learning {self.learning / GIB:.1f} GiB: {held(self.learned, 'micro_batch_tokens')}, "
+                f"{self.checkpointing:.0%} of the layers recomputed",
+            ]
+        )
+
+
+class Planner:
+    """Counts for one config; its model stands on fake tensors.
+
+    Raises:
+        UsageError: no such model, or one that cannot be counted.
+    """
+
+    def __init__(self, config: LanguageConfig) -> None:
+        self.config = config
+        self.model, self.sees = skeleton(config)
+        with self._faked():
+            fake(self.model)
+        weights = list(self.model.parameters())
+        trained = [weight for weight in weights if weight.requires_grad]
+        share = config.gradient_checkpointing
+        self.checkpointing = float(sum(w.numel() for w in weights) > LARGE) if share is None else share
+        self._known: dict[tuple[str, Shape], int] = {}
+        self.weights = sum(_bytes(weight) for weight in weights)
+        copies = 1 + 2 * (config.gate != "none")  # the start, a gate's two
+        self.training = sum(4 * weight.numel() * (3 + copies) for weight in trained)
+        self.autocast = None if config.dtype == "fp32" else torch.bfloat16
+        question = PICTURED if self.sees else WRITTEN
+        self.whole = Shape(config.tasks_per_step, question, config.group_size, config.max_new_tokens)
+
+    def plan(self, budget: int | None) -> TokenPlan:
+        """The plan for the config's numbers of tokens; those that it leaves open are the largest that a budget holds.
+
+        Args:
+            budget: bytes; needed where the config leaves a number open.
+
+        Raises:
+            UsageError: the budget does not hold one row.
+        """
+        sample, learn = self.config.sample_tokens, self.config.micro_batch_tokens
+        sampled = self.whole.within(sample) if sample else self._largest(self.sampling, budget, "sampling")
+        learned = self.whole.within(learn) if learn else self._largest(self.learning, budget, "learning")
+        taken = self.sampling(sampled), self.learning(learned)
+        return TokenPlan(self.weights, self.training, *taken, sampled, learned, self.whole, self.checkpointing, budget)
+
+    def _largest(self, measure: Any, budget: int | None, name: str) -> Shape:
+        assert budget is not None
+        left, one = budget - self.weights - self.training, replace(self.whole, questions=1, completions=1)
+        few = self.whole.within(self.whole.question + 4 * self.whole.completion)
+        if measure(few) > left and measure(one) > left:
+            needed = (self.weights + self.training + measure(one)) / GIB
+            raise UsageError(
+                f"{name} of one answer takes {needed:.1f} GiB with this model, of which {budget / GIB:.1f} are there: "
+                "give a smaller --max-new-tokens, --gradient-checkpointing 1, a smaller model or a larger --memory-gb"
+            )
+        more = self.whole.within(2 * replace(self.whole, questions=1).tokens)
+        slope = max(1.0, (measure(more) - measure(few)) / max(1, more.tokens - few.tokens))
+        found = self.whole.within(max(one.tokens, few.tokens + int(0.98 * (left - measure(few)) / slope)))
+        while measure(found) > left and found.rows > 1:  # not quite linear
+            found = self.whole.within(int(0.95 * found.tokens) if found.rows > 2 else one.tokens)
+        return found
+
+    # --- what is counted -------------------------------------------------------------------------
+
+    def sampling(self, shape: Shape) -> int:
+        """Bytes beside the weights: reading the questions, or keys, values and logits of decoding them."""
+        text = self.model.config.get_text_config()
+        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        token = 2 * 2 * text.num_hidden_layers * heads * size  # in 16 bits
+        # Completions share their question's keys until a quarter has ended; then the others get copies of their own,
+        # beside what was there. Both have room for half as much again.
+        apart = 3 * shape.rows * (shape.question + shape.completion) // 4
+        kept = 3 * token * (shape.tokens + apart) // 2
+        logits = 28 * shape.rows * text.vocab_size  # three times in float32, twice in float64
+        with self._faked(), torch.no_grad():
+            reading = self._most("reading", replace(shape, completions=0), lambda: self._read(shape))
+        return int(max(reading + self._tower(shape), kept + logits))
+
+    def learning(self, shape: Shape) -> int:
+        """Bytes beside the weights, gradients and moments: a piece forward and backward."""
+
+        def work() -> None:
+            scores = self._scores(shape)
+            torch.autograd.backward(list(scores.values()), [torch.ones_like(each) for each in scores.values()])
+
+        gradients = sum(_bytes(weight) for weight in self.model.parameters() if weight.requires_grad)  # told apart
+        with self._faked():
+            return max(0, self._most("learning", shape, work) - gradients)
+
+    def _most(self, name: str, shape: Shape, work: Callable[[], Any]) -> int:
+        """Bytes that work takes at its most; each kind and shape is counted once."""
+        if (name, shape) not in self._known:
+            self._known[name, shape] = self._counted(work)
+        return self._known[name, shape]
+
+    def _counted(self, work: Callable[[], Any]) -> int:
+        with Peak() as peak:
+            for weight in self.model.parameters():
+                weight.grad = None
+                peak.add(weight)
+            for buffer in self.model.buffers():
+                peak.add(buffer)
+            before = peak.now
+            with torch.autocast("cpu", self.autocast, enabled=self.autocast is not None):
+                work()
+            return int(peak.most - before)
+
+    def _tower(self, shape: Shape) -> int:
+        """Of a vision tower that looks at every question's picture, four patches to a token."""
+        vision = getattr(self.model.config, "vision_config", None)
+        if vision is None:
+            return 0
+        width = 10 * vision.hidden_size + 3 * getattr(vision, "intermediate_size", 4 * vision.hidden_size)
+        return int(2 * 4 * shape.questions * shape.question * width)
+
+    def _read(self, shape: Shape) -> Any:
+        ids = torch.zeros(shape.questions, shape.question, dtype=torch.long)
+        cache = DynamicCache(config=self.model.config)
+        return self._decoder(ids, torch.arange(shape.question), cache)
+
+    def _scores(self, shape: Shape) -> dict[str, Tensor]:
+        layers = layers_of(self.model.base_model, self.checkpointing)
+
+        def pick(tensor: Tensor) -> Tensor:
+            return tensor.repeat_interleave(shape.completions, 0)
+
+        with recomputed(layers):
+            read = self._read(shape)
+            known, cache = read.past_key_values.layers, DynamicCache()
+            if layers:
+                cache.layers = [Lent(layer.keys, layer.values, pick) for layer in known]
+            else:
+                cache.layers = [Growing(pick(layer.keys), pick(layer.values)) for layer in known]
+            further = torch.zeros(shape.rows, max(1, shape.completion - 1), dtype=torch.long)
+            places = shape.question + torch.arange(further.shape[1])
+            later = self._decoder(further, places, cache).last_hidden_state
+        hidden = torch.cat([pick(read.last_hidden_state[:, -1:]), later], 1).flatten(0, 1)
+        del read, later, known, cache
+        head = self.model.get_output_embeddings()
+        policy: Any = SimpleNamespace(logits=lambda h: head(h).float())
+        tokens, ones = torch.zeros(len(hidden), dtype=torch.long), torch.ones(len(hidden), 1)
+        return token_scores(policy, hidden, tokens, ones, entropy=bool(self.config.entropy_coef), others={})
+
+    def _decoder(self, ids: Tensor, places: Tensor, cache: Any) -> Any:
+        axes = (3,) if hasattr(self.model.base_model, "get_rope_index") else ()
+        positions = places.expand(*axes, *ids.shape)
+        return self.model.get_decoder()(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)
+
+    @contextmanager
+    def _faked(self) -> Iterator[None]:
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        if not hasattr(self, "_mode"):
+            self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        with self._mode:
+            yield
+
+
+def skeleton(config: LanguageConfig) -> tuple[Any, bool]:
+    """The config's model on the meta device, with its adapters and what it trains, and whether it sees."""
+    from pathlib import Path
+
+    from transformers import AutoConfig
+
+    from ..rewards.models.weights import loading
+    from .setting import source_of
+
+    source = source_of(config)
+    adapters = Path(source) / CONFIG
+    source = base_of(adapters) if adapters.is_file() else source
+    with loading(source):
+        described = AutoConfig.from_pretrained(source)
+    auto, sees = model_class(described, source)
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    dtype = dtypes.get(config.dtype) or getattr(described, "dtype", None) or torch.float32
+    with torch.device("meta"):
+        model: Any = auto.from_config(described, dtype=dtype, attn_implementation="sdpa")
+        model.eval()
+        if config.lora_rank:
+            add_lora(model, config.lora_rank, of_language(model))
+    if config.freeze_vision:
+        text = {id(weight) for weight in model.get_decoder().parameters()}
+        for weight in model.base_model.parameters():
+            weight.requires_grad_(weight.requires_grad and id(weight) in text)
+    return model, sees
+
+
+def _bytes(tensor: Tensor | nn.Parameter) -> int:
+    return tensor.numel() * tensor.element_size()
