@@ -114,6 +114,17 @@ def test_a_budget_too_small_for_one_row_is_one_line(tmp_path: Path) -> None:
 # --- what a plan did not foresee ------------------------------------------------------------------------------------
 
 
+class Slot:
+    """Some bytes of a card, until it is dropped."""
+
+    def __init__(self, card: Card, size: int) -> None:
+        self.card, self.size = card, size
+        card.held += size
+
+    def __del__(self) -> None:
+        self.card.held -= self.size
+
+
 class Card:
     """A card that holds so many saved bytes: autograd's hooks raise above it, as an allocator does."""
 
@@ -122,21 +133,12 @@ class Card:
         self.weights = {weight.data_ptr() for weight in policy.module.parameters()}
 
     def pack(self, tensor: Tensor) -> tuple[Tensor, Any]:
-        card = self
-
-        class Slot:
-            def __init__(self) -> None:
-                card.held += tensor.nbytes
-
-            def __del__(self) -> None:
-                card.held -= tensor.nbytes
-
         if tensor.data_ptr() in self.weights:
             return tensor, None
         if self.held + tensor.nbytes > self.limit:
             self.raised += 1
             raise torch.OutOfMemoryError("out of memory")
-        return tensor.detach(), Slot()  # itself would be a cycle where it is an output
+        return tensor.detach(), Slot(self, tensor.nbytes)  # the tensor itself would be a cycle where it is an output
 
     def hooks(self) -> Any:
         return torch.autograd.graph.saved_tensors_hooks(self.pack, lambda packed: packed[0])
