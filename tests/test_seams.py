@@ -29,6 +29,7 @@ REASONS: dict[str, tuple[str, ...]] = {
         *("vla/openvla.py", "vlm/loading.py", "vlm/processing.py", "vlm/transformers_backbone.py"),
         *("vlm/lean.py", "vlm/static_decoding.py"),
         *("vlm/checks.py", "vlm/keeping.py", "vlm/reach.py", "src/autotelic/untrusted.py"),
+        *("vlm/checkpointing.py", "vlm/plan.py"),
     ),
     "simulators of others, whose attributes are their state": (
         *("envs/gym_simulator.py", "envs/metaworld.py", "envs/mujoco_content.py"),

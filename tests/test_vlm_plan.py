@@ -18,7 +18,7 @@ from autotelic.options import parse, run_options
 from autotelic.testing import vlms as tiny
 from autotelic.trainers.learner import backpropagate
 from autotelic.trainers.objectives import WeightedImitation
-from autotelic.trainers.peak import GIB, Peak
+from autotelic.trainers.peak import GIB, Alive, PeakWatch
 from autotelic.types import Task
 from autotelic.vlm.plan import Planner, Shape
 from autotelic.vlm.policy import TokenPolicy
@@ -81,14 +81,14 @@ def test_what_is_counted_for_learning_is_what_learning_takes(tmp_path: Path) -> 
     found = {}
     for share in (0.0, 1.0):
         config = small(tmp_path, gradient_checkpointing=share, dtype="fp32").resolved(False)
-        planner = Planner(config)
+        planner = Planner(config, config.model, torch.float32)
         policy = load_policy(config)
         tasks = [Task(str(i), "what is red ? " * 40, horizon=24) for i in range(3)]
         rollouts = policy.act(tasks, 4, key=(2,))
         length = len(policy.renderer.prompts(tasks)[0].ids)
         batch = policy.collate(rollouts)
         batch.advantages = torch.ones(batch.mask.shape)
-        with Peak() as peak:
+        with Alive(policy.module.parameters()) as peak:
             backpropagate(policy, WeightedImitation(), batch)
         counted = planner.learning(Shape(3, length, 4, batch.mask.shape[1]))
         found[share] = counted
@@ -166,7 +166,7 @@ def test_out_of_memory_in_learning_halves_what_is_held_and_the_gradient_is_the_s
             backpropagate(policy, WeightedImitation(), batch)
         gradients.append([p.grad.clone() for p in policy.parameters() if p.grad is not None])
         assert (card.raised > 0) == (limit < most)
-    assert policy.micro_batch_tokens < 2**16 and "micro_batch_tokens is" in caplog.text
+    assert policy.micro_batch_tokens < 2**16 and "tokens at once from now on" in caplog.text
     scale = max(float(g.abs().max()) for g in gradients[0])
     assert max(float((a - b).abs().max()) for a, b in zip(*gradients, strict=True)) < 1e-5 * scale
     with Card(policy, most // 3).hooks():
@@ -199,6 +199,30 @@ def test_out_of_memory_in_sampling_draws_the_same_in_parts(monkeypatch: pytest.M
     assert policy.sample_tokens < 2**16
     for one, other in zip(whole, parts, strict=True):
         assert one.task.id == other.task.id and torch.equal(one.payload["tokens"], other.payload["tokens"])
+
+
+def test_the_peak_of_a_round_is_told_beside_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * GIB)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    card = torch.device("cuda", 0)
+    assert PeakWatch(card, 4 * GIB).update([]) == {"memory/peak_gib": 3.0, "memory/of_plan": 0.75}
+    assert PeakWatch(card, None).update([]) == {"memory/peak_gib": 3.0}
+
+
+def test_three_quarters_of_the_layers_recomputed_cost_less_than_two_fifths_more_arithmetic(tmp_path: Path) -> None:
+    """Of the published 7B in eight of its 28 layers, and as much smaller a vocabulary."""
+    from transformers import AutoConfig
+
+    described = AutoConfig.from_pretrained(published("7b", tmp_path))
+    described.text_config.num_hidden_layers, described.text_config.vocab_size = 8, 152064 * 8 // 28
+    described.text_config.layer_types = described.text_config.layer_types[:8]
+    described.save_pretrained(tmp_path)
+    counts = []
+    for share in (0.0, 0.75, 1.0):
+        config = grpo.Config(model=str(tmp_path), gradient_checkpointing=share).resolved(False)
+        counts.append(Planner(config, config.model, torch.bfloat16).operations(Shape(4, 1200, 16, 256)))
+    plain, most, every = counts
+    assert 1.3 < most / plain <= 1.4 < every / plain < 1.55
 
 
 # --- flags ----------------------------------------------------------------------------------------------------------

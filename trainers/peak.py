@@ -79,6 +79,37 @@ def free_memory(device: torch.device) -> int | None:
     """Bytes that a run may plan with: nine tenths of what is free on a GPU; None elsewhere."""
     return int(0.9 * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
 
+from ..types import Players, Rollout
+from .contracts import Learner
+
+GIB = 2**30
+
+
+class PeakWatch(Learner):
+    """A learner that learns nothing: the most that a GPU held in each round, "memory/peak_gib", and its share of what
+    was planned, "memory/of_plan".
+
+    Args:
+        device: a GPU.
+        planned: bytes; None was not planned.
+    """
+
+    players: Players = "all"
+
+    def __init__(self, device: torch.device, planned: int | None) -> None:
+        self.device, self.planned = device, planned
+
+    def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        most = torch.cuda.max_memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        share = {} if self.planned is None else {"memory/of_plan": most / self.planned}
+        return {"memory/peak_gib": most / GIB} | share
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a run may plan with: nine tenths of what is free on a GPU; None elsewhere."""
+    return int(0.9 * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
+
 
 def peak_bytes(module: nn.Module, work: Callable[[], Tensor], dtype: torch.dtype | None = None) -> int:
     """The most bytes that are alive at once in a call and, where it has a graph, in its backward pass.

@@ -55,6 +55,10 @@ class TorchPolicy(Actor):
     """
 
     capabilities: frozenset[str] = frozenset({"exact"})
+    unit: str = "rows"
+    """What ``costs`` counts in."""
+    padded: bool = False
+    """Whether rows that are evaluated at once are padded to the longest of them."""
 
     def __init__(self, module: nn.Module, *, micro_batch_rows: int = 256, autocast: torch.dtype | None = None) -> None:
         self.module = module
@@ -93,7 +97,17 @@ class TorchPolicy(Actor):
     def pieces(self, batch: Batch) -> list[Tensor]:
         """The rows [N] of each part of a batch that is evaluated at once, or rows and segments [N, 2] of parts of them;
         ``Batch.select`` takes either."""
-        return rows_of(self.costs(batch), self.micro_batch_rows)
+        rows = enumerate(self.costs(batch))
+        return [torch.tensor(part) for part in cut(rows, self.held, self.padded)]
+
+    @property
+    def held(self) -> int:
+        """How much is evaluated at once, as ``costs`` counts it."""
+        return self.micro_batch_rows
+
+    @held.setter
+    def held(self, most: int) -> None:
+        self.micro_batch_rows = most
 
     @property
     def device(self) -> torch.device:
@@ -194,10 +208,10 @@ class TorchPolicy(Actor):
         """Hold half as much at once in learning; False where every piece is one row already."""
         largest = most = max(len(rows) for rows in self.pieces(batch))
         while most == largest > 1:
-            self.micro_batch_rows = max(1, self.micro_batch_rows // 2)
+            self.held = max(1, self.held // 2)
             most = max(len(rows) for rows in self.pieces(batch))
         if largest > 1:
-            logger.warning("out of memory in learning: micro_batch_rows is %d from now on", self.micro_batch_rows)
+            logger.warning("out of memory in learning: %d %s at once from now on", self.held, self.unit)
         return largest > 1
 
     # weights: what is trained is a policy's own, all else is shared with its forks
@@ -299,11 +313,6 @@ def cut(items: Iterable[tuple[Item, Cost]], limit: int, padded: bool = False) ->
         part.append(item)
     if part:
         yield [each for each, _ in part]
-
-
-def rows_of(costs: Sequence[Cost], limit: int, padded: bool = False) -> list[Tensor]:
-    """``cut`` of a batch: the rows [N] of each part."""
-    return [torch.tensor(rows) for rows in cut(zip(range(len(costs)), costs, strict=True), limit, padded)]
 
 
 def _together(costs: Sequence[Cost], padded: bool) -> int:

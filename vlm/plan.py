@@ -7,8 +7,7 @@ a step, the vision tower, gradients and AdamW's moments. Not counted: what alloc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,8 @@ from transformers import DynamicCache
 
 from ..errors import UsageError
 from ..trainers.lora import CONFIG, add_lora
-from ..trainers.peak import GIB, Peak, fake
+from ..trainers.peak import GIB, peak_bytes, without_data
+from ..trainers.precision import autocast_of
 from .checkpointing import LARGE, Lent, layers_of, recomputed
 from .loading import base_of, model_class, of_language
 from .memory import Growing
@@ -107,17 +107,19 @@ class TokenPlan:
 
 
 class Planner:
-    """Counts for one config; its model stands on fake tensors.
+    """Counts for one config; its model, of a folder or hub name, stands on fake tensors.
+
+    Args:
+        compute: what is computed in, and the type of weights that are not trained.
 
     Raises:
         UsageError: no such model, or one that cannot be counted.
     """
 
-    def __init__(self, config: LanguageConfig) -> None:
+    def __init__(self, config: LanguageConfig, source: str, compute: torch.dtype) -> None:
         self.config = config
-        self.model, self.sees = skeleton(config)
-        with self._faked():
-            fake(self.model)
+        self.model, self.sees = skeleton(config, source)
+        without_data(self.model, compute)
         weights = list(self.model.parameters())
         trained = [weight for weight in weights if weight.requires_grad]
         share = config.gradient_checkpointing
@@ -126,7 +128,7 @@ class Planner:
         self.weights = sum(_bytes(weight) for weight in weights)
         copies = 1 + 2 * (config.gate != "none")  # the start, a gate's two
         self.training = sum(4 * weight.numel() * (3 + copies) for weight in trained)
-        self.autocast = None if config.dtype == "fp32" else torch.bfloat16
+        self.autocast = autocast_of(compute)
         question = PICTURED if self.sees else WRITTEN
         self.whole = Shape(config.tasks_per_step, question, config.group_size, config.max_new_tokens)
 
@@ -175,38 +177,29 @@ class Planner:
         apart = 3 * shape.rows * (shape.question + shape.completion) // 4
         kept = 3 * token * (shape.tokens + apart) // 2
         logits = 28 * shape.rows * text.vocab_size  # three times in float32, twice in float64
-        with self._faked(), torch.no_grad():
-            reading = self._most("reading", replace(shape, completions=0), lambda: self._read(shape))
+        reading = self._most("reading", replace(shape, completions=0), lambda: self._only_read(shape))
         return int(max(reading + self._tower(shape), kept + logits))
 
     def learning(self, shape: Shape) -> int:
         """Bytes beside the weights, gradients and moments: a piece forward and backward."""
+        return self._most("learning", shape, lambda: self._scores(shape))
 
-        def work() -> None:
+    def operations(self, shape: Shape) -> int:
+        """Floating-point operations of learning on a piece, what is recomputed included."""
+        from torch._subclasses.fake_tensor import FakeTensorMode
+        from torch.utils.flop_counter import FlopCounterMode
+
+        mixed = torch.autocast("cpu", self.autocast, enabled=self.autocast is not None)
+        with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter, mixed:
             scores = self._scores(shape)
-            torch.autograd.backward(list(scores.values()), [torch.ones_like(each) for each in scores.values()])
+            torch.autograd.backward([scores], [torch.ones_like(scores)])
+        return int(counter.get_total_flops())
 
-        gradients = sum(_bytes(weight) for weight in self.model.parameters() if weight.requires_grad)  # told apart
-        with self._faked():
-            return max(0, self._most("learning", shape, work) - gradients)
-
-    def _most(self, name: str, shape: Shape, work: Callable[[], Any]) -> int:
+    def _most(self, name: str, shape: Shape, work: Callable[[], Tensor]) -> int:
         """Bytes that work takes at its most; each kind and shape is counted once."""
         if (name, shape) not in self._known:
-            self._known[name, shape] = self._counted(work)
+            self._known[name, shape] = peak_bytes(self.model, work, self.autocast)
         return self._known[name, shape]
-
-    def _counted(self, work: Callable[[], Any]) -> int:
-        with Peak() as peak:
-            for weight in self.model.parameters():
-                weight.grad = None
-                peak.add(weight)
-            for buffer in self.model.buffers():
-                peak.add(buffer)
-            before = peak.now
-            with torch.autocast("cpu", self.autocast, enabled=self.autocast is not None):
-                work()
-            return int(peak.most - before)
 
     def _tower(self, shape: Shape) -> int:
         """Of a vision tower that looks at every question's picture, four patches to a token."""
@@ -221,7 +214,12 @@ class Planner:
         cache = DynamicCache(config=self.model.config)
         return self._decoder(ids, torch.arange(shape.question), cache)
 
-    def _scores(self, shape: Shape) -> dict[str, Tensor]:
+    @torch.no_grad()
+    def _only_read(self, shape: Shape) -> Tensor:
+        hidden: Tensor = self._read(shape).last_hidden_state
+        return hidden
+
+    def _scores(self, shape: Shape) -> Tensor:
         layers = layers_of(self.model.base_model, self.checkpointing)
 
         def pick(tensor: Tensor) -> Tensor:
@@ -242,42 +240,30 @@ class Planner:
         head = self.model.get_output_embeddings()
         policy: Any = SimpleNamespace(logits=lambda h: head(h).float())
         tokens, ones = torch.zeros(len(hidden), dtype=torch.long), torch.ones(len(hidden), 1)
-        return token_scores(policy, hidden, tokens, ones, entropy=bool(self.config.entropy_coef), others={})
+        entropy = bool(self.config.entropy_coef)
+        return torch.stack(list(token_scores(policy, hidden, tokens, ones, entropy=entropy, others={}).values()))
 
     def _decoder(self, ids: Tensor, places: Tensor, cache: Any) -> Any:
         axes = (3,) if hasattr(self.model.base_model, "get_rope_index") else ()
         positions = places.expand(*axes, *ids.shape)
         return self.model.get_decoder()(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)
 
-    @contextmanager
-    def _faked(self) -> Iterator[None]:
-        from torch._subclasses.fake_tensor import FakeTensorMode
 
-        if not hasattr(self, "_mode"):
-            self._mode = FakeTensorMode(allow_non_fake_inputs=True)
-        with self._mode:
-            yield
-
-
-def skeleton(config: LanguageConfig) -> tuple[Any, bool]:
-    """The config's model on the meta device, with its adapters and what it trains, and whether it sees."""
+def skeleton(config: LanguageConfig, source: str) -> tuple[Any, bool]:
+    """A model's folder or hub name -> it on the meta device, with its adapters and what it trains; whether it sees."""
     from pathlib import Path
 
     from transformers import AutoConfig
 
     from ..rewards.models.weights import loading
-    from .setting import source_of
 
-    source = source_of(config)
     adapters = Path(source) / CONFIG
     source = base_of(adapters) if adapters.is_file() else source
     with loading(source):
         described = AutoConfig.from_pretrained(source)
     auto, sees = model_class(described, source)
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
-    dtype = dtypes.get(config.dtype) or getattr(described, "dtype", None) or torch.float32
     with torch.device("meta"):
-        model: Any = auto.from_config(described, dtype=dtype, attn_implementation="sdpa")
+        model: Any = auto.from_config(described, dtype=torch.float32, attn_implementation="sdpa")
         model.eval()
         if config.lora_rank:
             add_lora(model, config.lora_rank, of_language(model))

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import unknown
-from ..trainers.policy import Cost, References, TorchPolicy, collate, cut, free_cache, rows_of, stack
+from ..trainers.policy import Cost, References, TorchPolicy, collate, cut, free_cache, stack
 from ..trainers.randomness import generator
 from ..types import Batch, Decisions, Evaluation, Key, Mode, Once, Rollout, Task
 from .backbone import Backbone, Prompt, State
@@ -47,6 +47,7 @@ class TokenPolicy(TorchPolicy):
     """
 
     capabilities = frozenset({"exact", "entropy", "kl"})
+    unit, padded = "tokens", True
 
     def __init__(
         self,
@@ -142,7 +143,7 @@ class TokenPolicy(TorchPolicy):
     def _one_piece(self, tasks: Sequence[Task], prompts: Sequence[Prompt], n: int) -> bool:
         """Whether learning on n completions of each, at their longest, is one piece: a graph of less serves nobody."""
         costs = [self._cost(p, t.horizon or self.horizon, n) for t, p in zip(tasks, prompts, strict=True)]
-        return len(rows_of(costs, self.micro_batch_tokens, padded=True)) == 1
+        return len(list(cut(enumerate(costs), self.micro_batch_tokens, padded=True))) == 1
 
     def _samples(self, prompt: Prompt, own: int, n: int) -> int:
         """How many of n completions of one prompt are held at once."""
@@ -301,17 +302,13 @@ class TokenPolicy(TorchPolicy):
             found.append(self._cost(prompt, length + again))
         return found
 
-    def pieces(self, batch: Batch) -> list[Tensor]:
-        return rows_of(self.costs(batch), self.micro_batch_tokens, padded=True)
+    @property
+    def held(self) -> int:
+        return self.micro_batch_tokens
 
-    def halve(self, batch: Batch) -> bool:
-        largest = most = max(len(rows) for rows in self.pieces(batch))
-        while most == largest > 1:
-            self.micro_batch_tokens = max(1, self.micro_batch_tokens // 2)
-            most = max(len(rows) for rows in self.pieces(batch))
-        if largest > 1:
-            log.warning("out of memory in learning: micro_batch_tokens is %d from now on", self.micro_batch_tokens)
-        return largest > 1
+    @held.setter
+    def held(self, most: int) -> None:
+        self.micro_batch_tokens = most
 
     def forward_decisions(self, batch: Batch, needs: frozenset[str], references: References) -> Evaluation:
         rows, columns = batch.mask.nonzero(as_tuple=True)

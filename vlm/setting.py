@@ -169,6 +169,7 @@ class Setting(shared.Setting):
     questions: Questions
     encoded: list[Rollout]
     trained_by: RewardFunction | None = None
+    planned: int | None = None
     repair_lr: ClassVar[float] = 0.5
 
     @property
@@ -261,9 +262,13 @@ class Setting(shared.Setting):
         return WithDropout(self.policy, learner) if dropout else learner
 
     def learners(self, learner: Learner) -> dict[str, Learner]:
+        from ..trainers.peak import PeakWatch
         from .watch import Watch
 
-        return {"policy": learner, "watch": Watch()}
+        found: dict[str, Learner] = {"policy": learner, "watch": Watch()}
+        if self.policy.device.type == "cuda":
+            found["memory"] = PeakWatch(self.policy.device, self.planned)
+        return found
 
     def stage(self, learner: Learner, reward: RewardFunction, *, actor: Any = None, **changes: Any) -> Any:
         """Questions -> answers -> reward -> the given learner -> gate; ``changes`` as in every modality."""
@@ -364,23 +369,28 @@ def start(config: LanguageConfig, folder: RunFolder | None = None, *, labels: bo
     if own is not None:
         policy.check_tasks(list(own.everything()))
     questions = own or ask(config, policy, labels)
-    return Setting(config, policy, policy.fork("start"), questions, _encoded(config, policy, questions))
+    planned = None if plan is None else plan.total
+    made = config, policy, policy.fork("start"), questions, _encoded(config, policy, questions)
+    return Setting(*made, planned=planned)
 
 
 def plan_of(config: LanguageConfig, always: bool = False) -> TokenPlan | None:
     """What a run with a loaded model will take; None where nobody says how much there is, unless it is asked for."""
     from ..trainers.distributed import device
     from ..trainers.peak import free_memory
+    from ..trainers.precision import dtype_of
 
     budget = int(config.memory_gb * 1e9) or free_memory(device())
     if budget is None and not always:
         return None
     from .plan import Planner
 
+    compute = dtype_of(config.dtype, False, device())
+
     held = {"sample_tokens", "micro_batch_tokens"} if budget is not None else set()
     filled = {name: value for name, value in config.taken(False).items() if name not in held}
     with working(f"planning for {config.model}", after=LONG):
-        return Planner(replace(config, **filled)).plan(budget)
+        return Planner(replace(config, **filled), source_of(config), compute).plan(budget)
 
 
 def is_small(config: LanguageConfig) -> bool:

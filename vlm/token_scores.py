@@ -34,7 +34,7 @@ def token_scores(
         temperature: [N, 1] at which they were sampled.
     """
     with torch.no_grad():
-        vocabulary = policy.logits(hidden[:1]).shape[-1]
+        vocabulary = policy.logits(hidden[:1].detach()).shape[-1]
     size = max(1, CHUNK_BYTES // (4 * vocabulary))
     score = partial(_scores, policy, entropy, {name: other for name, (other, _) in others.items()})
     given = (hidden, tokens, temperature, *(theirs for _, theirs in others.values()))
