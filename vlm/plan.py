@@ -94,13 +94,13 @@ class TokenPlan:
         def held(shape: Shape, name: str) -> str:
             return f"{shape.rows} of {self.whole.rows} rows at once ({name} {shape.tokens})"
 
-        budget = "" if self.budget is None else f" of {self.budget / GIB:.1f}"
+        budget = "" if self.budget is None else f" of {told(self.budget)}"
         return "\n".join(
             [
-                f"plan: {self.total / GIB:.1f}{budget} GiB at the most, with questions of {self.whole.question} tokens",
-                f"  weights {self.weights / GIB:.1f} GiB; training {self.training / GIB:.1f} GiB",
-                f"  sampling {self.sampling / GIB:.1f} GiB: {held(self.sampled, 'sample_tokens')}",
-                f"  learning {self.learning / GIB:.1f} GiB: {held(self.learned, 'micro_batch_tokens')}, "
+                f"plan: {told(self.total)}{budget} at the most, with questions of {self.whole.question} tokens",
+                f"  weights {told(self.weights)}; gradients, optimiser and copies {told(self.training)}",
+                f"  sampling {told(self.sampling)}: {held(self.sampled, 'sample_tokens')}",
+                f"  learning {told(self.learning)}: {held(self.learned, 'micro_batch_tokens')}, "
                 f"{self.checkpointing:.0%} of the layers recomputed",
             ]
         )
@@ -152,9 +152,9 @@ class Planner:
         left, one = budget - self.weights - self.training, replace(self.whole, questions=1, completions=1)
         few = self.whole.within(self.whole.question + 4 * self.whole.completion)
         if measure(few) > left and measure(one) > left:
-            needed = (self.weights + self.training + measure(one)) / GIB
+            needed = self.weights + self.training + measure(one)
             raise UsageError(
-                f"{name} of one answer takes {needed:.1f} GiB with this model, of which {budget / GIB:.1f} are there: "
+                f"{name} of one answer takes {told(needed)} with this model, of which {told(budget)} are there: "
                 "give a smaller --max-new-tokens, --gradient-checkpointing 1, a smaller model or a larger --memory-gb"
             )
         more = self.whole.within(2 * replace(self.whole, questions=1).tokens)
@@ -272,6 +272,11 @@ def skeleton(config: LanguageConfig, source: str) -> tuple[Any, bool]:
         for weight in model.base_model.parameters():
             weight.requires_grad_(weight.requires_grad and id(weight) in text)
     return model, sees
+
+
+def told(size: float) -> str:
+    """Bytes in words."""
+    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / 2**20:.1f} MiB"
 
 
 def _bytes(tensor: Tensor | nn.Parameter) -> int:
