@@ -171,9 +171,6 @@ class DiffusionConfig(RunConfig):
         """Steps of a picture's chain whose graph is held at once."""
         return 1
 
-    def plan(self) -> str:
-        return f"plan: {plan_of(self)}"
-
 
 @dataclass(eq=False)
 class Setting(shared.Setting):

@@ -19,7 +19,7 @@ from autotelic.options import parse, run_options
 from autotelic.testing import vlms as tiny
 from autotelic.trainers.learner import backpropagate
 from autotelic.trainers.objectives import WeightedImitation
-from autotelic.trainers.peak import GIB, Alive, PeakWatch
+from autotelic.trainers.peak import GIB, Peak, PeakWatch
 from autotelic.types import Task
 from autotelic.vlm.plan import Planner, Shape
 from autotelic.vlm.policy import TokenPolicy
@@ -89,7 +89,7 @@ def test_what_is_counted_for_learning_is_what_learning_takes(tmp_path: Path) -> 
         length = len(policy.renderer.prompts(tasks)[0].ids)
         batch = policy.collate(rollouts)
         batch.advantages = torch.ones(batch.mask.shape)
-        with Alive(policy.module.parameters()) as peak:
+        with Peak(policy.module.parameters()) as peak:
             backpropagate(policy, WeightedImitation(), batch)
         counted = planner.learning(Shape(3, length, 4, batch.mask.shape[1]))
         found[share] = counted

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ..types import Players, Rollout
+from .contracts import Learner
+
 GIB = 2**30
 
 
@@ -73,16 +76,6 @@ def fake(module: nn.Module, frozen: torch.dtype | None = None) -> None:
                     empty = torch.empty(weight.shape, device="cpu", dtype=kind)
                     known[id(weight)] = nn.Parameter(empty, trained) if isinstance(weight, nn.Parameter) else empty
                 cast(dict[str, Any], table)[name] = known[id(weight)]
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that a run may plan with: nine tenths of what is free on a GPU; None elsewhere."""
-    return int(0.9 * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
-
-from ..types import Players, Rollout
-from .contracts import Learner
-
-GIB = 2**30
 
 
 class PeakWatch(Learner):

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import DynamicCache
 
 from ..errors import UsageError
 from ..trainers.lora import CONFIG, add_lora
-from ..trainers.peak import GIB, peak_bytes, without_data
+from ..trainers.peak import GIB, fake, peak_bytes
 from ..trainers.precision import autocast_of
 from .checkpointing import LARGE, Lent, layers_of, recomputed
 from .loading import base_of, model_class, of_language
@@ -119,7 +120,8 @@ class Planner:
     def __init__(self, config: LanguageConfig, source: str, compute: torch.dtype) -> None:
         self.config = config
         self.model, self.sees = skeleton(config, source)
-        without_data(self.model, compute)
+        with FakeTensorMode():
+            fake(self.model, compute)
         weights = list(self.model.parameters())
         trained = [weight for weight in weights if weight.requires_grad]
         share = config.gradient_checkpointing
@@ -186,7 +188,6 @@ class Planner:
 
     def operations(self, shape: Shape) -> int:
         """Floating-point operations of learning on a piece, what is recomputed included."""
-        from torch._subclasses.fake_tensor import FakeTensorMode
         from torch.utils.flop_counter import FlopCounterMode
 
         mixed = torch.autocast("cpu", self.autocast, enabled=self.autocast is not None)
