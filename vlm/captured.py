@@ -22,12 +22,13 @@ class Captured:
         function: works on tensors that stay where they are, asks nothing of the host, and has no shape that depends
             on data. Under autocast its casts must not be kept (``cache_enabled=False``).
         changed: the tensors that it changes and that count; recording leaves them as they were.
+        pool: a handle of memory that functions share which never run at once and leave nothing there.
 
     Raises:
         Uncapturable: it does ask the host.
     """
 
-    def __init__(self, function: Callable[[], None], changed: Sequence[Tensor]) -> None:
+    def __init__(self, function: Callable[[], None], changed: Sequence[Tensor], pool: Any = None) -> None:
         before = [tensor.clone() for tensor in changed]
         aside: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
@@ -38,7 +39,7 @@ class Captured:
         torch.cuda.current_stream().wait_stream(aside)
         self.graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(self.graph):  # records, and computes nothing
+            with torch.cuda.graph(self.graph, pool=pool):  # records, and computes nothing
                 function()
         except torch.OutOfMemoryError:
             raise

@@ -136,6 +136,7 @@ class Bucket:
         self.cache: Any = DynamicCache()
         self.cache.layers = [Slots(self._view(keys), self._view(values), self.columns) for keys, values in pieces]
         self.captured: Captured | None = None
+        self.pool: Any = None
 
     def _view(self, flat: Tensor) -> Tensor:
         """[M, H, columns, D] at the beginning of what is held, [cells, H, D] in size."""
@@ -182,7 +183,7 @@ class Bucket:
         noise = None if self.greedy else self.noise.index_select(0, self.at)[0]
         chosen, taken = draw(logits, noise)
         self.finite.logical_and_((taken.isfinite() | ~self.alive).all())
-        chosen, taken = chosen.where(self.alive, 0), taken.where(self.alive, 0.0)
+        chosen, taken = chosen.masked_fill(~self.alive, 0), taken.masked_fill(~self.alive, 0.0)
         self.chosen.index_copy_(0, self.at, chosen[None])
         self.log_probs.index_copy_(0, self.at, taken[None])
         self.tokens.copy_(chosen.view_as(self.tokens))
@@ -199,7 +200,7 @@ class Bucket:
             return
         if self.captured is None and steps:
             with self.lean.worn():
-                self.captured = Captured(self.step, self.changed())
+                self.captured = Captured(self.step, self.changed(), self.pool)
         for _ in range(steps):
             assert self.captured is not None
             self.captured()
@@ -287,9 +288,14 @@ class StaticDecoder:
     def release(self) -> None:
         """Let go of all that is kept."""
         self.arena: list[tuple[Tensor, Tensor]] = []
-        self.buckets: dict[tuple[Layout, bool], Bucket] = {}
+        self._drop_buckets()
         self._weights: tuple[Any, ...] = ()
         self._lean: Lean | None = None
+
+    def _drop_buckets(self) -> None:
+        """Graphs go with their buckets; what they compute with is a pool that all of them share."""
+        self.buckets: dict[tuple[Layout, bool], Bucket] = {}
+        self.pool: Any = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
 
     @torch.no_grad()
     def decode(
@@ -357,6 +363,7 @@ class StaticDecoder:
         source, rows, taken = held.moved(layout, apart)
         arena = self._arena(held, max(layout.cells, layout._replace(room=length_bucket(left)).cells if full else 0))
         bucket = self.buckets.pop((layout, greedy), None) or Bucket(policy, layout, greedy, lean, arena)
+        bucket.pool = self.pool
         self.buckets[layout, greedy] = bucket  # the newest last
         while len(self.buckets) > KEPT:
             del self.buckets[next(iter(self.buckets))]
@@ -380,7 +387,7 @@ class StaticDecoder:
     def _arena(self, held: _Held, cells: int) -> list[tuple[Tensor, Tensor]]:
         """Per layer, where keys and values [cells, H, D] of every bucket stand; all buckets begin at the same place."""
         if not self.arena or len(self.arena[0][0]) < cells:
-            self.buckets.clear()
+            self._drop_buckets()
             self.arena = [tuple(_flat(each, cells) for each in layer) for layer in held.keys]  # type: ignore[misc]
         return self.arena
 
