@@ -16,6 +16,7 @@ from autotelic.cli import COMMANDS, main
 from autotelic.options import (
     AuditOptions,
     CheckOptions,
+    DoctorOptions,
     EvalOptions,
     ExportOptions,
     RecordOptions,
@@ -34,6 +35,7 @@ OPTIONS = {
     "audit": AuditOptions,
     "record": RecordOptions,
     "check": CheckOptions,
+    "doctor": DoctorOptions,
 }
 RUN = re.compile(r"autotelic ((?:run|eval|audit|record|check|sweep|resume|report|list|doctor)\b[^`\n|…]*)")
 
