@@ -115,7 +115,7 @@ def ppo(objective: PPOClip) -> Plain:
         return {
             "objective/loss": collected(losses, batch, objective.aggregate),
             "objective/clip_fraction": average(stopped),
-            "objective/kl": average({place: k3(value) for place, value in log_ratios.items()}),
+            "objective/kl": average({place: k3(-value) for place, value in log_ratios.items()}),
             "objective/ratio_max": max(exp(value) for value in log_ratios.values()),
         }
 
@@ -198,7 +198,7 @@ def nft(objective: NFT, rates: list[float]) -> Plain:
         return {
             "objective/loss": collected(losses, batch, objective.aggregate),
             "objective/floor_fraction": average(low),
-            "objective/kl": average({place: k3(value) for place, value in log_ratios.items()}),
+            "objective/kl": average({place: k3(-value) for place, value in log_ratios.items()}),
             "objective/ratio_max": max(exp(value) for value in log_ratios.values()),
         }
 

@@ -74,8 +74,9 @@ def small_model(path: Path) -> object:
 
 def robot_policy(path: Path) -> object:
     from autotelic.vla.environments import _foreign_policy
+    from autotelic.vla.setting import RobotConfig
 
-    return _foreign_policy(str(path), 4, 5)
+    return _foreign_policy(RobotConfig(model=str(path)), 4, 5)
 
 
 def robot_network(path: Path) -> object:
@@ -267,7 +268,7 @@ def of_instruction(family: str, instruction: str) -> list[int]:
     model, processor = tiny.vlm(family)
     policy = OpenVLAPolicy(model, processor, chunk=1, action_size=2, bins=8, view=View(32))
     frames = {"main": torch.zeros(1, 32, 32, 3, dtype=torch.uint8)}
-    (_, inputs), *_ = policy._read(Seen([instruction], torch.zeros(1, 0), frames))
+    _, inputs = policy._inputs(Seen([instruction], torch.zeros(1, 0), frames))
     ids: list[int] = inputs["input_ids"][0].tolist()
     return ids
 

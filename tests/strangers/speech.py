@@ -570,7 +570,11 @@ for name, noise in {"sampled": torch.tensor([0.5]), "greedy": None}.items():
             entry="sampling",
             required=Refuses("not finite"),
             by="machine",
-        )(lambda folder, noise=noise, value=value: choose(torch.full((1, 5), value), noise))
+        )(
+            lambda folder, noise=noise, value=value: choose(
+                torch.full((1, 5), value), noise, torch.ones(1, dtype=torch.bool)
+            )
+        )
 
 for temperature in (math.nan, math.inf, 0.0, -1.0):
     for actor in ("policy", "conversation", "server"):
