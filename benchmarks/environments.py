@@ -7,8 +7,7 @@ median, the lowest and the highest of the rounds. gymnasium-robotics' environmen
 it they are left out, which the record says.
 
 - mujoco_fraction: environment steps per CPU second of whole runs of ``Pool`` (the policy excluded; resets,
-  observations, success and messages included; no two episodes share a start, and each is as long as the environment's
-  own, but at most 300 steps, or 50 of the slow ones) over plain ``env.step`` and
+  observations, success and messages included; no two episodes share a start) over plain ``env.step`` and
   ``env.reset`` of Gymnasium's own environment on the same actions, at chunks of 1 and of 5.
 - restore: 3 episodes of 200 steps that take turns of five steps in one instance, beside the same in Gymnasium alone:
   equal to the last bit in observations and rewards, or refused when the environment is tried; anything else is wrong.
@@ -271,8 +270,7 @@ def fractions(options: argparse.Namespace, robotics: bool, figures: dict[str, An
         cheap = gym_id in GYMNASIUM or "Maze" in gym_id
         for chunk in (1, 5):
             episodes = 16 if options.quick else 64 if cheap else 32
-            horizon = min(gymnasium.spec(gym_id).max_episode_steps or 0, 300 if cheap else 50)
-            found[f"{gym_id}, chunk {chunk}"] = fraction(gym_id, chunk, episodes, horizon, rounds)
+            found[f"{gym_id}, chunk {chunk}"] = fraction(gym_id, chunk, episodes, 100 if cheap else 50, rounds)
     figures["mujoco_fraction"] = found
     for chunk in (1, 5):
         several = [figure["median"] for name, figure in found.items() if name.endswith(str(chunk))]
