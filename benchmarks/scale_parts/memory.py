@@ -25,7 +25,7 @@ def _published(folder: Path, layers: int) -> str:
 
 
 def figures(quick: bool) -> dict[str, Any]:
-    """The issue's figures; the plan of the whole 7B is left out of quick ones, its arithmetic is counted either way."""
+    """Peaks, operations and gradients; quick ones leave out the plan of the whole 7B."""
     import torch
 
     from autotelic.trainers.peak import GIB
