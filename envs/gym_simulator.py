@@ -205,18 +205,16 @@ class GymSimulator(Simulator):
         return self._flat.copy()
 
     def _flattened(self) -> NDArray[np.float32]:
-        numbers, end = np.empty(self.observation_size, np.float32), 0
+        parts = [np.empty(0, np.float32)]
         for path, space in self._numbers:
             value = _at(self._observation, path)
-            if type(space) is spaces.Box:  # quicker than flatten, and the same
-                part = np.asarray(value, space.dtype).reshape(-1)
-            else:
-                part = np.asarray(flatten(space, value))
-            start, end = end, end + part.size
-            numbers[start:end] = part[: self.observation_size - start]
-        if end != self.observation_size:
+            plain = type(space) is spaces.Box  # quicker than flatten, and the same
+            parts.append(np.asarray(value, space.dtype).reshape(-1) if plain else np.asarray(flatten(space, value)))
+        numbers: NDArray[np.float32] = np.concatenate(parts, dtype=np.float32, casting="unsafe")
+        if numbers.size != self.observation_size:
             raise EnvironmentFault(
-                f"at step {self._steps}: an observation of {end} numbers, where its space has {self.observation_size}"
+                f"at step {self._steps}: an observation of {numbers.size} numbers, where its space has "
+                f"{self.observation_size}"
             )
         return numbers
 

@@ -222,7 +222,7 @@ def observed(simulator: Simulator) -> NDArray[np.float32]:
         raise UsageError(
             f"an observation of shape {list(observation.shape)}, where its size is {simulator.observation_size}"
         )
-    if not np.isfinite(observation).all():
+    if np.count_nonzero(np.isfinite(observation)) < observation.size:  # quicker than all()
         broken = np.flatnonzero(~np.isfinite(observation))[0]
         raise UsageError(f"number {broken} of the observation is {observation[broken]}")
     return observation
