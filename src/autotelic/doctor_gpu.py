@@ -258,6 +258,7 @@ def _language(size: Size) -> dict[str, Any]:
         if device.type == "cuda":
             replay = compare_step(policy, tasks, 8)
             figures[f"replayed_equal_{rows}_rows"] = replay.equal
+            figures[f"same_step_ms_{rows}_rows"] = round(1000 * replay.eager, 2)
             figures[f"replayed_ms_{rows}_rows"] = round(1000 * replay.replayed, 2)
     figures["sampling_gib"] = _peak()
     batch = policy.collate(rollouts)
