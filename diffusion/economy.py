@@ -6,16 +6,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Literal
 
-from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import UsageError
+from ..trainers.peak import recomputed_share
 from .pipelines import PipelineAdapter
 
 How = Literal["auto", "always", "never"]
 
-LARGE = 10**9
-"""Weights beyond which a denoiser's layers are recomputed, unless the config says otherwise."""
 TILED = 1024 * 1024
 """Pixels beyond which pictures are decoded by tiles, unless the config says otherwise."""
 
@@ -26,7 +24,7 @@ def recompute_layers(adapter: PipelineAdapter, share: float | None) -> bool:
     The gradient is the same; a layer's activations live while it is differentiated.
 
     Args:
-        share: of the denoiser's layers, spread evenly, 0 to 1; None is 1 for more than ``LARGE`` weights, else 0. The
+        share: of the denoiser's layers, spread evenly, 0 to 1; None is as of ``recomputed_share``. The
             decoder's are recomputed where any are.
 
     Returns:
@@ -35,11 +33,11 @@ def recompute_layers(adapter: PipelineAdapter, share: float | None) -> bool:
     Raises:
         UsageError: it is asked for, and the denoiser cannot.
     """
-    asked = (_size(adapter.denoiser) > LARGE) if share is None else share
+    asked = recomputed_share(adapter.denoiser, share)
     if not asked:
         return False
     try:
-        _asked(adapter.denoiser, "enable_gradient_checkpointing", Recomputed(float(asked)))
+        _asked(adapter.denoiser, "enable_gradient_checkpointing", Recomputed(asked))
     except UsageError:
         if share is not None:
             raise
@@ -107,7 +105,3 @@ def _asked(module: Any, method: str, *how: Any) -> None:
         raise UsageError(
             f"this {what} has no {method.removeprefix('enable_').replace('_', ' ')}: leave it out"
         ) from error
-
-
-def _size(module: nn.Module) -> int:
-    return sum(weight.numel() for weight in module.parameters())

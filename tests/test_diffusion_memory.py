@@ -380,7 +380,7 @@ def test_pictures_decoded_and_recomputed_in_pieces_give_the_same_gradient(
 def test_large_denoisers_recompute_of_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = prepared("sd3")
     assert not recompute_layers(adapter, None)
-    monkeypatch.setattr(economy, "LARGE", 1000)
+    monkeypatch.setattr(peak, "LARGE", 1000)
     assert not recompute_layers(adapter, 0.0) and not adapter.denoiser.is_gradient_checkpointing  # type: ignore[attr-defined]
     assert recompute_layers(adapter, None)
     assert adapter.denoiser.is_gradient_checkpointing  # type: ignore[attr-defined]
@@ -390,7 +390,7 @@ def test_large_denoisers_recompute_of_themselves(monkeypatch: pytest.MonkeyPatch
 def test_a_denoiser_that_cannot_recompute_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = prepared("sd3")
     monkeypatch.setattr(type(adapter.denoiser), "_supports_gradient_checkpointing", False)
-    monkeypatch.setattr(economy, "LARGE", 1000)
+    monkeypatch.setattr(peak, "LARGE", 1000)
     assert not recompute_layers(adapter, None)
     with pytest.raises(UsageError, match="this SD3Transformer2DModel has no gradient checkpointing: leave it out"):
         recompute_layers(adapter, 1.0)

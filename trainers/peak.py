@@ -16,6 +16,13 @@ from ..types import Players, Rollout
 from .contracts import Learner
 
 GIB = 2**30
+LARGE = 10**9
+"""Weights above which layers are recomputed in the backward pass unless somebody says otherwise."""
+
+
+def recomputed_share(module: nn.Module, share: float | None) -> float:
+    """The share of a module's layers that are recomputed: what was asked, or all of a large one's and none else."""
+    return float(sum(weight.numel() for weight in module.parameters()) > LARGE) if share is None else share
 
 
 class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]

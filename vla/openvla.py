@@ -46,14 +46,13 @@ from ..errors import UsageError, unknown
 from ..json_files import as_written, read_object
 from ..rewards.models.weights import loading
 from ..trainers.lora import CONFIG, Targets, add_lora, load_lora, save_pretrained
+from ..trainers.peak import recomputed_share
 from ..types import Evaluation
 from ..untrusted import plain_of
 from .chunk_policy import ChunkPolicy, Seen
 
 PROMPT = "In: What action should the robot take to {instruction}?\nOut:"
 SETTINGS = "action_policy.json"
-LARGE = 10**9
-"""Weights above which layers are recomputed unless somebody says otherwise."""
 Decoding = Literal["autoregressive", "parallel"]
 
 
@@ -78,9 +77,9 @@ class OpenVLAPolicy(ChunkPolicy):
         bidirectional: in parallel decoding, who looks at what stands behind it: "all" tokens, or the placeholders of
             "actions" alone, while the prompt is read as ever.
         sample_rows: pictures read at once while acting.
-        micro_batch_rows: chunks evaluated at once in learning.
         gradient_checkpointing: share of the layers that are recomputed in the backward pass, 0 to 1; None: 1 above a
             billion weights, else 0.
+        options: of every ``ChunkPolicy``; ``micro_batch_rows`` is 16 if nobody says.
     """
 
     stepwise = True
@@ -102,13 +101,12 @@ class OpenVLAPolicy(ChunkPolicy):
         decoding: Decoding = "autoregressive",
         bidirectional: Literal["all", "actions"] = "all",
         sample_rows: int = 64,
-        micro_batch_rows: int = 16,
         gradient_checkpointing: float | None = None,
         **options: Any,
     ) -> None:
         view = View(size=224) if view is None else view
         decisions = chunk * action_size
-        options |= {"decisions": decisions, "sees": "frames", "view": view, "micro_batch_rows": micro_batch_rows}
+        options = {"micro_batch_rows": 16} | options | {"decisions": decisions, "sees": "frames", "view": view}
         super().__init__(model, chunk=chunk, action_size=action_size, **options)
         self.capabilities = frozenset({"exact", "entropy", "kl"})
         self.processor, self.prompt, self.ending = processor, prompt, tuple(ending)
@@ -121,11 +119,9 @@ class OpenVLAPolicy(ChunkPolicy):
             raise UsageError(f"{self.name}: actions have {action_size} numbers, the scale has {len(scale.low)}")
         self.vocabulary = _vocabulary(model) if vocabulary is None else vocabulary
         self.action_ids = torch.tensor(_action_ids(model.config, processor, self.vocabulary, bins))
-        if gradient_checkpointing is None:
-            gradient_checkpointing = float(sum(weight.numel() for weight in model.parameters()) > LARGE)
-        if gradient_checkpointing:
+        if share := recomputed_share(model, gradient_checkpointing):
             model.activation_checkpointing_enable({"use_reentrant": False})
-            _spread(model, gradient_checkpointing)
+            _spread(model, share)
         model.eval()
 
     # between numbers and tokens

@@ -23,9 +23,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ..errors import UsageError
 from .memory import Growing, Memory, picker
 
-LARGE = 1_000_000_000
-"""Parameters above which layers are recomputed if nobody says."""
-
 
 class Lent(Growing):  # type: ignore[no-untyped-call]
     """Rows of what was read that are copied only inside the layer which looks at them, and may be read on from once."""

@@ -16,7 +16,7 @@ from ..json_files import read_object
 from ..plugins import named, names
 from ..rewards.models.weights import loading
 from ..trainers.lora import CONFIG, Targets, add_lora, ends_with, load_lora, save_pretrained
-from .checkpointing import LARGE
+from ..trainers.peak import recomputed_share
 from .processing import ProcessorRenderer
 from .renderer import Renderer
 from .transformers_backbone import TransformersBackbone
@@ -76,9 +76,8 @@ def assemble(
         _tell_of_experts(model)
     elif lora_targets is not None or lora_alpha is not None:
         raise UsageError("lora_targets and lora_alpha shape adapters: give a lora_rank with them")
-    if gradient_checkpointing is None:
-        gradient_checkpointing = float(sum(weight.numel() for weight in model.parameters()) > LARGE)
-    backbone = TransformersBackbone(model, reader, feature_bytes=feature_bytes, checkpointing=gradient_checkpointing)
+    share = recomputed_share(model, gradient_checkpointing)
+    backbone = TransformersBackbone(model, reader, feature_bytes=feature_bytes, checkpointing=share)
     if freeze_vision:
         for parameter in backbone.vision_parameters():
             parameter.requires_grad_(False)

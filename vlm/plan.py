@@ -19,9 +19,9 @@ from transformers import DynamicCache
 
 from ..errors import UsageError
 from ..trainers.lora import CONFIG, add_lora
-from ..trainers.peak import GIB, fake, peak_bytes
+from ..trainers.peak import GIB, fake, peak_bytes, recomputed_share
 from ..trainers.precision import autocast_of
-from .checkpointing import LARGE, Lent, layers_of, recomputed
+from .checkpointing import Lent, layers_of, recomputed
 from .loading import base_of, model_class, of_language
 from .memory import Growing
 from .token_scores import token_scores
@@ -124,8 +124,7 @@ class Planner:
             fake(self.model, compute)
         weights = list(self.model.parameters())
         trained = [weight for weight in weights if weight.requires_grad]
-        share = config.gradient_checkpointing
-        self.checkpointing = float(sum(w.numel() for w in weights) > LARGE) if share is None else share
+        self.checkpointing = recomputed_share(self.model, config.gradient_checkpointing)
         self._known: dict[tuple[str, Shape], int] = {}
         self.weights = sum(_bytes(weight) for weight in weights)
         copies = 1 + 2 * (config.gate != "none")  # the start, a gate's two
