@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,14 +69,38 @@ def test_the_bound_by_hand() -> None:
 
 def test_a_slow_drift_is_stopped_by_the_base() -> None:
     """0.06 per look is under a margin of 0.1 each time, but not against where it all began."""
-    heights = [0.94, 0.88, 0.82]
+    gate = NonInferiority(PROBES, judge, margin=0.1)
+    against = {"base": level(1.0, 1.0), "promoted": level(0.5, 0.5)}
+    assert [gate(level(1.0, height), against).decision for height in (0.94, 0.88, 0.82)] == ["keep", "repair", "repair"]
 
-    def decisions(against: Any) -> list[str]:
-        gate = NonInferiority(PROBES, judge, margin=0.1)
-        return [gate(level(1.0, height), against).decision for height in heights]
 
-    assert decisions({"promoted": level(1.0, 1.0)}) == ["keep", "keep", "keep"]
-    assert decisions({"base": level(1.0, 1.0), "promoted": level(1.0, 1.0)}) == ["keep", "repair", "repair"]
+def test_a_slow_drift_from_the_best_promoted_is_stopped() -> None:
+    """Well above the base, and each time within the margin of the last promoted: .9, .83, .76."""
+    against = {"base": level(0.5, 0.5), "promoted": level(0.5, 0.5)}
+    gate = NonInferiority(PROBES, judge, margin=0.1)
+    assert gate(level(0.5, 0.9), against).decision == "keep"
+    assert gate(level(0.5, 0.83), against).decision == "keep"
+    drifted = gate(level(0.5, 0.76), against)
+    assert (drifted.decision, drifted.harmed) == ("repair", ("push",))
+    assert drifted.evidence["push"] == pytest.approx(
+        {"candidate": 0.76, "base": 0.5, "promoted": 0.83, "best": 0.9, "upper": 0.14}
+    )
+    resumed = NonInferiority(PROBES, judge, margin=0.1)
+    resumed.load_state_dict(json.loads(json.dumps(gate.state_dict())))
+    again = resumed(level(0.5, 0.76), {"base": level(0.5, 0.5), "promoted": level(0.5, 0.83)})
+    assert again.evidence == drifted.evidence and list(again.evidence["push"]) == list(drifted.evidence["push"])
+
+
+def test_the_best_of_each_category_is_held_by_itself() -> None:
+    """Reach was best in one promoted policy, push in another; equal scores leave the first one."""
+    against = {"base": level(0.0, 0.0), "promoted": level(0.0, 0.0)}
+    gate = NonInferiority(PROBES, judge, margin=0.1, reward=flattery)
+    for reach, push in ((0.9, 0.8), (0.85, 0.85), (0.85, 0.85)):
+        assert gate(level(reach, push), against).decision == "keep"
+    verdict = gate(level(0.78, 0.78), against)
+    assert verdict.harmed == ("reach",)
+    assert {name: row["best"] for name, row in verdict.evidence.items()} == pytest.approx({"reach": 0.9, "push": 0.85})
+    assert verdict.evidence["reach"]["reward_change_from_best"] == pytest.approx(0.12)
 
 
 def test_the_last_promoted_is_compared_too() -> None:

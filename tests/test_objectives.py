@@ -222,6 +222,31 @@ def test_ppo_clip_by_hand() -> None:
     assert near(gradient(PPOClip(), now, batch)[:, 0], [0, 0, -1.1 / 4, 1.5 / 4])
 
 
+RATIO_FIELDS: list[tuple[Term, Term, tuple[str, ...]]] = [
+    (PPOClip(), PPOClip(0.1), ("clip_low",)),
+    (PPOClip(), PPOClip(3e-4, 4e-4, level="sequence"), ("clip_low", "clip_high", "level")),
+    (PPOClip(), PPOClip(dual_clip=1.5, clip_high=0.01), ("clip_high", "dual_clip")),
+    (PairwiseRegression(1.0), PairwiseRegression(1.0, clip=0.05), ("clip",)),
+    (Reinforce(), Reinforce() + 0.5 * KLPenalty("proximal"), ("reference",)),
+]
+
+
+@pytest.mark.parametrize(("plain", "chosen", "names"), RATIO_FIELDS)
+def test_fields_said_to_act_through_ratios_do_nothing_at_the_proximal_policy(
+    plain: Term, chosen: Term, names: tuple[str, ...]
+) -> None:
+    """On the weights that the round began with the gradient is the plain one's; a step later it is another."""
+    assert plain.off_policy_only == () and chosen.off_policy_only == names
+    batch = make_batch([1.0, 0.0, 0.5, 0.0], lengths=[2, 1, 2, 2], reference=torch.full((4, 2), -1.0, dtype=D))
+    batch.log_probs["proximal"] = torch.full((4, 2), -1.0, dtype=D)
+    batch.pairs = torch.tensor([[0, 1], [2, 3]])
+    batch.advantages = advantages.dr_grpo()(batch)
+    here = at([[-1.0, -1.0]] * 4)
+    assert near(gradient(plain, here, batch), gradient(chosen, here, batch), 1e-12)
+    later = at([[-0.7, -0.7], [-1.2, 0.0], [-0.7, -0.9], [-1.25, -1.3]])
+    assert not near(gradient(plain, later, batch), gradient(chosen, later, batch), 1e-3)
+
+
 def test_one_decision_that_became_improbable_does_not_make_the_divergence_huge() -> None:
     now, batch = clipped_batch([1.0, exp(-12)], [1, -1])
     for objective in (PPOClip(), NFT()):

@@ -19,7 +19,7 @@ from autotelic.statistics import wilson
 from autotelic.trainers.runs.charts import before_after, curve, trade_off
 from autotelic.trainers.runs.comparison import audit, compare
 from autotelic.trainers.runs.evaluations import figures_of, known
-from autotelic.trainers.runs.report import write_report
+from autotelic.trainers.runs.report import in_short, write_report
 from autotelic.trainers.runs.run_folder import RunFolder
 
 PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII=")
@@ -360,6 +360,22 @@ def test_words_fit_pictures_as_well_as_robots(folder: RunFolder) -> None:
     # the gate's probes are not among the evaluation's categories, whose mean rose by 25 points
     assert "+25.0 points (mean)" in text
     assert "oracle" not in text and "episode" not in text.split("Next")[0]
+
+
+def test_what_fell_below_its_start_comes_first(folder: RunFolder) -> None:
+    """Ten of ten lost is told apart from chance, one of ten is not; what rose is not named."""
+    for name, iteration, outcomes in (
+        ("before", 0, {"a": [1] * 10, "b": [1] * 10, "c": [0] * 10}),
+        ("after", 4, {"a": [1] * 9 + [0], "b": [0] * 10, "c": [1] * 10}),
+    ):
+        pairs = {category: (values, [float(v) for v in values]) for category, values in outcomes.items()}
+        folder.write_json(f"evaluations/{name}.json", evaluation(iteration, **pairs))
+    doubtful = "a (100.0 % to 90.0 %, which cannot be told from no change)"
+    told = f"Below the start at the end: b (100.0 % to 0.0 %) and {doubtful}."
+    assert told + " The run made" in text_of(write_report(folder))
+    assert told in in_short(folder).replace("\xa0", " ")
+    folder.write_json("evaluations/after.json", folder.evaluations()["before"])
+    assert "Below the start" not in text_of(write_report(folder))
 
 
 def test_waiting_and_stopping_are_told(folder: RunFolder) -> None:

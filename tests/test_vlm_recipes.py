@@ -16,6 +16,7 @@ from PIL import Image
 from autotelic.cli import main
 from autotelic.envs.toys import arithmetic, scenes
 from autotelic.errors import UsageError
+from autotelic.options import parse, run_options
 from autotelic.recipes import all_recipes, config_from_json, recipe_of
 from autotelic.testing import vlms as tiny
 from autotelic.trainers import scoring
@@ -141,6 +142,27 @@ def test_label_free_recipes_hand_no_answer_to_policy_or_reward(
         assert task.reference is None and not {"scene", "trace"} & set(task.extra), task.id
     for table in tables:
         assert set(table["references"]) == {None} and not {"scene", "trace"} & set(table)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--objective", "gspo"), ["clip_low, clip_high, level of the objective has no effect"]),
+        (("--objective", "gspo", "--minibatches", "2"), []),
+        (("--objective", "gspo", "--epochs", "2"), []),
+        (("--clip-high", "0.28"), ["clip_high of the objective has no effect"]),
+        (("--kl-coef", "0.1", "--reference", "proximal"), ["reference of the objective has no effect"]),
+        ((), []),
+    ],
+)
+def test_what_acts_through_ratios_is_told_to_be_idle_in_a_single_step(
+    options: tuple[str, ...], told: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = parse(run_options(grpo.Config.tiny()), options, "run vlm/grpo").config
+    words = replace(words, minibatches=words.minibatches or 1)
+    grpo.build(words, RunFolder.create(tmp_path / "run", recipe="vlm/grpo", config={}, command=""))
+    found = [record.getMessage() for record in caplog.records if "has no effect" in record.getMessage()]
+    assert len(found) == len(told) and all(part in line for part, line in zip(told, found, strict=True))
 
 
 FRAGILE = """

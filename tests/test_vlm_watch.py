@@ -187,6 +187,32 @@ def test_the_second_alarm_stops_the_stage_and_what_was_kept_becomes_the_measure(
     assert (last.decision, last.stop) == ("rollback", True) and "alarm 2, stopped there" in last.reason
 
 
+def test_a_canary_sees_small_falls_that_add_up() -> None:
+    """From 30 right answers of 32 by one at a time, each time by one standard error of the fall."""
+    probes = [Task(f"q{i}", i, category="one") for i in range(32)]
+
+    def right(count: int) -> Performer:
+        return Performer({"one": [float(i < count) for i in range(32)]})
+
+    against = {"base": right(16), "promoted": right(16)}
+    gate = Canary(probes, judge, z=1.6)
+    assert gate(right(30), against).decision == "keep"
+    assert gate(right(29), against).decision == "keep"  # a fall of 1/32, standard error 1/32
+    last = gate(right(28), against)  # from 29 by one more; from 30 by 2/32, standard error .043
+    assert last.decision == "wait" and last.evidence["one"]["best"] == 30 / 32
+    seen = gate(right(27), against)  # from 30 by 3/32, standard error .052: 1.79 of them
+    assert seen.decision == "repair" and "0.0938 under best" in seen.reason
+
+
+def test_a_canary_holds_one_policy_and_not_the_best_of_each_category() -> None:
+    against = {"base": Performer({"count": [0] * 4, "chain": [0] * 4})}
+    gate = Canary(PROBES, judge, z=1.2)
+    assert gate(Performer({"count": [1, 1, 1, 1], "chain": [0, 0, 0, 0]}), against).decision == "keep"
+    assert gate(Performer({"count": [1, 1, 1, 0], "chain": [1, 1, 0, 0]}), against).decision == "keep"
+    verdict = gate(Performer({"count": [1, 1, 1, 0], "chain": [1, 0, 0, 0]}), against)
+    assert verdict.evidence["count"]["best"] == 0.75 and verdict.evidence["chain"]["best"] == 0.5
+
+
 def test_after_an_alarm_level_is_not_enough() -> None:
     outcomes = {kind: list(scores) for kind, scores in START.scores.items()}
     outcomes["count"].reverse()  # as many right, but others: a difference of 0 with a standard error

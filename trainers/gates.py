@@ -1,4 +1,4 @@
-"""What may stay: a candidate against the base and the last promoted policy, on frozen probes.
+"""What may stay: a candidate against the base, the last promoted policy and the best promoted, on frozen probes.
 
 Rollback alone freezes learning; repair (restore, quarantine what was harmed, hold on to the demonstrations) lets the
 rest go on. The judge of a gate is never of a family that trains. One base looks at actors; three gates decide:
@@ -114,10 +114,9 @@ class ProbeGate(Gate):
         return sides[-1], sides[0] if len(sides) > 1 else {}
 
     def remember(self, against: Mapping[str, Actor]) -> None:
-        """Look at base and promoted, where that was not done."""
-        for name, actor in against.items():
-            if name not in self._known:
-                self._known[name] = self.look(actor)
+        """Look at base and promoted, where that was not done; a resumed gate holds all in the order of a new one."""
+        looked = {name: self._known.get(name) or self.look(actor) for name, actor in against.items()}
+        self._known = looked | {name: scores for name, scores in self._known.items() if name not in looked}
 
     def evidence(self, judged: Scores, proxy: Scores) -> dict[str, Any]:
         """Per category the candidate's mean score, that of whom it is compared with, and how the reward changed."""
@@ -130,13 +129,33 @@ class ProbeGate(Gate):
                     row[f"reward_change_from_{name}"] = _mean(proxy[category]) - _mean(before[category])
         return rows
 
+    def promote(self, judged: Scores, proxy: Scores, *, whole: bool) -> None:
+        """The candidate is what is promoted now, and the best promoted so far where none before was as good.
+
+        Args:
+            whole: the best is one policy, by its mean over all probes; else each category's best stands by itself.
+        """
+        best, rewards = self._known.get("best") or self._known.get("promoted") or ({}, {})
+        parts = [list(judged)] if whole else [[category] for category in judged]
+        for names in parts:
+            now, before = ([s for name in names for s in scores.get(name, ())] for scores in (judged, best))
+            if not before or _mean(now) > _mean(before):
+                best, rewards = (
+                    old | {name: new[name] for name in names if name in new}
+                    for old, new in ((best, judged), (rewards, proxy))
+                )
+        self._known |= {"promoted": (judged, proxy), "best": (best, rewards)}
+
     def state_dict(self) -> dict[str, Any]:
-        return {"failures": self.failures}
+        return {"failures": self.failures, "best_promoted": self._known.get("best")}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Scores of base and promoted are looked up anew: the probes and keys are frozen."""
         self.failures = int(state["failures"])
         self._known.clear()
+        if state["best_promoted"] is not None:
+            scores, rewards = state["best_promoted"]
+            self._known["best"] = scores, rewards
 
 
 @dataclass
@@ -145,8 +164,8 @@ class NonInferiority(ProbeGate):
 
     Per category, d is the mean paired fall of the judge's score (reference minus candidate on the same
     probes and keys) and the candidate passes when d + z * se < margin, as in a clinical trial of
-    non-inferiority. The reference is the last promoted policy, and the frozen base as well, so that
-    small falls cannot add up.
+    non-inferiority. The references are the frozen base, the last promoted policy and, category by category, the best
+    that was ever promoted, so that small falls cannot add up.
 
     Attributes:
         margin: how much a category may fall, in units of the judge's score.
@@ -169,7 +188,7 @@ class NonInferiority(ProbeGate):
             evidence[category]["upper"] = max(uppers)
         harmed = [category for category, row in evidence.items() if row["upper"] >= self.margin]
         if not harmed:
-            self._known["promoted"] = (judged, proxy)
+            self.promote(judged, proxy, whole=False)
             return Verdict("keep", "no category fell by the margin", evidence=evidence)
         self.failures += 1
         reason = f"{', '.join(harmed)} may have fallen by {self.margin:g} or more in the judge's score"
@@ -219,11 +238,12 @@ class BestSoFar(ProbeGate):
 class Canary(ProbeGate):
     """Sound an alarm when the judge's score has fallen by more than ``z`` standard errors, over all probes.
 
-    The fall is the mean of the paired differences on the same probes and keys, against the base and against the last
-    promoted policy; views of one question count as one. Without an alarm a candidate is kept if it has not fallen under
-    the base at all and not by a standard error under the last promoted one; else the gate waits, so that what a stage
-    returns never crept below its start. After an alarm level is not enough, and a candidate is kept if it is a standard
-    error above the base: what was seen to fall may be level on 200 probes and a few points lower elsewhere.
+    The fall is the mean of the paired differences on the same probes and keys, against the base, the last promoted
+    policy and the best that was promoted; views of one question count as one. Without an alarm a candidate is kept if
+    it has not fallen under the base at all and not by a standard error under the two promoted ones; else the gate
+    waits, so that what a stage returns never crept below its start, nor far below its best. After an alarm level is not
+    enough, and a candidate is kept if it is a standard error above the base: what was seen to fall may be level on 200
+    probes and a few points lower elsewhere.
 
     Where ``NonInferiority`` asks for proof that nothing was lost, which takes some 900 probes for a margin of five
     points, this asks for proof that something was: 200 probes see a collapse, and hardly ever cry wolf (one look in 44
@@ -259,12 +279,12 @@ class Canary(ProbeGate):
         fell, level = [], True
         for name, (reference, _) in self._known.items():
             fall, error = paired_fall(reference, judged, self._kin)
-            allowed = error if name == "promoted" else -error if self.failures else 0.0
+            allowed = error if name != "base" else -error if self.failures else 0.0
             level = level and fall <= allowed + 1e-12
             if fall > max(self.z * error, 1e-12):
                 fell.append(f"{fall:.3g} under {name} (standard error {error:.2g})")
         if not fell and level:
-            self._known["promoted"] = (judged, proxy)
+            self.promote(judged, proxy, whole=True)
             return Verdict("keep", "the judge's score is level or better", evidence=evidence)
         if not fell:
             return Verdict("wait", f"lower, but by less than {self.z:g} standard errors", evidence=evidence)

@@ -6,6 +6,7 @@ Importing this imports no torch.
 from __future__ import annotations
 
 import inspect
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from .learner import AnchorSet, Optimisation
     from .loop import Experiment, Stage
     from .runs.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
 
 Config = TypeVar("Config", bound=RunConfig)
 
@@ -75,6 +78,19 @@ def settled(config: Config, small: bool, folder: RunFolder | None, **computed: A
         if folder is not None:
             folder.describe(config=folder.config | taken)
     return config
+
+
+def warn_of_idle(objective: Any) -> None:
+    """Say which options of an objective have no effect where a round is a single gradient step."""
+    from .objectives.base import Term
+
+    idle = objective.off_policy_only if isinstance(objective, Term) else ()
+    if idle:
+        logger.warning(
+            "a round is one gradient step, in which the policy still is the one that sampled: %s of the objective "
+            "has no effect; give --minibatches 2 or --epochs 2",
+            ", ".join(dict.fromkeys(idle)),
+        )
 
 
 class Setting(ABC):
@@ -201,9 +217,10 @@ class Setting(ABC):
         given = {"references": {"start": self.start} if starts else {}, "advantage": advantage, **options}
         if "anchors" not in given:
             given["anchors"] = self.anchors()
-        made: Learner = (kind or PolicyLearner)(
-            self.policy, objective, self.optimisation(steps, rollouts, **how or {}), **given
-        )
+        optimisation = self.optimisation(steps, rollouts, **how or {})
+        if optimisation.epochs * optimisation.minibatches == 1:
+            warn_of_idle(objective)
+        made: Learner = (kind or PolicyLearner)(self.policy, objective, optimisation, **given)
         return made
 
     def way(self, objective: Any, advantage: Any) -> tuple[Any, Any]:

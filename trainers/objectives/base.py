@@ -42,6 +42,11 @@ class Term(ABC):
         """What it is a weighted sum of."""
         return ((1.0, self),)
 
+    @property
+    def off_policy_only(self) -> tuple[str, ...]:
+        """Fields that have no effect in a round's first gradient step, when the policy is still the proximal one."""
+        return ()
+
     @abstractmethod
     def __call__(self, now: Evaluation, batch: Batch) -> tuple[Tensor, Metrics]: ...
 
@@ -70,6 +75,10 @@ class Sum(Term):
     @property
     def needs(self) -> frozenset[str]:
         return frozenset[str]().union(*(term.needs for _, term in self.parts))
+
+    @property
+    def off_policy_only(self) -> tuple[str, ...]:
+        return tuple(name for _, term in self.parts for name in term.off_policy_only)
 
     def __call__(self, now: Evaluation, batch: Batch) -> tuple[Tensor, Metrics]:
         loss, metrics = now.log_probs.new_zeros(()), Metrics()

@@ -46,6 +46,10 @@ class PairwiseRegression(Term):
         old = set() if self.clip is None else {"log_probs:old"}
         return frozenset({"pairs", f"log_probs:{self.reference}"} | old) | decisions_need(self.decisions)
 
+    @property
+    def off_policy_only(self) -> tuple[str, ...]:
+        return () if self.clip is None else ("clip",)
+
     def __call__(self, now: Evaluation, batch: Batch) -> tuple[Tensor, Metrics]:
         first, second = pairs_of(batch).unbind(1)
         returns = batch.returns.to(now.log_probs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -75,6 +75,12 @@ class PPOClip(Term):
         centre = {"log_probs:old" if self.centre == "auto" else f"log_probs:{self.centre}"}
         both = set() if self.importance_cap is None else {"log_probs:proximal", "log_probs:behaviour"}
         return frozenset({"advantages"} | centre | both)
+
+    @property
+    def off_policy_only(self) -> tuple[str, ...]:
+        """What is not as in plain GRPO, of what acts through ratios."""
+        ratios = ("clip_low", "clip_high", "level", "dual_clip")
+        return tuple(f.name for f in fields(self) if f.name in ratios and vars(self)[f.name] != f.default)
 
     def __call__(self, now: Evaluation, batch: Batch) -> tuple[Tensor, Metrics]:
         advantages = advantages_of(batch)

@@ -35,6 +35,10 @@ class DPO(Term):
     def needs(self) -> frozenset[str]:
         return frozenset({"pairs", f"log_probs:{self.reference}"}) | decisions_need(self.decisions)
 
+    @property
+    def off_policy_only(self) -> tuple[str, ...]:
+        return ("reference",) if self.reference == "proximal" else ()
+
     def __call__(self, now: Evaluation, batch: Batch) -> tuple[Tensor, Metrics]:
         first, second = pairs_of(batch).unbind(1)
         log_ratio = now.log_probs - batch.log_probs[self.reference]

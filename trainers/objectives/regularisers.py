@@ -33,6 +33,10 @@ class KLPenalty(Term):
     def needs(self) -> frozenset[str]:
         return frozenset({f"kl:{self.to}" if self.estimator == "exact" else f"log_probs:{self.to}"})
 
+    @property
+    def off_policy_only(self) -> tuple[str, ...]:
+        return ("reference",) if self.to == "proximal" else ()
+
     def __call__(self, now: Evaluation, batch: Batch) -> tuple[Tensor, Metrics]:
         size = scalars(batch, self.per_dimension).to(now.log_probs)
         if self.estimator == "exact":

@@ -34,6 +34,10 @@ class ValueLoss(Term):
     def needs(self) -> frozenset[str]:
         return frozenset({"values", "value_targets"})
 
+    @property
+    def off_policy_only(self) -> tuple[str, ...]:
+        return () if self.clip is None else ("clip",)
+
     def __call__(self, now: Evaluation, batch: Batch) -> tuple[Tensor, Metrics]:
         if now.values is None or batch.value_targets is None or batch.values is None:
             raise ValueError("there are no values to fit: choose a policy with the capability 'values', and GAE()")

@@ -78,7 +78,7 @@ def in_short(folder: RunFolder) -> Markup:
     )
     body = [(cells + Markup("<td>{}</td></tr>")).format(*(row[name] for name in names)) for row in rows]
     heads = Markup("<tr><th>{}</th><th>before</th><th>after</th><th>change</th><th>p</th></tr>").format(unit)
-    told = " ".join(_summary_of_outcomes(found, unit))
+    told = " ".join([*_fallen(found), *_summary_of_outcomes(found, unit)])
     report = Markup("<p><a href={0}>{0}</a></p>").format(str(folder.path / "report.html"))
     return Markup("<p>{}</p><table>{}{}</table>{}").format(told, heads, Markup("").join(body), report)
 
@@ -173,7 +173,8 @@ def _summary(
     iterations = max((record["iteration"] for record in metrics), default=0)
     queries = queries_of(metrics)
     cost = f" and {_count(round(queries), 'reward query', 'reward queries')}" if queries else ""
-    words = [f"The run made {_count(iterations, 'iteration')} of {folder.recipe}{cost}."]
+    words = _fallen(found) if found else []
+    words.append(f"The run made {_count(iterations, 'iteration')} of {folder.recipe}{cost}.")
     if found:
         words += _summary_of_outcomes(found, unit)
     if decisions:
@@ -184,6 +185,23 @@ def _summary(
     if doubts:
         words.append(f"The audit found that {'; '.join(doubts)}.")
     return " ".join(words)
+
+
+def _fallen(found: Comparison) -> list[str]:
+    """What ended below its start, the surest first; without a category that did, nothing."""
+    show, fallen = Outcomes(found.rates), sorted((row for row in found.rows if row.difference < 0), key=_doubt)
+    if not fallen:
+        return []
+    doubts = {True: "", False: ", which cannot be told from no change", None: ", no test tells whether by chance"}
+    told = [
+        f"{row.category} ({show.with_unit(row.before)} to {show.with_unit(row.after)}{doubts[row.told_apart]})"
+        for row in fallen
+    ]
+    return [f"Below the start at the end: {_listed(told)}."]
+
+
+def _doubt(row: Row) -> tuple[bool, float]:
+    return not row.told_apart, row.difference
 
 
 def _summary_of_decisions(decisions: Sequence[Json]) -> list[str]:
