@@ -91,6 +91,17 @@ def test_a_slow_drift_from_the_best_promoted_is_stopped() -> None:
     assert again.evidence == drifted.evidence and list(again.evidence["push"]) == list(drifted.evidence["push"])
 
 
+def test_of_the_best_the_mean_fall_counts_and_not_its_bound() -> None:
+    """Falls of .3, 0, 0, 0 from the best: mean .075 and bound .171, margin .1; from the last promoted nothing fell."""
+    against = {"base": level(0.0, 0.0), "promoted": level(0.0, 0.0)}
+    gate = NonInferiority(PROBES, judge, margin=0.1)
+    assert gate(level(1.0, 1.0), against).decision == "keep"
+    fallen = Performer({"reach": [0.7, 1.0, 1.0, 1.0], "push": [1.0] * 4})
+    gate._known["promoted"] = (fallen.scores, {})
+    verdict = gate(fallen, against)
+    assert verdict.decision == "keep" and verdict.evidence["reach"]["upper"] == pytest.approx(0.075)
+
+
 def test_the_best_of_each_category_is_held_by_itself() -> None:
     """Reach was best in one promoted policy, push in another; equal scores leave the first one."""
     against = {"base": level(0.0, 0.0), "promoted": level(0.0, 0.0)}

@@ -164,8 +164,9 @@ class NonInferiority(ProbeGate):
 
     Per category, d is the mean paired fall of the judge's score (reference minus candidate on the same
     probes and keys) and the candidate passes when d + z * se < margin, as in a clinical trial of
-    non-inferiority. The references are the frozen base, the last promoted policy and, category by category, the best
-    that was ever promoted, so that small falls cannot add up.
+    non-inferiority, against the frozen base and the last promoted policy. So that small falls cannot add up, it is also
+    compared with the best that was ever promoted, category by category, where d itself has to stay under the margin:
+    the best of many looks is partly luck, and proof against it would in time refuse every candidate.
 
     Attributes:
         margin: how much a category may fall, in units of the judge's score.
@@ -183,9 +184,10 @@ class NonInferiority(ProbeGate):
         evidence = self.evidence(judged, proxy)
         for category, scores in judged.items():
             lost = [-s for s in scores]
-            others = ([-s for s in reference[category]] for reference, _ in self._known.values())
-            uppers = (non_inferiority(lost, before, self.margin, self.level).upper for before in others)
-            evidence[category]["upper"] = max(uppers)
+            for name, (reference, _) in self._known.items():
+                tested = non_inferiority(lost, [-s for s in reference[category]], self.margin, self.level)
+                fell = tested.difference if name == "best" else tested.upper
+                evidence[category]["upper"] = max(fell, evidence[category].get("upper", fell))
         harmed = [category for category, row in evidence.items() if row["upper"] >= self.margin]
         if not harmed:
             self.promote(judged, proxy, whole=False)

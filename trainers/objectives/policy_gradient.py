@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -79,8 +79,13 @@ class PPOClip(Term):
     @property
     def off_policy_only(self) -> tuple[str, ...]:
         """What is not as in plain GRPO, of what acts through ratios."""
-        ratios = ("clip_low", "clip_high", "level", "dual_clip")
-        return tuple(f.name for f in fields(self) if f.name in ratios and vars(self)[f.name] != f.default)
+        chosen = {
+            "clip_low": self.clip_low != PPOClip.clip_low,
+            "clip_high": self.clip_high != PPOClip.clip_high,
+            "level": self.level != PPOClip.level,
+            "dual_clip": self.dual_clip is not None,
+        }
+        return tuple(name for name, differs in chosen.items() if differs)
 
     def __call__(self, now: Evaluation, batch: Batch) -> tuple[Tensor, Metrics]:
         advantages = advantages_of(batch)
