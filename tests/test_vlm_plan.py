@@ -97,6 +97,14 @@ def test_what_is_counted_for_learning_is_what_learning_takes(tmp_path: Path) -> 
     assert found[1.0] < 0.7 * found[0.0]
 
 
+def test_the_plan_counts_a_copy_of_the_adapted_weights(tmp_path: Path) -> None:
+    config = small(tmp_path, dtype="bf16").resolved(False)
+    plain, merged = (Planner(replace(config, decoder=way), config.model, torch.bfloat16) for way in ("auto", "merged"))
+    policy = load_policy(config)
+    adapted = sum(part.base_layer.weight.numel() for part in policy.module.modules() if hasattr(part, "lora_A"))
+    assert adapted > 0 and merged.training - plain.training == 2 * adapted
+
+
 def test_what_is_left_open_is_the_most_that_the_budget_holds(tmp_path: Path) -> None:
     plans = [plan_of(small(tmp_path, memory_gb=gb)) for gb in (0.024, 0.3)]
     little, much = (plan for plan in plans if plan is not None)
@@ -182,6 +190,38 @@ def test_out_of_memory_in_learning_halves_what_is_held_and_the_gradient_is_the_s
     assert max(float((a - b).abs().max()) for a, b in zip(*gradients, strict=True)) < 1e-5 * scale
     with Card(policy, most // 3).hooks():
         backpropagate(policy, WeightedImitation(), batch)  # it stays so
+
+
+def test_what_sampling_left_is_freed_before_less_is_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In learning and in sampling: the decoder's keys go first, and only then fewer tokens are held."""
+    model, processor = tiny.text("qwen2")
+    policy = TokenPolicy.of(model, processor, horizon=9, decoder="static")
+    static = policy.static
+    assert static is not None
+    tasks = [Task("a", "what is red ?"), Task("b", "how many circle in the picture ?")]
+    whole = policy.act(tasks, 4, key=(1,))
+    batch = policy.collate(whole)
+    forward, complete = policy.forward_decisions, policy._complete
+
+    def crowded(work: Any) -> Any:
+        def run(*given: Any, **named: Any) -> Any:
+            if static.holds:
+                raise torch.OutOfMemoryError("out of memory")
+            return work(*given, **named)
+
+        return run
+
+    assert static.holds
+    monkeypatch.setattr(policy, "forward_decisions", crowded(forward))
+    now = policy.evaluate_actions(batch)
+    assert not static.holds and policy.micro_batch_tokens == 2**16 and now.log_probs.isfinite().all()
+    monkeypatch.undo()
+    policy.act(tasks[:1], 1, key=(2,))
+    assert static.holds
+    monkeypatch.setattr(policy, "_complete", crowded(complete))
+    again = policy.act(tasks, 4, key=(1,))
+    assert policy.sample_tokens == 2**16
+    assert [r.output for r in again] == [r.output for r in whole]
 
 
 def test_one_row_that_is_too_much_is_told_as_it_is() -> None:

@@ -79,6 +79,25 @@ def test_fixed_shapes_say_the_same(family: str, buckets: list[Layout]) -> None:
     same(static.act(tasks, 1, greedy=True), eager.act(tasks, 1, greedy=True))
 
 
+@pytest.mark.parametrize("family", ["qwen2", "qwen2_5_vl", "llama"])
+def test_merged_adapters_say_the_same(family: str) -> None:
+    """A copy of the weights with the adapters in it, which follows them as they learn; the model's own stay."""
+    merged, eager = made(family, "merged", lora=True), made(family, "eager", lora=True)
+    tasks, frozen = tasks_for(family), [weight.clone() for weight in merged.module.parameters()]
+    for _ in range(2):
+        same(merged.act(tasks, 5, key=(2,)), eager.act(tasks, 5, key=(2,)))
+        assert merged.static is not None and merged.static._lean is not None
+        kinds = {type(layer).__name__ for layer in merged.static._lean.layers}
+        assert kinds == {"_Merged"}
+        assert all(torch.equal(a, b) for a, b in zip(merged.module.parameters(), frozen, strict=True))
+        for policy in (merged, eager):
+            with torch.no_grad():
+                for weight in policy.parameters():
+                    weight.mul_(1.5)
+        frozen = [weight.clone() for weight in merged.module.parameters()]
+    assert merged.fork("start").static.merged  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_step_is_one_graph(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing in it asks the host, and no shape depends on data: TorchDynamo makes one graph of it, with LoRA."""

@@ -195,14 +195,19 @@ class TorchPolicy(Actor):
     # memory
 
     def _within_memory(self, batch: Batch, work: Callable[[], Result]) -> Result:
-        """Work on a batch in pieces; when memory does not suffice, again in smaller ones, from now on."""
+        """Work on a batch in pieces; when memory does not suffice, again without what sampling left there, then in
+        smaller pieces, from now on."""
         while True:
             try:
                 return work()
             except torch.OutOfMemoryError:
-                if not self.halve(batch):
+                if not self.release() and not self.halve(batch):
                     raise
             free_cache()
+
+    def release(self) -> bool:
+        """Let go of memory that is kept between rounds of sampling; False where there is none."""
+        return False
 
     def halve(self, batch: Batch) -> bool:
         """Hold half as much at once in learning; False where every piece is one row already."""

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Decoder = Literal["auto", "static", "eager"]
-"""In fixed shapes, which a GPU replays as one CUDA graph a step, or operator by operator; auto: the first on a GPU."""
+Decoder = Literal["auto", "static", "merged", "eager"]
+"""In fixed shapes, which a GPU replays as one CUDA graph a step, or operator by operator; auto: the first on a GPU.
+merged is static on a copy of the adapted weights with the adapters in them."""
 
 
 def check_temperature(temperature: float) -> None:

@@ -16,21 +16,23 @@ class Lean:
     """A model's layers for the time of decoding, in which its weights stay as they are.
 
     * Adapters: both factors in the type that is computed in, the scaling within the second; the sum is rounded once.
+      Merged they cost no operator, but a copy of the weights that they adapt, and rounding is not that of learning.
     * Linear layers whose weights are of another type than autocast's: cast once.
     * Attention: heads that share keys stand side by side as further queries, so that keys are read where they are.
 
     Args:
         parts: of the model, that a step goes through.
         autocast: what it is computed in, or None for the weights' own type.
+        merge: adapters are added to a copy of the weights.
     """
 
-    def __init__(self, parts: Sequence[nn.Module], autocast: torch.dtype | None) -> None:
+    def __init__(self, parts: Sequence[nn.Module], autocast: torch.dtype | None, merge: bool = False) -> None:
         modules = [module for part in parts for module in part.modules()]
-        self.layers: list[_Adapted | _Cast] = []
+        self.layers: list[_Adapted | _Merged | _Cast] = []
         inside: set[int] = set()
         for part in modules:
-            if _plain_adapter(part):
-                self.layers.append(_Adapted(part, autocast))
+            if plain_adapter(part):
+                self.layers.append((_Merged if merge else _Adapted)(part, autocast))
                 inside |= {id(each) for each in part.modules()}
         for part in modules:
             if type(part) is nn.Linear and id(part) not in inside and autocast not in (None, part.weight.dtype):
@@ -56,7 +58,7 @@ class Lean:
                 del layer.part.__dict__["forward"]
 
 
-def _plain_adapter(part: Any) -> bool:
+def plain_adapter(part: Any) -> bool:
     """Whether a module is a linear layer with one LoRA adapter in use and nothing special about it."""
     if not hasattr(part, "lora_A") or type(getattr(part, "base_layer", None)) is not nn.Linear:
         return False
@@ -85,6 +87,22 @@ class _Adapted:
         result: Tensor = self.part.base_layer(x) if self.base is None else self.base.forward(x)
         result.view(-1, result.shape[-1]).addmm_(F.linear(x, self.down).flatten(0, -2), self.up.T)
         return result
+
+
+class _Merged:
+    def __init__(self, part: Any, autocast: torch.dtype | None) -> None:
+        self.part, self.base, name = part, part.base_layer, part.active_adapters[0]
+        self.first, self.second, self.scaling = part.lora_A[name], part.lora_B[name], part.scaling[name]
+        dtype = self.base.weight.dtype if autocast is None else autocast
+        self.weight = torch.empty_like(self.base.weight, dtype=dtype, requires_grad=False)
+
+    def refresh(self) -> None:
+        change = self.second.weight.float() @ self.first.weight.float()
+        self.weight.copy_(change.mul_(self.scaling).add_(self.base.weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.base.bias
+        return F.linear(x, self.weight, None if bias is None else bias.to(self.weight.dtype))
 
 
 class _Cast:

@@ -22,6 +22,7 @@ from ..trainers.lora import CONFIG, add_lora
 from ..trainers.peak import GIB, fake, peak_bytes, recomputed_share
 from ..trainers.precision import autocast_of
 from .checkpointing import Lent, layers_of, recomputed
+from .lean import plain_adapter
 from .loading import base_of, model_class, of_language
 from .memory import Growing
 from .token_scores import token_scores
@@ -129,6 +130,9 @@ class Planner:
         self.weights = sum(_bytes(weight) for weight in weights)
         copies = 1 + 2 * (config.gate != "none")  # the start, a gate's two
         self.training = sum(4 * weight.numel() * (3 + copies) for weight in trained)
+        if config.decoder == "merged":
+            adapted = (part.base_layer.weight for part in self.model.modules() if plain_adapter(part))
+            self.training += sum(compute.itemsize * weight.numel() for weight in adapted)
         self.autocast = autocast_of(compute)
         question = PICTURED if self.sees else WRITTEN
         self.whole = Shape(config.tasks_per_step, question, config.group_size, config.max_new_tokens)

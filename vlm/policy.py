@@ -43,7 +43,7 @@ class TokenPolicy(TorchPolicy):
         micro_batch_tokens: held at once in learning, counted alike.
         horizon: most tokens of a completion whose task does not say.
         mask_truncated: completions that hit the limit are sampled and scored, but not learned from.
-        decoder: how tokens are sampled, "static", "eager" or "auto"; see ``decoding.Decoder``.
+        decoder: how tokens are sampled, "static", "merged", "eager" or "auto"; see ``decoding.Decoder``.
     """
 
     capabilities = frozenset({"exact", "entropy", "kl"})
@@ -64,8 +64,8 @@ class TokenPolicy(TorchPolicy):
         super().__init__(backbone.module, autocast=autocast)
         if decoder not in get_args(Decoder):
             raise unknown("decoder", decoder, get_args(Decoder))
-        self.static = None if decoder == "eager" else StaticDecoder()
-        self._static_on_cpu = decoder == "static"
+        self.static = None if decoder == "eager" else StaticDecoder(merged=decoder == "merged")
+        self._static_on_cpu = decoder in ("static", "merged")
         self.backbone, self.renderer = backbone, renderer
         self.sample_tokens, self.micro_batch_tokens = sample_tokens, micro_batch_tokens
         self.horizon, self.mask_truncated = horizon, mask_truncated
@@ -107,9 +107,12 @@ class TokenPolicy(TorchPolicy):
         try:
             return self._complete(tasks, prompts, samples, *how)
         except torch.OutOfMemoryError:
-            if len(tasks) * len(samples) == 1:
+            freed = self.release()
+            if len(tasks) * len(samples) == 1 and not freed:
                 raise
         free_cache()
+        if freed:
+            return self._held(tasks, prompts, samples, how)
         while (parts := list(self.together(tasks, len(samples)))) and len(parts) == 1:
             self.sample_tokens = max(1, self.sample_tokens // 2)
         log.warning("out of memory in sampling: sample_tokens is %d from now on", self.sample_tokens)
@@ -301,6 +304,13 @@ class TokenPolicy(TorchPolicy):
             again = sum(len(longer.ids) for longer, _, _ in stretches[1:])
             found.append(self._cost(prompt, length + again))
         return found
+
+    def release(self) -> bool:
+        """Let go of the decoder's buffers, keys and graphs, which the next sampling makes anew."""
+        if self.static is None or not self.static.holds:
+            return False
+        self.static.release()
+        return True
 
     @property
     def held(self) -> int:

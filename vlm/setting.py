@@ -111,9 +111,10 @@ class LanguageConfig(RunConfig):
     sample_tokens: Count = grouped("sampling", BY_MODEL)
     """Tokens held in memory at once in sampling: prompts, once where their answers share them, and answers at their
     longest. With a plan None is as many as there is room for."""
-    decoder: Literal["auto", "static", "eager"] = grouped("sampling", "auto")
+    decoder: Literal["auto", "static", "merged", "eager"] = grouped("sampling", "auto")
     """How a loaded model says token after token: static, in fixed shapes, which a GPU replays as one CUDA graph per
-    step; or eager, operator by operator. auto is static on a GPU."""
+    step; merged, the same on a copy of the adapted weights with the adapters in it, fewer operators for more memory;
+    or eager, operator by operator. auto is static on a GPU."""
     micro_batch_tokens: Count = grouped("optimisation", BY_MODEL)
     """Tokens held in memory at once in learning, counted alike; gradients are those of the whole batch. With a plan
     None is as many as there is room for."""

@@ -277,13 +277,22 @@ class StaticDecoder:
     """Decodes in buckets, whose buffers, keys and graphs are kept from call to call.
 
     A copy of it (a policy's fork) begins with nothing.
+
+    Args:
+        merged: compute with a copy of the adapted weights that has the adapters in it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, merged: bool = False) -> None:
+        self.merged = merged
         self.release()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return type(self)()
+        return type(self)(self.merged)
+
+    @property
+    def holds(self) -> bool:
+        """Whether anything is kept."""
+        return self._lean is not None
 
     def release(self) -> None:
         """Let go of all that is kept."""
@@ -351,7 +360,8 @@ class StaticDecoder:
         adapters = [(m.disable_adapters, m.merged) for m in policy.module.modules() if hasattr(m, "lora_A")]
         if self._lean is None or self._weights != (weights, adapters):
             self.release()
-            self._weights, self._lean = (weights, adapters), Lean((backbone.decoder, backbone.output_layer), dtype)
+            parts = backbone.decoder, backbone.output_layer
+            self._weights, self._lean = (weights, adapters), Lean(parts, dtype, self.merged)
         self._lean.refresh()
         return self._lean
 
