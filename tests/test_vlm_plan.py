@@ -21,6 +21,7 @@ from autotelic.trainers.learner import backpropagate
 from autotelic.trainers.objectives import WeightedImitation
 from autotelic.trainers.peak import GIB, Peak, PeakWatch
 from autotelic.types import Task
+from autotelic.vlm.conversation import Conversation, Script
 from autotelic.vlm.plan import Planner, Shape
 from autotelic.vlm.policy import TokenPolicy
 from autotelic.vlm.recipes import grpo
@@ -250,6 +251,26 @@ def test_out_of_memory_in_sampling_draws_the_same_in_parts(monkeypatch: pytest.M
     assert policy.sample_tokens < 2**16
     for one, other in zip(whole, parts, strict=True):
         assert one.task.id == other.task.id and torch.equal(one.payload["tokens"], other.payload["tokens"])
+
+
+def test_out_of_memory_in_a_conversation_holds_the_same_one_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From its beginning: what is said hangs on the task, the sample and the turn alone."""
+    model, processor = tiny.text("qwen2")
+    policy = TokenPolicy.of(model, processor, horizon=5)
+    actor = Conversation(policy, Script(("again",)), turns=2)
+    tasks = [Task("a", "what is red ?"), Task("b", "how many circle in the picture ?")]
+    whole = actor.act(tasks, 4, key=(1,))
+    rows = policy.backbone.rows
+
+    def copied(state: Any, index: Tensor) -> Any:
+        if len(index) > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return rows(state, index)
+
+    monkeypatch.setattr(policy.backbone, "rows", copied)
+    parts = actor.act(tasks, 4, key=(1,))
+    assert policy.sample_tokens < 2**16
+    assert [r.payload["tokens"].tolist() for r in parts] == [r.payload["tokens"].tolist() for r in whole]
 
 
 def test_the_peak_of_a_round_is_told_beside_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:

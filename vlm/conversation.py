@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -138,20 +139,21 @@ class Conversation(SystemWrapper):
         horizon = max([policy.horizon, *(task.horizon or 0 for task in tasks)])
         likely = min(self.longest, 2 * self.turns * horizon)  # replies as long as turns
         with policy.inference():
-            for rows, _, samples in policy.together(tasks, n, likely):
-                asked = [(tasks[row], sample) for row in rows for sample in samples]
-                rollouts += self._converse(asked, len(samples), None if greedy else key, temperature)
+            work = partial(self._converse, key=None if greedy else key, temperature=temperature)
+            for rows, prompts, samples in policy.together(tasks, n, likely):
+                rollouts += policy.within_memory(work, [tasks[row] for row in rows], prompts, samples, likely)
         return rollouts
 
     def _converse(
-        self, asked: Sequence[tuple[Task, int]], n: int, key: Key | None, temperature: float
+        self, tasks: Sequence[Task], prompts: Sequence[Prompt], samples: range, *, key: Key | None, temperature: float
     ) -> list[Rollout]:
         backbone, renderer = self.policy.backbone, self.policy.renderer
-        prompts = renderer.prompts([task for task, _ in asked[::n]])
-        room = [self._room(task, prompt) for (task, _), prompt in zip(asked[::n], prompts, strict=True)]
-        logs = [_Log(task, sample, prompts[row // n], room[row // n]) for row, (task, sample) in enumerate(asked)]
+        logs = []
+        for task, prompt in zip(tasks, prompts, strict=True):
+            room = self._room(task, prompt)
+            logs += [_Log(task, sample, prompt, room) for sample in samples]
         hidden, state = backbone.read(prompts)
-        work = [_Pool(logs, hidden, state, torch.arange(len(logs)) // n)]
+        work = [_Pool(logs, hidden, state, torch.arange(len(logs)) // len(samples))]
         while work:
             pool = work.pop()
             self._speak(pool, key, temperature)

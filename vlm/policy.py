@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -96,30 +97,43 @@ class TokenPolicy(TorchPolicy):
         with self.inference():
             for rows, prompts, samples in self.together(tasks, n):
                 whole = keep and len(rows) * len(samples) == len(tasks) * n and self._one_piece(tasks, prompts, n)
+                work = partial(self._complete, key=key, greedy=greedy, temperature=temperature)
                 some = [tasks[row] for row in rows]
-                rollouts += self._held(some, prompts, samples, (key, greedy, temperature, whole))
+                rollouts += self.within_memory(work, some, prompts, samples, keep=whole)
         return rollouts
 
-    def _held(
-        self, tasks: Sequence[Task], prompts: Sequence[Prompt], samples: range, how: tuple[Key, bool, float, bool]
+    def within_memory(
+        self,
+        work: Callable[..., list[Rollout]],
+        tasks: Sequence[Task],
+        prompts: Sequence[Prompt],
+        samples: range,
+        longest: int | None = None,
+        **whole: Any,
     ) -> list[Rollout]:
-        """Completions sampled at once; where memory does not suffice, in parts, from now on."""
+        """What was meant to be sampled at once; where memory does not suffice, anew in parts, from now on.
+
+        Args:
+            work: makes rollouts of tasks, their prompts and samples.
+            longest: as of :meth:`together`.
+            whole: options of the work that do not hold for parts.
+        """
         try:
-            return self._complete(tasks, prompts, samples, *how)
+            return work(tasks, prompts, samples, **whole)
         except torch.OutOfMemoryError:
             freed = self.release()
             if len(tasks) * len(samples) == 1 and not freed:
                 raise
         free_cache()
         if freed:
-            return self._held(tasks, prompts, samples, how)
-        while (parts := list(self.together(tasks, len(samples)))) and len(parts) == 1:
+            return self.within_memory(work, tasks, prompts, samples, longest, **whole)
+        while (parts := list(self.together(tasks, len(samples), longest))) and len(parts) == 1:
             self.sample_tokens = max(1, self.sample_tokens // 2)
         log.warning("out of memory in sampling: sample_tokens is %d from now on", self.sample_tokens)
         rollouts: list[Rollout] = []
         for rows, some, part in parts:
             shifted = range(samples.start + part.start, samples.start + part.stop)
-            rollouts += self._held([tasks[row] for row in rows], some, shifted, (*how[:3], False))
+            rollouts += self.within_memory(work, [tasks[row] for row in rows], some, shifted, longest)
         return rollouts
 
     def together(
@@ -163,10 +177,11 @@ class TokenPolicy(TorchPolicy):
         tasks: Sequence[Task],
         prompts: Sequence[Prompt],
         samples: range,
+        *,
         key: Key,
         greedy: bool,
         temperature: float,
-        keep: bool,
+        keep: bool = False,
     ) -> list[Rollout]:
         n = len(samples)
         limits = torch.tensor([task.horizon or self.horizon for task in tasks for _ in samples])
