@@ -231,7 +231,7 @@ class Planner:
 
         with recomputed(layers):
             read = self._read(shape)
-            known, cache = read.past_key_values.layers, DynamicCache()
+            known, cache = read.cache.layers, DynamicCache()
             if layers:
                 cache.layers = [Lent(layer.keys, layer.values, pick) for layer in known]
             else:
@@ -250,7 +250,7 @@ class Planner:
     def _decoder(self, ids: Tensor, places: Tensor, cache: Any) -> Any:
         axes = (3,) if hasattr(self.model.base_model, "get_rope_index") else ()
         positions = places.expand(*axes, *ids.shape)
-        return self.model.get_decoder()(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)
+        return self.model.get_decoder()(input_ids=ids, position_ids=positions, cache=cache, use_cache=True)
 
 
 def skeleton(config: LanguageConfig, source: str) -> tuple[Any, bool]:

@@ -189,9 +189,9 @@ class TransformersBackbone:
         nothing = torch.zeros(len(prompts), 0, dtype=torch.long)
         inputs, mask, following = self._inputs(prompts, nothing, nothing.bool())
         with self._recomputing():
-            output = self.base(**inputs, past_key_values=self._new_cache(), use_cache=True)
+            output = self.base(**inputs, cache=self._new_cache(), use_cache=True)
         padded = not bool(mask.all())
-        state = Memory(output.past_key_values, mask.to(self.device), following.to(self.device), padded=padded)
+        state = Memory(output.cache, mask.to(self.device), following.to(self.device), padded=padded)
         return output.last_hidden_state[:, -1].to(self.device), state
 
     def read_on(self, state: State, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Memory]:
@@ -218,7 +218,7 @@ class TransformersBackbone:
                 input_ids=tokens,
                 attention_mask=seen.long() if known.padded else None,
                 position_ids=self.axes(steps.clamp(min=0)),
-                past_key_values=cache,
+                cache=cache,
                 use_cache=True,
             )
         # Padding on the right is seen by nobody in this chunk, but by whoever reads on after it.
@@ -248,13 +248,13 @@ class TransformersBackbone:
     def step(self, ids: Tensor, seen: Tensor, places: Tensor, cache: Any) -> Tensor:
         """Hidden [M, T, D] of ids [M, T], which see what ``seen`` [M, 1, T, columns] says of themselves and a cache."""
         if not self._lean:
-            told = {"attention_mask": seen, "position_ids": places, "past_key_values": cache}
+            told = {"attention_mask": seen, "position_ids": places, "cache": cache}
             return cast(Tensor, self.decoder(input_ids=ids, **told, use_cache=True).last_hidden_state)
         # What most decoders do, without what they ask about their configuration at every token.
         hidden: Tensor = self.decoder.embed_tokens(ids)
         angles = self.decoder.rotary_emb(hidden, places)
         for layer in self.decoder.layers:
-            told = {"attention_mask": seen, "position_embeddings": angles, "past_key_values": cache}
+            told = {"attention_mask": seen, "position_embeddings": angles, "cache": cache}
             hidden = layer(hidden, **told, use_cache=True)
         return cast(Tensor, self.decoder.norm(hidden))
 
