@@ -7,7 +7,8 @@ from collections import Counter
 
 import pytest
 
-from autotelic.splitting import Part, clusters, deal, ordered
+from autotelic.errors import UsageError
+from autotelic.splitting import Part, assert_disjoint, clusters, deal, ordered
 
 
 def singles(count: int) -> list[set[str]]:
@@ -84,3 +85,17 @@ def test_an_order_by_content_is_the_same_for_every_order_of_rows() -> None:
     turned = keys[::-1]
     assert [next(iter(turned[row])) for row in ordered(range(50), turned)] == names
     assert names != [next(iter(key)) for key in keys]
+
+
+def test_sides_that_share_content_are_named() -> None:
+    one, other = {"a": {"cat", "dog"}, "b": {"cow"}}, {"c": {"emu"}, "d": {"cow", "fox"}}
+    assert_disjoint({"training": one, "evaluation": {"c": {"emu"}}})
+    with pytest.raises(UsageError, match=r"training and evaluation share content, 1 times: b and d \(cow\)$"):
+        assert_disjoint({"training": one, "evaluation": other})
+    many = {str(i): {str(i)} for i in range(5)}
+    with pytest.raises(UsageError, match=r"share content, 5 times: 0 and 0 \(0\), .* and 2 more$"):
+        assert_disjoint({"training": many, "the gate's probes": one, "evaluation": many})
+    with pytest.raises(
+        UsageError, match="this split leaves nothing for evaluation: give more data, or another --split"
+    ):
+        assert_disjoint({"training": one, "evaluation": {}})

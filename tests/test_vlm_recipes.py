@@ -281,7 +281,7 @@ def test_a_majority_that_is_wrong_sounds_the_alarm_and_the_start_is_kept(
     said = [*["= 1"] * 3, *(f"p{cell} = 0" for cell in range(7))]
     items = [Item("how many red", picture, answer) for picture in pictures for answer in said]
     with torch.random.fork_rng(), monkeypatch.context() as patch:
-        patch.setattr(glimpse_training, "in_view", lambda item, draw: item)
+        patch.setattr(glimpse_training, "in_view", lambda item, draw, split: item)
         torch.manual_seed(0)
         glimpse_training.learn_answers(model, items, Schooling(batch=40), 60)
     model.save_pretrained(tmp_path / "start")

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from ..errors import UsageError
 from ..plugins import named
+from ..splitting import assert_disjoint
 from .config import RunConfig, fixed
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ..splitting import Contents
     from ..types import Actor, Advantage, Curriculum, Gate, Learner, Objective, Policy, RewardFunction, Task
     from .curricula import Source
     from .learner import AnchorSet, Optimisation
@@ -154,6 +156,10 @@ class Setting(ABC):
     @abstractmethod
     def finish(self, folder: RunFolder) -> None:
         """Samples and model card at the end of a run, whose policy is saved by then."""
+
+    def splits(self) -> Sequence[Mapping[str, Contents]]:
+        """Sides that must share no content, see ``splitting.assert_disjoint``; every entry is compared by itself."""
+        return ()
 
     def learners(self, learner: Learner) -> dict[str, Learner]:
         """Everything that learns in a stage."""
@@ -342,9 +348,14 @@ class Setting(ABC):
 
         Args:
             changes: fields of Experiment; ``method`` is added to this setting's.
+
+        Raises:
+            UsageError: training, gate and evaluation share content.
         """
         from .loop import Experiment
 
+        for sides in self.splits():
+            assert_disjoint(sides)
         changes["method"] = self.method(stages) | changes.get("method", {})
         read = max((stage.gate.labels for stage in stages if stage.gate is not None), default=0)  # of the same probes
         fields: dict[str, Any] = {

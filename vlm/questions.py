@@ -6,6 +6,7 @@ questions for the evaluation, others for the gate, demonstrations where there ar
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,10 +16,10 @@ from typing import Any
 from ..envs.toys import arithmetic, scenes
 from ..errors import UsageError
 from ..rewards.text.verifiers import Exact, Numeric
-from ..splitting import Part, clusters, deal, ordered
+from ..splitting import Contents, Part, clusters, deal, ordered
 from ..tables import Table, canonical, read_table, stored
-from ..types import Task
-from .rows import keys_of, read_rows, tasks_of
+from ..types import Rollout, Task
+from .rows import PICTURE, keys_of, read_rows, tasks_of
 from .verification import Verification, verification
 
 __all__ = ["Questions", "from_file", "read_rows", "small_world", "sums"]
@@ -42,6 +43,8 @@ class Questions:
         verify: what is right, in evaluation and gate; None where the training reward is all that there is.
         tables: what was read, by the fields that named it.
         note: a line about how many questions went where.
+        splits: sides that share no content, by which a run is checked.
+        drawn: of the small world, the questions of every side with their scenes; of training the first of each type.
     """
 
     train: Mapping[str, Source]
@@ -53,6 +56,8 @@ class Questions:
     verify: Any = field(default_factory=Exact)
     tables: Mapping[str, Table] = field(default_factory=dict)
     note: str = ""
+    splits: Sequence[Mapping[str, Contents]] = ()
+    drawn: Mapping[str, Drawn] = field(default_factory=dict)
 
     def everything(self) -> Iterator[Task]:
         """The questions of a file, whatever they are for; views that were made of them are left out."""
@@ -60,6 +65,40 @@ class Questions:
             yield from () if callable(source) else source
         yield from self.held_out
         yield from (task for task in self.probes if not task.parent)
+
+    def splits_with(self, demonstrations: Sequence[Rollout]) -> list[Mapping[str, Contents]]:
+        """``splits``, and of the small world by the composition that is asked, or by what is asked of which scene.
+
+        Evaluation shares no composition with anything else, and the gate no question about a scene.
+
+        Args:
+            demonstrations: in every view; their scenes are in their ``info``.
+        """
+        found = list(self.splits)
+        if not self.drawn:
+            return found
+        shown = {r.task.id: (scenes.Question.parse(str(r.task.prompt)), r.info["scene"]) for r in demonstrations}
+        held, probes = self.drawn[EVALUATION], self.drawn[PROBES]
+        for side, items in {TRAINING: self.drawn[TRAINING], DEMONSTRATIONS: shown, PROBES: probes}.items():
+            if items:
+                found.append({EVALUATION: _by_composition(held), side: _by_composition(items)})
+            if items and side != PROBES:
+                found.append({PROBES: _by_scene(probes), side: _by_scene(items)})
+        return found
+
+
+TRAINING, DEMONSTRATIONS, PROBES, EVALUATION = "training", "demonstrations", "the gate's probes", "evaluation"
+
+Drawn = Mapping[str, tuple[scenes.Question, scenes.Scene]]
+"""Questions of the small world by name."""
+
+
+def _by_composition(items: Drawn) -> dict[str, set[str]]:
+    return {name: {scenes.composition(*item)} for name, item in items.items()}
+
+
+def _by_scene(items: Drawn) -> dict[str, set[str]]:
+    return {name: {f"{question} in {scene}"} for name, (question, scene) in items.items()}
 
 
 def blind_baseline(known: Sequence[Task], asked: Sequence[Task]) -> dict[str, float]:
@@ -104,20 +143,27 @@ def small_world(
         probes: per type, where the gate has no labels.
     """
     train = {kind: partial(_endless, kind=kind, seed=seed, split=split, labels=labels) for kind in scenes.TYPES}
-    asked: list[Task] = []
-    for kind in scenes.TYPES:
-        drawn = scenes.questions(kind, offset + held_out, "held-out", split=split, unseen=True)
-        asked += scenes.tasks(drawn, "held-out")[offset:]
+    asked, canary, sides = list[Task](), list[Task](), dict[str, dict[str, tuple[scenes.Question, scenes.Scene]]]()
     each = -(-gate_labels // len(scenes.TYPES)) if gate_labels else probes
-    canary = [t for k in scenes.TYPES for t in scenes.tasks(scenes.questions(k, each, "canary", split=split), "canary")]
+    for kind in scenes.TYPES:
+        held = scenes.questions(kind, offset + held_out, "held-out", split=split, unseen=True)
+        probed = scenes.questions(kind, each, "canary", split=split)
+        asked += scenes.tasks(held, "held-out")[offset:]
+        canary += scenes.tasks(probed, "canary")
+        first = scenes.questions(kind, BLOCK, f"train-{seed}-0", split=split)
+        for side, items in ((EVALUATION, held), (PROBES, probed), (TRAINING, first)):
+            sides.setdefault(side, {}).update({f"{kind} {i}": item for i, item in enumerate(items)})
     if gate_labels:
         spread = [canary[i * len(canary) // gate_labels] for i in range(gate_labels)]
         canary = [replace(task, category="canary") for task in spread]
     else:
-        canary = [view for task in canary for view in two_views(replace(task, reference=None, extra={}))]
+        pairs = [_two_views(task, split) for task in canary]
+        canary = [task for pair, _ in pairs for task in pair]
+        for _, turned in pairs:
+            sides[PROBES].update(turned)
     drawn = [item for kind in scenes.TYPES for item in scenes.questions(kind, 300, "blind", split=split)]
     known = [Task("", str(q), reference=_right(q, scene), category=q.type) for q, scene in drawn]  # no picture is seen
-    return Questions(train, asked, canary, blind=blind_baseline(known, asked), small_world=True)
+    return Questions(train, asked, canary, blind=blind_baseline(known, asked), small_world=True, drawn=sides)
 
 
 def _right(question: scenes.Question, scene: scenes.Scene) -> str | None:
@@ -125,23 +171,25 @@ def _right(question: scenes.Question, scene: scenes.Scene) -> str | None:
     return None if found is None else found.word
 
 
-def two_views(task: Task) -> list[Task]:
-    """A question of the small world as it is, and in another view; ``extra["back"]`` undoes the view in answers."""
+def _two_views(task: Task, split: int) -> tuple[list[Task], Drawn]:
+    """A question of the small world as it is, and in another view that asks nothing held out, with what that one asks;
+    ``extra["back"]`` undoes the view in answers. Nothing where no view was found."""
     import random
 
-    question = scenes.Question.parse(str(task.prompt))
-    draw = random.Random(f"view {task.id}")
-    view = scenes.View.draw(question, draw)
-    back = {view.word(word): word for word in scenes.KINDS[1:]}
+    question, scene = scenes.Question.parse(str(task.prompt)), task.extra["scene"]
+    view = scenes.seen_view(question, scene, split, random.Random(f"view {task.id}"))
+    if view is None:
+        return [], {}
+    plain, text = replace(task, reference=None, extra={}), view.text(str(task.prompt))
     turned = replace(
-        task,
+        plain,
         id=f"{task.id}/view",
-        prompt=view.text(str(task.prompt)),
+        prompt=text,
         images=(view.picture(task.images[0]),),
         parent=task.id,
-        extra={"back": back},
+        extra={"back": {view.word(word): word for word in scenes.KINDS[1:]}},
     )
-    return [task, turned]
+    return [plain, turned], {turned.id: (scenes.Question.parse(text), view.scene(scene))}
 
 
 EXPLANATION = (
@@ -184,12 +232,19 @@ def sums(
         drawn = (arithmetic.problems(kind, count, split=split, part=part) for kind in kinds)
         return [task for several in drawn for task in arithmetic.tasks(several)]
 
-    canary = asked(-(-(gate_labels or probes) // len(kinds)), "probe")[: gate_labels or probes]
-    canary = [replace(t, category="canary") for t in canary] if gate_labels else gentle_views(canary)
+    probed = asked(-(-(gate_labels or probes) // len(kinds)), "probe")[: gate_labels or probes]
+    canary = [replace(t, category="canary") for t in probed] if gate_labels else gentle_views(probed)
     sources = {kind: partial(train, kind=kind) for kind in kinds}
     evaluated = [task for i, task in enumerate(asked(offset + held_out, "eval")) if i % (offset + held_out) >= offset]
     known = [arithmetic.source(kind, seed, split=split)(i) for kind in kinds for i in range(500)]
-    return Questions(sources, evaluated, canary, blind=blind_baseline(known, evaluated), verify=Numeric())
+    sides = {TRAINING: _by_numbers(known), PROBES: _by_numbers(probed), EVALUATION: _by_numbers(evaluated)}
+    blind = blind_baseline(known, evaluated)
+    return Questions(sources, evaluated, canary, blind=blind, verify=Numeric(), splits=[sides])
+
+
+def _by_numbers(tasks: Sequence[Task]) -> dict[str, set[str]]:
+    """What decides the side of a sum: its numbers, in any order."""
+    return {task.id: {" ".join(sorted(re.findall(r"\d+", str(task.prompt))))} for task in tasks}
 
 
 def gentle_views(tasks: Sequence[Task]) -> list[Task]:
@@ -295,9 +350,24 @@ def from_file(
     canary = [replace(task, category="canary") for task in probes] if labelled else gentle_views(probes)
     blind = blind_baseline(train, asked) if verify is not None else {}
     note = _note(count + (len(asked) if evaluation else 0), train, asked, probes, verify, bool(labelled))
-    if twice := own.table.repeated:
-        note += f"; {twice} rows repeat others"
-    return Questions(sources, asked, canary, shown, blind, verify=verify, tables=tables, note=note)
+    note += _shared(own)
+    dealt = {TRAINING: own.keyed(train), EVALUATION: source.keyed(asked)} | (
+        {PROBES: own.keyed(probes)} if gate else {}
+    )
+    return Questions(sources, asked, canary, shown, blind, verify=verify, tables=tables, note=note, splits=[dealt])
+
+
+def _shared(own: _Own) -> str:
+    """Which rows of a file say the same, and how many show one picture, for the end of a line."""
+    told = ""
+    if twice := own.table.repeats:
+        pairs = [f"{row.where.removeprefix(own.table.name).strip()} {earlier.where}" for earlier, row in twice[:3]]
+        named = ", ".join(pair.replace(f" {own.table.name} ", " as ") for pair in pairs)
+        told += f"; {len(twice)} rows repeat others: {named}{', …' if len(twice) > 3 else ''}"
+    rows_of = Counter(key for keys in own.keys for key in keys if key.startswith(PICTURE))
+    if several := [count for count in rows_of.values() if count > 1]:
+        told += f"; {len(several)} pictures are shown by {sum(several)} rows, each picture on one side"
+    return told
 
 
 def _note(
@@ -332,6 +402,10 @@ class _Own:
         table = read_table(path)
         tasks = tasks_of(table)
         return cls(table, tasks, keys_of(tasks, table.contents))
+
+    def keyed(self, tasks: Sequence[Task]) -> dict[str, frozenset[str]]:
+        """Questions by what may not stand on two sides, read from themselves."""
+        return {task.id: keys for task, keys in zip(tasks, keys_of(tasks, self.table.contents), strict=True)}
 
     def graded(self, verify: Verification | None) -> set[int]:
         """Questions that evaluation and gate can grade: without a verification, all."""

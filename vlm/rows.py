@@ -137,10 +137,14 @@ def _look(path: str, name: str) -> None:
     as_pil(path, name)
 
 
+PICTURE = "picture "
+"""Begins the key of a picture."""
+
+
 def keys_of(tasks: Sequence[Task], contents: Contents) -> list[frozenset[str]]:
     """What may not stand on two sides: every picture of a question by its content; without pictures, its words."""
     return [
-        frozenset(f"picture {contents[picture]}" for picture in task.images)
+        frozenset(f"{PICTURE}{contents[picture]}" for picture in task.images)
         if task.images
         else frozenset({f"text {' '.join(_words(task.prompt).casefold().split())}"})
         for task in tasks

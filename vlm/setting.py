@@ -16,6 +16,7 @@ from ..working import LONG, working
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ..splitting import Contents
     from ..trainers.learner import AnchorSet
     from ..trainers.runs.run_folder import RunFolder
     from ..types import Advantage, Learner, Objective, RewardFunction, Rollout, Task
@@ -156,8 +157,6 @@ SMALL_READS = (
     "without --model the small default model is trained, which reads questions in its own words about one picture of "
     "32 x 32 pixels"
 )
-VIEWS = 48
-"""Views of each demonstration of the small world: as many as turning, mirroring and permuting channels give."""
 
 
 @dataclass(eq=False)
@@ -182,6 +181,9 @@ class Setting(shared.Setting):
 
     def probes(self) -> Sequence[Task]:
         return self.questions.probes
+
+    def splits(self) -> Sequence[Mapping[str, Contents]]:
+        return self.questions.splits_with(self.encoded)
 
     def reward(self, **own: Callable[[], Any]) -> Any:
         """The reward that the config names; refused where no question has the column that it needs."""
@@ -537,18 +539,18 @@ def ask(config: LanguageConfig, policy: TokenPolicy, labels: bool) -> Questions:
 
 
 def _encoded(config: LanguageConfig, policy: TokenPolicy, questions: Questions) -> list[Rollout]:
-    """Demonstrations as rollouts; those of the small world in VIEWS views each."""
-    import random
-
+    """Demonstrations as rollouts; those of the small world in many views, each with its scene for people to see."""
     from ..types import Task
 
     if questions.small_world and config.demonstrations:
-        from .small.glimpse_training import demonstrated, in_view
+        from .small.glimpse_training import all_views, demonstrated
 
-        draw = random.Random(f"replay {config.seed}")
         items, _ = demonstrated(config.demonstrations, config.seed, config.split)
-        shown = [item if view == 0 else in_view(item, draw) for view in range(VIEWS) for item in items]
+        shown = all_views(items, config.seed, config.split)
         tasks = [Task(f"demonstration/{i}", item.prompt, (item.picture,)) for i, item in enumerate(shown)]
-        return policy.encode(tasks, [item.answer for item in shown])
+        rollouts: list[Rollout] = policy.encode(tasks, [item.answer for item in shown])
+        for rollout, item in zip(rollouts, shown, strict=True):
+            rollout.info["scene"] = item.scene
+        return rollouts
     pairs = questions.demonstrations
     return policy.encode([task for task, _ in pairs], [said for _, said in pairs])

@@ -278,15 +278,21 @@ DRAFTS: dict[str, Draft] = {
 }
 
 
-def held_out(question: Question, scene: Scene, split: int) -> bool:
-    """Whether a composition belongs to the held-out quarter of a split.
-
-    A composition is what the question names, in any order; where questions are few (odd, kth) it is the scene.
-    """
+def composition(question: Question, scene: Scene) -> str:
+    """What may stand on one side of a split alone: what the question names, in any order; where questions are few
+    (odd, kth) the scene."""
     named = (str(kind) for kind in scene) if question.type in ("odd", "kth") else question.words
     symmetric = question.type in ("either", "dist")
-    key = " ".join([question.type, *(sorted(named) if symmetric else named)])
-    return hashlib.blake2b(f"{split} {key}".encode(), digest_size=2).digest()[0] % 4 == 0
+    return " ".join([question.type, *(sorted(named) if symmetric else named)])
+
+
+def held_out(question: Question, scene: Scene, split: int) -> bool:
+    """Whether a question's composition belongs to the held-out quarter of a split; those of a name or a place never
+    do."""
+    if question.type not in TYPES:
+        return False
+    key = f"{split} {composition(question, scene)}"
+    return hashlib.blake2b(key.encode(), digest_size=2).digest()[0] % 4 == 0
 
 
 def questions(
@@ -430,6 +436,23 @@ class View:
         """What this view's words are in the picture that it was made from."""
         inverse = {new: old for old, new in _words(self).items()}
         return " ".join(inverse.get(word, word) for word in text.split())
+
+
+VIEW_DRAWS = 16
+"""So many views are drawn for one that asks nothing held out."""
+
+
+def seen_view(question: Question, scene: Scene, split: int, random: random.Random) -> View | None:
+    """A random view whose composition training may see; None where ``VIEW_DRAWS`` of them were held out.
+
+    Turning a question, or permuting its colours, makes another composition of it.
+    """
+    for _ in range(VIEW_DRAWS):
+        view = View.draw(question, random)
+        turned = Question.parse(view.text(str(question)))
+        if not held_out(turned, view.scene(scene) if question.type in ("odd", "kth") else scene, split):
+            return view
+    return None
 
 
 @lru_cache(maxsize=64)

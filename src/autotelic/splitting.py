@@ -12,6 +12,32 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
+
+from .errors import UsageError
+
+Contents = Mapping[str, Collection[str]]
+"""What stands on a side, by name -> the keys of its content."""
+
+
+def assert_disjoint(sides: Mapping[str, Contents]) -> None:
+    """Refuse a split in which two sides share content, or that leaves nothing of a side.
+
+    Args:
+        sides: what each is called -> what stands on it.
+
+    Raises:
+        UsageError: naming the sides, how much is shared and some of it.
+    """
+    owners = {side: {key: name for name, keys in things.items() for key in keys} for side, things in sides.items()}
+    for side, things in sides.items():
+        if not things:
+            raise UsageError(f"this split leaves nothing for {side}: give more data, or another --split")
+    for (side, owned), (other, theirs) in combinations(owners.items(), 2):
+        if shared := sorted(owned.keys() & theirs.keys()):
+            named = ", ".join(f"{owned[key]} and {theirs[key]} ({key[:60]})" for key in shared[:3])
+            more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""
+            raise UsageError(f"{side} and {other} share content, {len(shared)} times: {named}{more}")
 
 
 @dataclass(frozen=True)

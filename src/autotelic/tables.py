@@ -91,9 +91,11 @@ class Table:
         return whole.hexdigest()
 
     @property
-    def repeated(self) -> int:
-        """How many rows say what a row before them says."""
-        return len(self.rows) - len({canonical(row.values) for row in self.rows})
+    def repeats(self) -> list[tuple[Row, Row]]:
+        """Rows that say what a row before them says, each after that one."""
+        first: dict[str, Row] = {}
+        seen = [(first.setdefault(canonical(row.values), row), row) for row in self.rows]
+        return [(earlier, row) for earlier, row in seen if earlier is not row]
 
 
 def read_table(source: str | Path) -> Table:

@@ -35,12 +35,14 @@ class Item:
         picture: [32, 32, 3] in 0..255.
         answer: what to say, trace included.
         given: words said before it, which are read and not imitated.
+        scene: what the picture shows, where a question about it may be held out.
     """
 
     prompt: str
     picture: Any
     answer: str
     given: str = ""
+    scene: Scene = ()
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,12 @@ def learn_answers(
     *,
     also: Sequence[Item] = (),
     share: float = 0.25,
+    split: int = 0,
 ) -> float:
-    """Imitate answers, each time in another view; returns the last loss. ``also`` gets ``share`` of every batch."""
+    """Imitate answers, each time in another view that ``split`` does not hold out; returns the last loss.
+
+    ``also`` gets ``share`` of every batch.
+    """
     renderer = GlimpseRenderer()
     draw = random.Random(f"answers {how.seed}")
     extra = round(share * how.batch) if also else 0
@@ -129,8 +135,8 @@ def learn_answers(
         total = torch.zeros(())
         # Apart, as other roles have long answers and a batch is as long as its longest.
         for some, count, which in ((items, how.batch - extra, "questions"), (also, extra, "roles")):
-            if count:
-                chosen = [in_view(item, draw) for item in draw.choices(some, k=count)]
+            viewed = [in_view(item, draw, split) for item in draw.choices(some, k=count)] if count else []
+            if chosen := [item for item in viewed if item is not None]:
                 noisy = partial(_noisy, how=how, step=(which, step))
                 total = total + count / how.batch * imitation_loss(model, renderer, chosen, noisy)
         return total
@@ -138,17 +144,32 @@ def learn_answers(
     return _fit([p for p in model.parameters() if p.requires_grad], loss, how, steps, how.lr, "learning to answer")
 
 
-def in_view(item: Item, draw: random.Random) -> Item:
-    """An item in a random view of its picture; captions and changes come in views already."""
+def in_view(item: Item, draw: random.Random, split: int) -> Item | None:
+    """An item in a random view of its picture that asks nothing held out, None where none was found; captions and
+    changes come in views already."""
     if item.prompt.startswith(("describe", "change")):
         return item
     text, check, said = item.prompt.partition(" check ")
     first, again, _ = item.given.partition(f" {END}")
     question = Question.parse(text)
-    view = View.draw(question, draw)
+    view = scenes.seen_view(question, item.scene, split, draw)
+    if view is None:
+        return None
     said, first, answer = (scenes.in_order(question, view.text(trace)) for trace in (said, first, item.answer))
     given = f"{first} {END} again" if again else ""
-    return Item(f"{view.text(text)}{check}{said}", view.picture(item.picture), answer, given)
+    seen = view.scene(item.scene) if item.scene else ()
+    return Item(f"{view.text(text)}{check}{said}", view.picture(item.picture), answer, given, seen)
+
+
+VIEWS = 48
+"""Views of each demonstration: as many as turning, mirroring and permuting channels give."""
+
+
+def all_views(items: Sequence[Item], seed: int, split: int) -> list[Item]:
+    """Items as they are, then ``VIEWS`` - 1 times in a random view; without those for which no view was found."""
+    draw = random.Random(f"replay {seed}")
+    viewed = [in_view(item, draw, split) for _ in range(VIEWS - 1) for item in items]
+    return [*items, *(item for item in viewed if item is not None)]
 
 
 def demonstrated(count: int, seed: int, split: int) -> tuple[list[Item], list[Scene]]:
@@ -160,7 +181,8 @@ def demonstrated(count: int, seed: int, split: int) -> tuple[list[Item], list[Sc
     shown = [scene for _, scene in found]
     pictures = scenes.render(shown, f"demonstrations {seed}")
     answers = (str(scenes.answer(*one)) for one in found)
-    return [Item(str(q), picture, a) for (q, _), picture, a in zip(found, pictures, answers, strict=True)], shown
+    items = [Item(str(q), picture, a, "", s) for (q, s), picture, a in zip(found, pictures, answers, strict=True)]
+    return items, shown
 
 
 def corrupted(answer: str, draw: random.Random) -> str:
@@ -191,9 +213,9 @@ def role_items(demos: Sequence[Item], shown: Sequence[Scene], seed: int, *, copi
         for copy in range(copies):
             wrong = corrupted(item.answer, draw)
             said, verdict = (item.answer, "= yes") if draw.random() < 0.5 else (wrong, "= no")
-            items.append(Item(f"{item.prompt} check {said}", item.picture, verdict))
+            items.append(Item(f"{item.prompt} check {said}", item.picture, verdict, "", scene))
             first = item.answer if draw.random() < 0.3 else wrong
-            items.append(Item(item.prompt, item.picture, item.answer, f"{first} {END} again"))
+            items.append(Item(item.prompt, item.picture, item.answer, f"{first} {END} again", scene))
             view = View.draw(Question("name"), draw)
             seen = view.scene(scene)
             items.append(Item("describe", view.picture(item.picture), scenes.caption(seen)))
@@ -242,7 +264,7 @@ def _fit(
 
 # the default model
 
-VERSION = 3
+VERSION = 4
 """To be raised when the lessons, the world or the model change: cached models are then made anew."""
 
 
@@ -261,7 +283,8 @@ def default_model(seed: int, split: int, count: int) -> Path:
         learn_answers(model, naming_items(4000, seed), how, how.naming)
         if count:
             demos, shown = demonstrated(count, seed, split)
-            learn_answers(model, demos, how, how.answering, also=role_items(demos, shown, seed), share=how.roles)
+            roles = role_items(demos, shown, seed)
+            learn_answers(model, demos, how, how.answering, also=roles, share=how.roles, split=split)
     quiet()
     with TemporaryDirectory(dir=place.parent) as temporary:
         model.eval().save_pretrained(temporary)
