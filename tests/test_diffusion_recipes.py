@@ -94,6 +94,16 @@ def test_debug_presets_run_two_iterations(name: str, pipeline: str, tmp_path: Pa
     assert (path / "policy" / "pytorch_lora_weights.safetensors").exists()
 
 
+def test_a_reward_that_knows_nothing_makes_the_same_steps(pipeline: str, tmp_path: Path) -> None:
+    paths = {name: tmp_path / name for name in ("random", "sharpness")}
+    for name, path in paths.items():
+        assert run("ddpo", pipeline, path, "--rewards", name) == 0
+    chance, sharp = (RunFolder.open(path) for path in paths.values())
+    one, other = (folder.metrics()[-1] for folder in (chance, sharp))
+    assert one["queries"] == other["queries"] and one["objective/grad_norm"] > 0
+    assert 0.3 < one["reward"] < 0.7 and len(chance.read("gate")) == len(sharp.read("gate")) == 2
+
+
 FRAGILE = """
 import os
 

@@ -72,6 +72,17 @@ def test_evolve_vla_runs_from_the_command_line(run: Path) -> None:
     assert "gate_labels: none" in (run / "README.md").read_text()
 
 
+def test_a_reward_that_knows_nothing_is_the_same_for_any_number_of_workers(tmp_path: Path) -> None:
+    rows = []
+    for workers in ("1", "2"):
+        path, words = tmp_path / workers, ("--workers", workers, "--rewards", "random")
+        assert main(["run", "vla/evolve_vla", "--debug", *words, "--output-dir", str(path)]) == 0
+        assert_complete(path, 2)
+        rows.append(RunFolder.open(path).metrics())
+    one, two = ([{k: v for k, v in row.items() if not k.startswith("time/")} for row in each] for each in rows)
+    assert one == two and all(0.2 < row["reward"] < 0.8 and row["objective/grad_norm"] > 0 for row in one)
+
+
 @pytest.mark.skipif(find_library("OSMesa") is None, reason="libosmesa6 is not installed")
 def test_evolve_vla_learns_from_frames(tmp_path: Path) -> None:
     path, quick = tmp_path / "run", ("--obs-type", "pixels", "--bc-steps", "4", "--workers", "1")

@@ -111,6 +111,12 @@ def test_debug_presets_run_two_iterations(name: str, tmp_path: Path, capsys: pyt
     assert ("policy alone" in figures) == (name == "vlm/score"), "a conversation is more than its policy"
 
 
+def test_a_reward_that_knows_nothing_reads_no_answer_and_makes_the_same_steps(tmp_path: Path) -> None:
+    assert run("vlm/grpo", tmp_path / "run", "--rewards", "random") == 0
+    for row in assert_complete(tmp_path / "run").metrics():
+        assert 0.3 < row["reward"] < 0.7 and row["objective/grad_norm"] > 0 and row["learned"] > 0
+
+
 @pytest.mark.parametrize("name", LABEL_FREE)
 def test_label_free_recipes_hand_no_answer_to_policy_or_reward(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

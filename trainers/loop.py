@@ -297,7 +297,7 @@ class _Run:
         """One iteration: sample, act, score, learn, gate, record."""
         started, cpu = time.perf_counter(), self.experiment.cpu_clock()
         with stage.guard():
-            tell_state(TrainerState(self.iteration, sum(each.steps for each in self.experiment.stages)))
+            self._tell_state()
             tasks = _agreed(apart(stage.curriculum.sample(stage.tasks_per_step)))
             key, own = (self.experiment.seed, self.iteration), share(tasks)
             rollouts = stage.actor.act(own, stage.group_size, key=key, **stage.sampling) if own else []
@@ -325,6 +325,10 @@ class _Run:
         if self.iteration % CHECKSUM_EVERY == 0 or self.step == stage.steps:
             self.same_weights()
         return metrics
+
+    def _tell_state(self) -> None:
+        total = sum(each.steps for each in self.experiment.stages)
+        tell_state(TrainerState(self.iteration, total, self.experiment.seed))
 
     def _score(self, stage: Stage, rollouts: list[Rollout]) -> dict[str, float]:
         try:
@@ -417,6 +421,7 @@ class _Run:
             logger.warning("%s: %s", alarm.alarm, alarm.detail)
 
     def _evaluate(self, name: str) -> None:
+        self._tell_state()
         with working(f"evaluating {name} training" if name in ("before", "after") else "evaluating"):
             result = self.experiment.evaluate(self.experiment.stages[self.stage].actor)
         if is_main():

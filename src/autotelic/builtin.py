@@ -39,6 +39,7 @@ REWARDS: Mapping[str, Mapping[str, str]] = {
         "novelty": "autotelic.rewards.text.consensus:MajorityNovelty",
         "views": "autotelic.rewards.text.consensus:ViewConsistency",
     },
+    "anything": {"random": "autotelic.rewards.chance:Random"},
 }
 """What a reward scores -> the rewards' names."""
 

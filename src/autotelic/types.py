@@ -494,10 +494,12 @@ class TrainerState:
     Attributes:
         global_step, max_steps: iterations that are done, and of the whole run; 0 where nothing runs.
         epoch: the share of them that is done.
+        seed: the run's, which keys what is drawn.
     """
 
     global_step: int = 0
     max_steps: int = 0
+    seed: int = 0
 
     @property
     def epoch(self) -> float:
