@@ -46,10 +46,12 @@ def test_a_run_by_two_processes_is_that_of_one(tmp_path: Path) -> None:
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     printed = run(*launch, "-m", "tests.toy_run", "share", str(tmp_path))
     assert printed.count("iteration 1/2") == len(SHARED), "every process believes to be alone"
-    for tasks, minibatches in SHARED:
+    for tasks, minibatches, dynamic in SHARED:
         name = f"{tasks}-{minibatches}"
         one, two = folder_at(tmp_path / f"alone-{name}"), RunFolder.open(tmp_path / f"shared-{name}")
-        train(build(honest, 2, minibatches=minibatches, tasks_per_step=tasks), one)
+        train(build(honest, 2, minibatches=minibatches, tasks_per_step=tasks, dynamic=dynamic), one)
+        refilled = [row.get("dynamic/batches", 1) for row in one.metrics()]
+        assert (max(refilled) > 1) == (dynamic is not None), "rounds that drew again are among them"
         here, there = (folder.load_checkpoint()["now"]["policy"] for folder in (one, two))
         assert float((here["policy"]["weight"] - there["policy"]["weight"]).abs().max()) < 1e-5
         assert here["updates"] == there["updates"] == 2

@@ -21,6 +21,7 @@ import torch
 from autotelic.trainers.advantages import grpo
 from autotelic.trainers.curricula import SEC, ProgressiveHorizon
 from autotelic.trainers.distributed import barrier, is_main
+from autotelic.trainers.dynamic_sampling import DynamicSampling
 from autotelic.trainers.gates import NonInferiority
 from autotelic.trainers.learner import AnchorSet, Optimisation, PolicyLearner
 from autotelic.trainers.loop import Experiment, Stage, train
@@ -33,7 +34,9 @@ from .toys import TokenToy
 WORDS = {"true": [(2, 1, 0), (3, 3, 1)], "lie": [(0, 2, 2), (1, 3, 0)]}
 NUMBERS = {word: number for number, word in enumerate(word for words in WORDS.values() for word in words)}
 ITERATIONS = 4
-SHARED = ((3, 1), (1, 1), (11, 8), (2, 8))  # tasks and minibatches
+PICKY = DynamicSampling(0.2, 0.5, batches=3)
+SHARED = ((3, 1, None), (1, 1, None), (11, 8, None), (2, 8, None), (5, 2, PICKY))
+"""Tasks, minibatches, and which groups are kept."""
 KILLED_IN = 3  # the iteration in which copies are killed
 
 
@@ -165,11 +168,12 @@ def interrupted_and_resumed(path: Path) -> None:
 
 def shared(folder: Path) -> None:
     """Runs of this process and its siblings with some tasks per iteration and minibatches."""
-    for tasks, minibatches in SHARED:
+    for tasks, minibatches, dynamic in SHARED:
         path = folder / f"shared-{tasks}-{minibatches}"
         run = folder_at(path) if is_main() else None
         barrier()
-        train(build(honest, 2, minibatches=minibatches, tasks_per_step=tasks), run or RunFolder.open(path))
+        experiment = build(honest, 2, minibatches=minibatches, tasks_per_step=tasks, dynamic=dynamic)
+        train(experiment, run or RunFolder.open(path))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,9 @@ BY_MODEL: Any = None
 POLICY_GRADIENT = ("objective", "advantage", "clip_low", "clip_high", "std_floor")
 """What a recipe fixes whose method is not a policy gradient."""
 
+DYNAMIC_SAMPLING = ("dynamic_sampling", "score_range", "max_gen_batches")
+"""What a recipe fixes whose rollouts are not drawn for tasks."""
+
 NO_GATE = ("gate", "judge", "gate_every", "gate_margin", "gate_z", "gate_patience", "quarantine")
 """What a recipe fixes that has nothing to judge by."""
 
@@ -69,6 +72,12 @@ class SamplingFields:
     """Rollouts per task and round, which are compared with each other."""
     temperature: Positive = 1.0
     """Of sampling; log-probabilities are taken at the same temperature."""
+    dynamic_sampling: bool = False
+    """Leave out tasks whose attempts all score the same, and draw others in their place, as DAPO does."""
+    score_range: tuple[Number, ...] = ()
+    """With dynamic_sampling: keep tasks whose mean score lies strictly between these two alone, such as 0.1 0.9."""
+    max_gen_batches: Count = 10
+    """With dynamic_sampling: how often a round draws tasks at most, then to go on with what it has."""
 
 
 @dataclass(frozen=True)
@@ -229,6 +238,10 @@ class RunConfig(
         for each in fields(self):
             if each.name in fixed(type(self)) and getattr(self, each.name) != each.default:
                 raise UsageError(f"{flag(each.name)} has no effect in this recipe, whose method fixes it: leave it out")
+        if self.score_range and not self.dynamic_sampling:
+            raise UsageError("--score-range has no effect without --dynamic-sampling: give both, or neither")
+        if self.score_range and (len(self.score_range) != 2 or self.score_range[0] >= self.score_range[1]):
+            raise UsageError(f"--score-range takes two numbers, the lower one first, not {self.score_range}")
         if self.minibatches is not None and self.batch_size is not None:
             raise UsageError("minibatches and batch_size say the same: give --minibatches or --batch-size")
 

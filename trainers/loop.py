@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ from .distributed import (
     share,
     wait_at_most,
 )
+from .dynamic_sampling import DynamicSampling
 from .gates import JudgeFailed
 from .metrics import Mean, everywhere
 from .runs.alarms import Alarm, AlarmLimits, Watcher, check_evidence
@@ -70,6 +72,7 @@ class Stage:
             curriculum learns last.
         tasks_per_step, group_size: tasks drawn per iteration, attempts per task.
         sampling: passed to ``act`` in training.
+        dynamic: leaves out groups that teach nothing, and draws others; learners see what it kept, the curriculum all.
         gate, gate_every: asked after every so many iterations and after the last.
         guard: entered around acting and learning; evaluation happens outside. A stage that claims
             to learn without an oracle seals it here.
@@ -89,6 +92,7 @@ class Stage:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     gate: Gate | None = None
     gate_every: int = 5
+    dynamic: DynamicSampling | None = None
     guard: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
 
     def __post_init__(self) -> None:
@@ -262,6 +266,7 @@ class _Run:
         self.base: Any = None
         self.promoted_actor: Any = None
         self.promoted: dict[str, Any] = {}
+        self.acting = 0.0  # seconds of this round
         self.watcher = Watcher(experiment.limits)
         self.saved = (-1, -1)
         self.verdict: Verdict | None = None  # of the last iteration, if the gate was asked
@@ -298,14 +303,16 @@ class _Run:
         started, cpu = time.perf_counter(), self.experiment.cpu_clock()
         with stage.guard():
             self._tell_state()
-            tasks = _agreed(apart(stage.curriculum.sample(stage.tasks_per_step)))
-            key, own = (self.experiment.seed, self.iteration), share(tasks)
-            rollouts = stage.actor.act(own, stage.group_size, key=key, **stage.sampling) if own else []
-            acted = time.perf_counter()
-            metrics = self._score(stage, rollouts)
-            metrics |= self._learn(stage, rollouts, tasks)
+            self.acting = 0.0
+            attempt = partial(self._attempt, stage)
+            if stage.dynamic is None:
+                tasks, rollouts, metrics = attempt(stage.tasks_per_step, [])
+                drawn = rollouts
+            else:
+                tasks, rollouts, drawn, metrics = stage.dynamic.fill(attempt, stage.tasks_per_step)
+            metrics |= self._learn(stage, rollouts, drawn, tasks)
             self._keep_finite(stage)
-            metrics |= {"time/act": acted - started, "time/learn": time.perf_counter() - acted}
+            metrics |= {"time/act": self.acting, "time/learn": time.perf_counter() - started - self.acting}
             self.iteration += 1
             self.step += 1
             self.verdict = verdict = self._gate(stage)
@@ -330,6 +337,16 @@ class _Run:
         total = sum(each.steps for each in self.experiment.stages)
         tell_state(TrainerState(self.iteration, total, self.experiment.seed))
 
+    def _attempt(
+        self, stage: Stage, count: int, before: Sequence[Task]
+    ) -> tuple[list[Task], list[Rollout], dict[str, float]]:
+        """New tasks, whose ids differ from those of the round before, and this process's scored attempts at them."""
+        tasks = _agreed(apart([*before, *stage.curriculum.sample(count)])[len(before) :])
+        key, own, started = (self.experiment.seed, self.iteration), share(tasks), time.perf_counter()
+        rollouts = stage.actor.act(own, stage.group_size, key=key, **stage.sampling) if own else []
+        self.acting += time.perf_counter() - started
+        return tasks, rollouts, self._score(stage, rollouts)
+
     def _score(self, stage: Stage, rollouts: list[Rollout]) -> dict[str, float]:
         try:
             return score(rollouts, stage.reward, together=True)
@@ -337,15 +354,21 @@ class _Run:
             path = self.folder.save_rollouts(f"failed-{self.iteration:06d}", rollouts)
             raise type(error)(f"{error}; the iteration's {len(rollouts)} rollouts are kept in {path}") from error
 
-    def _learn(self, stage: Stage, rollouts: list[Rollout], tasks: Sequence[Task]) -> dict[str, float]:
-        """Every learner in turn. A round in which nobody learns is counted, and too many in a row end the run."""
+    def _learn(
+        self, stage: Stage, rollouts: list[Rollout], drawn: list[Rollout], tasks: Sequence[Task]
+    ) -> dict[str, float]:
+        """Every learner in turn. A round in which nobody learns is counted, and too many in a row end the run.
+
+        Args:
+            rollouts, drawn: those that are learned from, and all that the curriculum sees.
+        """
         metrics: dict[str, float] = {}
         learned: list[float] = []
         skipped = 0.0
         for name, learner in stage.parts.items():
-            visible = rollouts
+            visible = drawn if learner is stage.curriculum else rollouts
             if not learner.sees_own_rollouts_only and processes() > 1:
-                visible = of_everybody(rollouts, tasks, learner.reads)
+                visible = of_everybody(visible, tasks, learner.reads)
             named = learner.players not in (None, "all")
             if named:
                 visible = [rollout for rollout in visible if rollout.player in (learner.players or ())]
@@ -358,12 +381,14 @@ class _Run:
         self.skipped = skipped
         self.idle = self.idle + 1 if learned and not any(learned) and not skipped else 0
         if self.idle >= IDLE_ROUNDS:
-            raise UsageError(
-                f"nobody learned in {self.idle} rounds in a row: the reward applied to no rollout of theirs "
-                "(None for every one)"
-            )
+            why = "the reward applied to no rollout of theirs (None for every one)"
+            if stage.dynamic is not None:
+                why = (
+                    "dynamic sampling kept no group (see dynamic/kept): every group's scores were alike or out of range"
+                )
+            raise UsageError(f"nobody learned in {self.idle} rounds in a row: {why}")
         metrics["rounds/idle"] = float(self.idle)
-        return metrics | _per_category(rollouts)
+        return metrics | _per_category(drawn)
 
     def _keep_finite(self, stage: Stage) -> None:
         """Where weights or several steps in a row were not finite, go back; the second time end the run."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -309,6 +310,7 @@ class Setting(ABC):
             judge, proxy: as of :meth:`gate`.
             changes: fields of Stage.
         """
+        from .dynamic_sampling import DynamicSampling
         from .loop import Stage
 
         config = self.config
@@ -321,6 +323,9 @@ class Setting(ABC):
             "group_size": config.group_size,
             "gate_every": config.gate_every,
         }
+        if config.dynamic_sampling:
+            low, high = config.score_range or (-math.inf, math.inf)
+            fields["dynamic"] = DynamicSampling(low, high, config.max_gen_batches)
         fields |= changes
         if "curriculum" not in fields:
             fields["curriculum"] = self.curriculum()

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ...trainers.config import BY_MODEL, POLICY_GRADIENT
+from ...trainers.config import BY_MODEL, DYNAMIC_SAMPLING, POLICY_GRADIENT
 from ...trainers.ranges import Count, Positive
 from ..setting import DiffusionConfig, start
 
@@ -32,7 +32,7 @@ class Config(DiffusionConfig):
 
     SMALL: ClassVar[Mapping[str, Any]] = {"beta": 768.0}
     LOADED: ClassVar[Mapping[str, Any]] = {"beta": 5000.0}
-    FIXED: ClassVar[tuple[str, ...]] = (*POLICY_GRADIENT, "reference", "kl_coef")
+    FIXED: ClassVar[tuple[str, ...]] = (*POLICY_GRADIENT, *DYNAMIC_SAMPLING, "reference", "kl_coef")
 
     pairs: str = ""
     """A file (as of --data) with the columns prompt, chosen and rejected, paths of pictures; empty lets the start draw

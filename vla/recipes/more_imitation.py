@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...families import of_family
-from ...trainers.config import NO_GATE, POLICY_GRADIENT
+from ...trainers.config import DYNAMIC_SAMPLING, NO_GATE, POLICY_GRADIENT
 from ..setting import RobotConfig, start
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class Config(RobotConfig):
     FIXED: ClassVar[tuple[str, ...]] = (
         *POLICY_GRADIENT,
         *NO_GATE,
+        *DYNAMIC_SAMPLING,
         *("gate_states", "rewards", "tasks_per_step", "group_size", "temperature", "curriculum"),
         *("sft_coef", "sft_batch_size", "minibatches", "batch_size"),
     )

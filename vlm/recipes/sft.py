@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...families import of_family
-from ...trainers.config import POLICY_GRADIENT
+from ...trainers.config import DYNAMIC_SAMPLING, POLICY_GRADIENT
 from ..setting import LanguageConfig, start
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class Config(LanguageConfig):
     LOADED: ClassVar[Mapping[str, Any]] = {"batch_size": 64}
     FIXED: ClassVar[tuple[str, ...]] = (
         *POLICY_GRADIENT,
+        *DYNAMIC_SAMPLING,
         *("rewards", "tasks_per_step", "group_size", "temperature", "minibatches", "reference", "kl_coef"),
     )
     TINY: ClassVar[Mapping[str, Any]] = {"batch_size": 8}
