@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from autotelic.errors import UsageError
 from autotelic.trainers import advantages, pairing
+from autotelic.trainers.config import SelectionFields
 from autotelic.trainers.learner import Optimisation, PolicyLearner
 from autotelic.trainers.objectives import (
     DPO,
@@ -181,6 +183,18 @@ def test_weights_and_rates_of_groups() -> None:
     batch = make_batch([1, 3, 2, float("nan"), 0, 0], [[0, 1, 2, 3], [4, 5]])
     assert pairing.best_of_group(batch, 2).columns["weight"].tolist() == [0, 1, 1, 0, 1, 1]
     assert pairing.threshold(batch, 1).columns["weight"].tolist() == [0, 1, 1, 0, 0, 0]
+    rules = {
+        SelectionFields(): [0, 1, 0, 0, 1, 0],
+        SelectionFields(best=2): [0, 1, 1, 0, 1, 1],
+        SelectionFields("threshold"): [1, 1, 1, 0, 0, 0],
+        SelectionFields("threshold", threshold=1.0): [0, 1, 1, 0, 0, 0],
+    }
+    for config, weights in rules.items():
+        assert pairing.selected(config)(batch).columns["weight"].tolist() == weights, config
+    with pytest.raises(UsageError, match="--threshold has no effect with --select best"):
+        pairing.selected(SelectionFields(threshold=0.5))
+    with pytest.raises(UsageError, match="--best 2 has no effect with --select threshold"):
+        pairing.selected(SelectionFields("threshold", best=2))
     assert near(pairing.pass_rate(batch, 1).columns["pass_rate"], [2 / 3, 2 / 3, 2 / 3, 2 / 3, 0, 0])
     # Mean 2, largest deviation 1; a group without spread is neither good nor bad.
     assert near(pairing.optimality(batch).columns["optimality"], [0, 1, 0.5, 0.5, 0.5, 0.5])

@@ -191,6 +191,20 @@ class LoggingFields:
     """With several processes: seconds after which one that does not come is named, and the others end."""
 
 
+@dataclass(frozen=True)
+class SelectionFields:
+    """Which attempts are imitated; a base of recipes that select, before the modality's config, with ``pairing.selected``
+    as their learner's ``prepare``."""
+
+    select: Literal["best", "threshold"] = "best"
+    """best: the best attempts at each task, as RAFT does; threshold: all that score above one, which is
+    rejection-sampling fine-tuning, and none of a task that fails."""
+    best: Count = 1
+    """With select best: attempts at each task that are imitated."""
+    threshold: Number | None = None
+    """With select threshold: attempts that score more are imitated; None is 0.5."""
+
+
 Default = Any
 """A value, or a function of the config whose docstring says in words what it gives."""
 

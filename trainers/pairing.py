@@ -6,12 +6,16 @@ must be whole, so this happens before a batch is cut into minibatches. Returns o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from ..errors import UsageError
 from ..types import Batch
+from .config import SelectionFields
 
 
 def all_pairs(batch: Batch) -> Batch:
@@ -48,6 +52,21 @@ def best_of_group(batch: Batch, k: int = 1) -> Batch:
         order = returns[members].argsort(descending=True, stable=True)
         weight[members[order[:k]]] = 1.0
     return _with_column(batch, "weight", weight)
+
+
+def selected(config: SelectionFields) -> Callable[[Batch], Batch]:
+    """The selection that a config names, as a learner's ``prepare``.
+
+    Raises:
+        UsageError: a field belongs to the other rule.
+    """
+    if config.select == "threshold":
+        if config.best != 1:
+            raise UsageError(f"--best {config.best} has no effect with --select threshold: leave it out")
+        return partial(threshold, value=0.5 if config.threshold is None else config.threshold)
+    if config.threshold is not None:
+        raise UsageError("--threshold has no effect with --select best: give --select threshold, or leave it out")
+    return partial(best_of_group, k=config.best)
 
 
 def threshold(batch: Batch, value: float) -> Batch:
