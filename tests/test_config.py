@@ -320,11 +320,11 @@ def test_every_name_that_help_tells_can_be_made() -> None:
 def test_the_config_names_the_way_and_the_recipe_has_its_own() -> None:
     config = evolve_vla.Config().resolved(True, tasks_per_step=40)
     own = published.clipped(config, 0.2, 0.28), published.normalised(config)
-    assert own == (PPOClip(0.2, 0.28), advantages.grpo(0.1)) and setting_of(config).way(*own) == own
+    assert own == (PPOClip(0.2, 0.28), advantages.grpo(0.1)) and setting_of(config).way(*own) == (*own, None)
     named = replace(config, objective="autotelic.trainers.objectives:PPOClip")
-    assert setting_of(named).way(NFT(), None) == (PPOClip(), advantages.grpo(0.1)), "what it needs comes along"
+    assert setting_of(named).way(NFT(), None) == (PPOClip(), advantages.grpo(0.1), None), "what it needs comes along"
     rloo = replace(config, advantage="rloo", clip_low=0.7)
-    assert setting_of(rloo).way(published.clipped(rloo), None) == (PPOClip(0.7), advantages.rloo())
+    assert setting_of(rloo).way(published.clipped(rloo), None) == (PPOClip(0.7), advantages.rloo(), None)
     terms = setting_of(replace(config, kl_coef=0.5, reference="proximal", entropy_coef=0.1)).regularised(PPOClip())
     assert terms.needs >= {"log_probs:proximal", "entropy"}
 

@@ -18,7 +18,7 @@ GROUPS = ("model", "data", "sampling", "optimisation", "objective", "gate", "eva
 BY_MODEL: Any = None
 """The default of a field that :meth:`RunConfig.resolved` fills: tuned for the small default model, sane for others."""
 
-POLICY_GRADIENT = ("objective", "advantage", "clip_low", "clip_high", "std_floor")
+POLICY_GRADIENT = ("objective", "advantage", "clip_low", "clip_high", "pairwise_beta", "std_floor")
 """What a recipe fixes whose method is not a policy gradient."""
 
 DYNAMIC_SAMPLING = ("dynamic_sampling", "score_range", "max_gen_batches")
@@ -99,9 +99,10 @@ class OptimisationFields:
     epochs: Count = 1
     """Passes over a round's rollouts."""
     minibatches: Count | None = None
-    """Gradient steps per epoch, each on whole groups; None takes batch_size."""
+    """Gradient steps per epoch, each on whole groups; None takes batch_size where it is given. In a round's first step
+    nothing is clipped: a ratio needs more than one, or more epochs."""
     batch_size: Count | None = None
-    """Rollouts per gradient step, whole groups at least; None takes all of a round, or what minibatches says."""
+    """Rollouts per gradient step, whole groups at least; None takes what minibatches says, or all of a round."""
 
 
 @dataclass(frozen=True)
@@ -113,14 +114,16 @@ class ObjectiveFields:
     rewards: tuple[str, ...] = ()
     """NAME, NAME:WEIGHT, package.module:NAME or FILE.py:NAME; several are weighted and added."""
     objective: str = ""
-    """grpo, dr_grpo, dapo, gspo, rloo, reinforce_pp, nft, package.module:NAME or FILE.py:NAME; empty is the recipe's
-    own. A name brings its advantage along."""
+    """grpo, dr_grpo, dapo, gspo, rloo, reinforce_pp, nft, copg, ipo, package.module:NAME or FILE.py:NAME; empty is the
+    recipe's own. A name brings its advantage along."""
     advantage: str = ""
     """grpo, dr_grpo, rloo, reinforce_pp, package.module:NAME or FILE.py:NAME; empty is the objective's own."""
     clip_low: Share | None = None
     """How far a ratio may fall below 1 in a clipped objective; None is the objective's own."""
     clip_high: Amount | None = None
     """How far it may rise above 1."""
+    pairwise_beta: Positive = 0.1
+    """copg: weight of the KL divergence to the start, in units of reward; ipo: tau, whose margin is 1 / (2 tau)."""
     std_floor: Amount = BY_MODEL
     """Least standard deviation that a group's rewards are divided by, so that noise is not blown up."""
     reference: Literal["start", "proximal"] = "start"
@@ -193,8 +196,8 @@ class LoggingFields:
 
 @dataclass(frozen=True)
 class SelectionFields:
-    """Which attempts are imitated; a base of recipes that select, before the modality's config, with ``pairing.selected``
-    as their learner's ``prepare``."""
+    """Which attempts are imitated: a base of recipes that select, before the modality's config, whose learner gets
+    ``pairing.selected`` as its ``prepare``."""
 
     select: Literal["best", "threshold"] = "best"
     """best: the best attempts at each task, as RAFT does; threshold: all that score above one, which is
@@ -287,6 +290,8 @@ class RunConfig(
         table = merged(type(self), "SMALL" if small else "LOADED") | computed
         if self.minibatches is not None:
             table.pop("batch_size", None)
+        if self.batch_size is not None:
+            table.pop("minibatches", None)
         open_fields = (f.name for f in fields(self) if f.name in table and getattr(self, f.name) is None)
         values = {name: table[name] for name in open_fields if name not in fixed(type(self))}
         return {name: value(self) if callable(value) else value for name, value in values.items()}

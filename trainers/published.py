@@ -1,19 +1,25 @@
-"""Published ways to learn from groups of rollouts, by name: each is an objective and the advantage that it asks for.
+"""Published ways to learn from groups of rollouts, by name: each is an objective, the advantage that it asks for, and
+where it compares pairs, how these are found.
 
 Formulas and sources stand with the parts, in ``trainers.objectives`` and ``trainers.advantages``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from ..types import Batch
 from . import advantages
 from .advantages import GroupRelative, ReinforcePlusPlus
 from .config import RunConfig
-from .objectives import NFT, PPOClip
+from .objectives import NFT, PairwiseRegression, PPOClip
+from .pairing import all_pairs, best_worst
 
 Way = tuple[Any, Any]
 """An objective and its advantage; None where it looks at groups itself."""
+Paired = tuple[Any, None, Callable[[Batch], Batch]]
+"""An objective that compares pairs, no advantage, and a learner's ``prepare`` that finds the pairs."""
 
 
 def clipped(config: RunConfig, low: float = 0.2, high: float = 0.2, **fields: Any) -> PPOClip:
@@ -60,3 +66,14 @@ def reinforce_pp(config: RunConfig) -> Way:
 def nft() -> Way:
     """NFT (arXiv 2505.18116): likelihood of right attempts, and of wrong ones under the implicit negative."""
     return NFT(), None
+
+
+def copg(config: RunConfig) -> Paired:
+    """CoPG (arXiv 2406.19185): every pair of a group is regressed on its difference of rewards; any data will do."""
+    beta = config.pairwise_beta
+    return beta / 2 * PairwiseRegression(beta, "start"), None, all_pairs
+
+
+def ipo(config: RunConfig) -> Paired:
+    """IPO (arXiv 2310.12036): the best of a group is preferred to the worst, by a margin of 1 / (2 tau) and no more."""
+    return PairwiseRegression(2 * config.pairwise_beta, "start", target="preference"), None, best_worst

@@ -218,10 +218,12 @@ class Setting(ABC):
 
         if next(iter(self.policy.parameters()), None) is None:
             raise UsageError(f"no weight of {type(self.policy).__name__} requires gradients: nothing could be learned")
-        objective, advantage = self.way(objective, advantage)
+        objective, advantage, finds = self.way(objective, advantage)
         objective = self.regularised(objective) if regulariser is None else objective + regulariser
         starts = any(need.endswith(":start") for need in objective.needs)
         given = {"references": {"start": self.start} if starts else {}, "advantage": advantage, **options}
+        if finds is not None:
+            given["prepare"] = [finds, *given.get("prepare", ())]
         if "anchors" not in given:
             given["anchors"] = self.anchors()
         optimisation = self.optimisation(steps, rollouts, **how or {})
@@ -230,18 +232,18 @@ class Setting(ABC):
         made: Learner = (kind or PolicyLearner)(self.policy, objective, optimisation, **given)
         return made
 
-    def way(self, objective: Any, advantage: Any) -> tuple[Any, Any]:
-        """The objective and the advantage that the config names, or else the given ones."""
-        config = self.config
+    def way(self, objective: Any, advantage: Any) -> tuple[Any, Any, Any]:
+        """The objective and the advantage that the config names, or else the given ones; what finds pairs, or None."""
+        config, finds = self.config, None
         if config.objective or objective is None:
             made = make("objective", config.objective, config=config, longest=self.longest)
-            objective, theirs = made if isinstance(made, tuple) else (made, advantage)
+            objective, theirs, finds = (*made, None)[:3] if isinstance(made, tuple) else (made, advantage, None)
             advantage = advantage if "advantage" in fixed(type(config)) else theirs
         if config.advantage:
             advantage = make("advantage", config.advantage, config=config)
         if advantage is None and "advantages" in objective.needs:
             advantage = make("advantage", "grpo", config=config)
-        return objective, advantage
+        return objective, advantage, finds
 
     def regularised(self, objective: Any) -> Any:
         """The objective with the config's entropy bonus and KL to its reference."""

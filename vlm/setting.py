@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..errors import UsageError
 from ..trainers import setting as shared
-from ..trainers.config import BY_MODEL, RunConfig, grouped
+from ..trainers.config import BY_MODEL, RunConfig, fixed, grouped
 from ..trainers.ranges import Amount, Count, Share, Whole
 from ..working import LONG, working
 
@@ -44,7 +44,6 @@ class LanguageConfig(RunConfig):
         "micro_batch_tokens": 2**16,
         "max_new_tokens": 14,
         "weight_decay": 0.05,
-        "entropy_coef": 0.01,
         "std_floor": 0.1,
     }
     LOADED: ClassVar[Mapping[str, Any]] = {
@@ -132,6 +131,11 @@ class LanguageConfig(RunConfig):
     """Rewards that ask the policy itself (self_yes_no, self_vote, weakest_step) ask it as it is, not as it began."""
     mask_truncated: bool = grouped("objective", False)
     """Do not learn from answers that hit the limit; they are counted either way."""
+    overlong_buffer: Whole = grouped("objective", 0)
+    """DAPO's overlong reward shaping: of the last so many tokens before max_new_tokens each costs a share of
+    overlong_penalty; 0 is without."""
+    overlong_penalty: Amount = grouped("objective", 1.0)
+    """What an answer of max_new_tokens loses by overlong_buffer."""
     sft_coef: float = 0.5
     sft_batch_size: int = 24
     gate: str = "canary"
@@ -146,6 +150,11 @@ class LanguageConfig(RunConfig):
     """Held-out questions per type that are sampled."""
     shown: Whole = grouped("logging", 12)
     """Answers before and after that the run keeps to be read."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.overlong_buffer and "rewards" in fixed(type(self)):
+            raise UsageError("--overlong-buffer adds to --rewards, which this recipe's method fixes: leave it out")
 
     def plan(self) -> str:
         if is_small(self):
@@ -189,9 +198,15 @@ class Setting(shared.Setting):
         """The reward that the config names; refused where no question has the column that it needs."""
         from ..calling import require_columns
         from ..rewards.names import compose
+        from ..rewards.text.overlong import Overlong
         from .asking import own_rewards
 
-        made = compose(self.config.rewards, own=own_rewards(self.policy, self.start, live=self.config.live) | own)
+        config, own = self.config, own_rewards(self.policy, self.start, live=self.config.live) | own
+        names = config.rewards
+        if config.overlong_buffer:
+            longest, buffer, penalty = self.longest, config.overlong_buffer, config.overlong_penalty
+            names, own = (*names, "overlong"), own | {"overlong": lambda: Overlong(longest, buffer, penalty)}
+        made = compose(names, own=own)
         require_columns(made, self.sample_of_tasks(), tokens=True)
         self.trained_by = made
         return made
@@ -480,7 +495,6 @@ def read_own(config: LanguageConfig, labels: bool, began: Mapping[str, Any] | No
     """
     from ..calling import check_references
     from ..rewards.names import verifiers
-    from ..trainers.config import fixed
     from .asking import OWN
     from .questions import from_file
 

@@ -43,8 +43,8 @@ REWARDS: Mapping[str, Mapping[str, str]] = {
 }
 """What a reward scores -> the rewards' names."""
 
-PUBLISHED = ("grpo", "dr_grpo", "dapo", "gspo", "rloo", "reinforce_pp", "nft")
-"""Objectives that bring an advantage along."""
+PUBLISHED = ("grpo", "dr_grpo", "dapo", "gspo", "rloo", "reinforce_pp", "nft", "copg", "ipo")
+"""Objectives that bring an advantage or a way to find pairs along."""
 
 TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "trackio", "wandb")
 """Those of accelerate."""

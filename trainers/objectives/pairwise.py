@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,19 +24,22 @@ class PairwiseRegression(Term):
     - With ``clip`` it is PRDP (arXiv 2402.08714, eq. 14 checked against the paper; its clip and beta values are
       not in the main text): every decision's log-ratio is also clipped to its old value plus or minus ``clip``,
       and a pair's loss is the larger of the two squares.
-    - With returns 1 for the winner and 0 for the loser and beta = 2 tau it is IPO (arXiv 2310.12036; derived).
+    - With ``target="preference"`` and beta = 2 tau it is IPO (arXiv 2310.12036; derived): the first of a pair is the
+      winner, and 1 stands in place of the difference of returns.
 
     Attributes:
         beta: strength of the pull to the reference, in units of reward.
         reference: name in ``batch.log_probs``.
         clip: per decision, in nats (not divided by the dimensions, as the sums are not).
         decisions: "forward" regresses on the scores of forward decisions.
+        target: the difference of "returns", or "preference".
     """
 
     beta: float
     reference: str = "reference"
     clip: float | None = None
     decisions: Decisions = "sampled"
+    target: Literal["returns", "preference"] = "returns"
 
     def __post_init__(self) -> None:
         if self.beta <= 0:
@@ -53,7 +57,8 @@ class PairwiseRegression(Term):
     def __call__(self, now: Evaluation, batch: Batch) -> tuple[Tensor, Metrics]:
         first, second = pairs_of(batch).unbind(1)
         returns = batch.returns.to(now.log_probs)
-        target = (returns[first] - returns[second]) / self.beta
+        wanted = returns[first] - returns[second] if self.target == "returns" else torch.ones_like(returns[first])
+        target = wanted / self.beta
 
         reference = batch.log_probs[self.reference]
         log_ratio = now.log_probs - reference

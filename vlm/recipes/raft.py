@@ -2,9 +2,9 @@
 
 Paper: RAFT (Dong et al., arXiv:2304.06767).
 Faithful: of K answers to a question the best is imitated, however good it is, round after round from the policy as it
-is (recalled; the released code, read in LMFlow at 0128b9c, keeps the best fifth of a whole round with one answer to each
-question instead). No ratio, no clip, no entropy bonus, no KL by default.
-Left out: the paper's annealed number of answers, and its penalty of length and KL within the reward.
+is (recalled; the released code, read in LMFlow at 0128b9c, keeps the best fifth of a whole round with one answer to
+each question instead). No ratio, no clip, no entropy bonus, no KL by default.
+Left out: the KL penalty within the reward, which the paper offers (recalled).
 Differs: the best of equal answers is the earliest. ``--select threshold`` imitates every answer that scores above
 ``--threshold`` and nothing of a question where all fail, which is rejection-sampling fine-tuning and not RAFT. Verified
 rewards are 0 or 1, so that the best of a question where all fail is a wrong one.
