@@ -22,6 +22,8 @@ from ..trainers.randomness import seed_of
 from ..types import Key, Rollout, Task
 
 PAIR = ("prompt", "chosen", "rejected")
+NUMBER = "pair"
+"""The column of a pair's task that says which row of the file it is."""
 
 if TYPE_CHECKING:
     from .policy import DenoisingPolicy
@@ -30,23 +32,28 @@ if TYPE_CHECKING:
 class Recorded(TrainingWrapper):
     """Hands out recorded pictures of the prompts it knows, each time with other random levels and noise.
 
-    All pictures of a prompt share them, as the two of a pair do in the published scripts of Diffusion-DPO: what differs
-    between their errors is then the pictures.
+    All pictures of a task share them, as the two of a pair do in the published script of Diffusion-DPO: what differs
+    between their errors is then the pictures. Pairs of one prompt are tasks of their own.
     """
 
     def __init__(self, policy: DenoisingPolicy, rollouts: Sequence[Rollout]) -> None:
         super().__init__(policy)
-        self.by_prompt: dict[Any, list[Rollout]] = defaultdict(list)
+        self.known: dict[Any, list[Rollout]] = defaultdict(list)
         for rollout in rollouts:
-            self.by_prompt[rollout.task.prompt].append(rollout)
+            self.known[_subject(rollout.task)].append(rollout)
 
     def attempt(self, tasks: Sequence[Task], n: int, *, key: Key, **sampling: Any) -> list[Rollout]:
         found = []
         for task in tasks:
-            for known in self.by_prompt[task.prompt][:n]:
+            for known in self.known[_subject(task)][:n]:
                 fresh = {"seed": torch.tensor(seed_of("replay", *key, task.id))}
                 found.append(replace(known, task=task, payload={**known.payload, **fresh}, scores={}, info=known.info))
         return found
+
+
+def _subject(task: Task) -> tuple[Any, Any]:
+    """What recorded pictures are of: a prompt, or one of the pairs that a file has of it."""
+    return task.prompt, task.extra.get(NUMBER)
 
 
 @of_family(GROUND_TRUTH)
@@ -80,7 +87,7 @@ def pairs_of(table: Table, size: tuple[int, int]) -> list[tuple[Task, Tensor, Te
         if files[0] == files[1]:
             raise UsageError(f"{row.where} prefers a picture to the same picture: {files[0]}")
         chosen, rejected = (_picture(table.folder / file, size, row.where) for file in files)
-        found.append((Task(f"pair/{row.number}", prompt), chosen, rejected))
+        found.append((Task(f"pair/{row.number}", prompt, extra={NUMBER: row.number}), chosen, rejected))
     return found
 
 

@@ -118,6 +118,7 @@ class DenoisingPolicy(TorchPolicy):
         mode: Mode = "train",
         greedy: bool = False,
         window: int | None = None,
+        same_latent: bool = False,
         keep_graph: bool = False,
     ) -> list[Rollout]:
         """n pictures per task; ``output`` is a float tensor [3, H, W] in 0..1, of a video [F, 3, H, W].
@@ -125,6 +126,8 @@ class DenoisingPolicy(TorchPolicy):
         Args:
             greedy: no noise but that of the start: the deterministic chain.
             window: noise in this many neighbouring steps only, the first of them drawn by ``key``.
+            same_latent: the pictures of a task begin at the same noise. Up to the first step with noise they are then
+                one, which is taken once for all of them that are drawn at once.
             keep_graph: the rollouts keep the graph of drawing them, where all of it fits, so that the first gradient
                 step needs no forward pass; the gradient is the same.
         """
@@ -135,6 +138,7 @@ class DenoisingPolicy(TorchPolicy):
             chain = chain.windowed(first, first + window)
         shared = torch.tensor(seed_of("round", *key))
         pairs = [(task, seed_of(*key, task.id, sample)) for task in tasks for sample in range(n)]
+        began = {task.id: seed_of(*key, task.id, "latent") for task in tasks} if same_latent else {}
         found: list[Rollout] = []
         fits = len(pairs) <= self.sample_rows and len(pairs) * int(chain.decides.sum()) <= self.micro_batch_rows
         keep = keep_graph and mode == "train" and fits
@@ -142,17 +146,25 @@ class DenoisingPolicy(TorchPolicy):
         rows = self._shape_of(len(pairs))
         with self.mixed():  # as in learning, or the weights of now would seem to be others
             for part in _batched(pairs, _whole(self.sample_rows, rows)):
-                found += self._draw(part, chain, shared, keep, guidance, rows)
+                found += self._draw(part, chain, shared, keep, guidance, rows, began)
         return found
 
     def _draw(
-        self, pairs: Sequence[tuple[Task, int]], chain: Sampler, shared: Tensor, keep: bool, guidance: float, rows: int
+        self,
+        pairs: Sequence[tuple[Task, int]],
+        chain: Sampler,
+        shared: Tensor,
+        keep: bool,
+        guidance: float,
+        rows: int,
+        began: Mapping[str, int],
     ) -> list[Rollout]:
         noise = torch.stack([self._noise(seed, chain.steps) for _, seed in pairs]).to(self.device)
+        path = self._prefix([task for task, _ in pairs], chain, guidance, began) if began else None
+        path = [noise[:, 0] * chain.levels.start] if path is None else path
         condition = self.conditions([task.prompt for task, _ in pairs])
-        x = noise[:, 0] * chain.levels.start
-        path, log_probs, means = [x], torch.zeros(len(pairs), chain.steps, dtype=torch.float64), {}
-        for i in range(chain.steps):
+        x, log_probs, means = path[-1], torch.zeros(len(pairs), chain.steps, dtype=torch.float64), {}
+        for i in range(len(path) - 1, chain.steps):
             step, random = torch.full((len(pairs),), i, device=self.device), bool(chain.std[i] > 0)
             with torch.set_grad_enabled(keep and random):
                 mean = chain.mean(step, x, self._predict(chain, step, x, condition, guidance, rows))
@@ -174,6 +186,21 @@ class DenoisingPolicy(TorchPolicy):
             drawn = Rollout(task, pictures[row], payload, log_probs[row], mask, segments, version=version, graph=graph)
             found.append(discarded(drawn, faults[row]) if faults[row] else drawn)
         return found
+
+    def _prefix(self, tasks: Sequence[Task], chain: Sampler, guidance: float, began: Mapping[str, int]) -> list[Tensor]:
+        """States [N, ...] of chains from each task's own noise to their first random step: one chain per task."""
+        different = {task.id: task for task in tasks}
+        noise = torch.stack([self._noise(began[name], 0)[0] for name in different]).to(self.device)
+        condition = self.conditions([task.prompt for task in different.values()])
+        x = noise * chain.levels.start
+        path = [x]
+        for i in range(int(chain.decides.long().argmax()) if chain.decides.any() else chain.steps):
+            step = torch.full((len(x),), i, device=self.device)
+            x = chain.mean(step, x, self._predict(chain, step, x, condition, guidance))
+            path.append(x)
+        places = {name: place for place, name in enumerate(different)}
+        rows = torch.tensor([places[task.id] for task in tasks], device=self.device)
+        return [state[rows] for state in path]
 
     def encode(self, tasks: Sequence[Task], outputs: Sequence[Any], key: Key = (0,)) -> list[Rollout]:
         """Pictures [3, H, W] in 0..1 as rollouts for forward decisions: nobody knows the chain that led to them."""

@@ -65,6 +65,11 @@ class Sampler:
         """[T] bool, True where a step is random."""
         return self.std > 0
 
+    @property
+    def lengths(self) -> tuple[float, ...]:
+        """By how much each step lowers sigma, which is the time of a flow."""
+        return tuple((self.levels.sigma[:-1] - self.levels.sigma[1:]).tolist())
+
     def mean(self, step: Tensor, x: Tensor, prediction: Tensor) -> Tensor:
         """Mean of x' [N, ...] given x and the model's output at steps [N] long."""
         return self.at("mean_x", step, x) * x + self.at("mean_p", step, x) * prediction

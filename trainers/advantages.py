@@ -25,11 +25,14 @@ from .metrics import Mean, Paired
 class GroupRelative(Advantage):
     """(r - baseline) / scale within each group, averaged over the groups of a rollout.
 
-    ``scale="std"`` divides by max(std, std_floor) + eps. The standard deviation is the unbiased one (N - 1), as
-    torch.std and so the public GRPO implementations compute it; the paper's formula leaves this open.
-    A floor keeps a group whose rewards hardly differ from shouting as loudly as one whose rewards differ a lot.
+    ``scale="group"`` divides by max(std, std_floor) + eps, the group's standard deviation, and "batch" by that of all
+    returns, on all processes together, as TRL's ``scale_rewards`` and Flow-GRPO's released configurations do. It is
+    the unbiased one (N - 1), as torch.std and so the public GRPO implementations compute it; the paper's formula leaves
+    this open. A floor keeps a group whose rewards hardly differ from shouting as loudly as one with great differences.
     ``baseline="leave_one_out"`` compares with the mean of the *other* members: RLOO (arXiv 2402.14740, not checked).
     ``per_segment=True`` gives each segment its own reward-to-go, compared with the members that have that segment.
+    ``clip_max`` clamps advantages to -clip_max .. clip_max (DDPO's and Flow-GRPO's code: 5). Within groups of N by
+    their own standard deviation none exceeds (N - 1) / sqrt(N).
 
     A group whose members all got the same return contributes exactly 0.
 
@@ -39,11 +42,12 @@ class GroupRelative(Advantage):
 
     compares = True
 
-    scale: Literal["std", "none"] = "std"
+    scale: Literal["group", "batch", "none"] = "group"
     baseline: Literal["mean", "leave_one_out"] = "mean"
     std_floor: float = 0.0
     eps: float = 1e-6
     per_segment: bool = False
+    clip_max: float | None = None
 
     def check(self, group_size: int) -> None:
         """Refuse a group size that leaves nothing to compare, when the run is built."""
@@ -67,10 +71,13 @@ class GroupRelative(Advantage):
         if self.baseline == "leave_one_out":
             n = stats.count[:, None]
             centred = centred * n / (n - 1).clamp(min=1)
-        if self.scale == "std":
-            centred = centred / (stats.std.clamp(min=self.std_floor) + self.eps)[:, None]
+        if self.scale != "none":
+            std = stats.std if self.scale == "group" else _std_of_all(batch).expand_as(stats.std)
+            centred = centred / (std.clamp(min=self.std_floor) + self.eps)[:, None]
         centred = torch.where(stats.members & stats.spread[:, None], centred, 0.0)
         advantage = centred.sum(0) / stats.members.sum(0).clamp(min=1)
+        if self.clip_max is not None:
+            advantage = advantage.clamp(-self.clip_max, self.clip_max)
         return _to_decisions(advantage, batch)
 
 
@@ -249,15 +256,28 @@ def _paid(batch: Batch) -> Tensor:
 
 
 def _standardised(values: Tensor, counted: Tensor, eps: float) -> Tensor:
-    """(x - mean) / (std + eps) in float64 over what counts on all processes together, zero elsewhere.
+    """(x - mean) / (std + eps) in float64 over what counts on all processes together, zero elsewhere."""
+    values = values.double()
+    mean, std = _moments(values, counted)
+    return (values - mean) / (std + eps) * counted
+
+
+def _std_of_all(batch: Batch) -> Tensor:
+    """The standard deviation of all returns, on all processes together."""
+    returns = batch.returns.double()
+    return _moments(returns.nan_to_num(0.0), returns.isfinite())[1]
+
+
+def _moments(values: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (N - 1) in float64 of what counts, on all processes together.
 
     In float64, statistics do not depend on how rollouts are spread over processes.
     """
-    values, weight = values.double(), counted.double()
+    weight = counted.double()
     n, total = reduce_sum(torch.stack([weight.sum(), (values * weight).sum()])).unbind()
     mean = total / n.clamp(min=1)
     variance = reduce_sum(((values - mean) ** 2 * weight).sum()) / (n - 1).clamp(min=1)
-    return (values - mean) / (variance.sqrt() + eps) * weight
+    return mean, variance.sqrt()
 
 
 def _to_decisions(values: Tensor, batch: Batch) -> Tensor:

@@ -94,6 +94,17 @@ def optimality(batch: Batch, scale: float | None = None) -> Batch:
     return _with_column(batch, "optimality", 0.5 + 0.5 * (deviation / reach).clamp(-1, 1))
 
 
+def optimality_of_advantages(batch: Batch, clip_max: float = 5.0) -> Batch:
+    """Column "optimality" in [0, 1]: 1/2 + 1/2 clip(A / clip_max, -1, 1), A a rollout's mean advantage.
+
+    DiffusionNFT's released r (NVlabs/DiffusionNFT 24af555): an advantage of 1 makes it 0.6.
+    """
+    if batch.advantages is None:
+        raise ValueError("batch.advantages is empty: give the learner an advantage, such as advantages.grpo()")
+    mean = (batch.advantages * batch.mask).sum(1) / batch.mask.sum(1).clamp(min=1)
+    return _with_column(batch, "optimality", 0.5 + 0.5 * (mean / clip_max).clamp(-1, 1))
+
+
 def _members(batch: Batch) -> list[Tensor]:
     """Row numbers of each group's members with a return, for groups with two or more of them."""
     finite = batch.returns.isfinite()

@@ -1,13 +1,15 @@
 """The reward's gradient runs back through the denoising chain: AlignProp.
 
-AlignProp (Prabhudesai et al., arXiv:2310.03739): end-to-end backpropagation of a differentiable reward through the
-last K sampling steps into adapters, with K drawn anew for every update, and one step at a time in memory.
-
-Checked against the code (mihirp1998/AlignProp): DDIM with eta 1, AdamW, gradient norm clipped at 1, K uniform or
-Gaussian, an optional target |r - target| against over-optimisation, early stop by hand. The numbers below were chosen
-on this project's tuning split; the learning rate there is 1e-3. Here a judge of another family stops the run.
-Expected on the small default: reward +0.40 at 0.87 of the start's distance to true pictures in 14 CPU seconds, stopped
-by the gate; +1.03 at 1.66 times that distance without it; see docs/results.md.
+Paper: AlignProp (Prabhudesai et al., arXiv:2310.03739).
+Faithful: end-to-end backpropagation of a differentiable reward through the last K sampling steps into adapters, with
+K drawn anew for every update, uniform or Gaussian, and one step at a time in memory; DDIM with eta 1, AdamW, gradient
+norm clipped at 1, an optional target |r - target| against over-optimisation. Checked by reading the released code
+(mihirp1998/AlignProp b22918a).
+Left out: nothing that is known.
+Differs: a judge of another family stops the run, there people do. A Gaussian K is clamped where the code draws again.
+The learning rate there is 1e-3; the numbers below were chosen on this project's tuning split.
+Labels: none but the reward's; the gate of the small world compares with true renders.
+Expected: not measured yet.
 """
 
 from __future__ import annotations

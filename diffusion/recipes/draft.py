@@ -1,8 +1,13 @@
 """The reward's gradient through the last K steps, or a cheaper estimate of the last one's: DRaFT.
 
-DRaFT (Clark et al., arXiv:2309.17400): as AlignProp with a fixed K (DRaFT-K), or the last step alone, averaged over
-several pictures that are noised again (DRaFT-LV, lower variance). Not checked against the paper: K of 1 suffices there,
-two copies for LV. Numbers below were chosen on this project's tuning split.
+Paper: DRaFT (Clark et al., arXiv:2309.17400).
+Faithful: the gradient of a differentiable reward through the last K steps of sampling into adapters, K fixed
+(DRaFT-K), or through the last step alone, averaged over several pictures that are noised again (DRaFT-LV,
+``--renoised``). Recalled, not checked: K of 1 suffices there, two copies for LV. There is no released code.
+Left out: nothing that is known.
+Differs: a judge of another family stops the run. Numbers were chosen on this project's tuning split.
+Labels: none but the reward's; the gate of the small world compares with true renders.
+Expected: not measured yet.
 """
 
 from __future__ import annotations

@@ -1,14 +1,20 @@
 """Group-relative policy optimisation of a flow model, whose ODE is made an SDE for exploring: Flow-GRPO.
 
-Flow-GRPO (Liu et al., arXiv:2505.05470): the deterministic sampler of a flow-matching model becomes an SDE with the
-same marginals, so that every step is a Gaussian decision; GRPO does the rest, there with a KL term (``--kl-coef``, off
-by default here), with few steps in training. A window of noisy steps, drawn for each round, leaves the others
-deterministic (its "fast" variant).
-
-Checked against the code (yifan123/flow_grpo): the SDE and its noise level 0.7, a clip of 1e-4 of a log-probability
-averaged over dimensions. Differs: advantages are divided by the prompt's standard deviation, in released configurations
-by that of all; the KL of a step is the exact one, theirs lacks the division by the step's length, so that their
-coefficient is 4 to 25 times stronger here. Other numbers are diffusion/ddpo's, not tuned for it.
+Paper: Flow-GRPO (Liu et al., arXiv:2505.05470).
+Faithful: the SDE with the marginals of the deterministic sampler and its noise level 0.7, equal to the released
+code's step; log-probabilities averaged over dimensions, a clip of 1e-4 with a loaded pipeline, two gradient steps a
+round; rewards less their prompt's mean by the standard deviation of all of the round, clamped at 5; the KL term with
+its coefficient 0.04 (0.01 there for PickScore), whose denominator lacks the step's length (``--kl-estimator code``).
+Checked against yifan123/flow_grpo ac4c86e, read and run on the same tensors. The fast variant (``--window``): one
+deterministic prefix for each prompt, from which its pictures branch off at a step drawn for each round; as its README
+describes (zhtmike's copy, 9745241), whose code has all pictures take their own way there unless ``same_latent`` is
+set.
+Left out: an average of the weights, which is an option (``--ema``); groups without spread count in the divisor, where
+the code drops them.
+Differs: standard deviations are of N - 1. All prompts of a round share the window. Other numbers of the small default
+are diffusion/ddpo's, not tuned for it.
+Labels: none but the reward's; the gate of the small world compares with true renders.
+Expected: not measured yet.
 """
 
 from __future__ import annotations
@@ -17,7 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ...trainers.ranges import Whole
+from ...trainers.ranges import Positive, Whole
 from ..setting import DiffusionConfig, start
 
 if TYPE_CHECKING:
@@ -29,24 +35,39 @@ if TYPE_CHECKING:
 class Config(DiffusionConfig):
     """Numbers without a source are not tuned."""
 
-    SMALL: ClassVar[Mapping[str, Any]] = {"lr": 2e-3}
+    SMALL: ClassVar[Mapping[str, Any]] = {"lr": 2e-3, "minibatches": 2, "clip_low": 2.604e-4, "clip_high": 2.604e-4}
+    LOADED: ClassVar[Mapping[str, Any]] = {"minibatches": 2, "clip_low": 1e-4, "clip_high": 1e-4}
 
     sampler: Literal["flow_sde", "flow_ancestral"] = "flow_sde"
     window: Whole = 0
     """Neighbouring steps with noise; 0 takes all but the last, whose noise would stay in the picture."""
-    clip_low: float | None = 2.604e-4
-    """As in diffusion/ddpo."""
-    clip_high: float | None = 2.604e-4
-    kl_coef: float = 0.0
-    """Weight of the exact KL to the start, as in diffusion/ddpo."""
+    same_latent: bool | None = None
+    """Pictures of a prompt begin at the same noise, and with a window share all steps before it; None: with a window
+    only."""
+    scale_rewards: Literal["group", "batch", "none"] = "batch"
+    """Whose standard deviation rewards are divided by: their prompt's or all of the round; none divides by nothing."""
+    adv_clip_max: Positive | None = 5.0
+    """Advantages are clamped to this size."""
+    kl_estimator: Literal["code", "exact"] = "code"
+    """The KL of a step: exact, or as the released code computes it, times the step's length (0.04 to 0.27 in ten
+    steps of SD 3)."""
+    kl_coef: float = 0.04
+    """Weight of that KL to the start, a mean over steps and scalars (0.01 and 0.04 in the code)."""
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
-    from ...trainers.published import grpo
+    from ...trainers.advantages import GroupRelative
+    from ...trainers.objectives import KLPenalty
+    from ...trainers.published import clipped
 
     setting = start(config, folder)
+    chosen: Any = setting.config
     policy = setting.policy
     policy.sampler = policy.sampler.windowed(0, policy.sampler.steps - 1)
-    sampling = {"window": config.window or None, "keep_graph": config.keep_graph}
-    stage = setting.stage(setting.learner(*grpo(setting.config)), sampling=sampling)
-    return setting.experiment([stage])
+    branch = bool(config.window) if config.same_latent is None else config.same_latent
+    sampling = {"window": config.window or None, "same_latent": branch, "keep_graph": config.keep_graph}
+    advantage = GroupRelative(config.scale_rewards, std_floor=chosen.std_floor, eps=1e-4, clip_max=config.adv_clip_max)
+    lengths = policy.sampler.lengths if config.kl_estimator == "code" else None
+    kl = config.kl_coef * KLPenalty(config.reference, "exact", weights=lengths) if config.kl_coef else None
+    learner = setting.learner(clipped(chosen), advantage, regulariser=kl)
+    return setting.experiment([setting.stage(learner, sampling=sampling)])

@@ -21,13 +21,15 @@ class KLPenalty(Term):
     "exact" is the policy's own closed form and needs the capability "kl".
     There is no "k1": l itself has gradient 0 in expectation, so as a loss it does nothing but add noise.
 
-    ``per_dimension`` divides by the scalars of a decision, as ``PPOClip`` does.
+    ``per_dimension`` divides by the scalars of a decision, as ``PPOClip`` does. ``weights`` are of the decisions by
+    their places in a rollout, one for each place, where they do not count alike.
     """
 
     to: str = "reference"
     estimator: Literal["k3", "k2", "exact"] = "k3"
     per_dimension: bool = True
     aggregate: Aggregate = "rollout"
+    weights: tuple[float, ...] | None = None
 
     @property
     def needs(self) -> frozenset[str]:
@@ -44,7 +46,8 @@ class KLPenalty(Term):
         else:
             log_ratio = (now.log_probs - batch.log_probs[self.to]) / size
             divergence = k3(log_ratio) if self.estimator == "k3" else log_ratio**2 / 2
-        loss = aggregate(divergence, batch, self.aggregate)
+        weighed = divergence if self.weights is None else divergence * divergence.new_tensor(self.weights)
+        loss = aggregate(weighed, batch, self.aggregate)
         return loss, {f"objective/kl_{self.to}": mean(divergence, batch.mask)}
 
 
