@@ -4,7 +4,7 @@ Paper: D3PO (Yang et al., arXiv:2311.13231).
 Faithful: each step of the better picture's chain is preferred to the same step of the worse one's, without a reward
 model; log-ratios to the start are means over the latent, their ratios are clamped to 0.9..1.1, beta is 0.1 on that
 mean, and a prompt's pictures begin at the same noise. Checked against the released code (yk7333/d3po 40d3175) by
-running its lines and ours on the same tensors; tests/test_objectives.py has numbers by hand.
+running its lines and ours on the same tensors; tests/test_objectives_of_pictures.py has numbers by hand.
 Left out: people. A reward stands in for who prefers: the best and the worst picture of each prompt.
 Differs: two of a group are compared, where the code draws two. Its learning rate is 3e-5 on SD 1.5; the small
 default's is that of all recipes.
