@@ -16,12 +16,13 @@ from torch import Tensor
 from autotelic.cli import main
 from autotelic.diffusion.pipelines import load
 from autotelic.diffusion.recipes import prdp
-from autotelic.diffusion.small.pretraining import Pretraining, quiet, untrained
+from autotelic.diffusion.small.pretraining import quiet
 from autotelic.envs.toys import shapes
 from autotelic.recipes import all_recipes, config_from_json
 from autotelic.testing import pipelines as tiny_pipelines
 from autotelic.trainers.runs.run_folder import RunFolder
 
+from .small_drawing import saved_pipeline
 from .test_loop import assert_same_run
 
 RECIPES = sorted(name for name in all_recipes() if name.startswith("diffusion/"))
@@ -40,14 +41,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The small default's parts, a layer thin and untrained, but for a last layer that is not zero."""
-    folder = str(tmp_path_factory.mktemp("pipeline"))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        made: Any = untrained(Pretraining(width=32, layers=1))
-        torch.nn.init.normal_(made.transformer.proj_out.weight, std=0.1)
-    made.save_pretrained(folder)
-    return folder
+    return saved_pipeline(str(tmp_path_factory.mktemp("pipeline")))
 
 
 @pytest.fixture(scope="module")
