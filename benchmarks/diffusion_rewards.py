@@ -5,8 +5,8 @@
 
 Every arm starts from the small default pipeline and draws the captions of the small world; the reward is the black-box
 sum over four attributes of max(log p, -5) of a small classifier on 8-bit pictures, but for the arms named jpeg.
-Figures are taken at fixed noise, 4 pictures per caption, on captions that were trained on ("seen") and on those that
-never were ("unseen"; the start was pretrained on all of them). The judge is the nearest true render in pixel space;
+Figures are taken at fixed noise, 4 pictures per caption, on captions that were trained on ("rewarded") and on those that
+never were ("unrewarded"; the start was pretrained on all of them). The judge is the nearest true render in pixel space;
 distance is the mean squared error to the nearest true render of the caption. Split 0 and seeds 0-2 were looked at for
 nothing else: settings were chosen on split 1 with seeds from 100 on. Runs that stand finished in the folder are read,
 not repeated.
@@ -70,12 +70,12 @@ def reached(ours: list[Look], goal: Look) -> dict[str, float] | None:
 
 
 def guard(sweep: Sweep, seed: int, twin: list[Look]) -> dict[str, float]:
-    """Where the gate stopped AlignProp, what it kept, and where the ungated twin was best on unseen captions."""
+    """Where the gate stopped AlignProp, what it kept, and where the ungated twin was best on unrewarded captions."""
     folder = RunFolder.open(sweep.path("alignprop, gate", seed))
     kept = [record["iteration"] for record in folder.read("gate") if record["decision"] == "keep"]
     queries, distances = (
         [row["queries"] for row in folder.metrics()],
-        [look.measures["unseen/distance"] for look in twin],
+        [look.measures["unrewarded/distance"] for look in twin],
     )
     return {
         "kept_queries": queries[kept[-1] - 1] if kept else 0,
@@ -124,7 +124,7 @@ STUDY = Study(
     base="ddpo",
     quick={"max_steps": 2, "tasks_per_step": 4, "eval_episodes": 1, "gate_every": 1},
     quick_arms=("prdp", "alignprop, gate"),
-    measures=("seen/reward", "unseen/reward", "seen", "unseen"),
+    measures=("rewarded/reward", "unrewarded/reward", "rewarded", "unrewarded"),
     further=further,
 )
 

@@ -45,7 +45,7 @@ def evaluate(setting: Setting, actor: Actor) -> dict[str, Any]:
     first = setting.config.eval_offset
     copies = range(first, first + setting.config.eval_episodes)
     at_once = max(1, setting.config.sample_rows // max(1, len(copies)))
-    for name, several in (("seen", setting.prompts.seen), ("unseen", setting.prompts.unseen)):
+    for name, several in (("rewarded", setting.prompts.rewarded), ("unrewarded", setting.prompts.unrewarded)):
         tasks = some(several, setting.config.eval_prompts)
         if len(tasks) < len(several):
             notes.append(f"Of {len(several)} {name} prompts {len(tasks)} are drawn.")

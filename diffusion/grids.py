@@ -40,7 +40,7 @@ def write_grids(setting: Setting, folder: RunFolder) -> None:
     if not setting.config.grid:
         return
     place.mkdir(parents=True, exist_ok=True)
-    for kind, tasks in (("seen", setting.prompts.seen), ("unseen", setting.prompts.unseen)):
+    for kind, tasks in (("rewarded", setting.prompts.rewarded), ("unrewarded", setting.prompts.unrewarded)):
         order = torch.randperm(len(tasks), generator=generator("grid", kind)).tolist()
         chosen = [tasks[i] for i in order[: setting.config.grid]]
         try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,21 +24,29 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prompts:
-    """What is learned from, what the gate looks at, and what is reported; three sets without a common member.
+    """What is learned from, what the gate looks at, and what is reported; three sets without common content.
 
     Attributes:
-        seen: training draws these; a run is reported on them as well.
-        unseen: never drawn; reported.
-        probes: never drawn; the gate's.
+        rewarded: training draws these; a run is reported on them as well.
+        unrewarded: training never draws these; reported. Whoever trained the pipeline before may have shown it them.
+        probes: training never draws these; the gate's.
     """
 
-    seen: tuple[Task, ...]
-    unseen: tuple[Task, ...]
+    rewarded: tuple[Task, ...]
+    unrewarded: tuple[Task, ...]
     probes: tuple[Task, ...]
+
+    @property
+    def sides(self) -> dict[str, tuple[Task, ...]]:
+        """The three sets by what they are for."""
+        return {"training": self.rewarded, "evaluation": self.unrewarded, "the gate's probes": self.probes}
 
 
 def shapes_prompts(split: int = 0, probes: int = 24) -> Prompts:
-    """The small world: 72 captions unseen by composition, ``probes`` of the others for the gate."""
+    """The small world: 72 captions held out by composition, ``probes`` of the others for the gate.
+
+    They are unrewarded, not unseen: the default pipeline's pretraining has drawn all of them.
+    """
     from ..envs.toys import shapes
 
     known, held_out = shapes.split(split)
@@ -44,20 +54,27 @@ def shapes_prompts(split: int = 0, probes: int = 24) -> Prompts:
     kept = [known[i] for i in sorted(order[probes:])]
     shown = [known[i] for i in sorted(order[:probes])]
     return Prompts(
-        tuple(shapes.tasks(kept, "seen")), tuple(shapes.tasks(held_out, "unseen")), tuple(shapes.tasks(shown, "probe"))
+        tuple(shapes.tasks(kept, "rewarded")),
+        tuple(shapes.tasks(held_out, "unrewarded")),
+        tuple(shapes.tasks(shown, "probe")),
     )
 
 
 def file_prompts(
-    path: str | Path, *, unseen: int | None = None, probes: int | None = None, split: int = 0, held_out: float = 0.25
+    path: str | Path,
+    *,
+    unrewarded: int | None = None,
+    probes: int | None = None,
+    split: int = 0,
+    held_out: float = 0.25,
 ) -> Prompts:
     """Prompts of a file, a share of them held out: two thirds of that to be reported, one third for the gate.
 
-    Rows of one prompt are on one side; rows with a column ``category`` are held out from every category.
+    Rows that say the same but for case, spaces and punctuation are on one side, and the first of them are named; rows with a column ``category`` are held out from every category.
 
     Args:
         path: what :func:`read_prompts` takes.
-        unseen, probes: most prompts of each of these sides; the others are learned from. None is no limit.
+        unrewarded, probes: most prompts of each of these sides; the others are learned from. None is no limit.
         split: another one holds out others.
         held_out: the share.
 
@@ -65,19 +82,37 @@ def file_prompts(
         UsageError: naming the row; or fewer than four prompts.
     """
     tasks = read_prompts(path)
-    words = [frozenset({str(task.prompt)}) for task in tasks]
+    words = [frozenset({content(str(task.prompt))}) for task in tasks]
     different = len(set(words))
     if different < 4:
-        raise UsageError(f"{path} holds {different} prompts: 4 or more can be split into seen, unseen and probes")
+        raise UsageError(f"{path} holds {different} prompts: 4 or more can be split into training, evaluation and gate")
     kinds = [str(task.extra.get("category") or "") for task in tasks]
     gate = max(1, round(len(tasks) * held_out / 3))
     parts = [
         Part(gate / len(tasks), total=gate if probes is None else min(gate, probes)),
-        Part(max(1, round(len(tasks) * held_out) - gate) / (len(tasks) - gate), total=unseen),
+        Part(max(1, round(len(tasks) * held_out) - gate) / (len(tasks) - gate), total=unrewarded),
     ]
-    shown, reported, seen = deal(words, kinds, parts, split)
-    named = (("seen", seen), ("unseen", reported), ("probe", shown))
+    _name_variants(path, tasks)
+    shown, reported, learned = deal(words, kinds, parts, split)
+    named = (("rewarded", learned), ("unrewarded", reported), ("probe", shown))
     return Prompts(*(tuple(replace(tasks[row], category=name) for row in side) for name, side in named))
+
+
+def content(prompt: str) -> str:
+    """What a prompt says: its letters and digits without case, one space between words; itself where it has none."""
+    return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", prompt).casefold())) or prompt.strip()
+
+
+def _name_variants(path: str | Path, tasks: Sequence[Task]) -> None:
+    """Tell of prompts that are written differently and say the same."""
+    ways: dict[str, dict[str, None]] = {}
+    for task in tasks:
+        ways.setdefault(content(str(task.prompt)), {})[str(task.prompt)] = None
+    if several := [list(each) for each in ways.values() if len(each) > 1]:
+        logger.warning(
+            "%s: %d prompts are written in several ways, such as %r and %r; each stays on one side of the split",
+            *(path, len(several), several[0][0], several[0][1]),
+        )
 
 
 def read_prompts(path: str | Path) -> list[Task]:

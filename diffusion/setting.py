@@ -111,7 +111,7 @@ class DiffusionConfig(RunConfig):
     """A text file with a prompt per line; FILE.jsonl, .json, .csv, .tsv or .parquet, or OWNER/NAME@CONFIG:SPLIT of the
     hub, with a column "prompt"; empty takes the small world's captions."""
     split: Whole = grouped("data", 0)
-    """Which prompts are unseen; settings are chosen on another than results are reported on."""
+    """Which prompts are held out; settings are chosen on another than results are reported on."""
     max_steps: int = 62
     num_inference_steps: Count = grouped("sampling", BY_MODEL)
     """Denoising steps."""
@@ -141,7 +141,7 @@ class DiffusionConfig(RunConfig):
     gate_pictures: Count = grouped("gate", 4)
     """Pictures per probe prompt."""
     eval_prompts: Count = grouped("evaluation", BY_MODEL)
-    """Most prompts of each kind, seen and unseen, that an evaluation draws."""
+    """Most prompts of each kind, rewarded and unrewarded, that an evaluation draws."""
     eval_episodes: int = 4
     """Pictures per prompt at an evaluation, at fixed noise."""
     eval_guidance_scale: Amount | None = grouped("evaluation", None)
@@ -199,7 +199,7 @@ class Setting(shared.Setting):
     def sources(self) -> Mapping[str, Any]:
         from .prompts import source_of
 
-        return {"seen": source_of(self.prompts.seen, self.config.seed)}
+        return {"rewarded": source_of(self.prompts.rewarded, self.config.seed)}
 
     def probes(self) -> Sequence[Task]:
         from dataclasses import replace
@@ -233,7 +233,7 @@ class Setting(shared.Setting):
     def described(self) -> dict[str, str]:
         config, policy = self.config, self.policy
         trained = f"adapters of rank {config.lora_rank}" if config.lora_rank else "all weights of the denoiser"
-        kinds = {"seen": self.prompts.seen, "unseen": self.prompts.unseen}
+        kinds = {"rewarded": self.prompts.rewarded, "unrewarded": self.prompts.unrewarded}
         if self.world is not None:
             outcome = "the nearest true render shows the prompt"
         elif self.judge is not None:
@@ -266,14 +266,14 @@ class Setting(shared.Setting):
         return super().stage(learner, reward or self.reward, **{"proxy": self.reward, "actor": actor} | changes)
 
     def real_pictures(self, count: int) -> list[Rollout]:
-        """Pictures to hold on to: true renders of seen captions in the small world, else what the start draws."""
+        """Pictures to hold on to: true renders of rewarded captions in the small world, else what the start draws."""
         import torch
 
         from ..trainers.randomness import generator
 
         random = generator("real pictures", self.config.seed)
-        chosen = torch.randint(len(self.prompts.seen), (count,), generator=random).tolist()
-        tasks = [self.prompts.seen[i] for i in chosen]
+        chosen = torch.randint(len(self.prompts.rewarded), (count,), generator=random).tolist()
+        tasks = [self.prompts.rewarded[i] for i in chosen]
         if self.world is None:
             pictures = [r.output for r in self.start.act(tasks, 1, key=(self.config.seed, 1))]
         else:
@@ -306,17 +306,17 @@ class Setting(shared.Setting):
         for i, rollout in enumerate(rollouts):
             rollout.info["preferred"] = i % 2 == 0
         learned = {task.prompt for task, _, _ in pairs}
-        unseen, probes = (
+        unrewarded, probes = (
             tuple(task for task in side if task.prompt not in learned)
-            for side in (self.prompts.unseen, self.prompts.probes)
+            for side in (self.prompts.unrewarded, self.prompts.probes)
         )
-        if not (unseen and probes):
+        if not (unrewarded and probes):
             raise UsageError(f"{table.name} names every prompt that is held out: give others with --data FILE")
-        self.prompts = Prompts(tuple(replace(task, category="seen") for task, _, _ in pairs), unseen, probes)
+        self.prompts = Prompts(tuple(replace(task, category="rewarded") for task, _, _ in pairs), unrewarded, probes)
         return rollouts
 
     def evaluate(self, actor: Any) -> Mapping[str, Any]:
-        """Judge, reward and figures on seen and unseen prompts, at noise that training never draws."""
+        """Judge, reward and figures on rewarded and unrewarded prompts, at noise that training never draws."""
         from .evaluation import evaluate
 
         return evaluate(self, actor)
@@ -374,7 +374,7 @@ def start(config: DiffusionConfig, folder: RunFolder | None = None, *, forward_d
     reward, judge, world = rewards(config, differentiable)
     for asked in (reward, judge):
         if asked is not None:
-            require_columns(asked, prompts.seen)
+            require_columns(asked, prompts.rewarded)
     if differentiable:
         check_differentiable(reward)
     if small:
@@ -433,10 +433,10 @@ def read_own(config: DiffusionConfig) -> Prompts:
     from ..trainers.distributed import is_main
     from .prompts import file_prompts
 
-    limits = {"unseen": config.eval_prompts, "probes": config.gate_prompts}
+    limits = {"unrewarded": config.eval_prompts, "probes": config.gate_prompts}
     made = file_prompts(config.data, split=config.split, **limits)
     if is_main():
-        sides = f"{len(made.seen)} to learn from, {len(made.unseen)} unseen ones for reports, {len(made.probes)}"
+        sides = f"{len(made.rewarded)} to learn from, {len(made.unrewarded)} others for reports, {len(made.probes)}"
         print(f"prompts: {sides} for the gate")
     if not config.model:
         _check_words(made)
@@ -448,7 +448,7 @@ def _check_words(prompts: Prompts) -> None:
     from ..trainers.distributed import is_main
     from .small.pretraining import known_words
 
-    read = {task.prompt: known_words(str(task.prompt)) for task in (*prompts.seen, *prompts.unseen, *prompts.probes)}
+    read = {task.prompt: known_words(str(task.prompt)) for side in prompts.sides.values() for task in side}
     says = (
         "without --model the small default pipeline is trained, whose words are those of its own captions, such as "
         '"a red square at the top left on a white background"'

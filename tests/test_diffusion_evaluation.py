@@ -58,14 +58,14 @@ def test_figures_are_those_of_all_pictures_at_once() -> None:
     assert parts["outcomes"] == whole["outcomes"] and parts["notes"] == whole["notes"]
     for kind, figures in whole["figures"].items():
         assert parts["figures"][kind] == pytest.approx(figures, rel=1e-6)
-    assert set(whole["figures"]["seen"]) == {"reward", "diversity", "kl", "reward_ode"}
+    assert set(whole["figures"]["rewarded"]) == {"reward", "diversity", "kl", "reward_ode"}
     assert (first.most, second.most) == (20, 2) and first.drawn == second.drawn
     assert second.held <= 4 * 6 < first.held, "pictures and paths are let go of"
 
 
 def test_a_long_file_is_drawn_in_part_and_that_is_said() -> None:
     result, painter = made(50, 100, most=8)
-    assert {kind: len(row["success"]) for kind, row in result["outcomes"].items()} == {"seen": 24, "unseen": 15}
+    assert {kind: len(row["success"]) for kind, row in result["outcomes"].items()} == {"rewarded": 24, "unrewarded": 15}
     assert "Of 50 seen prompts 8 are drawn." in result["notes"] and len(painter.drawn) <= 13
     assert made(50, 100, most=8)[0]["outcomes"] == result["outcomes"], "the same ones again"
 

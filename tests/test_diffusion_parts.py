@@ -85,22 +85,22 @@ def test_a_share_of_a_file_is_held_out(tmp_path: Path, count: int, sizes: tuple[
     path = tmp_path / "prompts.txt"
     path.write_text("\n".join(f"thing {i}" for i in range(count)))
     prompts = file_prompts(path)
-    sides = prompts.seen, prompts.unseen, prompts.probes
+    sides = prompts.rewarded, prompts.unrewarded, prompts.probes
     assert tuple(map(len, sides)) == sizes
     assert len({t.prompt for side in sides for t in side}) == count, "the three sets share a prompt"
-    assert [side[0].category for side in sides] == ["seen", "unseen", "probe"]
+    assert [side[0].category for side in sides] == ["rewarded", "unrewarded", "probe"]
     path.write_text("\n".join(reversed(path.read_text().splitlines())))
     again, other = file_prompts(path), file_prompts(path, split=1)
-    assert {t.prompt for t in again.seen} == {t.prompt for t in prompts.seen}
-    assert count == 4 or {t.prompt for t in other.seen} != {t.prompt for t in prompts.seen}
+    assert {t.prompt for t in again.rewarded} == {t.prompt for t in prompts.rewarded}
+    assert count == 4 or {t.prompt for t in other.rewarded} != {t.prompt for t in prompts.rewarded}
 
 
 def test_the_small_world_has_three_sets_of_captions() -> None:
     prompts = shapes_prompts(split=1, probes=24)
-    sides = prompts.seen, prompts.unseen, prompts.probes
+    sides = prompts.rewarded, prompts.unrewarded, prompts.probes
     assert tuple(map(len, sides)) == (192, 72, 24)
     assert len({t.prompt for side in sides for t in side}) == 288
-    assert {t.prompt for t in prompts.unseen} != {t.prompt for t in shapes_prompts(split=0).unseen}
+    assert {t.prompt for t in prompts.unrewarded} != {t.prompt for t in shapes_prompts(split=0).unrewarded}
 
 
 def test_a_source_gives_every_prompt_once_per_turn() -> None:
@@ -158,8 +158,8 @@ def test_a_watch_warns_once_when_pictures_become_alike(caplog: pytest.LogCapture
 def test_small_pictures_are_enlarged_without_smoothing(tmp_path: Path) -> None:
     """Two rows, three columns of 16 x 16 pixels: four times as large, with a white gap of four pixels between."""
     pictures = torch.rand(2, 3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    path = write_grid(pictures, tmp_path / "seen-before")
-    assert path.name == "seen-before.png"
+    path = write_grid(pictures, tmp_path / "rewarded-before")
+    assert path.name == "rewarded-before.png"
     sheet = torch.from_numpy(np.array(Image.open(path)))
     assert sheet.shape == (2 * 68 - 4, 3 * 68 - 4, 3)
     assert bool((sheet[64:68] == 255).all()) and bool((sheet[:, 64:68] == 255).all())
@@ -170,8 +170,8 @@ def test_small_pictures_are_enlarged_without_smoothing(tmp_path: Path) -> None:
 def test_large_pictures_are_made_smaller_and_what_is_not_finite_is_grey(tmp_path: Path) -> None:
     pictures = torch.ones(2, 6, 3, 600, 400)
     pictures[1, 0] = torch.nan
-    path = write_grid(pictures, tmp_path / "unseen-after")
-    assert path.name == "unseen-after.webp"
+    path = write_grid(pictures, tmp_path / "unrewarded-after")
+    assert path.name == "unrewarded-after.webp"
     sheet = np.array(Image.open(path)).astype(int)
     height, width = sheet.shape[:2]
     assert 1500 <= width <= SIDE + 6 and height == pytest.approx(2 * width * 600 / (6 * 400), rel=0.02)
@@ -180,7 +180,7 @@ def test_large_pictures_are_made_smaller_and_what_is_not_finite_is_grey(tmp_path
 
 def test_a_sheet_of_videos_moves(tmp_path: Path) -> None:
     video = torch.linspace(0, 1, 5).view(1, 1, 5, 1, 1, 1).expand(1, 2, 5, 3, 64, 64)
-    with Image.open(write_grid(video, tmp_path / "seen-after")) as sheet:
+    with Image.open(write_grid(video, tmp_path / "rewarded-after")) as sheet:
         assert (sheet.n_frames, sheet.size) == (5, (129, 64))  # type: ignore[attr-defined]
         sheet.seek(4)
         assert np.array(sheet.convert("RGB"))[32, 32].min() > 245

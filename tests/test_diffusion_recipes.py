@@ -77,13 +77,13 @@ def test_debug_presets_run_two_iterations(name: str, pipeline: str, tmp_path: Pa
     assert set(gate[0]["evidence"]) == {"probe"}, "the nearest true render judges, on probes"
     for evaluation in folder.evaluations().values():
         assert {kind: len(row["success"]) for kind, row in evaluation["outcomes"].items()} == {
-            "seen": 192,
-            "unseen": 72,
+            "rewarded": 192,
+            "unrewarded": 72,
         }
-        assert {"reward", "judge", "distance", "kl", "reward_ode"} <= evaluation["figures"]["unseen"].keys()
-    assert folder.evaluations()["before"]["figures"]["seen"]["kl"] == 0
+        assert {"reward", "judge", "distance", "kl", "reward_ode"} <= evaluation["figures"]["unrewarded"].keys()
+    assert folder.evaluations()["before"]["figures"]["rewarded"]["kl"] == 0
     assert "<html" in (path / "report.html").read_text() and "gate_labels: none" in (path / "README.md").read_text()
-    grids = {f"{kind}-{when}.png" for kind in ("seen", "unseen") for when in ("before", "after")}
+    grids = {f"{kind}-{when}.png" for kind in ("rewarded", "unrewarded") for when in ("before", "after")}
     assert grids <= {p.name for p in (path / "samples" / "images").iterdir()}
     assert (path / "policy" / "pytorch_lora_weights.safetensors").exists()
 
@@ -196,9 +196,9 @@ def test_dpo_learns_from_a_file_of_pairs(pipeline: str, tmp_path: Path) -> None:
     assert metrics[0]["objective/margin"] == pytest.approx(0, abs=1e-4)
     assert metrics[-1]["objective/margin"] > 0.05 and metrics[-1]["objective/accuracy"] == 1
     outcomes = RunFolder.open(path).evaluations()["after"]["outcomes"]
-    assert len(outcomes["seen"]["success"]) == 4
-    held_out = {task.prompt for task in prdp_tasks("unseen")} - set(captions)
-    assert len(outcomes["unseen"]["success"]) == len(held_out), "what is learned is no longer held out"
+    assert len(outcomes["rewarded"]["success"]) == 4
+    held_out = {task.prompt for task in prdp_tasks("unrewarded")} - set(captions)
+    assert len(outcomes["unrewarded"]["success"]) == len(held_out), "what is learned is no longer held out"
 
 
 def prdp_tasks(kind: str) -> Any:

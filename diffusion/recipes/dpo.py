@@ -62,7 +62,7 @@ def build(config: Config, folder: RunFolder) -> Experiment:
         recorded, reward = setting.recorded_pairs(pairs), preferred
     else:
         size = setting.config.group_size
-        recorded, reward = setting.policy.act(setting.prompts.seen, size, key=(config.seed, 1)), None
+        recorded, reward = setting.policy.act(setting.prompts.rewarded, size, key=(config.seed, 1)), None
     chosen: Any = setting.config
     objective = DPO(chosen.beta, "start", decisions="forward", level="decision", per_dimension=True)
     learner = setting.learner(objective, prepare=[best_worst])

@@ -161,13 +161,13 @@ def split(seed: int = 0) -> tuple[tuple[Scene, ...], tuple[Scene, ...]]:
     generator = torch.Generator().manual_seed(seed)
     places = len(ATTRIBUTES["position"])
     orders = [torch.randperm(places, generator=generator).tolist() for _ in COLOURS]
-    unseen = {
+    unrewarded = {
         i
         for i, (colour, shape, background, position) in enumerate(LABELS.values())
         if (orders[colour][background] + shape) % places == position
     }
-    kept = tuple(scene for i, scene in enumerate(SCENES) if i not in unseen)
-    return kept, tuple(SCENES[i] for i in sorted(unseen))
+    kept = tuple(scene for i, scene in enumerate(SCENES) if i not in unrewarded)
+    return kept, tuple(SCENES[i] for i in sorted(unrewarded))
 
 
 def tasks(scenes: Sequence[Scene], category: str = "") -> list[Task]:

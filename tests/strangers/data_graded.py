@@ -189,9 +189,9 @@ def _sides(folder: Path) -> object:
 
     rows = [{"prompt": f"sign {i}", "text": word} for i in range(20) for word in ("OPEN", "SHUT")]
     made = file_prompts(lines(folder, rows))
-    texts = [{task.prompt for task in side} for side in (made.seen, made.unseen, made.probes)]
+    texts = [{task.prompt for task in side} for side in (made.rewarded, made.unrewarded, made.probes)]
     return (
-        sum(len(side) for side in (made.seen, made.unseen, made.probes)),
+        sum(len(side) for side in (made.rewarded, made.unrewarded, made.probes)),
         sum(map(len, texts)),
         len(set.union(*texts)),
     )
@@ -259,8 +259,10 @@ state(
 def _gate(folder: Path) -> object:
     from autotelic.diffusion.prompts import file_prompts
 
-    made = file_prompts(written(folder, "\n".join(f"thing {i}" for i in range(2000)), "p.txt"), unseen=32, probes=24)
-    return len(made.seen), len(made.unseen), len(made.probes)
+    made = file_prompts(
+        written(folder, "\n".join(f"thing {i}" for i in range(2000)), "p.txt"), unrewarded=32, probes=24
+    )
+    return len(made.rewarded), len(made.unrewarded), len(made.probes)
 
 
 state(
@@ -282,7 +284,7 @@ def _free_text(count: int) -> Callable[[Path], object]:
         own = list(shapes.LABELS)[:count]
         data = written(folder, "\n".join([*own, "a cat on a sofa", "a dog by Rembrandt"]), "p.txt")
         made = read_own(Config(data=data, rewards=("jpeg",)))
-        return len(made.seen) + len(made.unseen) + len(made.probes)
+        return len(made.rewarded) + len(made.unrewarded) + len(made.probes)
 
     return act
 
