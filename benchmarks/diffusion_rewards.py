@@ -5,11 +5,11 @@
 
 Every arm starts from the small default pipeline and draws the captions of the small world; the reward is the black-box
 sum over four attributes of max(log p, -5) of a small classifier on 8-bit pictures, but for the arms named jpeg.
-Figures are taken at fixed noise, 4 pictures per caption, on captions that were trained on ("rewarded") and on those that
-never were ("unrewarded"; the start was pretrained on all of them). The judge is the nearest true render in pixel space;
-distance is the mean squared error to the nearest true render of the caption. Split 0 and seeds 0-2 were looked at for
-nothing else: settings were chosen on split 1 with seeds from 100 on. Runs that stand finished in the folder are read,
-not repeated.
+Figures are taken at fixed noise, 4 pictures per caption, on captions that were trained on ("rewarded") and on those
+that never were ("unrewarded"; the start was pretrained on all of them). The judge is the nearest true render in pixel
+space; distance is the mean squared error to the nearest true render of the caption. Split 0 and seeds 0-2 were looked
+at for nothing else: settings were chosen on split 1 with seeds from 100 on. Runs that stand finished in the folder
+are read, not repeated.
 """
 
 from __future__ import annotations

@@ -70,7 +70,8 @@ def file_prompts(
 ) -> Prompts:
     """Prompts of a file, a share of them held out: two thirds of that to be reported, one third for the gate.
 
-    Rows that say the same but for case, spaces and punctuation are on one side, and the first of them are named; rows with a column ``category`` are held out from every category.
+    Rows that say the same but for case, spaces and punctuation are on one side, and some of them are named; rows with a
+    column ``category`` are held out from every category.
 
     Args:
         path: what :func:`read_prompts` takes.

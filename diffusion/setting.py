@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
     from ..rewards.image.shapes import AttributeReward, NearestRender
     from ..rewards.reward import Reward
+    from ..splitting import Contents
     from ..tables import Table
     from ..trainers.learner import AnchorSet
+    from ..trainers.loop import Experiment
     from ..trainers.runs.run_folder import RunFolder
     from ..types import Learner, RewardFunction, Rollout, Task
     from .memory import Plan
@@ -184,6 +186,7 @@ class Setting(shared.Setting):
     judge: RewardFunction | None
     world: NearestRender | None
     average: Any = None
+    preferences: int = 0
     kl_estimator: ClassVar[Literal["k3", "exact"]] = "exact"
     probing: ClassVar[Mapping[str, Any]] = {}
 
@@ -200,6 +203,12 @@ class Setting(shared.Setting):
         from .prompts import source_of
 
         return {"rewarded": source_of(self.prompts.rewarded, self.config.seed)}
+
+    def splits(self) -> Sequence[Mapping[str, Contents]]:
+        from .prompts import content
+
+        sides = self.prompts.sides.items()
+        return [{side: {f'"{t.prompt}"': {content(str(t.prompt))} for t in tasks} for side, tasks in sides}]
 
     def probes(self) -> Sequence[Task]:
         from dataclasses import replace
@@ -289,7 +298,7 @@ class Setting(shared.Setting):
 
         from ..envs.toys import shapes
         from .offline import pairs_of
-        from .prompts import Prompts
+        from .prompts import Prompts, content
 
         adapter = self.policy.adapter
         if adapter.video:
@@ -305,9 +314,10 @@ class Setting(shared.Setting):
         rollouts = self.policy.encode(tasks, [picture for _, *two in pairs for picture in two])
         for i, rollout in enumerate(rollouts):
             rollout.info["preferred"] = i % 2 == 0
-        learned = {task.prompt for task, _, _ in pairs}
+        self.preferences = len(pairs)
+        learned = {content(str(task.prompt)) for task, _, _ in pairs}
         unrewarded, probes = (
-            tuple(task for task in side if task.prompt not in learned)
+            tuple(task for task in side if content(str(task.prompt)) not in learned)
             for side in (self.prompts.unrewarded, self.prompts.probes)
         )
         if not (unrewarded and probes):
@@ -320,6 +330,24 @@ class Setting(shared.Setting):
         from .evaluation import evaluate
 
         return evaluate(self, actor)
+
+    def experiment(self, stages: Sequence[Any], **changes: Any) -> Experiment:
+        """As in every modality; the label account tells what else than the gate reads labels."""
+        made = super().experiment(stages, **changes)
+        made.label_account = "; ".join((made.label_account, *self.labels_read()))
+        return made
+
+    def labels_read(self) -> list[str]:
+        """What of training is a label: what the reward knows, true renders that are imitated, people's preferences."""
+        config, found = self.config, []
+        if self.preferences:
+            found.append(f"people's preferences in {self.preferences} pairs, in every step")
+        else:
+            terms = [getattr(term, "function", term) for _, term in getattr(self.reward, "terms", [(1.0, self.reward)])]
+            found += [f"reward: {known}" for term in terms if (known := getattr(term, "reads_labels", ""))]
+        if config.sft_coef and self.world is not None:
+            found.append(f"{config.sft_pictures} true renders of rewarded captions, imitated in every step")
+        return found
 
     def finish(self, folder: RunFolder) -> None:
         from .grids import write_grids

@@ -16,7 +16,7 @@ from torch import Tensor
 from autotelic.cli import main
 from autotelic.diffusion.pipelines import load
 from autotelic.diffusion.recipes import prdp
-from autotelic.diffusion.small.pretraining import quiet
+from autotelic.diffusion.small.pretraining import Pretraining, quiet, untrained
 from autotelic.envs.toys import shapes
 from autotelic.recipes import all_recipes, config_from_json
 from autotelic.testing import pipelines as tiny_pipelines

@@ -73,9 +73,14 @@ class ProbeGate(Gate):
 
     @property
     def labels(self) -> int:  # type: ignore[override]
-        """Probes with a right answer, or with what else the judge ``needs`` (tests of programs), where it reads it."""
+        """Probes with a right answer, or with what else the judge ``needs`` (tests of programs), where it reads it.
+
+        A judge that brings its labels along, and says so in ``reads_labels``, reads one for every probe that differs.
+        """
         if GROUND_TRUTH not in families_of(self.judge):
             return 0
+        if getattr(self.judge, "reads_labels", ""):
+            return len({str(probe.prompt) for probe in self.probes})
         columns = needs_of(self.judge)
         return sum(t.reference is not None or any(t.extra.get(c) is not None for c in columns) for t in self.probes)
 

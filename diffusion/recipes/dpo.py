@@ -4,7 +4,7 @@ Paper: Diffusion-DPO (Wallace et al., arXiv:2311.12908).
 Faithful: the loss -log sigmoid(-beta / 2 ((e_w - e_l) - (e_w - e_l)_ref)), e the squared error averaged over the
 latent; both pictures of a pair are noised to the same level with the same noise; beta 5,000 with a loaded pipeline;
 all levels weighted alike. Checked against the released code (SalesforceAIResearch/DiffusionDPO 5233e75) by running
-its lines and ours on the same tensors; tests/test_objectives_of_pictures.py has numbers that were worked out from the paper.
+its lines and ours on the same tensors; tests/test_objectives_of_pictures.py has numbers worked out from the paper.
 Left out: nothing that is known.
 Differs: levels are those of the chain that is drawn with, not of all 1,000; a pair is noised to a few of them a step,
 and their mean is taken outside the sigmoid, as the paper's expectation is. Without a pairs file the start draws a

@@ -152,6 +152,7 @@ class AttributeReward:
 
     name = "attributes"
     families = frozenset({"attribute classifier"})
+    reads_labels = "a classifier that learned from true renders of every caption"
 
     def __init__(self, classifier: AttributeClassifier, labels: Labels, *, differentiable: bool = False) -> None:
         self.classifier, self.labels, self.differentiable = classifier, labels, differentiable
@@ -198,6 +199,7 @@ class NearestRender:
 
     name = "nearest_render"
     families = frozenset({GROUND_TRUTH})
+    reads_labels = "true renders of every caption"
 
     def __init__(
         self, templates: Tensor, captions: Sequence[str], *, total: Literal["correct", "fidelity"] = "correct"
