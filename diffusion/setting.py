@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NoReturn, cast
 
 from ..errors import UsageError
-from ..families import name_of
+from ..families import labels_of, name_of
 from ..trainers import setting as shared
 from ..trainers.config import BY_MODEL, RunConfig, grouped
 from ..trainers.ranges import Amount, Count, Range, Share, Whole
@@ -343,8 +343,7 @@ class Setting(shared.Setting):
         if self.preferences:
             found.append(f"people's preferences in {self.preferences} pairs, in every step")
         else:
-            terms = [getattr(term, "function", term) for _, term in getattr(self.reward, "terms", [(1.0, self.reward)])]
-            found += [f"reward: {known}" for term in terms if (known := getattr(term, "reads_labels", ""))]
+            found += [f"reward: {known}" for known in labels_of(self.reward)]
         if config.sft_coef and self.world is not None:
             found.append(f"{config.sft_pictures} true renders of rewarded captions, imitated in every step")
         return found

@@ -66,7 +66,7 @@ def test_figures_are_those_of_all_pictures_at_once() -> None:
 def test_a_long_file_is_drawn_in_part_and_that_is_said() -> None:
     result, painter = made(50, 100, most=8)
     assert {kind: len(row["success"]) for kind, row in result["outcomes"].items()} == {"rewarded": 24, "unrewarded": 15}
-    assert "Of 50 seen prompts 8 are drawn." in result["notes"] and len(painter.drawn) <= 13
+    assert "Of 50 rewarded prompts 8 are drawn." in result["notes"] and len(painter.drawn) <= 13
     assert made(50, 100, most=8)[0]["outcomes"] == result["outcomes"], "the same ones again"
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import UsageError
-from ..families import GROUND_TRUTH, families_of, needs_of
+from ..families import GROUND_TRUTH, families_of, labels_of, needs_of
 from ..statistics import non_inferiority
 from ..types import Actor, RewardFunction, Task, Verdict
 from .distributed import gather, spread
@@ -75,11 +75,11 @@ class ProbeGate(Gate):
     def labels(self) -> int:  # type: ignore[override]
         """Probes with a right answer, or with what else the judge ``needs`` (tests of programs), where it reads it.
 
-        A judge that brings its labels along, and says so in ``reads_labels``, reads one for every probe that differs.
+        A judge that brings its labels along (``families.labels_of``) reads one for every probe that differs.
         """
         if GROUND_TRUTH not in families_of(self.judge):
             return 0
-        if getattr(self.judge, "reads_labels", ""):
+        if labels_of(self.judge):
             return len({str(probe.prompt) for probe in self.probes})
         columns = needs_of(self.judge)
         return sum(t.reference is not None or any(t.extra.get(c) is not None for c in columns) for t in self.probes)

@@ -51,6 +51,13 @@ def needs_of(function: Any) -> tuple[str, ...]:
     return tuple(name for each in functions for name in getattr(each, "needs", ("references",)))
 
 
+def labels_of(function: Any) -> tuple[str, ...]:
+    """The labels that a reward, or a sum of them, brings along itself: what each part says in ``reads_labels``."""
+    terms = getattr(function, "terms", None)
+    functions = [function] if terms is None else [term.function for _, term in terms]
+    return tuple(told for each in functions if (told := getattr(each, "reads_labels", "")))
+
+
 def require_independent(judge: Any, reward: Any) -> None:
     """Refuse a judge that shares a proxy family with the training reward.
 
