@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from torch import Tensor
 from autotelic.diffusion.beta import PairwiseLearner
 from autotelic.diffusion.gradients import RewardGradient, Truncation
 from autotelic.diffusion.policy import DenoisingPolicy
-from autotelic.trainers.advantages import grpo
+from autotelic.diffusion.statistics import PromptStatistics
+from autotelic.trainers.advantages import GroupRelative, grpo
 from autotelic.trainers.distributed import processes, share
 from autotelic.trainers.learner import Optimisation, PolicyLearner
 from autotelic.trainers.objectives import ForwardNFT, KLPenalty, PairwiseRegression, PPOClip
@@ -46,6 +47,14 @@ def brightness(images: Tensor, **_: Any) -> Tensor:
     return images.mean((1, 2, 3))
 
 
+class Tracked(PolicyLearner):
+    """With what prompts scored so far, in one learner instead of one before the other."""
+
+    def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        statistics: Any = self.advantage
+        return statistics.update(rollouts) | super().update(rollouts)
+
+
 def learners(minibatches: int) -> dict[str, Callable[[DenoisingPolicy], PolicyLearner]]:
     step = Optimisation(LR, epochs=2, minibatches=minibatches, eps=1e-5)
 
@@ -61,6 +70,8 @@ def learners(minibatches: int) -> dict[str, Callable[[DenoisingPolicy], PolicyLe
 
     return {
         "ppo": of(PPOClip() + 0.1 * KLPenalty("start", "exact"), advantage=grpo()),
+        "flow": of(PPOClip(), advantage=GroupRelative("batch", clip_max=1.0)),
+        "tracked": lambda policy: Tracked(policy, PPOClip(), step, advantage=PromptStatistics(6, 4, 1.0)),
         "pairwise": pairwise,
         "nft": of(ForwardNFT(), prepare=[optimality]),
         "alignprop": of(RewardGradient(brightness), prepare=[Truncation("fixed", 2)]),

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class Config(DiffusionConfig):
     """Numbers without a source are not tuned."""
 
-    SMALL: ClassVar[Mapping[str, Any]] = {"beta": 5000.0}
+    SMALL: ClassVar[Mapping[str, Any]] = {"beta": 768.0}
     LOADED: ClassVar[Mapping[str, Any]] = {"beta": 5000.0}
     FIXED: ClassVar[tuple[str, ...]] = (*POLICY_GRADIENT, *DYNAMIC_SAMPLING, "reference", "kl_coef")
 
