@@ -33,7 +33,7 @@ def advantages(statistics: PromptStatistics, rollouts: list[Rollout]) -> list[fl
 
 
 def test_by_hand() -> None:
-    """Population deviations. In the first round each prompt has two rewards of three: 1, 3, 0, 8 have mean 3, std 3.08."""
+    """Population deviations. In the first round each prompt has two of three: all four have mean 3, variance 38 / 4."""
     statistics, first = PromptStatistics(buffer_size=3, min_count=3), drawn([1, 3], [0, 8])
     assert statistics.update(first) == {"prompts/own_statistics": 0.0}
     std = (38 / 4) ** 0.5
@@ -64,9 +64,8 @@ def test_a_checkpoint_restores_them(tmp_path: Path) -> None:
     for statistics in (one, other):
         statistics.update(later)
     assert advantages(one, later) == advantages(other, later)
-    assert advantages(one, later)[0] == pytest.approx(
-        (2 - 11 / 4) / torch.tensor([1.0, 3, 2, 5]).std(correction=0), rel=1e-4
-    )
+    std = float(torch.tensor([1.0, 3, 2, 5]).std(correction=0))
+    assert advantages(one, later)[0] == pytest.approx((2 - 11 / 4) / std, rel=1e-4)
 
 
 def test_equal_rewards_say_nothing() -> None:
