@@ -346,6 +346,8 @@ class Setting(shared.Setting):
             found += [f"reward: {known}" for known in labels_of(self.reward)]
         if config.sft_coef and self.world is not None:
             found.append(f"{config.sft_pictures} true renders of rewarded captions, imitated in every step")
+        if not config.model:
+            found.append("start: pretrained on true renders of every caption")
         return found
 
     def finish(self, folder: RunFolder) -> None:

@@ -82,7 +82,7 @@ def test_debug_presets_run_two_iterations(name: str, pipeline: str, tmp_path: Pa
         }
         assert {"reward", "judge", "distance", "kl", "reward_ode"} <= evaluation["figures"]["unrewarded"].keys()
     assert folder.evaluations()["before"]["figures"]["rewarded"]["kl"] == 0
-    assert "<html" in (path / "report.html").read_text() and "gate_labels: none" in (path / "README.md").read_text()
+    assert "<html" in (path / "report.html").read_text() and "gate_labels: 24" in (path / "README.md").read_text()
     grids = {f"{kind}-{when}.png" for kind in ("rewarded", "unrewarded") for when in ("before", "after")}
     assert grids <= {p.name for p in (path / "samples" / "images").iterdir()}
     assert (path / "policy" / "pytorch_lora_weights.safetensors").exists()

@@ -116,6 +116,8 @@ LEARNING: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "nft forward_draws": ({}, {"forward_draws": 4}),
     "nft epochs": ({}, {"epochs": 1}),
     "raft best": ({}, {"best": 2}),
+    "raft select": ({}, {"select": "threshold"}),
+    "raft threshold": ({"select": "threshold"}, {"threshold": 2.0}),
     "raft forward_draws": ({}, {"forward_draws": 2}),
     "raft epochs": ({}, {"epochs": 1}),
     "raft sft_coef": ({}, {"sft_coef": 1.0}),

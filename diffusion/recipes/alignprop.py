@@ -8,7 +8,8 @@ norm clipped at 1, an optional target |r - target| against over-optimisation. Ch
 Left out: nothing that is known.
 Differs: a judge of another family stops the run, there people do. A Gaussian K is clamped where the code draws again.
 The learning rate there is 1e-3; the numbers below were chosen on this project's tuning split.
-Labels: none but the reward's; the gate of the small world compares with true renders.
+Labels: the reward's: in the small world by default a classifier learned from true renders of every caption; the
+gate's there: true renders of the captions that it looks at; the start, whose pretraining drew all captions.
 Expected: not measured yet.
 """
 

@@ -8,7 +8,8 @@ running its lines and ours on the same tensors; tests/test_objectives_of_picture
 Left out: people. A reward stands in for who prefers: the best and the worst picture of each prompt.
 Differs: two of a group are compared, where the code draws two. Its learning rate is 3e-5 on SD 1.5; the small
 default's is that of all recipes.
-Labels: none but the reward's; the gate of the small world compares with true renders.
+Labels: the reward's: in the small world by default a classifier learned from true renders of every caption; the
+gate's there: true renders of the captions that it looks at; the start, whose pretraining drew all captions.
 Expected: not measured yet.
 """
 

@@ -11,7 +11,8 @@ Differs: a round's pictures of a prompt are compared with each other, as GRPO do
 16 rewards, which is the code's way and here an option. The learning rate there is 3e-4 with LoRA on SD 1.5; that of
 the small default was chosen on this project's tuning split. With ``kl_coef`` it is held near the start, as DPOK
 (arXiv:2305.16381, not checked) does; compare PRDP with that, not with kl_coef = 0 alone.
-Labels: none but the reward's; the gate of the small world compares with true renders.
+Labels: the reward's: in the small world by default a classifier learned from true renders of every caption; the
+gate's there: true renders of the captions that it looks at; the start, whose pretraining drew all captions.
 Expected: not measured yet.
 """
 

@@ -10,8 +10,9 @@ Differs: levels are those of the chain that is drawn with, not of all 1,000; a p
 and their mean is taken outside the sigmoid, as the paper's expectation is. Without a pairs file the start draws a
 record once, and the reward ranks it: the best and the worst of each prompt. Numbers of the small default were chosen
 on tuning seeds.
-Labels: with a pairs file which picture of a pair people preferred, in every step; else none but the reward's. The
-gate of the small world compares with true renders.
+Labels: with a pairs file which picture of a pair people preferred, in every step, else the reward's: in the small
+world by default a classifier learned from true renders of every caption; the gate's there: true renders of the
+captions that it looks at; the start, whose pretraining drew all captions.
 Expected: not measured yet.
 """
 

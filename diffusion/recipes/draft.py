@@ -6,7 +6,8 @@ Faithful: the gradient of a differentiable reward through the last K steps of sa
 ``--renoised``). Recalled, not checked: K of 1 suffices there, two copies for LV. There is no released code.
 Left out: nothing that is known.
 Differs: a judge of another family stops the run. Numbers were chosen on this project's tuning split.
-Labels: none but the reward's; the gate of the small world compares with true renders.
+Labels: the reward's: in the small world by default a classifier learned from true renders of every caption; the
+gate's there: true renders of the captions that it looks at; the start, whose pretraining drew all captions.
 Expected: not measured yet.
 """
 

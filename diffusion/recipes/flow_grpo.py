@@ -10,10 +10,11 @@ deterministic prefix for each prompt, from which its pictures branch off at a st
 describes (zhtmike's copy, 9745241), whose code has all pictures take their own way there unless ``same_latent`` is
 set.
 Left out: an average of the weights, which is an option (``--ema``); groups without spread count in the divisor, where
-the code drops them.
+the code drops them (``--dynamic-sampling`` draws others in their place).
 Differs: standard deviations are of N - 1. All prompts of a round share the window. Other numbers of the small default
 are diffusion/ddpo's, not tuned for it.
-Labels: none but the reward's; the gate of the small world compares with true renders.
+Labels: the reward's: in the small world by default a classifier learned from true renders of every caption; the
+gate's there: true renders of the captions that it looks at; the start, whose pretraining drew all captions.
 Expected: not measured yet.
 """
 

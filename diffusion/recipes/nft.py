@@ -10,7 +10,8 @@ Left out: the weights by which the code divides each sample's loss, its own mean
 Differs: there the policy that samples follows the trained one by a growing moving average; here it is the one that
 the update began with. Two passes over a round. ``--optimality stretched`` gives the best of a group 1 or the worst 0,
 this project's former way. Numbers of the small default were chosen on its tuning split.
-Labels: none but the reward's; the gate of the small world compares with true renders.
+Labels: the reward's: in the small world by default a classifier learned from true renders of every caption; the
+gate's there: true renders of the captions that it looks at; the start, whose pretraining drew all captions.
 Expected: not measured yet.
 """
 

@@ -9,7 +9,8 @@ paper (eq. 14), by hand; no code was released.
 Left out: training all of the denoiser by default (``--lora-rank 0``).
 Differs: learning rate, clip and number of inner steps are not in the paper's main text, and were chosen on this
 project's tuning split; beta is the reward's spread within prompts at the start over kappa.
-Labels: none but the reward's; the gate of the small world compares with true renders.
+Labels: the reward's: in the small world by default a classifier learned from true renders of every caption; the
+gate's there: true renders of the captions that it looks at; the start, whose pretraining drew all captions.
 Expected: not measured yet.
 """
 

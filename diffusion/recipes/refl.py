@@ -9,8 +9,9 @@ Differs: by default no hinge, since rewards here are not normalised, and the lat
 small default has six steps. A denoising loss on real pictures holds the model where it was, as the paper has it and
 its code has not: true renders of rewarded captions in the small world; with prompts of your own there are none, and
 the pictures of the start take their place. Numbers are not tuned.
-Labels: true renders of rewarded captions, imitated in every step (``--sft-coef 0``: none); those that the gate of the
-small world compares with.
+Labels: true renders of rewarded captions, imitated in every step (``--sft-coef 0``: none); the reward's: in the small
+world by default a classifier learned from true renders of every caption; the gate's there: true renders of the
+captions that it looks at; the start, whose pretraining drew all captions.
 Expected: not measured yet.
 """
 
