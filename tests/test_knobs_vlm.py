@@ -21,7 +21,7 @@ from autotelic.types import Rollout
 from autotelic.vlm.small import glimpse_training
 from autotelic.vlm.small.glimpse_training import Schooling
 
-TASKS, ANSWERS = 4, 4
+TASKS, ANSWERS, VOTES = 4, 4, 24
 FELT = 1e-3
 """Of an update's norm: the least by which weights differ."""
 
@@ -224,3 +224,60 @@ def test_what_is_said_between_attempts_is_read() -> None:
 )
 def test_what_raft_selects_is_felt(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert felt(run("raft", 1, **one), run("raft", 1, **other)) > FELT
+
+
+# --- rewards without labels ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("recipe", "without"),
+    [
+        ("evol_rl", {"novelty": False}),
+        ("evol_rl", {"kl_coef": 0.0}),
+        ("evol_rl", {"entropy_coef": 0.0}),
+        ("evol_rl", {"minibatches": 1}),
+        ("evol_rl", {"clip_low": 0.02}),
+        ("ttrl", {"minibatches": 1}),
+        ("ttrl", {"kl_coef": 0.5}),
+    ],
+)
+def test_a_knob_of_majorities_is_felt_in_the_weights(recipe: str, without: dict[str, Any]) -> None:
+    assert felt(run(recipe, scored=True), run(recipe, scored=True, **without)) > FELT
+
+
+def test_evol_rls_clip_is_wider_above_and_acts() -> None:
+    slow: dict[str, Any] = {"lr": 2e-3, "epochs": 4}
+    higher, even = (run("evol_rl", **slow, **changes) for changes in ({}, {"clip_high": 0.2}))
+    assert felt(higher, even) > FELT and higher.most("objective/clip_fraction") > 0
+
+
+def test_without_novelty_the_majority_is_paid_one_and_the_others_minus_one() -> None:
+    assert {r.scores["total"] for r in run("evol_rl", scored=True, novelty=False).rollouts} == {1.0, -1.0}
+    assert {r.scores["total"] for r in run("ttrl", scored=True).rollouts} == {1.0, 0.0}
+    with pytest.raises(UsageError, match="--embedding has no effect with --no-novelty"):
+        run("evol_rl", novelty=False, embedding="minilm")
+
+
+def test_more_answers_vote_than_are_learned_from() -> None:
+    """The first four of each question are learned from, whose answers are those without the vote."""
+    few, many = (run("ttrl", 1, scored=True, votes=votes) for votes in (0, VOTES))
+    assert (len(few.rollouts), len(many.rollouts)) == (4 * TASKS, VOTES * TASKS)
+    assert few.metrics[0]["rollouts"] == many.metrics[0]["rollouts"] == 4 * TASKS
+    by_task = [many.rollouts[VOTES * i + j] for i in range(TASKS) for j in range(4)]
+    assert [str(r.output) for r in by_task] == [str(r.output) for r in few.rollouts]
+    assert [r.scores["total"] for r in by_task] != [r.scores["total"] for r in few.rollouts], "others voted too"
+    assert float((few.moved - many.moved).norm() / few.moved.norm()) > FELT
+    with pytest.raises(UsageError, match="--votes 3 are fewer than --group-size 4"):
+        run("ttrl", votes=3)
+
+
+# --- imitation -------------------------------------------------------------------------------------
+
+
+def test_what_is_imitated_is_felt() -> None:
+    shown, labels = (
+        Said("sft", 1, True, -1, {"target": t, "tasks_per_step": 1, "group_size": 1, "gate": "none"})
+        for t in ("demonstrations", "answers")
+    )
+    assert [str(r.output) for r in shown.rollouts] != [str(r.output) for r in labels.rollouts]
+    assert float((shown.moved - labels.moved).norm() / shown.moved.norm()) > FELT

@@ -277,7 +277,7 @@ class Setting(shared.Setting):
 
         check_trains(self.policy.module)
         learner = super().learner(objective, advantage, **options)
-        return WithDropout(self.policy, learner) if dropout else learner
+        return WithDropout(learner) if dropout else learner
 
     def learners(self, learner: Learner) -> dict[str, Learner]:
         from ..trainers.peak import PeakWatch

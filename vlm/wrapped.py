@@ -1,4 +1,4 @@
-"""Actor and learner wrappers: labels in place of answers, and dropout while a policy imitates."""
+"""Actor and learner wrappers: labels in place of answers, dropout while a policy imitates, and votes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from ..errors import UsageError
+from ..numbers import rows_by_key
 from ..trainers.actors import TrainingWrapper
 from ..trainers.contracts import Learner
 from ..trainers.randomness import seed_of
@@ -22,35 +24,36 @@ class Labels(TrainingWrapper):
         return encoded
 
 
-class WithDropout(Learner):
-    """A learner in training mode: imitation of few demonstrations needs dropout, and on-policy objectives forbid it."""
+class Around(Learner):
+    """A learner that stands around another one."""
 
     sees_own_rollouts_only = True
 
-    def __init__(self, policy: Any, learner: Any) -> None:
-        self.policy, self.learner = policy, learner
+    def __init__(self, learner: Any) -> None:
+        self.learner = learner
 
     @property
     def players(self) -> Players:  # type: ignore[override]
         players: Players = self.learner.players
         return players
 
+    @property
+    def policy(self) -> Any:
+        return self.learner.policy
+
     def check(self, group_size: int) -> None:
         self.learner.check(group_size)
 
     def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
-        self.policy.module.train()
-        try:
-            with torch.random.fork_rng():
-                torch.manual_seed(seed_of("dropout", self.learner.optimisation.seed, self.learner.updates))
-                metrics: dict[str, float] = self.learner.update(rollouts)
-        finally:
-            self.policy.module.eval()
+        metrics: dict[str, float] = self.learner.update(rollouts)
         return metrics
 
     def repair(self, verdict: Verdict) -> dict[str, float]:
         metrics: dict[str, float] = self.learner.repair(verdict)
         return metrics
+
+    def slow_down(self, factor: float) -> None:
+        self.learner.slow_down(factor)
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = self.learner.state_dict()
@@ -58,3 +61,34 @@ class WithDropout(Learner):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.learner.load_state_dict(state)
+
+
+class WithDropout(Around):
+    """A learner in training mode: imitation of few demonstrations needs dropout, and on-policy objectives forbid it."""
+
+    def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        self.policy.module.train()
+        try:
+            with torch.random.fork_rng():
+                torch.manual_seed(seed_of("dropout", self.learner.optimisation.seed, self.learner.updates))
+                return super().update(rollouts)
+        finally:
+            self.policy.module.eval()
+
+
+class FirstOfGroup(Around):
+    """A learner of the first ``size`` attempts of each group alone: the others have voted, and are not learned from."""
+
+    def __init__(self, learner: Any, size: int) -> None:
+        super().__init__(learner)
+        self.size = size
+
+    def check(self, group_size: int) -> None:
+        if group_size < self.size:
+            raise UsageError(f"--votes {group_size} are fewer than --group-size {self.size}, which is learned from")
+        self.learner.check(self.size)
+
+    def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        places = rows_by_key(rollout.group_key for rollout in rollouts).values()
+        first = sorted(place for rows in places for place in rows[: self.size])
+        return super().update([rollouts[place] for place in first])

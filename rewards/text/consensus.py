@@ -71,22 +71,29 @@ class _GroupReward:
 
 
 class MajorityVote(_GroupReward):
-    """1.0 for the answer that most samples of the question give, else 0.0 (TTRL, arXiv 2504.16084; not checked).
+    """1.0 for the answer that most samples of the question give, else ``other`` (TTRL, arXiv 2504.16084).
 
-    Ties go to the answer that was given first. A sample without an answer does not vote and scores 0.0.
+    Ties go to the answer that was given first. A sample without an answer does not vote and scores ``other``. Votes are
+    counted as in the released code (PRIME-RL/TTRL, c46b671; by reading).
 
     Args:
         vote: reads the answer of a completion; by default :func:`.answers.vote_of`.
+        other: what every other answer scores.
     """
+
+    def __init__(self, vote: Vote = vote_of, other: float = 0.0) -> None:
+        super().__init__(vote)
+        self.other = other
 
     def __call__(self, completions: Sequence[Any], groups: Sequence[Any] | None = None, **columns: Any) -> list[float]:
         """One score per sample."""
         votes = self.votes(completions)
-        scores = [0.0] * len(votes)
+        scores = [self.other] * len(votes)
         for rows in members(groups, type(self).__name__):
             winner = majority([votes[row] for row in rows])
             for row in rows:
-                scores[row] = float(winner is not None and votes[row] == winner)
+                if winner is not None and votes[row] == winner:
+                    scores[row] = 1.0
         return scores
 
 
@@ -161,7 +168,7 @@ class MajorityNovelty(_GroupReward):
     throughout; here that answer is a majority of one.
 
     The paper embeds the reasoning with a language model. The default here counts groups of letters, which sees other
-    words and not other thoughts.
+    words and not other thoughts; :class:`.embeddings.MiniLM` embeds sentences.
 
     Args:
         embedding: N texts -> [N, D].
