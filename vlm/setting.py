@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ..splitting import Contents
     from ..trainers.learner import AnchorSet
+    from ..trainers.loop import Experiment
     from ..trainers.runs.run_folder import RunFolder
     from ..types import Advantage, Learner, Objective, RewardFunction, Rollout, Task
     from .plan import TokenPlan
@@ -170,7 +171,12 @@ SMALL_READS = (
 
 @dataclass(eq=False)
 class Setting(shared.Setting):
-    """A started run."""
+    """A started run.
+
+    Attributes:
+        labelled: whether training questions carry their answers.
+        rules: whether the small world's own rules judge what is learned from.
+    """
 
     config: LanguageConfig
     policy: TokenPolicy
@@ -179,6 +185,8 @@ class Setting(shared.Setting):
     encoded: list[Rollout]
     trained_by: RewardFunction | None = None
     planned: int | None = None
+    labelled: bool = True
+    rules: bool = False
     repair_lr: ClassVar[float] = 0.5
 
     @property
@@ -234,6 +242,7 @@ class Setting(shared.Setting):
                 "a second look at cells is known for the default model in its small world alone; without labels any "
                 "model can learn by vlm/self_critique, vlm/evol_rl or vlm/ttrl"
             )
+        self.rules = True
         return OwnEyes(self.start.module)  # type: ignore[arg-type]
 
     def described(self) -> dict[str, str]:
@@ -254,9 +263,9 @@ class Setting(shared.Setting):
         from ..trainers.learner import AnchorSet
         from ..trainers.objectives import WeightedImitation
 
-        if not self.encoded:
-            return None
         config = self.config
+        if not self.encoded or not (self.labelled or config.sft_coef):  # nor does a repair turn to labels
+            return None
         return AnchorSet(self.encoded, WeightedImitation(), weight=config.sft_coef, size=config.sft_batch_size)
 
     def learner(
@@ -331,6 +340,14 @@ class Setting(shared.Setting):
             "give --gate-labels N, or --gate none"
         )
 
+    def experiment(self, stages: Sequence[Any], **changes: Any) -> Experiment:
+        """As in every modality; the label account tells what else than the gate reads labels."""
+        from .labels import labels_read
+
+        made = super().experiment(stages, **changes)
+        made.label_account = "; ".join((made.label_account, *labels_read(self, stages)))
+        return made
+
     def evaluate(self, actor: Any) -> Mapping[str, Any]:
         """Accuracy on held-out questions, with figures; the only place that reads their answers."""
         from .evaluation import evaluate
@@ -389,7 +406,7 @@ def start(config: LanguageConfig, folder: RunFolder | None = None, *, labels: bo
     questions = own or ask(config, policy, labels)
     planned = None if plan is None else plan.total
     made = config, policy, policy.fork("start"), questions, _encoded(config, policy, questions)
-    return Setting(*made, planned=planned)
+    return Setting(*made, planned=planned, labelled=labels)
 
 
 def plan_of(config: LanguageConfig, always: bool = False) -> TokenPlan | None:

@@ -1,8 +1,14 @@
 """Continued imitation beside everything else: the control that any gain from one's own answers has to beat.
 
-Supervised fine-tuning (no paper). ``--target demonstrations`` goes on imitating what the start has imitated already;
-``--target answers`` imitates the labels of the training questions without any trace, which no run that claims to be
-label-free may do, and which is the stronger control wherever labels exist.
+Paper: none, a method of this project: supervised fine-tuning.
+Faithful: nothing to be faithful to.
+Left out: nothing that is known.
+Differs: ``--target demonstrations`` goes on imitating what the start has imitated already, in new views; ``--target
+answers`` imitates the answers of training questions without any trace, which is the stronger control wherever labels
+exist. It goes on until its steps are over, also where it has begun to fall: choose them on other seeds.
+Labels: demonstrations with answers and traces, by the start and in every step; with ``--target answers`` the answers of
+training questions; the gate's labels.
+Expected: not measured yet (the figures in docs/results.md are withdrawn).
 """
 
 from __future__ import annotations
