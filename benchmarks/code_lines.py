@@ -32,7 +32,7 @@ FEATURES: dict[str, tuple[str, ...]] = {
         *("src/autotelic/plugins.py", "src/autotelic/plugin_files.py", "src/autotelic/builtin.py"),
         *("src/autotelic/listing.py", "benchmarks/extension_cost.py"),
     ),
-    "sweeps as a command": ("src/autotelic/sweep.py",),
+    "comparisons as a command": ("src/autotelic/sweep.py", "src/autotelic/comparing/*"),
     "checks before training": ("src/autotelic/check.py", "src/autotelic/doctor.py"),
     "the front door of Python": ("src/autotelic/__init__.py", "src/autotelic/trainer.py"),
     "options in groups, from files too": ("src/autotelic/config_files.py", "src/autotelic/options.py"),

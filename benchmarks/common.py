@@ -1,4 +1,4 @@
-"""What the scripts of this folder share: their options and records, sweeps as scripts, and races of steps."""
+"""What the scripts of this folder share: their options and records, comparisons as scripts, and races of steps."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from autotelic.comparing.budget import Budget
+from autotelic.comparing.study import STEPS, Comparison
 from autotelic.errors import UsageError
 from autotelic.recipes import find_recipe
-from autotelic.sweep import MEAN, Results, Sweep, dump, words_of
+from autotelic.sweep import MEAN, Results, Sweep, dump
 from autotelic.trainers.config import fixed
 
 ROOT = Path(__file__).parents[1]
@@ -60,61 +62,80 @@ def save(options: argparse.Namespace, figures: Mapping[str, Any]) -> None:
         options.json.write_text(dump(provenance() | {"quick": options.quick} | dict(figures)))
 
 
-# --- sweeps -------------------------------------------------------------------------------------
+# --- studies ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Study:
-    """A sweep as a script.
+    """A comparison as a script.
 
     Attributes:
-        recipe, arms, seeds, flags: as in ``Sweep``.
-        base: as in ``Results.compare``; what it names and this call leaves out is not compared.
+        recipe: of every arm that names no other.
+        arms: flags by name, as fields of the recipe's config, "recipe" among them.
+        seeds, measures: as in ``Comparison``.
+        base: the arm that every other is compared with, or pairs (better, than): the claims, written down before any
+            seed runs. What this call leaves out is not compared.
         quick, quick_arms: flags that make a run end in seconds, and the arms that --quick takes, on the first seed.
-        measures: what is compared and shown.
-        further: figures of the script's own, from the sweep and its results.
+        budget: as ``autotelic compare --budget`` takes it; --quick takes two rounds.
+        flags: of every arm; its own win.
+        common: whether arms set out from one start; otherwise they are compared in what they changed.
+        further: figures of the script's own, from the runs and their results.
     """
 
     recipe: str
     arms: Mapping[str, Flags]
     seeds: Sequence[int]
-    base: str | Mapping[str, str]
+    base: str | Sequence[tuple[str, str]]
     quick: Flags
     quick_arms: Sequence[str]
+    budget: str = "own"
     flags: Flags = field(default_factory=dict)
     measures: Sequence[str] = (MEAN,)
+    common: bool = True
     further: Callable[[Sweep, Results], Mapping[str, Any]] = lambda sweep, results: {}
 
     def main(self, doc: str | None) -> None:
+        from autotelic.trainers.runs.compared import table_of
+
         parser = parser_of(doc, f"{' and '.join(self.quick_arms)} on one seed, with little of all")
         where = Path("runs") / Path(sys.argv[0]).stem
         parser.add_argument("--runs", type=Path, help=f"keep the runs here; {where} if not given, nowhere if --quick")
         parser.add_argument("--seeds", type=int, nargs="+", default=list(self.seeds))
         parser.add_argument("--arms", nargs="+", choices=list(self.arms), default=list(self.arms))
+        parser.add_argument("--budget", default=self.budget, help="of each run; %(default)s if not given")
         parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
         options = parser.parse_args()
-        names, seeds = (self.quick_arms, options.seeds[:1]) if options.quick else (options.arms, options.seeds)
-        arms = {name: self.flags_of(name, options.quick) for name in names}
         with tempfile.TemporaryDirectory() as scratch:
             runs = options.runs or (Path(scratch) if options.quick else where)
-            sweep = Sweep(self.recipe, arms, seeds, runs, jobs=options.jobs)
             try:
-                results = sweep.run()
+                comparison = self.comparison(options, runs)
+                document = comparison.run()
             except UsageError as error:
                 raise SystemExit(f"{Path(sys.argv[0]).name}: {error}") from error
-            everyone = {arm: self.base for arm in self.arms} if isinstance(self.base, str) else self.base
-            pairs = {arm: base for arm, base in everyone.items() if arm in arms and base in arms and arm != base}
-            differences = results.compare(pairs, self.measures)
-            further = self.further(sweep, results)
-        print(results.table(self.measures, differences))
-        flags = {arm: " ".join(words_of(flags)) for arm, flags in arms.items()}
-        record = {"recipe": self.recipe, "seeds": seeds, "flags": flags, **results.to_json()}
-        save(options, record | {"differences": [asdict(each) for each in differences], **further})
+            further = self.further(comparison.sweep({}, comparison.seeds, runs), Results.from_json(document))
+        print(table_of(document))
+        save(options, {**document, **further})
+
+    def comparison(self, options: argparse.Namespace, runs: Path) -> Comparison:
+        """What the options ask for."""
+        names = [arm for arm in self.arms if arm in (self.quick_arms if options.quick else options.arms)]
+        everyone = self.base if not isinstance(self.base, str) else [(arm, self.base) for arm in self.arms]
+        pairs = [(one, other) for one, other in everyone if one in names and other in names and one != other]
+        return Comparison(
+            {name: self.flags_of(name, options.quick) for name in names},
+            options.seeds[:1] if options.quick else options.seeds,
+            Budget.of("2steps" if options.quick and self.budget != "own" else options.budget),
+            runs,
+            primary=pairs,
+            measures=self.measures,
+            jobs=options.jobs,
+            common=self.common,
+        )
 
     def flags_of(self, arm: str, quick: bool) -> Flags:
-        """An arm's flags; the quick ones without what its recipe fixes."""
-        flags = {**self.flags, **self.arms[arm]}
-        closed = fixed(find_recipe(flags.get("recipe", self.recipe)).load().Config)
+        """An arm's flags; the quick ones without what its recipe fixes, or the budget decides."""
+        flags = {"recipe": self.recipe, **self.flags, **self.arms[arm]}
+        closed = {*fixed(find_recipe(flags["recipe"]).load().Config), *([STEPS] if self.budget != "own" else [])}
         return flags | {name: value for name, value in self.quick.items() if quick and name not in closed}
 
 

@@ -11,25 +11,29 @@ finished in the folder are read, not repeated.
 
 from __future__ import annotations
 
+from typing import Any
+
 from common import Study
 from evolve_vla import FILMED, QUICK, figures
 
 TASKS = ("drawer-open-v3", "door-open-v3", "drawer-close-v3", "push-v3", "reach-v3")
+ARMS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "network alone": {"critic": "network"},
+    "independent noise": {"rho": 0},
+    "pointwise": {"accumulate": "last"},
+    "accumulated as in the paper": {"accumulate": "milestones"},
+    "no gate": {"gate": "none"},
+    "growing horizon": {"horizon_shares": (0.6, 1)},
+    "no termination": {"termination": False},
+    "5 demonstrations": {"tasks": tuple(f"{task}:5" for task in TASKS)},
+}
 STUDY = Study(
     recipe="vla/evolve_vla",
-    arms={
-        "default": {},
-        "network alone": {"critic": "network"},
-        "independent noise": {"rho": 0},
-        "pointwise": {"accumulate": "last"},
-        "accumulated as in the paper": {"accumulate": "milestones"},
-        "no gate": {"gate": "none"},
-        "growing horizon": {"horizon_shares": (0.6, 1)},
-        "no termination": {"termination": False},
-        "5 demonstrations": {"tasks": tuple(f"{task}:5" for task in TASKS)},
-    },
+    arms=ARMS,
     seeds=range(5),
-    base="default",
+    base=[(arm, "default") for arm in ARMS if arm != "default"],
+    common=False,
     quick=QUICK,
     quick_arms=("default", "independent noise"),
     flags=FILMED,

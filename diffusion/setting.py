@@ -68,6 +68,11 @@ class DiffusionConfig(RunConfig):
         "eval_prompts": drawn,
     }
     RUNTIME: ClassVar[tuple[str, ...]] = ("sample_rows", "micro_batch_rows")
+    start_fields: ClassVar[tuple[str, ...]] = (
+        *("model", "seed", "lora_rank", "lora_targets", "lora_alpha", "lora_path", "dtype", "data", "split"),
+        *("num_inference_steps", "guidance_scale", "negative_prompt", "height", "width", "num_frames"),
+    )
+    """What the weights at the start, and what is drawn with them, depend on: runs that agree in them are comparable."""
     TINY: ClassVar[Mapping[str, Any]] = {
         "tasks_per_step": 3,
         "group_size": 3,

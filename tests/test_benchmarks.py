@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from autotelic.comparing.arms import require_comparable
+from autotelic.comparing.budget import Budget
 from autotelic.sweep import Sweep
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -34,5 +36,9 @@ def test_a_study_asks_for_what_its_recipes_offer(
     arms = {arm: study.flags_of(arm, quick) for arm in (study.quick_arms if quick else study.arms)}
     jobs = Sweep(study.recipe, arms, study.seeds[:1], tmp_path).jobs_of(study.seeds[0])
     assert len(jobs) == len(arms) and all(job.config() for job in jobs)
+    require_comparable(jobs, common=study.common)
+    assert Budget.of(study.budget).kind == "own" or not any("max_steps" in flags for flags in arms.values())
+    named = {study.base} if isinstance(study.base, str) else {arm for pair in study.base for arm in pair}
+    assert named <= set(study.arms)
     if quick:
         assert any(arms[arm] != study.flags_of(arm, False) for arm in arms), "the quick flags are taken"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -13,6 +14,8 @@ import pytest
 
 from autotelic import plugins
 from autotelic.cli import COMMANDS, main
+from autotelic.comparing.arms import read_arms
+from autotelic.comparing.command import parser as compare_options
 from autotelic.options import (
     AuditOptions,
     CheckOptions,
@@ -37,7 +40,7 @@ OPTIONS = {
     "check": CheckOptions,
     "doctor": DoctorOptions,
 }
-RUN = re.compile(r"autotelic ((?:run|eval|audit|record|check|sweep|resume|report|list|doctor)\b[^`\n|…]*)")
+RUN = re.compile(r"autotelic ((?:run|eval|audit|record|check|compare|resume|report|list|doctor)\b[^`\n|…]*)")
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
@@ -73,11 +76,18 @@ def test_a_shown_command_has_the_recipe_and_the_flags_that_it_names(page: str, w
     command, rest = words[0], words[1:]
     assert command in COMMANDS
     used = [word.partition("=")[0] for word in rest if word.startswith("--")]
-    if command in ("run", "sweep") and rest and not rest[0].startswith("-"):
+    if command == "compare":
+        plain = shlex.split(" ".join(rest))
+        arms = read_arms(list(itertools.takewhile(lambda word: not word.startswith("-"), plain)))
+        assert all(
+            {f"--{name.replace('_', '-')}" for name in each} <= flags_of(each["recipe"]) | {"--recipe"}
+            for each in arms.values()
+        )
+        assert {*used} <= {option for action in compare_options()._actions for option in action.option_strings}, page
+    elif command == "run" and rest and not rest[0].startswith("-"):
         recipe = rest[0].strip("`.,;)")
         assert recipe in all_recipes() or recipe.endswith(".py") or recipe.isupper() or recipe == "FILE.py", recipe
-        if command == "run":
-            assert {*used} <= flags_of(recipe), page
+        assert {*used} <= flags_of(recipe), page
     elif command == "list" and rest:
         kind = rest[0].strip("`.,;)")
         assert kind == "KIND" or kind in {each.plural for each in plugins.KINDS.values()}
@@ -88,10 +98,8 @@ def test_a_shown_command_has_the_recipe_and_the_flags_that_it_names(page: str, w
 
 def test_flags_in_text_are_somebodys() -> None:
     known = {flag for recipe in all_recipes() for flag in flags_of(recipe)} | {
-        "--arm",
-        "--set",
-        "--seeds",
         "--no-novelty",
+        *(option for action in compare_options()._actions for option in action.option_strings),
     }
     known |= {f"--{field.name.replace('_', '-')}" for kind in OPTIONS.values() for field in fields(kind)}
     foreign = {

@@ -1,4 +1,4 @@
-"""A recipe on the spelling toy, with a start of its own in the run's folder, for tests of sweeps."""
+"""A recipe on the spelling toy, with a start of its own in the run's folder, for tests of comparisons."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class Config:
     seed: int = 0
     spread: float = 1.0
     """Of the starting weights."""
-    rounds: int = 3
+    max_steps: int = 3
     lr: float = 0.3
     words: tuple[str, ...] = tuple(WORDS)
     learn: bool = True
 
     @classmethod
     def tiny(cls) -> Config:
-        return cls(rounds=1)
+        return cls(max_steps=1)
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
@@ -54,7 +54,7 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     optimisation = Optimisation(lr=config.lr if config.learn else 0.0, seed=config.seed)
     learner = PolicyLearner(policy, PPOClip(), optimisation, advantage=grpo())
     sources = {c: lambda index, c=c: spelling_task(c, index) for c in config.words}
-    stage = Stage(config.rounds, policy, Uniform(sources, seed=config.seed), spelled, {"policy": learner}, 4, 8)
+    stage = Stage(config.max_steps, policy, Uniform(sources, seed=config.seed), spelled, {"policy": learner}, 4, 8)
     return Experiment([stage], evaluate, seed=config.seed, label_account="gate_labels: none")
 
 

@@ -1,19 +1,26 @@
-"""Whether a policy still means, when it learns, what it meant when it sampled."""
+"""Whether a policy still means, when it learns, what it meant when it sampled; and how far it went from its start."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..errors import UsageError
 from ..types import Batch, Policy, Rollout
+from .curricula import apart
 from .distributed import gather
 from .minibatches import names
 
+if TYPE_CHECKING:
+    from .loop import Stage
+
 ROLLOUTS = 16
+TASKS, ATTEMPTS = 8, 4
+"""By which a divergence from the start is measured."""
 SCALARS = 2**24
 """Of decisions that are looked at, for policies of which a decision has many: one chain of pictures of 1,024 pixels."""
 EVERY = 50
@@ -81,3 +88,37 @@ def _some(policy: Policy, rollouts: Sequence[Rollout]) -> list[Rollout]:
 def _log_probs(policy: Policy, batch: Batch) -> Tensor:
     with torch.no_grad():
         return policy.evaluate_actions(batch).log_probs
+
+
+def far_from(start: Policy, stage: Stage, seed: int) -> float | None:
+    """KL divergence of what a stage's policy does from what it did at the start, in nats per attempt.
+
+    A mean over attempts of the policy as it is, on tasks of the stage's curriculum: exact per decision where the policy
+    has the capability "kl", else of the log-ratio, which may then come out below zero. None where there is no
+    likelihood to compare. Decisions whose likelihoods are "composite" are compared by those.
+
+    Args:
+        start: a copy of the stage's bare policy from before anything was learned.
+    """
+    policy: Any = stage.actor.bare()
+    capabilities: frozenset[str] = getattr(policy, "capabilities", frozenset())
+    if not capabilities & {"exact", "composite"}:
+        return None
+    options = {name: value for name, value in stage.sampling.items() if name == "temperature"}
+    with stage.guard(), torch.no_grad():
+        tasks = apart(stage.curriculum.sample(TASKS))
+        acted = stage.actor.act(tasks, ATTEMPTS, key=(seed, -2), **options)
+        rollouts = [replace(r, graph=None) for r in acted if r.log_probs is not None and r.train_task is None]
+        found = [_nats(policy, start, rollouts[i : i + ROLLOUTS]) for i in range(0, len(rollouts), ROLLOUTS)]
+    values = torch.cat(found) if found else torch.zeros(0)
+    return float(values.mean()) if len(values) and bool(values.isfinite().all()) else None
+
+
+def _nats(policy: Policy, start: Policy, rollouts: Sequence[Rollout]) -> Tensor:
+    """[B] of each attempt."""
+    batch = policy.collate(rollouts)
+    if "kl" in policy.capabilities:
+        each = policy.evaluate_actions(batch, ("kl:start",), {"start": start}).kl["start"]
+    else:
+        each = policy.evaluate_actions(batch).log_probs - start.evaluate_actions(batch).log_probs
+    return torch.where(batch.mask, each, torch.zeros_like(each)).double().sum(-1).cpu()

@@ -316,7 +316,7 @@ class _Run:
             self.iteration += 1
             self.step += 1
             self.verdict = verdict = self._gate(stage)
-        metrics["time/cpu"] = self.experiment.cpu_clock() - cpu
+        metrics |= {"time/cpu": self.experiment.cpu_clock() - cpu, "time/wall": time.perf_counter() - started}
         if is_main():
             self.folder.log(self.iteration, metrics)
             self._alarm(self.watcher.check(metrics))

@@ -1,4 +1,4 @@
-"""The command line: ``autotelic list | run | resume | eval | export | sweep | audit | record | report | check | …``.
+"""The command line: ``autotelic list | run | resume | eval | export | compare | audit | record | report | check | …``.
 
 Nothing heavy is imported before it is needed. Bad input ends in one line and exit code 2, Ctrl-C in
 the line that continues the run and exit code 130.
@@ -81,7 +81,8 @@ def _dispatch(words: Sequence[str]) -> int:
         raise unknown("command", words[0], COMMANDS)
     places, rest = _take(words[1:], "--use")
     (use if words[0] == "list" else use_before_gl)(places, anew=True)
-    return _run(rest, places) if words[0] == "run" else COMMANDS[words[0]](rest)
+    taking = {"run": _run, "compare": _compare}.get(words[0])
+    return COMMANDS[words[0]](rest) if taking is None else taking(rest, places)
 
 
 def _take(words: Sequence[str], option: str) -> tuple[list[str], list[str]]:
@@ -269,16 +270,16 @@ def _record(words: Sequence[str]) -> int:
     return 0
 
 
-def _sweep(words: Sequence[str]) -> int:
-    """Run arms of a recipe on several seeds from one start each, and compare them.
+def _compare(words: Sequence[str], places: Sequence[str] = ()) -> int:
+    """Compare recipes from one start per seed at an equal budget, and say what is shown.
 
-    autotelic sweep RECIPE --arm NAME FIELD=VALUE … [--arm …] [--seeds 0 1 2] [--base NAME] [--json FILE]; a sweep that
-    was stopped goes on where it stood.
+    autotelic compare RECIPE[:FLAGS] RECIPE[:FLAGS] … --seeds N --budget 90s|4000queries|16steps|own [--primary "A>B"];
+    a comparison that was stopped goes on where it stood.
     """
-    from .sweep import main as sweep
+    from .comparing.command import main as compare
 
     with _bad_input():
-        return sweep(words)
+        return compare(words, places)
 
 
 def _report(words: Sequence[str]) -> int:
@@ -333,7 +334,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "audit": _audit,
     "record": _record,
     "report": _report,
-    "sweep": _sweep,
+    "compare": _compare,
     "check": _check,
     "doctor": _doctor,
 }

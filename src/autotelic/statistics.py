@@ -162,6 +162,23 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def holm_levels(p_values: Sequence[float], alpha: float = 0.05) -> list[float]:
+    """The confidence level at which Holm's step-down tests each of so many, in the order given.
+
+    1 - alpha/m for the smallest p-value of m, 1 - alpha/(m-1) for the next, and so on up to the first that is not
+    rejected, whose level those behind it share. So an interval at this level excludes the null exactly where ``holm``
+    is at most alpha; that all of them cover at once is not claimed.
+    """
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    levels, stopped = [0.0] * len(p_values), 0
+    for rank, i in enumerate(order):
+        tests = stopped or len(p_values) - rank
+        levels[i] = 1 - alpha / tests
+        if not p_values[i] <= alpha / tests:
+            stopped = tests
+    return levels
+
+
 def auc(scores: ArrayLike, labels: ArrayLike) -> float:
     """P(score of a success > score of a failure), ties ½; NaN when only one class is there."""
     x, y = _pair(scores, labels)

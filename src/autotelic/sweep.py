@@ -1,9 +1,8 @@
-"""Sweeps: arms of a recipe times seeds, paired by seed from one start, compared over seeds.
+"""Sweeps: arms of recipes times seeds, paired by seed from one start; ``comparing`` says what they show.
 
 ::
 
     FOLDER/ARM-SEED/     a run folder each, as ``autotelic run`` writes it
-    FOLDER/sweep.json    ``Results.to_json`` of the finished ones
 
 A sweep that was stopped goes on where it stood: finished runs are read, half-finished ones resumed. Every run has one
 thread, so that ``jobs`` changes no result. Arms of one seed share their start: default models stand in the cache, and
@@ -13,7 +12,6 @@ fields that it names as ``start_fields``.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import multiprocessing
@@ -21,18 +19,20 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, TypeVar
 
 from .errors import UsageError, unknown
+from .gl import use_before_gl
 from .options import parse, run_options
 from .recipes import Recipe, config_from_json, find_recipe
 from .trainers.ranges import Count, check_ranges
 
+T = TypeVar("T")
 START = "start"
 """Where a recipe keeps what a run sets out from, in the run's folder; written atomically."""
 
@@ -59,6 +59,7 @@ class Job:
     Attributes:
         words: flags after the recipe's name.
         others: folders of the same seed, whose start may be this run's as well.
+        use: plugins that its process imports first.
     """
 
     arm: str
@@ -68,6 +69,7 @@ class Job:
     debug: bool
     path: Path
     others: tuple[Path, ...] = ()
+    use: tuple[str, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -81,31 +83,47 @@ class Job:
 
     def run(self) -> None:
         """Make the run or go on with it, as ``autotelic run`` and ``autotelic resume`` do."""
-        import torch
-
+        from .trainers.drift import far_from
         from .trainers.loop import Diverged, train
         from .trainers.runs.report import write_report
 
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            folder = self._folder()
-            with closing(self._build(folder)) as experiment, suppress(Diverged):  # config.json says so
-                train(experiment, folder, resume=bool(folder.checkpoints()))
+        with self.alone():
+            folder = self.made()
+            with closing(self.build(folder)) as experiment:
+                last = experiment.stages[-1]
+                start = last.actor.bare().fork("start")
+                with suppress(Diverged):  # config.json says so
+                    train(experiment, folder, resume=bool(folder.checkpoints()))
+                folder.describe(divergence=far_from(start, last, experiment.seed))
             attempts = [s.tasks_per_step * s.group_size for s in experiment.stages for _ in range(s.steps)]
             folder.describe(rollouts=sum(attempts[: len(folder.metrics())]))
             write_report(folder)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """With its plugins, in one thread."""
+        import torch
+
+        use_before_gl(self.use)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
         finally:
             torch.set_num_threads(threads)
 
-    def _folder(self) -> Any:
+    def made(self) -> Any:
         """The run's folder, with a start in it if another arm has made it."""
         from .trainers.runs.run_folder import RunFolder
 
         config, command = self.config(), ["autotelic", "run", self.recipe.name, *self.words]
         if not (self.path / "config.json").exists():
             command += ["--debug"] if self.debug else []
-            RunFolder.create(self.path, recipe=self.recipe.name, config=asdict(config), command=shlex.join(command))
+            made = RunFolder.create(
+                self.path, recipe=self.recipe.name, config=asdict(config), command=shlex.join(command)
+            )
+            if self.use:
+                made.describe(use=list(self.use))
         folder = RunFolder.open(self.path)
         fields = start_fields(config)
         for path in self.others if fields and not (self.path / START).exists() else ():
@@ -138,7 +156,8 @@ class Job:
         if not same:
             raise UsageError(f"{self.path} holds a run with other flags: remove it or choose another folder")
 
-    def _build(self, folder: Any) -> Any:
+    def build(self, folder: Any) -> Any:
+        """The run's experiment. Raises UsageError, with the arm and the seed, where the recipe refuses its flags."""
         try:
             return self.recipe.load().build(self.config(), folder)
         except ValueError as error:
@@ -163,6 +182,7 @@ class Run:
         labels: the run's label account.
         gate: the gate's decisions in their order.
         diverged: what ended it before its last round, where something did; "after" is of its last good weights.
+        divergence: nats per attempt that it went from the start (see ``trainers.drift.far_from``); None is unknown.
     """
 
     arm: str
@@ -174,6 +194,7 @@ class Run:
     labels: str
     gate: tuple[str, ...] = ()
     diverged: str = ""
+    divergence: float | None = None
 
     @classmethod
     def read(cls, arm: str, seed: int, path: Path) -> Run:
@@ -185,6 +206,7 @@ class Run:
         gate = tuple(row["decision"] for row in folder.read("gate"))
         sides = {side: _essential(evaluations[side]) for side in ("before", "after")}
         account = {"rollouts": facts.get("rollouts"), "labels": _labels(facts), "diverged": facts.get("diverged", "")}
+        account["divergence"] = _short(facts.get("divergence"))
         return cls(arm, seed, sides["before"], sides["after"], cpu, gate=gate, **account)
 
     def measures(self, side: Literal["before", "after"]) -> dict[str, float]:
@@ -235,68 +257,13 @@ def _mean(values: Sequence[float]) -> float:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """An arm against another in one measure, paired over seeds.
-
-    Attributes:
-        of: what is compared: the measure "after", or its "change" where the two did not set out from the same.
-        seeds: arm minus base per seed.
-        interval: Student's t, 95 %; None with one seed.
-        p: two-sided paired t test, Holm-corrected over all differences of one comparison; None with one seed.
-    """
-
-    arm: str
-    base: str
-    measure: str
-    of: Literal["after", "change"]
-    seeds: tuple[float, ...]
-    mean: float
-    interval: tuple[float, float] | None
-    p: float | None
-
-
-@dataclass(frozen=True)
 class Results:
     """The finished runs of a sweep, by arm, each arm's in the order of their seeds."""
 
     runs: Mapping[str, Sequence[Run]]
 
-    def compare(self, base: str | Mapping[str, str], measures: Sequence[str] | None = None) -> list[Difference]:
-        """Every other arm against a base, paired over the seeds that both have.
-
-        All rows that are returned are one family for Holm's correction: ask for what is to be claimed.
-
-        Args:
-            base: an arm, or per arm the one that it is compared with.
-            measures: names as in ``measures``; None takes all categories and their mean.
-
-        Raises:
-            UsageError: there is no such arm or measure, or two arms share no seed.
-        """
-        from .statistics import holm, mean_interval, mean_p
-
-        pairs = {arm: base for arm in self.runs if arm != base} if isinstance(base, str) else base
-        rows: list[Difference] = []
-        for arm, other in pairs.items():
-            ours, theirs = (self._by_seed(name) for name in (arm, other))
-            seeds = [seed for seed in ours if seed in theirs]
-            if not seeds:
-                raise UsageError(f'"{arm}" and "{other}" have no seed in common')
-            same = all(ours[seed].measures("before") == theirs[seed].measures("before") for seed in seeds)
-            a, b = ([_values(runs[seed], same) for seed in seeds] for runs in (ours, theirs))
-            common = [name for name in a[0] if all(name in row for row in (*a, *b))]
-            for name in [n for n in common if "/" not in n] if measures is None else measures:
-                if name not in common:
-                    raise unknown("measure", name, common)
-                d = [x[name] - y[name] for x, y in zip(a, b, strict=True)]
-                several = len(d) > 1
-                interval, p = (mean_interval(d), mean_p(d)) if several else (None, None)
-                of: Literal["after", "change"] = "after" if same else "change"
-                rows.append(Difference(arm, other, name, of, tuple(d), _mean(d), interval, p))
-        adjusted = iter(holm([row.p for row in rows if row.p is not None]))
-        return [row if row.p is None else replace(row, p=next(adjusted)) for row in rows]
-
-    def _by_seed(self, arm: str) -> dict[int, Run]:
+    def by_seed(self, arm: str) -> dict[int, Run]:
+        """An arm's runs. Raises UsageError: there is no such arm."""
         if arm not in self.runs:
             raise unknown("arm", arm, self.runs)
         return {run.seed: run for run in self.runs[arm]}
@@ -330,32 +297,6 @@ class Results:
         arms = {arm: [Run(**run) for run in entry["runs"]] for arm, entry in document["arms"].items()}
         return cls({arm: [replace(run, gate=tuple(run.gate)) for run in runs] for arm, runs in arms.items()})
 
-    def table(self, measures: Sequence[str] = (MEAN,), differences: Sequence[Difference] = ()) -> str:
-        """One line per arm: CPU seconds, means before and after, and differences from its base."""
-        width = max(map(len, self.runs)) + 2
-        lines = [f"{'arm':{width}}{'cpu s':>8}" + "".join(f"{name:>20}" for name in measures)]
-        for arm, runs in self.runs.items():
-            summary = self.summary(arm)
-            line = f"{arm:{width}}{_mean([run.cpu_seconds for run in runs]):8.0f}"
-            for name in measures:
-                row = summary.get(name)
-                line += f"{row['before']:>11.3g} > {row['after']:<6.3g}" if row else " " * 20
-            for d in (d for d in differences if d.arm == arm and d.measure in measures):
-                bounds = "" if d.interval is None else " ({:+.3g}..{:+.3g})".format(*d.interval)
-                line += f"   {d.measure} {d.mean:+.3g}{bounds} over {d.base}"
-            if diverged := sum(bool(run.diverged) for run in runs):
-                line += f"   {diverged} of {len(runs)} diverged"
-            lines.append(line)
-        return "\n".join(lines)
-
-
-def _values(run: Run, same_start: bool) -> dict[str, float]:
-    after = run.measures("after")
-    if same_start:
-        return after
-    before = run.measures("before")
-    return {name: value - before[name] for name, value in after.items() if name in before}
-
 
 @dataclass(frozen=True)
 class Sweep:
@@ -369,6 +310,7 @@ class Sweep:
         flags: of every arm; the arm's own win.
         jobs: runs at a time, in processes of their own if there is more than one.
         debug: set out from the recipes' debug presets.
+        use: plugins, FILE.py or package.module each, that every process imports.
     """
 
     recipe: str
@@ -378,6 +320,7 @@ class Sweep:
     flags: Mapping[str, Any] = field(default_factory=dict)
     jobs: Count = 1
     debug: bool = False
+    use: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -398,11 +341,11 @@ class Sweep:
             flags = {**self.flags, **own, "seed": seed}
             recipe, path = find_recipe(str(flags.pop("recipe", self.recipe))), self.path(arm, seed)
             others = tuple(self.path(other, seed) for other in self.arms if other != arm)
-            made.append(Job(arm, seed, recipe, tuple(words_of(flags)), self.debug, path, others))
+            made.append(Job(arm, seed, recipe, tuple(words_of(flags)), self.debug, path, others, self.use))
         return made
 
     def run(self) -> Results:
-        """Make all runs that are not finished, and write sweep.json.
+        """Make all runs that are not finished, and read all.
 
         Raises:
             UsageError: a recipe or flag is unknown, before anything is run; a recipe refuses its flags; a folder holds
@@ -424,11 +367,9 @@ class Sweep:
             for job in sorted([*first, *then], key=lambda job: order[job.path]):
                 job.run()
         else:  # whoever makes a start goes before those who copy it
-            _in_processes(first, self.jobs)
-            _in_processes(then, self.jobs)
-        results = self.results()
-        (self.folder / "sweep.json").write_text(dump(results.to_json()))
-        return results
+            in_processes([job.run for job in first], self.jobs)
+            in_processes([job.run for job in then], self.jobs)
+        return self.results()
 
     def results(self) -> Results:
         """What is finished, read from the folders."""
@@ -436,77 +377,21 @@ class Sweep:
         runs = {arm: [Run.read(arm, job.seed, job.path) for job in done if job.arm == arm] for arm in self.arms}
         return Results({arm: several for arm, several in runs.items() if several})
 
-    def compare(self, base: str | Mapping[str, str], measures: Sequence[str] | None = None) -> list[Difference]:
-        """``Results.compare`` of what is finished."""
-        return self.results().compare(base, measures)
 
-
-def _in_processes(jobs: Sequence[Job], count: int) -> None:
-    """Each job in a fresh process, so many at a time; the first failure ends the rest."""
+def in_processes(works: Sequence[Callable[[], T]], count: int) -> list[T]:
+    """What each gives, in a fresh process each, so many at a time; the first failure ends the rest."""
+    found: list[T] = []
     with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-        for done in [pool.submit(job.run) for job in jobs]:
+        for done in [pool.submit(work) for work in works]:
             try:
-                done.result()
+                found.append(done.result())
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+    return found
 
 
 def dump(document: Mapping[str, Any]) -> str:
     """A document as indented JSON with every list of plain values in one line."""
     text = json.dumps(document, indent=1)
     return re.sub(r"\[[^][{}]*\]", lambda m: " ".join(m[0].split()).replace("[ ", "[").replace(" ]", "]"), text) + "\n"
-
-
-# --- the command --------------------------------------------------------------------------------
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
-
-
-def main(words: Sequence[str]) -> int:
-    """Run arms of a recipe on several seeds, and compare them.
-
-    autotelic sweep RECIPE --arm NAME [FIELD=VALUE …] [--arm …] --seeds 0 1 2: every arm is the recipe with some fields
-    changed, "recipe" among them; values with spaces are lists. Run again, it goes on where it stood.
-    """
-    parser = _Parser(prog="autotelic sweep", description=(main.__doc__ or "").partition("\n")[0])
-    parser.add_argument("recipe", metavar="RECIPE")
-    parser.add_argument("--arm", nargs="+", action="append", metavar=("NAME", "FIELD=VALUE"), required=True)
-    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of every arm")
-    parser.add_argument("--seeds", type=int, nargs="+", required=True)
-    parser.add_argument("--base", help="the arm that others are compared with; the first if not given")
-    parser.add_argument("--measures", nargs="+", help="what is compared; all categories and their mean if not given")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--debug", action="store_true", help="set out from the recipe's preset of two small steps")
-    parser.add_argument("--output-dir", type=Path, help="folder of the runs; runs/sweep-RECIPE if not given")
-    parser.add_argument("--json", type=Path, help="write the results here")
-    options = parser.parse_args(list(words))
-    arms = {name: _flags(pairs) for name, *pairs in options.arm}
-    if len(arms) < len(options.arm):
-        raise UsageError("two arms of the sweep have the same name: rename one")
-    folder = options.output_dir or Path("runs") / f"sweep-{options.recipe.rpartition('/')[2]}"
-    shared = {"flags": _flags(options.set), "jobs": options.jobs, "debug": options.debug}
-    if options.base not in (None, *arms):
-        raise unknown("arm", options.base, arms)
-    results = Sweep(options.recipe, arms, options.seeds, folder, **shared).run()
-    differences = results.compare(options.base or next(iter(arms)), options.measures)
-    print(results.table([MEAN], differences))
-    if options.json:
-        document = results.to_json() | {"differences": [asdict(each) for each in differences]}
-        options.json.write_text(dump(document))
-    return 0
-
-
-def _flags(pairs: Sequence[str]) -> dict[str, Any]:
-    """FIELD=VALUE of every pair: "true" and "false" are switches, a value with spaces is a list."""
-    flags: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise UsageError(f'"{pair}" is not FIELD=VALUE')
-        words = tuple(shlex.split(value))
-        flags[name] = words if len(words) != 1 else {"true": True, "false": False}.get(words[0], words[0])
-    return flags

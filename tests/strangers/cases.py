@@ -70,7 +70,7 @@ ENTRY_POINTS = {  # each with the places of it that cases name
     "update": ("update", "learner", "fit", "run"),
     "evaluation": ("evaluation", "gate"),
     "checkpoint": ("checkpoint", "save", "resume", "export", "finish"),
-    "report": ("report", "terminal", "audit", "metrics", "sweep"),
+    "report": ("report", "terminal", "audit", "metrics", "compare"),
 }
 _POINTS = {place: point for point, places in ENTRY_POINTS.items() for place in places}
 By = Literal["policy", "user", "machine"]

@@ -491,17 +491,18 @@ def _said(launch: Sequence[str], what: str, folder: Path) -> Any:
 
 
 @case(
-    "vlm A2: a sweep counts a run that diverged, and goes on",
+    "vlm A2: a comparison counts a run that diverged, and goes on",
     kind="numbers",
     modality="core",
-    entry="sweep",
+    entry="compare",
     required=Gives([[True, False], "diverged"]),
     by="user",
 )
-def diverged_in_a_sweep(folder: Path) -> object:
+def diverged_in_a_comparison(folder: Path) -> object:
     from unittest.mock import patch
 
     from autotelic import sweep
+    from autotelic.comparing.study import notes
 
     from .. import toy_recipe
 
@@ -509,4 +510,5 @@ def diverged_in_a_sweep(folder: Path) -> object:
     with patch.object(sweep, "find_recipe", lambda name: toy_recipe.TOY):
         results = sweep.Sweep("toy/spelling", arms, [0], folder / "sweep").run()
     said = [bool(results.runs[arm][0].diverged) for arm in arms]
-    return [said, "diverged" if "1 of 1 diverged" in results.table() else results.table()]
+    told = notes(results)
+    return [said, "diverged" if "1 of 1 runs diverged" in told[0] else told]

@@ -44,31 +44,31 @@ def curve(
     shown += [limit for pair in intervals or () for limit in pair if math.isfinite(limit)]
     if not shown:
         return Markup('<p class="missing">no finite value</p>')
-    low, high, ticks = (-0.04, 1.04, [0, 0.5, 1]) if rates else _axis(min(shown), max(shown))
-    marks = [_percent(tick) for tick in ticks] if rates else _written(ticks)
+    low, high, ticks = (-0.04, 1.04, [0, 0.5, 1]) if rates else axis_of(min(shown), max(shown))
+    marks = [percent(tick) for tick in ticks] if rates else written(ticks)
     last = next((a, b) for a, b in reversed(points) if math.isfinite(b))
-    ending = _percent(last[1]) if rates else _short(last[1], _digits(ticks))
+    ending = percent(last[1]) if rates else short(last[1], _digits(ticks))
     width, height, top, bottom = 300, 132, 10, 20
-    left, right = 14 + _width(max(marks, key=len, default="")), 14 + _width(ending)
+    left, right = 14 + width_of(max(marks, key=len, default="")), 14 + width_of(ending)
     xs = [x for x, _ in points]
     x = Scale(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1, left, width - right)
     y = Scale(low, high, height - bottom, top)
     parts = []
     for tick, mark in zip(ticks, marks, strict=True):
         parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick)}" y2="{y(tick)}"/>')
-        parts.append(_text(left - 6, y(tick) + 3.5, mark, "end"))
-    parts.append(_text(left, height - 5, _place(min(xs)), "start"))
-    parts.append(_text((left + width - right) / 2, height - 5, axis, "middle"))
+        parts.append(text(left - 6, y(tick) + 3.5, mark, "end"))
+    parts.append(text(left, height - 5, place(min(xs)), "start"))
+    parts.append(text((left + width - right) / 2, height - 5, axis, "middle"))
     if max(xs) > min(xs):
-        parts.append(_text(width - right, height - 5, _place(max(xs)), "end"))
+        parts.append(text(width - right, height - 5, place(max(xs)), "end"))
     for (at, value), pair in zip(points, intervals or (), strict=False):
         if math.isfinite(value):
-            parts.append(_bar(x(at), y(pair[0]), x(at), y(pair[1]), "after"))
-    parts.append(f'<path class="line" d="{_path(points, x, y)}"/>')
+            parts.append(bar(x(at), y(pair[0]), x(at), y(pair[1]), "after"))
+    parts.append(f'<path class="line" d="{path_of(points, x, y)}"/>')
     if len(points) <= 40:
         parts += [f'<circle class="mark" cx="{x(a)}" cy="{y(b)}" r="2.2"/>' for a, b in points if math.isfinite(b)]
-    parts.append(_text(x(last[0]) + 6, y(last[1]) + 3.5, ending, "start", "value"))
-    return _svg(width, height, parts)
+    parts.append(text(x(last[0]) + 6, y(last[1]) + 3.5, ending, "start", "value"))
+    return svg(width, height, parts)
 
 
 def trade_off(points: Sequence[tuple[int, float, float]], across: str, up: str, narrow: bool = False) -> Markup | None:
@@ -86,30 +86,30 @@ def trade_off(points: Sequence[tuple[int, float, float]], across: str, up: str, 
     if len(points) < 2:
         return None
     width, height, right, top, bottom = (350 if narrow else 860), 330, 40, 34, 46
-    x_low, x_high, x_ticks = _axis(min(p[1] for p in points), max(p[1] for p in points))
-    y_low, y_high, y_ticks = _axis(min(p[2] for p in points), max(p[2] for p in points))
-    x_marks, y_marks = _written(x_ticks), _written(y_ticks)
-    left = 20 + _width(max(y_marks, key=len))
+    x_low, x_high, x_ticks = axis_of(min(p[1] for p in points), max(p[1] for p in points))
+    y_low, y_high, y_ticks = axis_of(min(p[2] for p in points), max(p[2] for p in points))
+    x_marks, y_marks = written(x_ticks), written(y_ticks)
+    left = 20 + width_of(max(y_marks, key=len))
     x, y = Scale(x_low, x_high, left, width - right), Scale(y_low, y_high, height - bottom, top)
     parts = []
     for tick, mark in zip(y_ticks, y_marks, strict=True):
         parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick)}" y2="{y(tick)}"/>')
-        parts.append(_text(left - 8, y(tick) + 3.5, mark, "end"))
+        parts.append(text(left - 8, y(tick) + 3.5, mark, "end"))
     for tick, mark in zip(x_ticks, x_marks, strict=True):
         parts.append(f'<line class="grid" x1="{x(tick)}" x2="{x(tick)}" y1="{top}" y2="{height - bottom}"/>')
-        parts.append(_text(x(tick), height - bottom + 17, mark, "middle"))
-    parts.append(_text(width / 2, height - 8, across, "middle", "axis"))
-    parts.append(_text(left, top - 18, up, "start", "axis"))
-    parts.append(f'<path class="line faint" d="{_path([p[1:] for p in points], x, y)}"/>')
+        parts.append(text(x(tick), height - bottom + 17, mark, "middle"))
+    parts.append(text(width / 2, height - 8, across, "middle", "axis"))
+    parts.append(text(left, top - 18, up, "start", "axis"))
+    parts.append(f'<path class="line faint" d="{path_of([p[1:] for p in points], x, y)}"/>')
     last = len(points) - 1
     for i, (iteration, a, b) in sorted(enumerate(points), key=lambda point: point[0] in (0, last)):
         kind, radius = ("before dot", 5) if i == 0 else ("after dot", 5) if i == last else ("mark", 2.6)
-        told = f"<title>{escape(f'iteration {iteration}: {across} {_short(a)}, {up} {_short(b)}')}</title>"
+        told = f"<title>{escape(f'iteration {iteration}: {across} {short(a)}, {up} {short(b)}')}</title>"
         parts.append(f'<circle class="{kind}" cx="{x(a)}" cy="{y(b)}" r="{radius}">{told}</circle>')
     for end, (iteration, a, b), lift in (("start", points[0], -8), ("end", points[-1], 16)):
         anchor, shift = ("start", 9) if x(a) < width / 2 else ("end", -9)
-        parts.append(_text(x(a) + shift, y(b) + lift, f"{end}, iteration {iteration}", anchor, "value"))
-    return _svg(width, height, parts)
+        parts.append(text(x(a) + shift, y(b) + lift, f"{end}, iteration {iteration}", anchor, "value"))
+    return svg(width, height, parts)
 
 
 def before_after(
@@ -129,18 +129,18 @@ def before_after(
         mean for row in rows for mean in (row.before, row.after)
     ]
     finite += held.values()
-    low, high, ticks = (0.0, 1.0, [0, 0.25, 0.5, 0.75, 1]) if rates else _axis(min(finite), max(finite))
-    marks = [_percent(tick) for tick in ticks] if rates else _written(ticks)
+    low, high, ticks = (0.0, 1.0, [0, 0.25, 0.5, 0.75, 1]) if rates else axis_of(min(finite), max(finite))
+    marks = [percent(tick) for tick in ticks] if rates else written(ticks)
     x = Scale(low, high, gutter, width - (20 if narrow else 24))
     parts = []
     for tick, mark in zip(ticks, marks, strict=True):
         parts.append(f'<line class="grid" x1="{x(tick)}" x2="{x(tick)}" y1="{top}" y2="{height - 24}"/>')
-        parts.append(_text(x(tick), height - 8, mark, "middle"))
+        parts.append(text(x(tick), height - 8, mark, "middle"))
     for i, row in enumerate(rows):
         middle = top + line * (i + 0.5) + (8 if narrow else 0)
         name = "name strong" if row.category == "mean" else "name"
         at, anchor, height_of_name = (2, "start", middle - 16) if narrow else (gutter - 14, "end", middle + 4)
-        parts.append(_text(at, height_of_name, _shortened(row.category, 44 if narrow else 24), anchor, name))
+        parts.append(text(at, height_of_name, _shortened(row.category, 44 if narrow else 24), anchor, name))
         if row.category in held:
             place = x(held[row.category])
             parts.append(f'<line class="control" x1="{place}" x2="{place}" y1="{middle - 12}" y2="{middle + 12}"/>')
@@ -148,12 +148,12 @@ def before_after(
         for kind, mean, interval, shift in sides:
             level = middle + shift
             if all(map(math.isfinite, interval)):
-                parts.append(_bar(x(max(low, interval[0])), level, x(min(high, interval[1])), level, kind))
+                parts.append(bar(x(max(low, interval[0])), level, x(min(high, interval[1])), level, kind))
             parts.append(f'<circle class="{kind} dot" cx="{x(mean)}" cy="{level}" r="4.5"/>')
-    return _svg(width, height, parts)
+    return svg(width, height, parts)
 
 
-def _axis(low: float, high: float) -> tuple[float, float, list[float]]:
+def axis_of(low: float, high: float) -> tuple[float, float, list[float]]:
     """Limits around the data and two or three round ticks inside them."""
     if high - low < 1e-12 * max(1.0, abs(high)):
         low, high = low - max(abs(low) * 0.1, 0.5), high + max(abs(high) * 0.1, 0.5)
@@ -168,7 +168,7 @@ def _axis(low: float, high: float) -> tuple[float, float, list[float]]:
     return low - space, high + space, ticks
 
 
-def _path(points: Points, x: Scale, y: Scale) -> str:
+def path_of(points: Points, x: Scale, y: Scale) -> str:
     commands, pen = [], "M"
     for at, value in points:
         if math.isfinite(value):
@@ -177,15 +177,15 @@ def _path(points: Points, x: Scale, y: Scale) -> str:
     return " ".join(commands)
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
     return f"{100 * value:.1f}".removesuffix(".0") + " %"
 
 
-def _place(value: float) -> str:
+def place(value: float) -> str:
     return f"{value:,.0f}" if value == round(value) else f"{value:g}"
 
 
-def _short(value: float, digits: int = 3) -> str:
+def short(value: float, digits: int = 3) -> str:
     if 1e3 <= abs(value) < 1e6 and digits <= 6:
         return f"{value:,.0f}"
     return unsigned(f"{value:.{digits}g}".replace("e+0", "e").replace("e-0", "e-"))
@@ -193,14 +193,14 @@ def _short(value: float, digits: int = 3) -> str:
 
 def _digits(ticks: Sequence[float]) -> int:
     """How many significant digits tell ticks apart, 3 at least."""
-    return next((n for n in range(3, 16) if len({_short(tick, n) for tick in ticks}) == len(ticks)), 16)
+    return next((n for n in range(3, 16) if len({short(tick, n) for tick in ticks}) == len(ticks)), 16)
 
 
-def _written(ticks: Sequence[float]) -> list[str]:
-    return [_short(tick, _digits(ticks)) for tick in ticks]
+def written(ticks: Sequence[float]) -> list[str]:
+    return [short(tick, _digits(ticks)) for tick in ticks]
 
 
-def _width(text: str) -> float:
+def width_of(text: str) -> float:
     """Pixels of a label of 11 px, rather too many than too few."""
     return 6.4 * len(text)
 
@@ -209,13 +209,13 @@ def _shortened(name: str, most: int) -> str:
     return name if len(name) <= most else f"{name[: most // 2]}…{name[len(name) - most // 2 + 1 :]}"
 
 
-def _bar(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+def bar(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
     return f'<line class="{kind} bar" x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"/>'
 
 
-def _text(x: float, y: float, text: str, anchor: str, kind: str = "tick") -> str:
+def text(x: float, y: float, text: str, anchor: str, kind: str = "tick") -> str:
     return f'<text class="{kind}" x="{x}" y="{y}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def _svg(width: float, height: float, parts: Sequence[str]) -> Markup:
+def svg(width: float, height: float, parts: Sequence[str]) -> Markup:
     return Markup(f'<svg viewBox="0 0 {width} {height}" role="img">{"".join(parts)}</svg>')

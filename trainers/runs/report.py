@@ -42,13 +42,15 @@ Json = Mapping[str, Any]
 
 def write_report(folder: RunFolder) -> Path:
     """Write report.html into the run folder and return its path."""
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     path = folder.path / "report.html"
-    path.write_text(whole(environment.get_template("report.html").render(_content(folder))))
+    path.write_text(whole(pages().get_template("report.html").render(_content(folder))))
     return path
+
+
+def pages() -> Environment:
+    """The templates of pages; what is put into them is escaped."""
+    loader = FileSystemLoader(Path(__file__).parent)
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
 def in_short(folder: RunFolder) -> Markup:
