@@ -1,4 +1,4 @@
-# make setup | test | demo | constraints | clean.  Another interpreter: make PYTHON=/path/to/python3.11 test
+# make setup | test | demo | results | constraints | clean.  Another interpreter: make PYTHON=/path/to/python3.11 test
 # NEWEST=1 takes the newest versions that pyproject allows, in an environment of its own.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv$(if $(NEWEST),-newest)
@@ -8,7 +8,7 @@ VERSIONS := $(if $(NEWEST),--upgrade --upgrade-strategy eager,--constraint const
 TORCH := $(shell grep -oE '"torch[^"]*"' pyproject.toml)
 PIP := $(BIN)/pip install --disable-pip-version-check $(VERSIONS)
 
-.PHONY: setup test demo constraints clean newest
+.PHONY: setup test demo results constraints clean newest
 .NOTPARALLEL:
 
 setup: $(STAMP)
@@ -41,6 +41,10 @@ test: setup
 demo: setup
 	@$(BIN)/autotelic run vla/evolve_vla --output-dir runs/demo-$$(date +%Y%m%d-%H%M%S)
 	@echo "more: source $(BIN)/activate, then autotelic list"
+
+# The tables of docs/results.md, from the JSON in benchmarks/.
+results: setup
+	@$(BIN)/python benchmarks/results.py
 
 # Exact versions for everybody, resolved anew; then `make test`, and commit the file.
 constraints:
