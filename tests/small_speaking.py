@@ -36,7 +36,7 @@ def teach_quickly(patch: pytest.MonkeyPatch, cache: Path, **lessons: Any) -> Non
     few = {"seeing": 80, "naming": 0, "answering": 30, "batch": 16} | lessons
     patch.setenv("AUTOTELIC_CACHE", str(cache))
     patch.setattr(glimpse_training, "Schooling", partial(Schooling, **few))
-    patch.setattr(glimpse_training, "naming_items", lambda count, seed: NAMES(count // 40, seed))
+    patch.setattr(glimpse_training, "naming_items", lambda count, *how: NAMES(count // 40, *how))
 
 
 def asked(*texts: str, seed: str = "asked") -> list[Task]:

@@ -9,18 +9,19 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.stats import kendalltau, rankdata
 from torch import Tensor, nn
 
-from autotelic.rewards.text.agreement import same_extremes
+from autotelic.rewards.text.agreement import consistency, ordinal_consistency, same_extremes
 from autotelic.testing.vlms import text
 from autotelic.trainers.learner import Optimisation, PolicyLearner
 from autotelic.trainers.objectives.preference import DPO
-from autotelic.trainers.pairing import best_worst
+from autotelic.trainers.pairing import best_worst, paired
 from autotelic.trainers.policy import TorchPolicy, collate
 from autotelic.trainers.randomness import generator
 from autotelic.trainers.scoring import score
 from autotelic.types import Batch, Evaluation, Rollout, Task
-from autotelic.vlm.pairs import Cream, PastAndFuture, consistent_pairs, kept_score
+from autotelic.vlm.pairs import Judges, PastAndFuture, consistent_pairs, kept_score
 from autotelic.vlm.policy import TokenPolicy
 
 RESPONSES = 40
@@ -65,26 +66,32 @@ BEFORE = torch.tensor([2.0, 1.0, 3.0, 7.0, 6.0, 5.0, 1.0, 2.0])
 
 
 def test_labels_are_how_far_the_ranking_before_agrees() -> None:
-    """Three groups: one inversion of three pairs (tau 1/3, C 2/3); reversed (C 0); tied now, so C 1/2 and no pair."""
+    """Three groups: one inversion of three pairs (tau 1/3, C 2/3); reversed (C 0); tied now, so no pair."""
     batch = answers([0, 1, 2], [3, 4, 5], [6, 7])
-    own = consistent_pairs(batch, NOW, BEFORE, per="group")
+    own = consistent_pairs(batch, NOW, BEFORE)
     assert own.pairs is not None and own.labels is not None
     assert own.pairs.tolist() == [[0, 1], [5, 3]]
     assert own.labels.tolist() == pytest.approx([2 / 3, 0.0])
-    together = consistent_pairs(batch, NOW, BEFORE)
-    assert together.labels is not None and together.labels.tolist() == pytest.approx([7 / 18, 7 / 18])
-    clamped = consistent_pairs(batch, NOW, BEFORE, clamp=True)
-    assert clamped.labels is not None and clamped.labels.tolist() == [0.5, 0.5]
-    extremes = consistent_pairs(batch, NOW, BEFORE, per="group", agreement=same_extremes)
+    together = consistent_pairs(batch, NOW, BEFORE, label=0.25)
+    assert together.labels is not None and together.labels.tolist() == [0.25, 0.25]
+    extremes = consistent_pairs(batch, NOW, BEFORE, agreement=same_extremes)
     assert extremes.labels is not None and extremes.labels.tolist() == [0.0, 0.0]
-    first_out = consistent_pairs(batch, torch.cat([torch.tensor([torch.nan]), NOW[1:]]), BEFORE, per="group")
+    first_out = consistent_pairs(batch, torch.cat([torch.tensor([torch.nan]), NOW[1:]]), BEFORE)
     assert first_out.pairs is not None and first_out.pairs.tolist() == [[2, 1], [5, 3]]
     nothing = consistent_pairs(answers([0], [1]), NOW[:2], BEFORE[:2])
-    assert nothing.pairs is not None and len(nothing.pairs) == 0 == len(
-        nothing.labels if nothing.labels is not None else "no"
-    )
-    with pytest.raises(ValueError, match='unknown scope of a consistency "groups"'):
-        consistent_pairs(batch, NOW, BEFORE, per="groups")  # type: ignore[arg-type]
+    assert nothing.pairs is not None and nothing.labels is not None
+    assert len(nothing.pairs) == len(nothing.labels) == 0
+
+
+def test_equal_answers_agree_as_in_the_released_code() -> None:
+    """By hand: [1, 1, 2] and [5, 5, 3] have ordinal ranks 0 1 2 and 1 2 0: one pair of three agrees, tau -1/3."""
+    assert ordinal_consistency([1, 1, 2], [5, 5, 3]) == pytest.approx(1 / 3)
+    assert consistency([1, 1, 2], [5, 5, 3]) == 0.0 and ordinal_consistency([4, 4], [7, 7]) == 1.0
+    draw = generator("ranks")
+    for _ in range(20):
+        first, second = (torch.randint(4, (6,), generator=draw).tolist() for _ in range(2))
+        places = (rankdata(scores, method="ordinal") for scores in (first, second))
+        assert ordinal_consistency(first, second) == pytest.approx((kendalltau(*places)[0] + 1) / 2)
 
 
 def test_the_loss_of_a_soft_label_by_hand() -> None:
@@ -96,30 +103,52 @@ def test_the_loss_of_a_soft_label_by_hand() -> None:
     assert loss.item() == pytest.approx(0.75 * 0.201413 + 0.25 * 1.701413, abs=1e-5)
 
 
-def test_cream_ranks_by_the_policys_own_reward_then_and_now() -> None:
-    reference = Categorical(torch.zeros(RESPONSES))
-    policy, previous = (Categorical(torch.linspace(0, 1, RESPONSES)) for _ in range(2))
+def judged(judges: Judges, *picks: Sequence[int]) -> list[Rollout]:
+    rollouts = [rollout(Task(f"t{i}", ""), pick) for i, group in enumerate(picks) for pick in group]
+    score(rollouts, judges)
+    return rollouts
+
+
+def test_every_judge_ranks_against_the_policy_that_its_round_began_from() -> None:
+    """M_0 by likelihood, M_1 against M_0, M_2 against M_1: by hand, on the logits of six answers."""
+    first = Categorical(torch.tensor([0.0, 1.0, 2.0, 0.0, 0.0, 0.0]))
+    policy = Categorical(torch.tensor([3.0, 1.0, 0.0, 0.0, 0.0, 0.0]))
+    judges = Judges(policy, first)
+    rollouts = judged(judges, [0, 1, 2])
+    now, before = ([float(r.scores[name]) for r in rollouts] for name in ("total", "before"))  # type: ignore[arg-type]
+    (shift,) = {round(a - b, 3) for a, b in zip(now, (3.0, 0.0, -2.0), strict=True)}  # one normaliser
+    expected = first.module.weight.detach()[0].log_softmax(-1)[:3].tolist()
+    assert before == pytest.approx(expected, abs=1e-4) and abs(shift) < 1.0
+    metrics = judges.update(rollouts)
+    assert metrics == {"cream/consistency": judges.consistency} == {"cream/consistency": 0.0}  # turned round
+    assert torch.equal(judges.previous.module.weight, policy.module.weight)
+    assert torch.equal(judges.earlier.module.weight, first.module.weight)
     with torch.no_grad():
-        previous.module.weight[0, 2] = 3.0  # thought best of 0, 1, 2, 3 before; now 3 is
-    cream = Cream(policy, previous, reference, per="group")
-    made = cream(answers([0, 1, 2, 3], [7, 5, 9]))
-    assert made.pairs is not None and made.labels is not None
-    assert made.pairs.tolist() == [[3, 0], [6, 5]]
-    assert made.labels.tolist() == pytest.approx([(2 / 3 + 1) / 2, 1.0])  # one inversion of six pairs
-    assert cream.consistency == pytest.approx((5 / 6 + 1) / 2)
-    expected = torch.full((7, 1), -math.log(RESPONSES))
-    torch.testing.assert_close(made.log_probs["reference"], expected)
-    torch.testing.assert_close(previous.module.weight, policy.module.weight)
-    again = cream(answers([0, 1, 2, 3]))
-    assert again.labels is not None and again.labels.tolist() == [1.0]
+        policy.module.weight.copy_(torch.tensor([[3.0, 2.0, 0.5, 0.0, 0.0, 0.0]]))  # 1 was raised most, then 2
+    second = judged(judges, [0, 1, 2])
+    now, then = ([float(r.scores[name]) for r in second] for name in ("total", "before"))  # type: ignore[arg-type]
+    assert sorted(range(3), key=now.__getitem__) == [0, 2, 1]
+    assert then == pytest.approx([3.0 + shift, 0.0 + shift, -2.0 + shift], abs=1e-3)
+    state = judges.state_dict()
+    again = Judges(policy, first)
+    again.load_state_dict(state)
+    assert torch.equal(again.previous.module.weight, judges.previous.module.weight)
 
 
-def test_a_judge_that_is_its_own_reference_ranks_by_likelihood() -> None:
-    base = Categorical(torch.linspace(1, 0, RESPONSES))
-    policy = Categorical(torch.linspace(0, 1, RESPONSES))
-    made = Cream(policy, base.fork("previous"), base)(answers([0, 10, 20]))
-    assert made.pairs is not None and made.pairs.tolist() == [[2, 0]]
-    assert made.labels is not None and made.labels.tolist() == [0.0]  # the base likes them the other way round
+def test_pairs_carry_the_mean_consistency_or_their_own_or_none() -> None:
+    first = Categorical(torch.tensor([0.0, 1.0, 2.0, 3.0, 0.0, 0.0]))
+    policy = Categorical(torch.tensor([0.0, 2.0, 4.0, 0.0, 5.0, 0.0]))
+    labels = {}
+    for name, options in {"round": {}, "question": {"per": "question"}, "hard": {"soften": False}}.items():
+        judges = Judges(policy, first, **options)  # type: ignore[arg-type]
+        rollouts = judged(judges, [0, 1, 2], [0, 3])  # raised 0, 1, 2 and 0, -3: C 1 and 0
+        judges.update(rollouts)
+        made = judges.pairs(policy.collate(rollouts))
+        assert made.pairs is not None and made.labels is not None and made.pairs.tolist() == [[2, 0], [3, 4]]
+        labels[name] = made.labels.tolist()
+    assert labels == {"round": [0.5, 0.5], "question": [1.0, 0.0], "hard": [1.0, 1.0]}
+    with pytest.raises(ValueError, match='unknown scope of a consistency "batch"'):
+        Judges(policy, first, per="batch")  # type: ignore[arg-type]
 
 
 def test_a_learner_on_softened_pairs_moves_towards_their_margin() -> None:
@@ -242,12 +271,20 @@ def test_token_policies_make_pairs_of_their_own() -> None:
     assert len(made) == 4 and all(len(a.output) > len(b.output) for a, b in zip(made[::2], made[1::2], strict=True))
     assert all(torch.equal(value, start[name]) for name, value in policy.state_dict().items())
     score(made, kept_score)
-    previous, reference = policy.fork("previous"), policy.fork("reference")
-    cream = Cream(policy, previous, reference)
-    learner = PolicyLearner(
-        policy, DPO(), small, prepare=[cream], references={"reference": reference, "previous": previous}
-    )
+    judges = Judges(policy, policy.fork("first"))
+    score(made, judges)
+    learner = PolicyLearner(policy, DPO(reference="proximal"), small, prepare=[judges.pairs, paired])
+    assert judges.update(made)["cream/consistency"] == 1.0, "M_0 and M_1 are the same"
     metrics = learner.update(made)
-    assert metrics["objective/loss"] < math.log(2) and cream.consistency == 1.0
+    assert metrics["objective/loss"] < math.log(2) and metrics["objective/margin"] > 0
     assert any(not torch.equal(value, start[name]) for name, value in policy.state_dict().items())
-    assert all(torch.equal(value, start[name]) for name, value in previous.state_dict().items())
+    assert all(torch.equal(value, start[name]) for name, value in judges.previous.state_dict().items())
+
+
+def test_rows_without_a_pair_are_left_out_of_the_steps() -> None:
+    batch = answers([0, 1, 2], [3, 4, 5])
+    batch.pairs, batch.labels = torch.tensor([[2, 0]]), torch.tensor([0.7])
+    part = paired(batch)
+    assert part.payload["pick"].flatten().tolist() == [0, 2] and part.pairs is not None
+    assert part.pairs.tolist() == [[1, 0]] and part.labels is not None
+    torch.testing.assert_close(part.labels, torch.tensor([0.7]))

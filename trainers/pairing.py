@@ -36,6 +36,12 @@ def best_worst(batch: Batch) -> Batch:
     return replace(batch, pairs=stacked, labels=torch.ones_like(stacked[:, 0], dtype=returns.dtype))
 
 
+def paired(batch: Batch) -> Batch:
+    """The rows that stand in a pair alone, so that gradient steps on pairs read nothing else."""
+    assert batch.pairs is not None
+    return batch.select(torch.unique(batch.pairs))
+
+
 def preference_pairs(batch: Batch, temperature: float = 1.0) -> Batch:
     """All pairs with soft labels sigma((r_a - r_b) / temperature), Bradley and Terry's model of a judge."""
     batch = all_pairs(batch)

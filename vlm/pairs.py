@@ -14,14 +14,16 @@ import torch
 from torch import Tensor
 
 from ..errors import unknown
-from ..rewards.text.agreement import consistency
+from ..numbers import rows_by_key
+from ..rewards.text.agreement import ordinal_consistency
 from ..trainers.actors import TrainingWrapper
+from ..trainers.contracts import Learner
 from ..trainers.learner import Optimisation, PolicyLearner
-from ..trainers.objectives.base import sequence_sum
+from ..trainers.metrics import Mean, everywhere
 from ..trainers.objectives.preference import DPO
-from ..trainers.pairing import best_worst
+from ..trainers.pairing import best_worst, paired
 from ..trainers.policy import TorchPolicy
-from ..trainers.scoring import score
+from ..trainers.scoring import score, total_of
 from ..types import Batch, Key, RewardFunction, Rollout, Task
 
 Agreement = Callable[[Sequence[float], Sequence[float]], float]
@@ -29,102 +31,125 @@ Agreement = Callable[[Sequence[float], Sequence[float]], float]
 
 
 def consistent_pairs(
-    batch: Batch,
-    now: Tensor,
-    before: Tensor,
-    *,
-    per: Literal["batch", "group"] = "batch",
-    clamp: bool = False,
-    agreement: Agreement = consistency,
+    batch: Batch, now: Tensor, before: Tensor, *, agreement: Agreement = ordinal_consistency, label: float | None = None
 ) -> Batch:
     """The best and the worst of each group as ranked now, labelled by how far the ranking before agrees.
 
-    CREAM (arXiv 2410.12735; checked against a description of the released code): a label C makes the DPO loss
-    C l(best, worst) + (1 - C) l(worst, best), whose optimal margin is log(C / (1 - C)), and negative below C = 1/2.
+    CREAM (arXiv 2410.12735; read beside the released code): a label C makes the DPO loss
+    C l(best, worst) + (1 - C) l(worst, best), whose optimal margin is log(C / (1 - C)), and negative below C = 1/2. The
+    code does not clamp it.
 
     Args:
         now, before: [B] scores of this and of the last round's judge; rows where either is not finite take no part.
-        per: the mean C of all groups for every pair, or to each pair its own group's.
-        clamp: no label below 1/2, so that no preference is turned round. The released code does not clamp.
         agreement: ``same_extremes`` is the paper's variant of 0 or 1; rank correlations take part as (r + 1) / 2.
+        label: every pair's, such as the mean over all groups; None is each pair's own group's.
     """
-    if per not in ("batch", "group"):
-        raise unknown("scope of a consistency", per, ("batch", "group"))
-    pairs, labels, everywhere = [], [], []
-    finite = now.isfinite() & before.isfinite()
-    for group in batch.groups:
-        members = (group & finite).nonzero().flatten()
-        if len(members) < 2:
-            continue
+    pairs, labels = [], []
+    for members in _ranked(batch, now, before):
         ranked = now[members]
-        agreed = float(agreement(ranked.tolist(), before[members].tolist()))
-        everywhere.append(agreed)
         best, worst = members[ranked.argmax()], members[ranked.argmin()]
         if now[best] > now[worst]:
             pairs.append(torch.stack([best, worst]))
-            labels.append(agreed)
+            own = label is None
+            labels.append(float(agreement(ranked.tolist(), before[members].tolist())) if own else float(label or 0.0))
     stacked = torch.stack(pairs) if pairs else batch.segments.new_zeros(0, 2)
-    values = torch.tensor(labels)
-    if per == "batch" and labels:
-        values = torch.full_like(values, math.fsum(everywhere) / len(everywhere))
-    return replace(batch, pairs=stacked, labels=values.clamp(min=0.5) if clamp else values)
+    return replace(batch, pairs=stacked, labels=torch.tensor(labels))
 
 
-class Cream:
-    """A learner's ``prepare``: ranks each group by the policy's own reward, and softens by the last round's.
+def _ranked(batch: Batch, now: Tensor, before: Tensor) -> list[Tensor]:
+    """Row numbers of each group's members that both judges ranked, where they are two or more."""
+    finite = now.isfinite() & before.isfinite()
+    rows = ((group & finite).nonzero().flatten() for group in batch.groups)
+    return [members for members in rows if len(members) > 1]
 
-    The reward is log pi - log pi_reference of a whole answer, the one that DPO is implicitly about; a judge that is
-    still the reference itself ranks by its log-likelihood per decision, as the released code does. A round is an
-    update: at its end ``previous`` becomes the policy as it was when it judged. Hand both to the learner as
-    ``references``, so that checkpoints hold them, and use ``DPO(reference="reference")``::
 
-        cream = Cream(policy, previous, reference)
-        PolicyLearner(policy, DPO(), ..., prepare=[cream], references={"reference": reference, "previous": previous})
+class Judges(Learner):
+    """Three checkpoints of a policy, two of which judge: CREAM's reward, its pairs, and who judges the next round.
+
+    As a reward it scores answers by M_t, the policy as it is, and under "before" by M_{t-1}: each by its own reward,
+    the summed log pi_t - log pi_{t-1} of a whole answer, against the policy that its round of DPO began from and was
+    held to. A judge that is its own reference (M_0, or where a round changed nothing) ranks by its log-likelihood per
+    decision, as the released code does where there is no reference. As a learner it takes over, at the round's end, the
+    policy as it judged, so it stands before the learner that trains it::
+
+        judges = Judges(policy, first)
+        learner = PolicyLearner(policy, DPO(reference="proximal"), ..., prepare=[judges.pairs, paired])
+        Stage(..., reward=judges, learners={"judges": judges, "policy": learner})
 
     Args:
-        previous: frozen; the first round's counterpart (M_0), later overwritten.
-        reference: frozen.
-        per, clamp, agreement: as of ``consistent_pairs``.
+        first: M_0, which stays as it is; the policy is M_1.
+        per: a pair's label is the mean consistency of the round's groups, or its own group's.
+        soften: label pairs by consistency; without it they are certain.
+        agreement: as of ``consistent_pairs``.
 
     Attributes:
-        consistency: the mean label of the last update, an alarm of drift when it nears 1/2.
+        consistency: mean of the last round over all processes, also the metric "cream/consistency"; an alarm of drift
+            when it nears 1/2.
     """
+
+    players = "all"
+    sees_own_rollouts_only = True
+    families = frozenset({"policy:self"})
 
     def __init__(
         self,
         policy: TorchPolicy,
-        previous: TorchPolicy,
-        reference: TorchPolicy,
+        first: TorchPolicy,
         *,
-        per: Literal["batch", "group"] = "batch",
-        clamp: bool = False,
-        agreement: Agreement = consistency,
+        per: Literal["round", "question"] = "round",
+        soften: bool = True,
+        agreement: Agreement = ordinal_consistency,
     ) -> None:
-        self.policy, self.previous, self.reference = policy, previous, reference
-        self.per, self.clamp, self.agreement = per, clamp, agreement
+        if per not in ("round", "question"):
+            raise unknown("scope of a consistency", per, ("round", "question"))
+        self.policy, self.previous, self.earlier = policy, first.fork("previous"), first.fork("earlier")
+        self.per, self.soften, self.agreement = per, soften, agreement
         self.consistency = float("nan")
 
-    def __call__(self, batch: Batch) -> Batch:
+    def __call__(self, rollouts: Sequence[Rollout], **columns: Any) -> Mapping[str, list[float]]:
+        batch = self.policy.collate(rollouts)
         with torch.no_grad():
-            now, before, reference = (
-                judge.evaluate_actions(batch).log_probs for judge in (self.policy, self.previous, self.reference)
+            now, previous, earlier = (
+                judge.evaluate_actions(batch).log_probs for judge in (self.policy, self.previous, self.earlier)
             )
-        batch.log_probs["reference"] = reference
-        scores = [_implicit_reward(log_probs, reference, batch) for log_probs in (now, before)]
-        scope: Any = {"per": self.per, "clamp": self.clamp, "agreement": self.agreement}
-        paired = consistent_pairs(batch, *scores, **scope)
-        assert paired.labels is not None
-        self.consistency = float(paired.labels.mean())
+        found = {"total": _own_reward(now, previous, batch), "before": _own_reward(previous, earlier, batch)}
+        return {name: scores.tolist() for name, scores in found.items()}
+
+    def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        groups = rows_by_key([rollout.group_key for rollout in rollouts]).values()
+        judged = [[total_of(rollout, name) for rollout in rollouts] for name in ("total", "before")]
+        agreed = []
+        for rows in groups:
+            ranked = [row for row in rows if None not in (judged[0][row], judged[1][row])]
+            if len(ranked) > 1:
+                agreed.append(float(self.agreement(*([float(each[row] or 0.0) for row in ranked] for each in judged))))
+        (told,) = everywhere({"cream/consistency": Mean.of_numbers(agreed, empty=float("nan"))})
+        self.consistency = told["cream/consistency"]
+        self.earlier.copy_from(self.previous)
         self.previous.copy_from(self.policy)
-        return paired
+        return told if math.isfinite(self.consistency) else {}
+
+    def pairs(self, batch: Batch) -> Batch:
+        """``consistent_pairs`` by this round's scores: a learner's ``prepare``."""
+        before = torch.where(batch.returns.isfinite(), batch.rewards["before"].nansum(-1), torch.nan)
+        label = 1.0 if not self.soften else self.consistency if self.per == "round" else None
+        return consistent_pairs(batch, batch.returns, before, agreement=self.agreement, label=label)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"previous": self.previous.state_dict(), "earlier": self.earlier.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.previous.load_state_dict(state["previous"])
+        self.earlier.load_state_dict(state["earlier"])
 
 
-def _implicit_reward(log_probs: Tensor, reference: Tensor, batch: Batch) -> Tensor:
-    """[B] log-ratio, or the log-likelihood per decision of a policy that is the reference."""
+def _own_reward(log_probs: Tensor, reference: Tensor, batch: Batch) -> Tensor:
+    """[B] log-ratio, or the log-likelihood per decision of a policy that is the reference; in steps of 1e-4 nats, as
+    rounding is no opinion."""
     ratios = torch.where(batch.mask, log_probs - reference, 0.0)
-    if float(ratios.abs().max()) < 1e-5:  # rounding is no opinion
-        return sequence_sum(log_probs, batch) / batch.mask.sum(-1).clamp(min=1)
-    return ratios.sum(-1)
+    if float(ratios.abs().max()) < 1e-5:
+        ratios = torch.where(batch.mask, log_probs, 0.0) / batch.mask.sum(-1, keepdim=True).clamp(min=1)
+    return ratios.sum(-1).round(decimals=4)
 
 
 class PastAndFuture(TrainingWrapper):
@@ -133,8 +158,9 @@ class PastAndFuture(TrainingWrapper):
 
     The judge scores n answers of the policy and n of the ``past`` model. Chosen is the policy's best; rejected is the
     past's worst where that is worse than the policy's own worst, else the latter. On these pairs a copy of the policy
-    takes one DPO update, as a look at the future, answers n times, and is dropped; its best becomes chosen where it is
-    better. Two rollouts per task come out, where chosen is better than rejected.
+    takes a whole DPO run, from the policy and with it as reference, as a look at the future, answers n times, and is
+    dropped; its best becomes chosen where it is better. Two rollouts per task come out, where chosen is better than
+    rejected.
 
     Gates and evaluations see the policy alone. A stage sets ``reward=kept_score`` and the learner
     ``PolicyLearner(policy, DPO(beta, reference="proximal"), ..., prepare=[best_worst])``: DPO's reference is the policy
@@ -143,7 +169,7 @@ class PastAndFuture(TrainingWrapper):
     Args:
         past: frozen; the model as it was at the start.
         judge: scores all of it, a number for each; the paper's is the policy itself, asked to judge.
-        optimisation: of the update that makes the future.
+        optimisation: of the DPO run that makes the future; with one gradient step its reference has no effect.
         beta: of its DPO.
         guided: look at the future; without it rejected answers come from the past and chosen ones from now.
     """
@@ -193,7 +219,7 @@ class PastAndFuture(TrainingWrapper):
         """The policy after an update on the pairs."""
         future: TorchPolicy = self.policy.trainable("future")
         objective = DPO(self.beta, reference="proximal")
-        learner: Any = PolicyLearner(future, objective, self.optimisation, prepare=[best_worst])
+        learner: Any = PolicyLearner(future, objective, self.optimisation, prepare=[best_worst, paired])
         learner.update(_pairs(chosen, rejected))
         return future
 

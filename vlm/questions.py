@@ -122,17 +122,26 @@ def blind_baseline(known: Sequence[Task], asked: Sequence[Task]) -> dict[str, fl
 
 
 @lru_cache(maxsize=4 * len(scenes.TYPES))  # training walks on: old blocks are hardly asked for again
-def _block(kind: str, number: int, seed: int, split: int, labels: bool) -> list[Task]:
+def _block(kind: str, number: int, seed: int, split: int, labels: bool, noise: float) -> list[Task]:
     name = f"train-{seed}-{number}"
-    return scenes.tasks(scenes.questions(kind, BLOCK, name, split=split), name, labels=labels, known=labels)
+    drawn = scenes.questions(kind, BLOCK, name, split=split)
+    return scenes.tasks(drawn, name, labels=labels, known=labels, noise=noise)
 
 
-def _endless(index: int, kind: str, seed: int, split: int, labels: bool) -> Task:
-    return _block(kind, index // BLOCK, seed, split, labels)[index % BLOCK]
+def _endless(index: int, kind: str, **how: Any) -> Task:
+    return _block(kind, index // BLOCK, **how)[index % BLOCK]
 
 
 def small_world(
-    seed: int, split: int, *, labels: bool, gate_labels: int, held_out: int, offset: int = 0, probes: int = 30
+    seed: int,
+    split: int,
+    *,
+    labels: bool,
+    gate_labels: int,
+    held_out: int,
+    offset: int = 0,
+    probes: int = 30,
+    noise: float = scenes.NOISE,
 ) -> Questions:
     """Seven types of questions about scenes; the evaluation asks compositions that training never does.
 
@@ -141,15 +150,17 @@ def small_world(
         gate_labels: probes with references; without any, each probe comes in two views.
         held_out, offset: evaluated questions per type, and how many are skipped.
         probes: per type, where the gate has no labels.
+        noise: of the pictures' pixels.
     """
-    train = {kind: partial(_endless, kind=kind, seed=seed, split=split, labels=labels) for kind in scenes.TYPES}
+    how: dict[str, Any] = {"seed": seed, "split": split, "labels": labels, "noise": noise}
+    train = {kind: partial(_endless, kind=kind, **how) for kind in scenes.TYPES}
     asked, canary, sides = list[Task](), list[Task](), dict[str, dict[str, tuple[scenes.Question, scenes.Scene]]]()
     each = -(-gate_labels // len(scenes.TYPES)) if gate_labels else probes
     for kind in scenes.TYPES:
         held = scenes.questions(kind, offset + held_out, "held-out", split=split, unseen=True)
         probed = scenes.questions(kind, each, "canary", split=split)
-        asked += scenes.tasks(held, "held-out")[offset:]
-        canary += scenes.tasks(probed, "canary")
+        asked += scenes.tasks(held, "held-out", noise=noise)[offset:]
+        canary += scenes.tasks(probed, "canary", noise=noise)
         first = scenes.questions(kind, BLOCK, f"train-{seed}-0", split=split)
         for side, items in ((EVALUATION, held), (PROBES, probed), (TRAINING, first)):
             sides.setdefault(side, {}).update({f"{kind} {i}": item for i, item in enumerate(items)})

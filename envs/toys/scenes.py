@@ -29,6 +29,8 @@ SIDE = 4
 CELLS = SIDE * SIDE
 PIXELS = 8
 """Pixels per cell and axis."""
+NOISE = 12.0
+"""Standard deviation of a picture's pixel noise, in 8-bit levels, where nothing else is said."""
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (230, 40, 40),
@@ -340,7 +342,7 @@ def _stamps() -> NDArray[np.float32]:
     return stamps
 
 
-def render(scenes: Sequence[Scene], seed: str | None = None, noise: float = 12.0) -> Pixels:
+def render(scenes: Sequence[Scene], seed: str | None = None, noise: float = NOISE) -> Pixels:
     """[N, 32, 32, 3] pictures. With a seed sizes, places and pixel noise (8-bit levels) vary, else not."""
     kinds = np.asarray(scenes, np.int64).reshape(-1, CELLS)
     shape, colour = np.maximum(kinds - 1, 0) % 3, np.maximum(kinds - 1, 0) // 3
@@ -361,15 +363,23 @@ def render(scenes: Sequence[Scene], seed: str | None = None, noise: float = 12.0
     return whole
 
 
-def tasks(items: Sequence[tuple[Question, Scene]], name: str, *, labels: bool = True, known: bool = True) -> list[Task]:
+def tasks(
+    items: Sequence[tuple[Question, Scene]],
+    name: str,
+    *,
+    labels: bool = True,
+    known: bool = True,
+    noise: float = NOISE,
+) -> list[Task]:
     """Questions with their pictures as tasks NAME/TYPE/NUMBER.
 
     Args:
         labels: the right answer as reference, and the right trace as ``extra["trace"]``.
         known: the scene as ``extra["scene"]``, for views and redrawing. A label-free run sets both to False, so that
             nothing can leak.
+        noise: of the pictures' pixels.
     """
-    pictures = render([scene for _, scene in items], name)
+    pictures = render([scene for _, scene in items], name, noise)
     made = []
     for number, ((question, scene), picture) in enumerate(zip(items, pictures, strict=True)):
         found = answer(question, scene) if labels else None

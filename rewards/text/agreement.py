@@ -1,8 +1,8 @@
 """Rank agreement of two scores of the same things: weight of a preference that judges itself, and alarm of drift.
 
 CREAM (arXiv 2410.12735) softens a preference by how much this iteration's ranking agrees with the last one's. The
-formulas are by definition and were checked against a description of the released code, not against the paper; "best"
-is the best response here, not a position.
+formulas were read beside the released code (Raibows/CREAM at de1d04b, cal_consistency.py), whose ranks are
+``ordinal_consistency``'s; "best" is the best response here, where the code looks at positions.
 """
 
 from __future__ import annotations
@@ -40,6 +40,12 @@ def consistency(first: Sequence[float], second: Sequence[float]) -> float:
     return (kendall_tau(first, second) + 1) / 2
 
 
+def ordinal_consistency(first: Sequence[float], second: Sequence[float]) -> float:
+    """``consistency`` of ranks, among equals in the order in which they stand: equals in both lists agree, so that two
+    lists of nothing but equals have C = 1."""
+    return consistency(*(_ranks(scores) for scores in (first, second)))
+
+
 def same_extremes(first: Sequence[float], second: Sequence[float]) -> bool:
     """Whether one thing is best and one is worst in both lists; among equals the earlier counts."""
     if len(first) != len(second) or not first:
@@ -48,6 +54,13 @@ def same_extremes(first: Sequence[float], second: Sequence[float]) -> bool:
         pick(range(len(first)), key=first.__getitem__) == pick(range(len(second)), key=second.__getitem__)
         for pick in (max, min)
     )
+
+
+def _ranks(scores: Sequence[float]) -> list[float]:
+    ranks = [0.0] * len(scores)
+    for rank, place in enumerate(sorted(range(len(scores)), key=scores.__getitem__)):
+        ranks[place] = float(rank)
+    return ranks
 
 
 def _sign(value: float) -> int:

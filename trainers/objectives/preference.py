@@ -79,4 +79,5 @@ class DPO(Term):
         return loss, metrics | {
             "objective/accuracy": Mean.of(right.float()),
             "objective/margin": Mean.of(margin),
+            "objective/label": Mean.of(label),
         }

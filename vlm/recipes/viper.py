@@ -55,7 +55,8 @@ def build(config: Config, folder: RunFolder) -> Experiment:
         return list(scenes.render([scenes.redraw(caption) or (0,) * scenes.CELLS for caption in captions]))
 
     described = {kind: Described(source) for kind, source in setting.questions.train.items()}
-    changed = {kind: Changed(source, eyes, config.seed) for kind, source in setting.questions.train.items()}
+    shown = (eyes, config.seed, config.noise)
+    changed = {kind: Changed(source, *shown) for kind, source in setting.questions.train.items()}
     plan: dict[str, Any] = {
         "captions": (described, Redrawn(draw, eyes, config.form)),
         "operations": (changed, Operation(config.form)),
@@ -90,6 +91,7 @@ class Changed:
     source: Any
     eyes: Any
     seed: int
+    noise: float = 12.0
 
     def __call__(self, index: int) -> Task:
         from ...envs.toys import scenes
@@ -97,7 +99,7 @@ class Changed:
         task: Task = self.source(index)
         seen = self.eyes(task.images)[0]
         after, told = scenes.change(seen, random.Random(f"{self.seed} {task.id}"))
-        picture = scenes.render([after], f"{task.id}/changed")[0]
+        picture = scenes.render([after], f"{task.id}/changed", self.noise)[0]
         prompt = f"change from {scenes.caption(seen)}"
         return replace(task, id=f"{task.id}/changed", prompt=prompt, images=(picture,), extra={"operation": told})
 

@@ -37,12 +37,12 @@ class Verdict:
 
 @dataclass(frozen=True)
 class StepCritique:
-    """g = outcome * r_out + mean_t gamma^(t-1) (score_t sure_t - gate_t cost): after Agent0-VL, eq. 2-5 (not checked).
+    """g = outcome * r_out + mean_t gamma^(t-1) (score_t sure_t - gate_t cost).
 
     A step is a cell that the answer points at, or the answer itself; gate_t = sigmoid(kappa (tau - stands_t)). The
     answer's own look is as sure as the least of those before. What cannot be parsed is one step of score -1, sure 1.
-    The mean replaces the paper's sum, which pays for pointing at more cells than were asked for. Every further turn of
-    a conversation costs ``cost`` too.
+    It is a mean, as a sum pays for pointing at more cells than were asked for. Every further turn of a conversation
+    costs ``cost`` too.
     """
 
     eyes: OwnEyes
@@ -123,6 +123,24 @@ class Standing(TrainingWrapper):
         rollouts: list[Rollout] = self.policy.encode(kept, said)
         for rollout, share in zip(rollouts, shares, strict=True):
             rollout.info["agreed"] = share
+        return rollouts
+
+
+class Solved(TrainingWrapper):
+    """An actor that answers by the world's own solver on what the eyes read, whatever the policy says: one per question
+    that the reading settles. No signal of a second look can be better than it."""
+
+    def __init__(self, policy: TokenPolicy, eyes: OwnEyes) -> None:
+        super().__init__(policy)
+        self.eyes = eyes
+
+    def attempt(self, tasks: Sequence[Task], n: int, *, key: Key, **sampling: Any) -> list[Rollout]:
+        seen = self.eyes([task.images[0] for task in tasks])
+        found = [scenes.answer(Question.parse(str(t.prompt)), read) for t, read in zip(tasks, seen, strict=True)]
+        solved = [(task, str(answer)) for task, answer in zip(tasks, found, strict=True) if answer is not None]
+        rollouts: list[Rollout] = self.policy.encode([task for task, _ in solved], [said for _, said in solved])
+        for rollout in rollouts:
+            rollout.info["agreed"] = 1.0
         return rollouts
 
 

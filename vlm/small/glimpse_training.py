@@ -48,7 +48,7 @@ class Item:
 @dataclass(frozen=True)
 class Schooling:
     """How long each lesson takes, in gradient steps; ``roles`` is the share of checking and trying again
-    in the last."""
+    in the last, ``grain`` the noise of the pictures' pixels and ``noise`` what is added anew at every look."""
 
     seeing: int = 300
     naming: int = 250
@@ -58,6 +58,7 @@ class Schooling:
     lr: float = 1.5e-3
     weight_decay: float = 0.1
     noise: float = 0.1
+    grain: float = scenes.NOISE
     seed: int = 0
 
 
@@ -73,7 +74,7 @@ def learn_to_see(model: GlimpseModel, how: Schooling, *, count: int = 1800) -> f
     found = [
         [draw.choice(range(1, len(KINDS))) if draw.random() < 0.5 else 0 for _ in range(CELLS)] for _ in range(count)
     ]
-    pixels = torch.from_numpy(scenes.render([tuple(s) for s in found], f"see {how.seed}"))
+    pixels = torch.from_numpy(scenes.render([tuple(s) for s in found], f"see {how.seed}", how.grain))
     labels = torch.tensor(found)
     wanted = [model.see, model.seen, model.words]
     model.config.frozen_vision = False
@@ -93,7 +94,7 @@ def learn_to_see(model: GlimpseModel, how: Schooling, *, count: int = 1800) -> f
     return hit
 
 
-def naming_items(count: int, seed: int) -> list[Item]:
+def naming_items(count: int, seed: int, noise: float = scenes.NOISE) -> list[Item]:
     """What is in a cell, and where a kind is, in random scenes."""
     draw = random.Random(f"name {seed}")
     drawn: list[tuple[Question, Scene]] = []
@@ -108,7 +109,7 @@ def naming_items(count: int, seed: int) -> list[Item]:
             question = Question("find", (KINDS[draw.choice([k for k in scene if k])],))
         if scenes.answer(question, tuple(scene)) is not None:
             drawn.append((question, tuple(scene)))
-    pictures = scenes.render([scene for _, scene in drawn], f"name {seed}")
+    pictures = scenes.render([scene for _, scene in drawn], f"name {seed}", noise)
     answers = (scenes.answer(*one) for one in drawn)
     return [Item(str(q), picture, str(a)) for (q, _), picture, a in zip(drawn, pictures, answers, strict=True)]
 
@@ -172,14 +173,14 @@ def all_views(items: Sequence[Item], seed: int, split: int) -> list[Item]:
     return [*items, *(item for item in viewed if item is not None)]
 
 
-def demonstrated(count: int, seed: int, split: int) -> tuple[list[Item], list[Scene]]:
+def demonstrated(count: int, seed: int, split: int, noise: float = scenes.NOISE) -> tuple[list[Item], list[Scene]]:
     """Traced answers to questions of every type in turn, and the scenes that they are about."""
     found = []
     for i, kind in enumerate(scenes.TYPES):
         share = count // len(scenes.TYPES) + (i < count % len(scenes.TYPES))
         found += scenes.questions(kind, share, f"demonstrations {seed}", split=split)
     shown = [scene for _, scene in found]
-    pictures = scenes.render(shown, f"demonstrations {seed}")
+    pictures = scenes.render(shown, f"demonstrations {seed}", noise)
     answers = (str(scenes.answer(*one)) for one in found)
     items = [Item(str(q), picture, a, "", s) for (q, s), picture, a in zip(found, pictures, answers, strict=True)]
     return items, shown
@@ -204,7 +205,9 @@ def corrupted(answer: str, draw: random.Random) -> str:
     return changed if changed != answer else corrupted(answer, draw)
 
 
-def role_items(demos: Sequence[Item], shown: Sequence[Scene], seed: int, *, copies: int = 8) -> list[Item]:
+def role_items(
+    demos: Sequence[Item], shown: Sequence[Scene], seed: int, *, copies: int = 8, noise: float = scenes.NOISE
+) -> list[Item]:
     """The other roles, from the demonstrations alone: check an answer, answer again after a first attempt, describe a
     picture, tell what was changed in it."""
     draw = random.Random(f"roles {seed}")
@@ -220,7 +223,7 @@ def role_items(demos: Sequence[Item], shown: Sequence[Scene], seed: int, *, copi
             seen = view.scene(scene)
             items.append(Item("describe", view.picture(item.picture), scenes.caption(seen)))
             after, told = scenes.change(seen, draw)
-            picture = scenes.render([after], f"{seed} {item.prompt} {copy}")[0]
+            picture = scenes.render([after], f"{seed} {item.prompt} {copy}", noise)[0]
             items.append(Item(f"change from {scenes.caption(seen)}", picture, f"= {told}"))
     return items
 
@@ -268,22 +271,23 @@ VERSION = 4
 """To be raised when the lessons, the world or the model change: cached models are then made anew."""
 
 
-def default_model(seed: int, split: int, count: int) -> Path:
+def default_model(seed: int, split: int, count: int, noise: float = scenes.NOISE) -> Path:
     """A folder with the small model as it starts: taught to see, name and find, and to answer from ``count``
-    demonstrations. Made in three CPU minutes at first use, then kept."""
-    place = cache_folder() / f"glimpse-{VERSION}-{seed}-{split}-{count}"
+    demonstrations, in pictures of so much noise. Made in three CPU minutes at first use, then kept."""
+    grain = "" if noise == scenes.NOISE else f"-noise-{noise:g}"
+    place = cache_folder() / f"glimpse-{VERSION}-{seed}-{split}-{count}{grain}"
     if (place / "config.json").is_file():
         return place
     print(f"making the small vision-language model (seed {seed}, {count} demonstrations), once: three CPU minutes")
-    how = Schooling(seed=seed)
+    how = Schooling(seed=seed, grain=noise)
     model = new_model(seed).train()
     with torch.random.fork_rng():
         torch.manual_seed(seed_of("dropout", seed))
         learn_to_see(model, how)
-        learn_answers(model, naming_items(4000, seed), how, how.naming)
+        learn_answers(model, naming_items(4000, seed, noise), how, how.naming)
         if count:
-            demos, shown = demonstrated(count, seed, split)
-            roles = role_items(demos, shown, seed)
+            demos, shown = demonstrated(count, seed, split, noise)
+            roles = role_items(demos, shown, seed, noise=noise)
             learn_answers(model, demos, how, how.answering, also=roles, share=how.roles, split=split)
     quiet()
     with TemporaryDirectory(dir=place.parent) as temporary:
