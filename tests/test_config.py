@@ -149,7 +149,7 @@ def test_what_a_recipe_fixes_is_refused_in_a_line_on_the_command_line_and_in_pyt
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_recipe_without_a_policy_gradient_offers_none(name: str) -> None:
-    imitates = {"vlm/raft", "vlm/sft", "vlm/mstar", "vlm/self_rewarding", "vlm/tt_si"}
+    imitates = {"vlm/raft", "vlm/sft", "vlm/mstar", "vlm/self_rewarding", "vlm/cream", "vlm/temporal", "vlm/tt_si"}
     imitates |= {"vla/raft", "vla/more_imitation"}
     others = {f"diffusion/{each}" for each in ("prdp", "d3po", "dpo", "nft", "raft", "alignprop", "draft", "refl")}
     fixes = {"objective", "advantage", "clip_low", "clip_high", "std_floor"} <= fixed(KINDS[name])
