@@ -4,6 +4,7 @@ makes other weights, by more than a thousandth of the update, and moves what it 
 from __future__ import annotations
 
 import functools
+import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,11 @@ from torch import Tensor
 from autotelic.envs.toys import scenes
 from autotelic.errors import UsageError
 from autotelic.recipes import find_recipe
+from autotelic.trainers.actors import Demonstrations
 from autotelic.trainers.scoring import score
+from autotelic.types import Rollout
+from autotelic.vlm.policy import TokenPolicy
+from autotelic.vlm.small.glimpse_training import corrupted
 
 from .small_speaking import teach_quickly
 
@@ -46,26 +51,41 @@ class Learned:
 
 
 @functools.cache
-def learned(recipe: str, rounds: int = 1, **flags: Any) -> Learned:
-    """Rounds of a recipe as the loop plays them, without a gate."""
+def learned(recipe: str, rounds: int = 1, recorded: bool = True, **flags: Any) -> Learned:
+    """Rounds of a recipe as the loop plays them, without a gate, on ``answers`` or on what its actor says."""
     module = find_recipe(recipe).load()
-    given = {"tasks_per_step": 14, "group_size": 4, "lr": 3e-3, "seed": 3, "gate": "none", "trackers": ()}
+    given = {"tasks_per_step": 28, "group_size": 4, "lr": 3e-4, "seed": 3, "gate": "none", "trackers": ()}
     experiment = module.build(module.Config.tiny(max_steps=rounds, **given | flags), None)
-    stages = experiment.stages
-    policy = stages[0].actor.bare()
+    policy = experiment.stages[0].actor.bare()
     start = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
-    said, metrics, iteration = [], [], 0
-    for stage in stages:
+    said, metrics = [], []
+    for stage in experiment.stages:
         for _ in range(stage.steps):
-            tasks = stage.curriculum.sample(stage.tasks_per_step)
-            rollouts = stage.actor.act(tasks, stage.group_size, key=(3, iteration), **stage.sampling)
+            if recorded and not isinstance(stage.actor, Demonstrations):
+                rollouts = answers(policy, len(metrics))
+            else:
+                tasks, key = stage.curriculum.sample(stage.tasks_per_step), (3, len(metrics))
+                rollouts = stage.actor.act(tasks, stage.group_size, key=key, **stage.sampling)
             told = dict(score(rollouts, stage.reward))
             for learner in stage.learners.values():
                 told |= learner.update(rollouts)
             said += [str(rollout.output) for rollout in rollouts]
             metrics.append(told)
-            iteration += 1
     return Learned(start, {name: tensor.clone() for name, tensor in policy.state_dict().items()}, said, metrics)
+
+
+def answers(policy: TokenPolicy, round_: int) -> list[Rollout]:
+    """Four answers to each of 28 questions as if the policy had given them: one is right, three have a mistake."""
+    draw = random.Random(round_)
+    drawn = [item for kind in scenes.TYPES for item in scenes.questions(kind, 4, f"recorded {round_}")]
+    tasks = scenes.tasks(drawn, f"recorded-{round_}", labels=False, known=False)
+    right = [str(scenes.answer(*item)) for item in drawn]
+    said = [[answer, *(corrupted(answer, draw) for _ in range(3))] for answer in right]
+    rollouts = policy.encode([task for task in tasks for _ in range(4)], [text for texts in said for text in texts])
+    log_probs = policy.evaluate_actions(policy.collate(rollouts)).log_probs
+    for rollout, row in zip(rollouts, log_probs, strict=True):
+        rollout.log_probs = row[: len(rollout.mask)].detach() * rollout.mask
+    return rollouts
 
 
 def distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
@@ -73,74 +93,82 @@ def distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
 
 
 def assert_apart(one: Learned, other: Learned) -> None:
-    update = distance(one.start, one.end)
-    assert update > 0 and distance(one.start, other.start) == 0
-    assert distance(one.end, other.end) > 1e-3 * update
+    update, started, apart = (
+        distance(*ends) for ends in ((one.start, one.end), (one.start, other.start), (one.end, other.end))
+    )
+    assert started == 0 and 0 < 1e-3 * update < apart
 
 
 # --- self-rewarding --------------------------------------------------------------------------------
 
 RUNS = {"minibatches": 4, "epochs": 2}
+DPO = ["vlm/self_rewarding", "vlm/cream", "vlm/temporal"]
 
 
-@pytest.mark.parametrize("recipe", ["vlm/self_rewarding", "vlm/cream", "vlm/temporal"])
+def run(recipe: str, **flags: Any) -> Learned:
+    """Pairs of several times have to be sampled, the others are of recorded answers."""
+    return learned(recipe, recorded=recipe != "vlm/temporal", **flags)
+
+
+@pytest.mark.parametrize("recipe", DPO)
 def test_a_round_is_a_dpo_run_of_several_steps_from_its_own_opening(recipe: str) -> None:
     """In the first step the margin to the policy of the round's opening is 0, in later ones it is not."""
-    run, single = learned(recipe, **RUNS), learned(recipe, minibatches=1)
+    several, single = run(recipe, **RUNS), run(recipe, minibatches=1)
     assert single.mean("objective/margin") == pytest.approx(0.0, abs=1e-5)
-    assert run.mean("objective/margin") > 1e-3 and run.mean("objective/accuracy") > 0.5
-    assert_apart(run, single)
-    assert "anchors/weight" not in run.metrics[0], "no demonstration is replayed"
-    again = learned(recipe, rounds=2, **RUNS)
-    first = again.metrics[1]["objective/margin"]
-    assert first < 3 * run.mean("objective/margin"), "the second round is measured from its own opening"
+    assert abs(several.mean("objective/margin")) > 1e-3
+    assert_apart(several, single)
+    assert "anchors/weight" not in several.metrics[0], "no demonstration is replayed"
+    second = run(recipe, rounds=2, minibatches=1).metrics[1]
+    assert second["objective/margin"] == pytest.approx(0.0, abs=1e-5), "the next round has an opening of its own"
 
 
-@pytest.mark.parametrize("recipe", ["vlm/self_rewarding", "vlm/cream", "vlm/temporal"])
+@pytest.mark.parametrize("recipe", DPO)
 def test_beta_holds_the_policy_to_the_rounds_opening(recipe: str) -> None:
-    loose, held = (learned(recipe, beta=beta, **RUNS) for beta in (0.1, 5.0))
+    loose, held = (run(recipe, beta=beta, **RUNS) for beta in (0.1, 2.0))
     assert_apart(loose, held)
-    assert loose.said == held.said and held.mean("objective/margin") != loose.mean("objective/margin")
+    assert abs(held.mean("objective/margin")) > abs(loose.mean("objective/margin")) > 0
 
 
 @pytest.mark.parametrize("recipe", ["vlm/self_rewarding", "vlm/temporal"])
 def test_the_ranker_is_the_model_itself_unless_it_is_told_to_look(recipe: str) -> None:
-    asking, looking = (learned(recipe, ranker=ranker, **RUNS) for ranker in ("asking", "looking"))
+    asking, looking = (run(recipe, ranker=ranker, **RUNS) for ranker in ("asking", "looking"))
     assert_apart(asking, looking)
     assert asking.mean("reward") != looking.mean("reward")
 
 
-def test_the_judge_is_the_policy_that_opened_the_round() -> None:
+@pytest.mark.parametrize(("ranker", "same"), [("asking", False), ("looking", True)])
+def test_the_judge_is_the_policy_that_opened_the_round(ranker: str, same: bool) -> None:
     """After a round the same answers are judged by other weights; a second look stays as it was."""
     module = find_recipe("vlm/self_rewarding").load()
-    for ranker, same in (("asking", False), ("looking", True)):
-        config = module.Config.tiny(seed=3, gate="none", trackers=(), ranker=ranker, lr=3e-3, tasks_per_step=14)
-        (stage,) = module.build(config, None).stages
-        rollouts = stage.actor.act(stage.curriculum.sample(14), 4, key=(1,))
-        score(rollouts, stage.reward)
-        before = [rollout.scores["total"] for rollout in rollouts]
-        for learner in stage.learners.values():
-            learner.update(rollouts)
-        score(rollouts, stage.reward)
-        assert (before == [rollout.scores["total"] for rollout in rollouts]) == same
+    config = module.Config.tiny(seed=3, gate="none", trackers=(), ranker=ranker, lr=3e-4)
+    (stage,) = module.build(config, None).stages
+    rollouts = answers(stage.actor.bare(), 0)
+    score(rollouts, stage.reward)
+    before = [rollout.scores["total"] for rollout in rollouts]
+    for learner in stage.learners.values():
+        learner.update(rollouts)
+    score(rollouts, stage.reward)
+    assert (before == [rollout.scores["total"] for rollout in rollouts]) == same
 
 
 def test_the_future_chooses() -> None:
-    guided, present = (learned("vlm/temporal", future=future, ranker="looking", **RUNS) for future in (True, False))
+    guided, present = (run("vlm/temporal", future=future, **RUNS) for future in (True, False))
     assert_apart(guided, present)
-    assert guided.said != present.said and guided.mean("reward") >= present.mean("reward")
+    assert guided.said != present.said and guided.mean("reward") > present.mean("reward")
 
 
 # --- CREAM -----------------------------------------------------------------------------------------
 
 
 def test_consistency_softens_and_lies_where_the_paper_has_it() -> None:
-    soft, hard = (learned("vlm/cream", rounds=2, soften=soften, **RUNS) for soften in (True, False))
+    """Sampled at a temperature at which this hardly taught model gives as many equal answers as the default one at 1."""
+    how = {"rounds": 2, "recorded": False, "temperature": 0.1, **RUNS}
+    soft, hard = (learned("vlm/cream", soften=soften, **how) for soften in (True, False))
     assert all(0.55 < row["cream/consistency"] < 0.97 for row in soft.metrics), soft.metrics
     assert soft.metrics[0]["objective/label"] == pytest.approx(soft.metrics[0]["cream/consistency"], abs=1e-5)
     assert hard.mean("objective/label") == 1.0
     assert_apart(soft, hard)
-    assert soft.mean("objective/margin") < hard.mean("objective/margin")
+    assert soft.metrics[0]["objective/margin"] < hard.metrics[0]["objective/margin"]
 
 
 @pytest.mark.parametrize("flags", [{"label": "question"}, {"agreement": "extremes"}, {"imitation_steps": 3}])
@@ -150,33 +178,47 @@ def test_what_consistency_is_matters(flags: dict[str, Any]) -> None:
     if "imitation_steps" in flags:
         assert len(other.metrics) == 2 and "objective/margin" not in other.metrics[0]
     else:
-        assert plain.said == other.said and plain.mean("objective/label") != other.mean("objective/label")
+        assert plain.mean("objective/label") != other.mean("objective/label")
 
 
 # --- self-critique ---------------------------------------------------------------------------------
 
 
 def test_what_is_made_of_a_second_look_matters() -> None:
-    ways: list[dict[str, Any]] = [{"learn": learn} for learn in ("standing", "solver", "outcome", "process")]
+    ways = [{"learn": learn} for learn in ("standing", "solver", "outcome", "process")]
     ways.append({"learn": "outcome", "critic": "asking"})
-    runs = [learned("vlm/self_critique", **way) for way in ways]
+    runs = [learned("vlm/self_critique", recorded=False, **way) for way in ways]
     for row, one in enumerate(runs):
         for other in runs[row + 1 :]:
             assert_apart(one, other)
-    assert runs[2].said == runs[4].said and runs[2].mean("reward") != runs[4].mean("reward")
+    assert len({one.mean("reward") for one in runs[2:]}) == 3
+    assert "anchors/weight" not in runs[0].metrics[0], "no demonstration is replayed"
 
 
 @pytest.mark.parametrize(
     "flags", [{"outcome": 0.0}, {"gamma": 0.0}, {"confidence": 0.0}, {"kappa": 0.0}, {"repair_cost": 1.0}]
 )
 def test_weights_of_the_steps_matter(flags: dict[str, float]) -> None:
-    plain, other = (learned("vlm/self_critique", learn="process", **more) for more in ({}, flags))
+    plain, other = (learned("vlm/self_critique", learn="process", minibatches=4, **more) for more in ({}, flags))
     assert_apart(plain, other)
     assert plain.mean("reward") != other.mean("reward")
 
 
+def test_the_solver_answers_by_what_is_read_and_the_policy_learns_to() -> None:
+    module = find_recipe("vlm/self_critique").load()
+    config = module.Config.tiny(seed=3, gate="none", trackers=(), learn="solver", tasks_per_step=28, noise=70.0)
+    (stage,) = module.build(config, None).stages
+    tasks = stage.curriculum.sample(28)
+    rollouts = stage.actor.act(tasks, 4, key=(1,))
+    seen = dict(zip((task.id for task in tasks), stage.actor.eyes([task.images[0] for task in tasks]), strict=True))
+    assert 0 < len(rollouts) <= 28
+    for rollout in rollouts:
+        question = scenes.Question.parse(str(rollout.task.prompt))
+        assert str(rollout.output) == str(scenes.answer(question, seen[rollout.task.id]))
+
+
 def test_a_noisy_world_has_a_start_of_its_own_and_refuses_what_has_no_such_pictures(tmp_path: Path) -> None:
-    clear, noisy = learned("vlm/self_critique"), learned("vlm/self_critique", noise=70.0)
+    clear, noisy = (learned("vlm/self_critique", recorded=False, noise=noise) for noise in (12.0, 70.0))
     assert distance(clear.start, noisy.start) > 0
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "what is p3", "answer": "red_disc"}\n')

@@ -1,28 +1,22 @@
 """Agents solve questions, criticise each other's solutions and score them, and learn from what the others said of them.
 
 Paper: CoMAS (arXiv:2510.08529).
-
-Faithful, checked against the paper's formulas as notes on it quote them, and against the published code by way of a
-fork (wt-2048/comas at 4092f80: its prompts, rewards, clip, temperature, two references): m rounds with agents drawn
-uniformly; n critics that look for flaws; a scorer of every solution and critique, tau in 1..3, which nobody hears;
-r = (tau - 1) / 2 for the solution, 1 - r for the critique, 0 or -1 for the scorer; for every agent a buffer of all that
-it did in any role, A_t = r - beta sum_{>= t} ln pi / pi_ref normalised over all its tokens (REINFORCE++), PPO's clip.
-
+Faithful: m rounds with agents drawn uniformly; n critics that look for flaws; a scorer of every solution and critique,
+tau in 1..3, which nobody hears; r = (tau - 1) / 2 for the solution, 1 - r for the critique, 0 or -1 for the scorer; for
+every agent a buffer of all that it did in any role, A_t = r - beta sum_{>= t} ln pi / pi_ref normalised over all its
+tokens (REINFORCE++), PPO's clip. Checked against the paper's formulas as notes on it quote them, and read beside the
+published code by way of a fork (wt-2048/comas at 4092f80: its prompts, rewards, clip, temperature, two references).
 Left out: the paper's data and its four 3B models.
-
 Differs: a grade that cannot be read pays solution and critique nothing instead of 0 (they are not learned from). The
 paper's text is followed where the code differs from it: there every agent solves at once in 2 rounds, hears 2
 discussions of the round before, drawn at random, and critics hear none. Two epochs, so that the clip acts. Losses are
 means over an agent's tokens. The small default model speaks its own few words (``discussion.SmallRoles``): a critic has
 only a verdict, no argument. beta and lr are ours; the paper's beta is not known to us.
-
-Label account: training reads no label; the default start has imitated 150 traced demonstrations, which are not
-replayed; the gate compares views and reads none.
-
+Labels: training reads none; the default start has imitated 150 traced demonstrations, which are not replayed; the gate
+compares views and reads none.
 Expected: tables of logits whose verdicts are right with q = .8 gain .32 in accuracy (95 % interval .23 to .40 over
-five seeds), with q = .5 nothing (.01, -.08 to .11; benchmarks/comas.json). The default model does not gain: asked to
-check, it tells right from wrong at chance. On the one seed tried it fell from 51.7 to 48.6 % with the gate, to 44.3 %
-without (docs/results.md).
+five seeds), with q = .5 nothing (.01, -.08 to .11; benchmarks/comas.json). The default model is not measured yet on
+what is held out by content; asked to check, it tells right from wrong at chance.
 """
 
 from __future__ import annotations
