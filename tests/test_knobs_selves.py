@@ -161,7 +161,7 @@ def test_the_future_chooses() -> None:
 
 
 def test_consistency_softens_and_lies_where_the_paper_has_it() -> None:
-    """Sampled at a temperature at which this hardly taught model gives as many equal answers as the default one at 1."""
+    """Sampled at a temperature at which this hardly taught model repeats itself as much as the default one at 1."""
     how = {"rounds": 2, "recorded": False, "temperature": 0.1, **RUNS}
     soft, hard = (learned("vlm/cream", soften=soften, **how) for soften in (True, False))
     assert all(0.55 < row["cream/consistency"] < 0.97 for row in soft.metrics), soft.metrics
