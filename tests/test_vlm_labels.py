@@ -34,7 +34,7 @@ ACCOUNTS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "sft": ({}, [f"{SHOWN}, imitated in training"]),
     "sft of answers": (
         {"target": "answers"},
-        ["answers of training questions, imitated", f"{SHOWN}, replayed after a repair by the gate"],
+        [f"{SHOWN}, replayed after a repair by the gate", "answers of training questions, imitated"],
     ),
 }
 

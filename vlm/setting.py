@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -183,7 +183,8 @@ class Setting(shared.Setting):
 
     Attributes:
         labelled: whether training questions carry their answers.
-        rules: whether the small world's own rules judge what is learned from.
+        imitated: when training imitates demonstrations, in words.
+        reads: what else training reads that is a label, or stands for one, in words.
     """
 
     config: LanguageConfig
@@ -194,7 +195,8 @@ class Setting(shared.Setting):
     trained_by: RewardFunction | None = None
     planned: int | None = None
     labelled: bool = True
-    rules: bool = False
+    imitated: list[str] = field(default_factory=list)
+    reads: list[str] = field(default_factory=list)
     repair_lr: ClassVar[float] = 0.5
 
     @property
@@ -250,7 +252,7 @@ class Setting(shared.Setting):
                 "a second look at cells is known for the default model in its small world alone; without labels any "
                 "model can learn by vlm/self_critique, vlm/evol_rl or vlm/ttrl"
             )
-        self.rules = True
+        self.reads.append("the small world's own rules, on cells as the start reads them")
         return OwnEyes(self.start.module)  # type: ignore[arg-type]
 
     def described(self) -> dict[str, str]:
@@ -274,6 +276,8 @@ class Setting(shared.Setting):
         config = self.config
         if not self.encoded or not (self.labelled or config.sft_coef):  # nor does a repair turn to labels
             return None
+        if config.sft_coef or config.gate != "none":
+            self.imitated.append("replayed in every step" if config.sft_coef else "replayed after a repair by the gate")
         return AnchorSet(self.encoded, WeightedImitation(), weight=config.sft_coef, size=config.sft_batch_size)
 
     def learner(

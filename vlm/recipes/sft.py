@@ -66,6 +66,10 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     setting = start(config, folder, labels=labels)
     if not labels and not setting.encoded:
         raise UsageError("there are no demonstrations to imitate: give rows a demonstration, or --target answers")
+    if labels:
+        setting.reads.append("answers of training questions, imitated")
+    else:
+        setting.imitated.append("imitated in training")
     size = setting.config.batch_size or 1
     actor: Any = Labels(setting.policy) if labels else Demonstrations(setting.policy, setting.encoded, size)
     learner = setting.learner(WeightedImitation(), dropout=True, rollouts=size)
