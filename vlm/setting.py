@@ -393,6 +393,7 @@ def start(config: LanguageConfig, folder: RunFolder | None = None, *, labels: bo
     from ..trainers.data import remember
     from ..trainers.distributed import is_main
     from ..trainers.precision import settle
+    from .demonstrations import encoded
     from .rows import decode
 
     settle(config, is_small(config))
@@ -419,7 +420,7 @@ def start(config: LanguageConfig, folder: RunFolder | None = None, *, labels: bo
         policy.check_tasks(list(own.everything()))
     questions = own or ask(config, policy, labels)
     planned = None if plan is None else plan.total
-    made = config, policy, policy.fork("start"), questions, _encoded(config, policy, questions)
+    made = config, policy, policy.fork("start"), questions, encoded(config, policy, questions)
     return Setting(*made, planned=planned, labelled=labels)
 
 
@@ -585,21 +586,3 @@ def ask(config: LanguageConfig, policy: TokenPolicy, labels: bool) -> Questions:
         offset=config.eval_offset,
     )
     return asked if is_small(config) or not policy.renderer.sees else questions.explained(asked)
-
-
-def _encoded(config: LanguageConfig, policy: TokenPolicy, questions: Questions) -> list[Rollout]:
-    """Demonstrations as rollouts; those of the small world in many views, each with its scene for people to see."""
-    from ..types import Task
-
-    if questions.small_world and config.demonstrations:
-        from .small.glimpse_training import all_views, demonstrated
-
-        items, _ = demonstrated(config.demonstrations, config.seed, config.split, config.noise)
-        shown = all_views(items, config.seed, config.split)
-        tasks = [Task(f"demonstration/{i}", item.prompt, (item.picture,)) for i, item in enumerate(shown)]
-        rollouts: list[Rollout] = policy.encode(tasks, [item.answer for item in shown])
-        for rollout, item in zip(rollouts, shown, strict=True):
-            rollout.info["scene"] = item.scene
-        return rollouts
-    pairs = questions.demonstrations
-    return policy.encode([task for task, _ in pairs], [said for _, said in pairs])
