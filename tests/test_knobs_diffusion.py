@@ -123,6 +123,7 @@ LEARNING: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "raft sft_coef": ({}, {"sft_coef": 1.0}),
     "dpo beta": ({}, {"beta": 50.0}),
     "dpo forward_draws": ({}, {"forward_draws": 1}),
+    "d3po minibatches": ({}, {"minibatches": 1}),
     "d3po beta": ({"ratio_clip": None}, {"beta": 500.0}),
     "d3po ratio_clip": ({"lr": 0.1, "ratio_clip": 1e-3}, {"ratio_clip": None}),
     "alignprop truncation": ({"last_steps": 2}, {"truncation": "fixed"}),

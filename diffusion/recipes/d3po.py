@@ -6,8 +6,8 @@ model; log-ratios to the start are means over the latent, their ratios are clamp
 mean, and a prompt's pictures begin at the same noise. Checked against the released code (yk7333/d3po 40d3175) by
 running its lines and ours on the same tensors; tests/test_objectives_of_pictures.py has numbers by hand.
 Left out: people. A reward stands in for who prefers: the best and the worst picture of each prompt.
-Differs: two of a group are compared, where the code draws two. Its learning rate is 3e-5 on SD 1.5; the small
-default's is that of all recipes.
+Differs: two of a group are compared, where the code draws two; a round is four gradient steps, there one for each
+pair. Its learning rate is 3e-5 on SD 1.5; the small default's is that of all recipes.
 Labels: the reward's: in the small world by default a classifier learned from true renders of every caption; the
 gate's there: true renders of the captions that it looks at; the start, whose pretraining drew all captions.
 Expected: not measured yet.
@@ -15,8 +15,9 @@ Expected: not measured yet.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from ...trainers.config import POLICY_GRADIENT
 from ...trainers.ranges import Positive, Range
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 class Config(DiffusionConfig):
     """Numbers without a source are not tuned."""
 
+    SMALL: ClassVar[Mapping[str, Any]] = {"minibatches": 4}
+    LOADED: ClassVar[Mapping[str, Any]] = {"minibatches": 4}
     FIXED: ClassVar[tuple[str, ...]] = (*POLICY_GRADIENT, "reference", "kl_coef")
 
     beta: Positive = 0.1
