@@ -101,8 +101,7 @@ def far_from(start: Policy, stage: Stage, seed: int) -> float | None:
         start: a copy of the stage's bare policy from before anything was learned.
     """
     policy: Any = stage.actor.bare()
-    capabilities: frozenset[str] = getattr(policy, "capabilities", frozenset())
-    if not capabilities & {"exact", "composite"}:
+    if not isinstance(policy, Policy) or not policy.capabilities & {"exact", "composite"}:
         return None
     options = {name: value for name, value in stage.sampling.items() if name == "temperature"}
     with stage.guard(), torch.no_grad():
