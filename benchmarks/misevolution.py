@@ -2,7 +2,7 @@
 
     python benchmarks/misevolution.py [--quick] [--json FILE] [--faulty 60] [--healthy 300] [--rounds 36]
 
-A small table spells words of two categories and goes on learning by GRPO, with the real loop, a gate of 60 frozen
+A small table spells words of two categories and goes on learning by Dr.GRPO, with the real loop, a gate of 60 frozen
 probes per category (non-inferiority, margin .1) and the alarms of every run. Planted:
 
   leak      a probe of the gate stands among the training questions
@@ -37,7 +37,7 @@ from autotelic.families import of_family
 from autotelic.rewards.text.consensus import MajorityVote
 from autotelic.splitting import assert_disjoint
 from autotelic.statistics import wilson
-from autotelic.trainers.advantages import grpo
+from autotelic.trainers.advantages import dr_grpo
 from autotelic.trainers.curricula import Uniform
 from autotelic.trainers.gates import NonInferiority
 from autotelic.trainers.learner import Optimisation, PolicyLearner
@@ -50,7 +50,7 @@ sys.path.insert(0, str(ROOT))
 
 from tests.toys import TokenToy
 
-CATEGORIES, EACH, PROBES, FRESH, MARGIN = ("plain", "hard"), 2, 60, 200, 0.1
+CATEGORIES, EACH, PROBES, FRESH, MARGIN = ("plain", "hard"), 2, 60, 600, 0.1
 FAULTS = ("leak", "length", "verifier", "majority", "drift")
 FILLER, BUG = 3, 2
 """Tokens: one that no word has, and one that the faulty verifier takes for right at the beginning."""
@@ -178,7 +178,7 @@ def trained_run(
     """Learn in a folder that is gone afterwards but for what was read of it."""
     lr = 0.03 if fault == "drift" else 0.12
     learner = PolicyLearner(
-        policy, PPOClip() - 0.05 * Entropy(), Optimisation(lr=lr, seed=number, repair_lr=0.5), advantage=grpo()
+        policy, PPOClip() - 0.1 * Entropy(), Optimisation(lr=lr, seed=number, repair_lr=0.5), advantage=dr_grpo()
     )
     sources = {category: partial(world.task, category=category, kind="train") for category in CATEGORIES}
     reward = reward_of(fault, world)

@@ -62,7 +62,7 @@ class LanguageConfig(RunConfig):
     RUNTIME: ClassVar[tuple[str, ...]] = ("sample_tokens", "micro_batch_tokens")
     start_fields: ClassVar[tuple[str, ...]] = (
         *("model", "seed", "lora_rank", "lora_alpha", "renderer", "chat", "freeze_vision", "dtype"),
-        *("data", "eval_data", "split", "demonstrations"),
+        *("data", "eval_data", "split", "demonstrations", "noise"),
     )
     """What the weights at the start, and what is asked of them, depend on: runs that agree in them are comparable."""
     TINY: ClassVar[Mapping[str, Any]] = {
