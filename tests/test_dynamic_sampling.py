@@ -75,7 +75,13 @@ def test_a_round_is_filled_by_as_many_tasks_as_are_missing() -> None:
     assert asked == [(4, 0), (2, 4), (1, 6)]
     assert [t.id for t in tasks] == ["1/0", "1/1", "1/2", "1/3", "2/0", "2/1", "3/0"] and len(drawn) == 14
     assert [r.task.id for r in kept] == [name for name in ("1/0", "1/3", "2/1", "3/0") for _ in range(2)]
-    assert told == {"reward": 1.0, "dynamic/kept": 4 / 7, "dynamic/batches": 3.0, "dynamic/missing": 0.0}
+    assert told == {
+        "reward": 1.0,
+        "dynamic/kept": 4 / 7,
+        "dynamic/drawn": 7.0,
+        "dynamic/batches": 3.0,
+        "dynamic/missing": 0.0,
+    }
     assert all((r.info.get("abs_advantage") == 0.0) == (r not in kept) for r in drawn)
 
 

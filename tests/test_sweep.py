@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from autotelic import sweep
 from autotelic.errors import UsageError
 from autotelic.recipes import find_recipe
-from autotelic.sweep import Job, Results, Sweep, dump, words_of
+from autotelic.sweep import Job, Results, Sweep, attempts, dump, words_of
 from autotelic.trainers.loop import train
 from autotelic.trainers.runs import checkpoint
 from autotelic.trainers.runs.run_folder import RunFolder
@@ -144,6 +145,12 @@ def test_results_survive_json(done: tuple[Sweep, Results]) -> None:
     text = dump(results.to_json())
     assert Results.from_json(json.loads(text)) == results
     assert max(len(line) for line in text.splitlines()) > 30, "every outcome has a line of its own"
+
+
+def test_draws_that_fill_a_round_count_as_rollouts() -> None:
+    stages = [SimpleNamespace(tasks_per_step=count, group_size=8, steps=2) for count in (4, 1)]
+    rows: list[dict[str, float]] = [{}, {"dynamic/drawn": 11.0}, {"dynamic/drawn": 2.0}]
+    assert attempts(stages, rows) == 32 + 11 * 8 + 2 * 8, "the last round was not done"
 
 
 # --- bad input -----------------------------------------------------------------

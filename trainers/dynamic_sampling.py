@@ -60,7 +60,7 @@ class DynamicSampling:
         Returns:
             All tasks that were drawn; this process's rollouts that are kept, and all of them; the metrics of the first
             draw, whose scores are those of the curriculum's tasks as they come, with "dynamic/kept" (share of the drawn
-            groups), "dynamic/batches" and "dynamic/missing" (groups that the round lacks).
+            groups), "dynamic/drawn" (groups), "dynamic/batches" and "dynamic/missing" (groups that the round lacks).
         """
         tasks, rollouts, metrics = attempt(wanted, [])
         kept, drawn, batches = self.kept(rollouts), _groups(rollouts), 1
@@ -74,6 +74,7 @@ class DynamicSampling:
             if id(rollout) not in learned_from:
                 rollout.info["abs_advantage"] = 0.0
         told = {"kept": (full - missing) / max(1, drawn), "batches": float(batches), "missing": float(max(0, missing))}
+        told["drawn"] = float(drawn)
         return tasks, kept, rollouts, metrics | {f"dynamic/{name}": value for name, value in told.items()}
 
 

@@ -95,8 +95,7 @@ class Job:
                 with suppress(Diverged):  # config.json says so
                     train(experiment, folder, resume=bool(folder.checkpoints()))
                 folder.describe(divergence=far_from(start, last, experiment.seed))
-            attempts = [s.tasks_per_step * s.group_size for s in experiment.stages for _ in range(s.steps)]
-            folder.describe(rollouts=sum(attempts[: len(folder.metrics())]))
+            folder.describe(rollouts=attempts(experiment.stages, folder.metrics()))
             write_report(folder)
 
     @contextmanager
@@ -164,6 +163,13 @@ class Job:
             if not folder.checkpoints():  # nothing was trained; the flags may be mended
                 shutil.rmtree(self.path)
             raise UsageError(f"{self.arm}, seed {self.seed}: {' '.join(str(error).split())}") from error
+
+
+def attempts(stages: Sequence[Any], metrics: Sequence[Mapping[str, float]]) -> int:
+    """Rollouts of the rounds that were done; where groups are filtered and refilled, of every draw."""
+    rounds = [stage for stage in stages for _ in range(stage.steps)]
+    pairs = zip(rounds, metrics, strict=False)
+    return sum(int(row.get("dynamic/drawn", stage.tasks_per_step)) * stage.group_size for stage, row in pairs)
 
 
 def start_fields(config: Any) -> tuple[str, ...]:

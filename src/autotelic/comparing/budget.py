@@ -10,13 +10,14 @@ import math
 import re
 import statistics
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ..errors import UsageError
 from ..families import families_of
-from ..sweep import Job
+from ..sweep import Job, attempts
 
 Kind = Literal["seconds", "queries", "steps", "own"]
 ROUNDS = 5
@@ -115,7 +116,7 @@ def calibrate(job: Job) -> Cost:
             setup = (experiment.cpu_clock() - began[0], time.perf_counter() - began[1])
             quiet = replace(experiment, evaluate=lambda actor: {}, evaluate_every=0, finish=lambda folder: None)
             train(quiet, folder)
-            stage = experiment.stages[0]
+            stages = experiment.stages
     wall = torch.cuda.is_available()
     rows, looks = folder.metrics(), {record["iteration"] for record in folder.read("gate")}
     spent = [(row["iteration"] in looks, row["time/wall" if wall else "time/cpu"]) for row in rows]
@@ -129,13 +130,13 @@ def calibrate(job: Job) -> Cost:
         setup=round(setup[wall], 4),
         round=round(max(each, 1e-6), 6),
         look=round(look, 4),
-        gate_every=max(1, int(stage.gate_every)),
-        queries=_judged(rows, stage),
+        gate_every=max(1, int(stages[0].gate_every)),
+        queries=_judged(rows, stages),
     )
 
 
-def _judged(rows: list[dict[str, Any]], stage: Any) -> float:
+def _judged(rows: Sequence[Mapping[str, float]], stages: Sequence[Any]) -> float:
     """Rollouts judged per round: as the run counts, or else as asked for; none where the reward reads nothing."""
-    if not families_of(stage.reward):
+    if not families_of(stages[0].reward):
         return 0.0
-    return float(rows[-1]["queries"] / len(rows)) if "queries" in rows[-1] else stage.tasks_per_step * stage.group_size
+    return (rows[-1]["queries"] if "queries" in rows[-1] else attempts(stages, rows)) / len(rows)
