@@ -62,7 +62,7 @@ def learned(recipe: str, rounds: int = 1, recorded: bool = True, **flags: Any) -
     for stage in experiment.stages:
         for _ in range(stage.steps):
             if recorded and not isinstance(stage.actor, Demonstrations):
-                rollouts = answers(policy, len(metrics))
+                rollouts = answers(policy, len(metrics), labels=recipe == "vlm/mstar")
             else:
                 tasks, key = stage.curriculum.sample(stage.tasks_per_step), (3, len(metrics))
                 rollouts = stage.actor.act(tasks, stage.group_size, key=key, **stage.sampling)
@@ -74,11 +74,11 @@ def learned(recipe: str, rounds: int = 1, recorded: bool = True, **flags: Any) -
     return Learned(start, {name: tensor.clone() for name, tensor in policy.state_dict().items()}, said, metrics)
 
 
-def answers(policy: TokenPolicy, round_: int) -> list[Rollout]:
+def answers(policy: TokenPolicy, round_: int, labels: bool = False) -> list[Rollout]:
     """Four answers to each of 28 questions as if the policy had given them: one is right, three have a mistake."""
     draw = random.Random(round_)
     drawn = [item for kind in scenes.TYPES for item in scenes.questions(kind, 4, f"recorded {round_}")]
-    tasks = scenes.tasks(drawn, f"recorded-{round_}", labels=False, known=False)
+    tasks = scenes.tasks(drawn, f"recorded-{round_}", labels=labels, known=False)
     right = [str(scenes.answer(*item)) for item in drawn]
     said = [[answer, *(corrupted(answer, draw) for _ in range(3))] for answer in right]
     rollouts = policy.encode([task for task in tasks for _ in range(4)], [text for texts in said for text in texts])
@@ -229,3 +229,26 @@ def test_a_noisy_world_has_a_start_of_its_own_and_refuses_what_has_no_such_pictu
     ):
         with pytest.raises(UsageError, match=said):
             learned("vlm/self_critique", **flags)
+
+
+# --- M-STaR and ViPER ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flags", [{"process": False}, {"keep": 1}])
+def test_which_right_answers_are_imitated_matters(flags: dict[str, Any]) -> None:
+    plain, other = learned("vlm/mstar", sft_coef=0.0), learned("vlm/mstar", sft_coef=0.0, **flags)
+    assert_apart(plain, other)
+    if "process" in flags:
+        assert plain.mean("reward") < other.mean("reward"), "unsound steps cost something"
+    else:
+        assert plain.mean("objective/loss") != other.mean("objective/loss")
+
+
+@pytest.mark.parametrize("flags", [{"form": 1.0}, {"stages": "captions"}, {"clip_low": 0.01, "clip_high": 0.01}])
+def test_what_pays_a_caption_and_how_far_it_moves_matters(flags: dict[str, Any]) -> None:
+    how: dict[str, Any] = {"rounds": 2, "recorded": False, "lr": 3e-3, "minibatches": 2, "epochs": 2}
+    plain, other = learned("vlm/viper", **how), learned("vlm/viper", **how, **flags)
+    assert_apart(plain, other)
+    assert plain.mean("objective/clip_fraction") > 0 and "anchors/weight" not in plain.metrics[0]
+    name = "objective/clip_fraction" if "clip_low" in flags else "reward"
+    assert plain.mean(name) != other.mean(name)
