@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class PreferenceConfig(LanguageConfig):
     """Rounds are fewer and longer than elsewhere, and no demonstration is replayed."""
 
-    SMALL: ClassVar[Mapping[str, Any]] = {"tasks_per_step": 256, "group_size": 8, "lr": 3e-4}
+    SMALL: ClassVar[Mapping[str, Any]] = {"tasks_per_step": 256, "group_size": 8, "lr": 5e-5}
     LOADED: ClassVar[Mapping[str, Any]] = {"tasks_per_step": 128, "group_size": 4}
     TINY: ClassVar[Mapping[str, Any]] = {"gate_labels": 0, "minibatches": 2}
     FIXED: ClassVar[tuple[str, ...]] = (*POLICY_GRADIENT, "rewards", "reference", "kl_coef", "live")
@@ -63,14 +63,9 @@ def judge_of(config: JudgedConfig, setting: Setting) -> Any:
     return Rereading(setting.eyes) if config.ranker == "looking" else Asking(setting.policy, live=True)
 
 
-def dpo_learner(config: PreferenceConfig, setting: Setting, prepare: Sequence[Any], **options: Any) -> Learner:
-    """A DPO run per round on the pairs that ``prepare`` makes, from the policy that opened it, which is the reference.
-
-    Args:
-        options: as of ``Setting.learner``.
-    """
+def dpo_learner(config: PreferenceConfig, setting: Setting, prepare: Sequence[Any]) -> Learner:
+    """A DPO run per round, on the pairs that ``prepare`` makes, from the policy that opened it, its reference."""
     from ..trainers.objectives import DPO
     from ..trainers.pairing import paired
 
-    anchors = setting.anchors() if config.sft_coef else None  # a repair must not bring in demonstrations
-    return setting.learner(DPO(config.beta, "proximal"), prepare=[*prepare, paired], anchors=anchors, **options)
+    return setting.learner(DPO(config.beta, "proximal"), prepare=[*prepare, paired])

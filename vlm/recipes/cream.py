@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config(PreferenceConfig):
-    """beta and the single epoch are the code's; the other numbers are chosen for the small world, and not tuned."""
+    """beta and the single epoch are the code's; the other numbers are those of vlm/self_rewarding."""
 
     SMALL: ClassVar[Mapping[str, Any]] = {"imitation_steps": 0}
     LOADED: ClassVar[Mapping[str, Any]] = {"imitation_steps": 60}
