@@ -572,10 +572,9 @@ def ask(config: LanguageConfig, policy: TokenPolicy, labels: bool) -> Questions:
     from . import questions
 
     labelled = config.gate_labels if config.gate != "none" else 0
-    ask_about: Any = questions.sums
-    if policy.renderer.sees:
-        ask_about = partial(questions.small_world, noise=config.noise)
-    elif config.noise != LanguageConfig.noise:
+    sees = policy.renderer.sees
+    ask_about: Any = partial(questions.small_world, noise=config.noise) if sees else questions.sums
+    if not sees and config.noise != LanguageConfig.noise:
         raise UsageError("--noise is of the small world's pictures, and this model does not see: leave it out")
     asked: Questions = ask_about(
         config.seed,

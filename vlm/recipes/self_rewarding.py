@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config(JudgedConfig):
-    """beta is the paper's (recalled). The default model's learning rate is of one run on another split (3e-4 undid it)."""
+    """beta is the paper's (recalled); the default model's learning rate is of one run on another split."""
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
