@@ -9,8 +9,8 @@ the reference of both runs is recalled, and beta is the usual 0.1. ``--no-future
 Left out: the supervised stage on answers and judgements before the first round, see vlm/self_rewarding.
 Differs: as in vlm/self_rewarding, a judgement is P(yes) and not a written score.
 Labels: as in vlm/self_rewarding: none but the start's own, an oracle with ``--ranker looking``.
-Expected: not measured yet; in a run on another split, without the gate, the default model fell. On forty responses with a noisy judge the pairs keep their gap, and a model's own best and
-worst do not (tests/test_vlm_pairs.py).
+Expected: not measured yet; in a run on another split, without the gate, the default model fell. On forty responses with
+a noisy judge the pairs keep their gap, and a model's own best and worst do not (tests/test_vlm_pairs.py).
 """
 
 from __future__ import annotations
