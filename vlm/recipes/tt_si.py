@@ -12,7 +12,7 @@ paper's, which were not found; for the default model they and K were chosen on s
 Labels: training reads none: pairs are the model's own, and there is no gate; the evaluation's answers alone are read.
 Expected: little. The default model went from 51.7 to 53.8 % of 420 held-out questions (+2, -1 to +5), half of them
 adapted to; at random -0.7, with K = 1 -1.7 (one run, docs/results.md, before its lessons were kept off held-out
-compositions: not measured yet since). Where it pays: the mixture of tasks of benchmarks/tt_si.json.
+compositions; not measured yet since). Where it pays: the mixture of tasks of benchmarks/tt_si.json.
 """
 
 from __future__ import annotations
