@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal, Protocol
 
@@ -32,6 +32,10 @@ Threshold = float | Mapping[str, float]
 """One for all, or each instruction's own."""
 LEAST_THRESHOLD = 0.05
 """A model that says less about a success that it was shown cannot tell when a task is done."""
+
+
+LEAST_LEFT = 0.05
+"""Least share of what was left that an advance is measured by, so that near the end it is not blown up."""
 
 
 class ProgressModel(Protocol):
@@ -138,10 +142,12 @@ class Accumulator:
             the newest minus the first (potential difference). With a pairwise model all but "milestones" and
             "mix_f" compare with the first observation.
         milestone: checks between milestones; VLAC's own use of "mix_f" has 1.
+        check: observations between checks; between them the model is not asked, and the estimate stays.
     """
 
     rule: Accumulation = "milestones"
     milestone: int = 6
+    check: int = 1
 
 
 class ProgressEstimator:
@@ -178,27 +184,35 @@ class ProgressEstimator:
         self._first: dict[int, NDArray[Any]] = {}
         self._reference: dict[int, NDArray[Any]] = {}
         self._held = dict.fromkeys(range(len(instructions)), 0.0)
+        self._checks = [0] * len(instructions)
+        self._above = [0] * len(instructions)  # checks in a row
 
     def update(self, rows: NDArray[np.int64], observations: NDArray[Any]) -> NDArray[np.bool_]:
         """Take in what the model sees, [n, D] or [n, H, W, 3], of some rows; True [n] where the episode is over.
 
         The first observation of a row is its initial one: it sets the reference and has no estimate. The model
-        is called once for all rows.
+        is called once for all rows that a check is due for.
         """
         _check_seen(self.model, observations)
         over = np.zeros(len(rows), dtype=bool)
-        old = [i for i, row in enumerate(rows.tolist()) if row in self._first]
-        for i in sorted(set(range(len(rows))) - set(old)):
-            self._first[int(rows[i])] = self._reference[int(rows[i])] = observations[i]
-        if not old:
+        due = []
+        for i, row in enumerate(rows.tolist()):
+            if row not in self._first:
+                self._first[row] = self._reference[row] = observations[i]
+            elif (len(self._trace[row]) + 1) % self.accumulator.check == 0:
+                due.append(i)
+            else:
+                self._trace[row].append(self._trace[row][-1] if self._trace[row] else 0.0)
+        if not due:
             return over
-        answers = self._ask(rows[old], observations[old])
-        for i, answer in zip(old, answers.tolist(), strict=True):
+        answers = self._ask(rows[due], observations[due])
+        for i, answer in zip(due, answers.tolist(), strict=True):
             row = int(rows[i])
+            self._checks[row] += 1
             value = self._accumulate(row, answer, observations[i])
             self._trace[row].append(value)
-            recent = self._trace[row][-self.patience :]
-            over[i] = len(recent) == self.patience and min(recent) > self._end(row)
+            self._above[row] = self._above[row] + 1 if value > self._end(row) else 0
+            over[i] = self._above[row] >= self.patience
         return over
 
     def _end(self, row: int) -> float:
@@ -219,12 +233,12 @@ class ProgressEstimator:
         return ask(self.model, observations, first, texts, reference if self.model.kind == "pairwise" else None)
 
     def _accumulate(self, row: int, answer: float, observation: NDArray[Any]) -> float:
-        rule, checks = self.accumulator.rule, len(self._trace[row]) + 1
+        rule, checks = self.accumulator.rule, self._checks[row]
         pairwise = self.model.kind == "pairwise"
         if rule in ("milestones", "mix_f"):
             held, advance = self._held[row], answer
             if not pairwise:  # as a pair: the held value plays the part of p_a
-                advance = float(np.clip((answer - held) / max(1 - held, 0.05), -1, 1))
+                advance = float(_ahead(answer, held))
             if rule == "mix_f" and advance <= 0:
                 value = _fall(held, advance)
             else:
@@ -264,8 +278,10 @@ def shown_threshold(
     Args:
         demonstrations: with ``instruction``, ``settle``, ``observations`` [N+1, D] and, for models that see them,
             ``frames`` at every step or at chunk ends.
-        every: steps between the observations that are estimated, as between chunk ends.
+        every: steps between the observations that an estimator is given, as between chunk ends.
     """
+    accumulator = accumulator or Accumulator("last")
+    every, accumulator = every * accumulator.check, replace(accumulator, check=1)
     episodes = [_until_success(demonstration, every) for demonstration in demonstrations]
     values = EpisodeProgress(model, accumulator)(episodes, [episode.instruction for episode in episodes])
     return min(min(values), 1.0) - 1e-3
@@ -377,6 +393,49 @@ class MeanProgress:
         ]
         result: Floats = np.mean(np.maximum(answers, 0), axis=0, dtype=np.float32)
         return result
+
+
+class MeanAdvance:
+    """The mean of several models as one pairwise model: how far an observation is ahead of a reference.
+
+    A model that is not pairwise is asked of both, and says (p - p_ref) / (1 - p_ref), clamped to -1..1.
+
+    Attributes:
+        sees: "states" or "frames", the same for all.
+    """
+
+    kind: Literal["pairwise"] = "pairwise"
+
+    def __init__(self, models: Sequence[ProgressModel]) -> None:
+        if not models or any(model.kind == "terminal" for model in models):
+            raise ValueError("MeanAdvance takes one or more absolute, stage or pairwise models")
+        if len({sees(model) for model in models}) > 1:
+            raise ValueError("MeanAdvance takes models that all see states or all see frames")
+        self.models = list(models)
+        self.sees: Sees = sees(models[0])
+
+    @property
+    def families(self) -> frozenset[str]:
+        return families_of(*self.models)
+
+    def __call__(self, observations: Any, initial: Any, instructions: Sequence[str], references: Any = None) -> Floats:
+        answers = [self._advance(model, observations, initial, instructions, references) for model in self.models]
+        result: Floats = np.mean(answers, axis=0, dtype=np.float32)
+        return result
+
+    def _advance(
+        self, model: ProgressModel, observations: Any, initial: Any, instructions: Sequence[str], references: Any
+    ) -> Floats:
+        if model.kind == "pairwise":
+            return ask(model, observations, initial, instructions, references)
+        then = ask(model, references, initial, instructions)
+        return _ahead(ask(model, observations, initial, instructions), then)
+
+
+def _ahead(now: Any, then: Any) -> Floats:
+    """How far one absolute estimate is ahead of another, as a share of what was left; -1..1."""
+    result: Floats = np.clip((now - then) / np.maximum(1 - then, LEAST_LEFT), -1, 1)
+    return result
 
 
 class EpisodeProgress:

@@ -136,8 +136,8 @@ def progress_model(config: Config, setting: Setting, folder: RunFolder) -> Progr
         UsageError: neither a critic nor demonstrations of states.
     """
     from ...rewards.progress.critics import CriticTraining, ProgressCritic
+    from ..progress import named_model, seen_relations
     from ..setting import learned
-    from .evolve_vla import named_model, seen_relations
 
     shown = setting.all_demonstrations
     if config.critic:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ...trainers.config import POLICY_GRADIENT
 from ...trainers.ranges import Count
+from ..progress import assemble
 from ..setting import start
 from . import evolve_vla
 
@@ -38,4 +39,4 @@ def build(config: Config, folder: RunFolder) -> Experiment:
 
     setting = start(config, folder)
     learner = setting.learner(WeightedImitation(), prepare=[partial(best_of_group, k=config.keep)])
-    return evolve_vla.assemble(config, setting, folder, learner)
+    return assemble(config, setting, folder, learner, config.accumulate)
