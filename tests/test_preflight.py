@@ -22,14 +22,14 @@ def test_every_recipe_passes_as_it_is_and_in_small(name: str) -> None:
 
 def test_what_recipes_know_themselves_is_what_they_make() -> None:
     from autotelic.diffusion.setting import DiffusionConfig
-    from autotelic.vla.recipes import evolve_vla
+    from autotelic.vla import progress
     from autotelic.vlm.asking import own_rewards
     from autotelic.vlm.setting import LanguageConfig
 
     policy: Any = None
     made = own_rewards(policy, policy)
     assert set(LanguageConfig.OWN["rewards"]) == set(LanguageConfig.OWN["judge"]) == set(made)
-    assert {*evolve_vla.KINDS, *evolve_vla.CONDITIONED} == set(evolve_vla.Config.OWN["critic"])
+    assert {*progress.KINDS, *progress.CONDITIONED} == set(progress.ProgressConfig.OWN["critic"])
     for name in DiffusionConfig.OWN["rewards"]:
         check(CONFIGS["diffusion/ddpo"](rewards=(name,), judge=name))
 

@@ -22,12 +22,12 @@ from autotelic.envs.splits import seeds
 from autotelic.recipes import all_recipes, config_from_json
 from autotelic.rewards.progress.critics import ProgressCritic
 from autotelic.rewards.progress.end_conditions import EndConditions
-from autotelic.rewards.progress.estimates import MeanProgress
+from autotelic.rewards.progress.estimates import MeanAdvance, MeanProgress
 from autotelic.trainers.runs.run_folder import RunFolder
 from autotelic.trainers.scoring import RewardError, score
 from autotelic.vla.environments import counts, record
 from autotelic.vla.policy import ActionPolicy
-from autotelic.vla.recipes import evolve_vla
+from autotelic.vla.recipes import best_progress, evolve_vla
 from autotelic.vla.setting import Setting
 
 from .initial_states import assert_disjoint
@@ -88,8 +88,8 @@ def test_evolve_vla_learns_from_frames(tmp_path: Path) -> None:
     path, quick = tmp_path / "run", ("--obs-type", "pixels", "--bc-steps", "4", "--workers", "1")
     assert main(["run", "vla/evolve_vla", "--debug", *quick, "--output-dir", str(path)]) == 0
     assert_complete(path, 2)
-    assert {file.name for file in path.glob("critic-*")} == {"critic-reward", "critic-pairs"}
-    assert RunFolder.open(path).read("gate") == [], "both kinds of critics of frames reward: none is left to judge"
+    assert {file.name for file in path.glob("critic-*")} == {"critic-reward"}
+    assert RunFolder.open(path).read("gate") == [], "the kind of critic that compares rewards: none is left to judge"
     assert ActionPolicy.from_pretrained(str(path / "policy")).model.vision.frozen
 
 
@@ -104,6 +104,7 @@ def test_debug_presets_run_two_iterations(name: str, tmp_path: Path, capsys: pyt
 @pytest.mark.parametrize(
     ("critic", "model", "judge"),
     [
+        ("advance", MeanAdvance, ProgressCritic),
         ("own", MeanProgress, ProgressCritic),
         ("network", ProgressCritic, EndConditions),
         ("pairs", ProgressCritic, EndConditions),
@@ -122,7 +123,7 @@ def test_the_judge_at_the_gate_is_of_another_kind_than_the_estimator(
         # an episode is over where the task's own demonstrations were when they succeeded
         assert set(estimator.threshold) == {t.prompt for t in stage.gate.probes}
         assert all(0 < value < 1 for value in estimator.threshold.values()) and len(estimator.threshold) == 2
-        assert stage.reward.threshold == estimator.threshold == stage.gate.reward.threshold
+        assert stage.reward.threshold == 1.0, "v itself is paid"
 
 
 def test_one_threshold_for_all_tasks_can_be_said(tmp_path: Path) -> None:
@@ -130,7 +131,11 @@ def test_one_threshold_for_all_tasks_can_be_said(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run", recipe="vla/evolve_vla", config={}, command="")
     with closing(evolve_vla.build(config, folder)) as experiment:
         stage: Any = experiment.stages[0]
-        assert stage.reward.threshold == 0.7 and stage.actor.estimator.threshold is None
+        assert stage.actor.estimator.threshold is None, "and nobody has to look"
+    paid = best_progress.Config.tiny(critic="ends", threshold=0.7, workers=1)
+    with closing(best_progress.build(paid, folder)) as experiment:
+        stage = experiment.stages[0]
+        assert stage.reward.threshold == stage.actor.estimator.threshold == 0.7
 
 
 def test_a_killed_run_ends_as_if_nothing_had_happened(run: Path, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ REASONS: dict[str, tuple[str, ...]] = {
         *("src/autotelic/plugins.py", "src/autotelic/sandbox_peer.py", "src/autotelic/sweep.py"),
         *("src/autotelic/trainer.py", "trainers/contracts.py", "trainers/metrics.py", "trainers/scoring.py"),
         "trainers/setting.py",
-        *("vla/actor.py", "vla/environments.py", "vla/recipes/evolve_vla.py", "vlm/credit.py"),
+        *("vla/actor.py", "vla/environments.py", "vla/progress.py", "vlm/credit.py"),
     ),
     "a command, a part or an export by its name": (
         *("envs/process.py", "src/autotelic/__init__.py", "src/autotelic/sandbox_child.py", "trainers/actors.py"),

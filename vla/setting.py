@@ -6,6 +6,7 @@ resuming and evaluating set out from the very same one.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from ..envs.pool import Episode, Pool
     from ..envs.simulator import View
     from ..rewards.progress.estimates import ProgressModel
+    from ..splitting import Contents
     from ..trainers.learner import AnchorSet
     from ..trainers.loop import Experiment, Stage
     from ..trainers.runs.run_folder import RunFolder
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
     from .chunk_policy import ChunkPolicy
     from .cloning import Cloning
     from .network import Trunk
+
+logger = logging.getLogger(__name__)
 
 CITATION = "EVOLVE-VLA: Bai, Gao, Shou, arXiv:2512.14666"
 
@@ -192,6 +196,8 @@ class Setting(shared.Setting):
     """The reward that an evaluation tells beside success."""
     played: dict[int, list[Episode]] = field(default_factory=dict)
     """Episodes of the cloned policy, by how many of each task."""
+    shared: dict[str, int] = field(default_factory=dict)
+    """Environment -> evaluated states that are not held out, since it has few; what ``splits`` found."""
     probing: ClassVar[Mapping[str, Any]] = {"greedy": True}
 
     @property
@@ -221,6 +227,26 @@ class Setting(shared.Setting):
 
         return [self.task(name, seed) for name in self.names for seed in seeds("probe", self.config.gate_states)]
 
+    def splits(self) -> list[Mapping[str, Contents]]:
+        """Sides by the content of their initial states; an environment that has few of them is told instead."""
+        from .splits import evaluated_elsewhere, has_few, meet, starts_of
+
+        apart: list[Mapping[str, Contents]] = []
+        with working("comparing initial states", len(self.names), after=LONG) as advance:
+            for name in self.names:
+                sides = starts_of(self, name)
+                if meet(sides) and has_few(self, name):
+                    self.shared[name] = evaluated_elsewhere(sides)
+                    logger.warning("%s: %s", name, self._told_of(name))
+                else:
+                    apart.append(sides)
+                advance(1)
+        return apart
+
+    def _told_of(self, name: str) -> str:
+        count, whole = self.shared[name], self.config.eval_episodes
+        return f"it has few initial states, so {count} of {whole} evaluated ones are also learned from or shown"
+
     @cached_property
     def start(self) -> ChunkPolicy:  # type: ignore[override]
         """The cloned policy as it is when this is first asked for: before a learner or an experiment is made."""
@@ -241,6 +267,7 @@ class Setting(shared.Setting):
         if not (self.encoded or self.policy.pretrained):
             cloned = "as it was made" if config.model else "which begins with random weights"
         held = f"{config.eval_episodes} held-out initial states per task"
+        held += "".join(f"; {name.rpartition('/')[2]}: {self._told_of(name)}" for name in self.shared)
         return {
             "demonstrations": f"{shown}, {source}" if self.encoded else "none",
             "policy": f"{self.policy.name}, which sees {seen}, {cloned}; chunks of {self.pool.chunk} steps",

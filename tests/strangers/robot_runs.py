@@ -321,7 +321,7 @@ for _what, (_field, _value) in OPTIONS.items():
     @run_case(f"option out of range: {_what}", Refuses("--" + _field.replace("_", "-")), kind="numbers", entry="option",
               by="user")  # fmt: skip
     def out_of_range(folder: Path, field: str = _field, value: Any = _value) -> object:
-        from autotelic.vla.recipes.evolve_vla import Config
+        from autotelic.vla.recipes.best_progress import Config
 
         return getattr(Config(**{field: value}), field)
 
