@@ -18,6 +18,9 @@ Aggregate = Literal["rollout", "decision"] | int
 decisions (DAPO); an integer L divides the sum over decisions by rollouts x L (Dr.GRPO's constant length)."""
 Level = Literal["decision", "segment", "sequence"]
 
+TOLD_LOG_RATIO = 3.0
+"""Beyond a ratio of 20 a metric counts a decision as if it were there: at most 16 nats."""
+
 MAX_LOG_RATIO = 20.0
 """Beyond exp(20) a ratio says nothing more, and infinity times an advantage of 0 would be NaN."""
 
@@ -121,6 +124,14 @@ def scalars(batch: Batch, per_dimension: bool) -> Tensor:
 def sequence_sum(values: Tensor, batch: Batch) -> Tensor:
     """[B, T] -> [B], over the decisions that the policy made."""
     return torch.where(batch.mask, values, 0.0).sum(1)
+
+
+def told_kl(log_ratio: Tensor) -> Tensor:
+    """What is told of KL(now || other), log_ratio = now - other: k3 of log-ratios within TOLD_LOG_RATIO.
+
+    The exponential of a single one would decide the mean over all the rest. Nothing is learned from it.
+    """
+    return k3(log_ratio.clamp(-TOLD_LOG_RATIO, TOLD_LOG_RATIO))
 
 
 def k3(log_ratio: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...types import Batch, Evaluation
 from ..metrics import Largest, Mean
 from ..pairing import optimality, pass_rate
-from .base import Aggregate, Metrics, Term, aggregate, k3, mean, old_log_probs, scalars
+from .base import Aggregate, Metrics, Term, aggregate, mean, old_log_probs, scalars, told_kl
 
 CAP = 10.0
 PASS_RATE_RANGE = (0.02, 0.98)
@@ -67,7 +67,7 @@ class NFT(Term):
         loss = aggregate(torch.where(counts, -omega * gain, 0.0), batch, self.aggregate)
         return loss, {
             "objective/floor_fraction": mean((implied < FLOOR).float(), batch.mask & ~right),
-            "objective/kl": mean(k3(-log_ratio), batch.mask),  # of the old from the new: the old sampled
+            "objective/kl": mean(told_kl(-log_ratio), batch.mask),  # of the old from the new: the old sampled
             "objective/ratio_max": Largest(torch.where(batch.mask, log_ratio.detach().exp(), 0.0).max()),
         }
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...types import Batch, Evaluation
 from ..metrics import Largest
-from .base import MAX_LOG_RATIO, Aggregate, Level, Metrics, Term, aggregate, k3, mean, old_log_probs, scalars
+from .base import MAX_LOG_RATIO, Aggregate, Level, Metrics, Term, aggregate, mean, old_log_probs, scalars, told_kl
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class PPOClip(Term):
         active = ((ratio > high) & (advantages > 0)) | ((ratio < low) & (advantages < 0))
         return loss, {
             "objective/clip_fraction": mean(active.float(), batch.mask),
-            "objective/kl": mean(k3(-log_ratio), batch.mask),  # of the old from the new: the old sampled
+            "objective/kl": mean(told_kl(-log_ratio), batch.mask),  # of the old from the new: the old sampled
             "objective/ratio_max": Largest(torch.where(batch.mask, ratio.detach(), 0.0).max()),
         }
 
