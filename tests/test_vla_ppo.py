@@ -228,7 +228,7 @@ def test_an_environment_is_learned_without_demonstrations(tmp_path: Path) -> Non
     assert sum(after["score"]) / 20 > 0.6
     assert folder.metrics()[-1]["values/explained_variance"] > 0.3
     card, report = ((tmp_path / "run" / name).read_text() for name in ("README.md", "report.html"))
-    assert "training reads what the environment pays" in card and "1707.06347" in card
+    assert "training: what the environment pays" in card and "1707.06347" in card
     assert "begins with random weights" in report
 
 

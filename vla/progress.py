@@ -102,6 +102,10 @@ def assemble(
     accumulator = accumulation(config, setting.pool.chunk, rule)
     progress, judge = critics(config, setting, folder)
     done = thresholds(config, setting, progress, accumulator)
+    if shown := len(setting.all_demonstrations):
+        setting.read.append(f"critics: {shown} demonstrations and when they succeeded")
+    if config.critic == "pretrained":
+        setting.read.append("critics: the success of episodes of other tasks")
     pays = (1.0, 0.0) if completion is None else (done, completion)
     reward = setting.reward({"progress": lambda: FinalProgress(*pays, model=progress)})
     whole = EpisodeProgress(progress, accumulator)

@@ -198,6 +198,10 @@ class Setting(shared.Setting):
     """Episodes of the cloned policy, by how many of each task."""
     shared: dict[str, int] = field(default_factory=dict)
     """Environment -> evaluated states that are not held out, since it has few; what ``splits`` found."""
+    read: list[str] = field(default_factory=list)
+    """Labels that a recipe's training or its critic reads, in words, beside demonstrations that are imitated."""
+    replays: bool = False
+    """Whether every gradient step imitates demonstrations, whatever ``sft_coef`` is."""
     probing: ClassVar[Mapping[str, Any]] = {"greedy": True}
 
     @property
@@ -411,7 +415,20 @@ class Setting(shared.Setting):
         """
         self.told = stages[-1].reward if reward is None else reward
         _ = self.start  # before anything is learned
-        return super().experiment(stages, **{"cpu_clock": self.cpu_seconds, "close": self.pool.close} | changes)
+        made = super().experiment(stages, **{"cpu_clock": self.cpu_seconds, "close": self.pool.close} | changes)
+        made.label_account = "; ".join((made.label_account, *self.imitated(), *self.read))
+        return made
+
+    def imitated(self) -> list[str]:
+        """Demonstrations, of which success was known, as the label account has them."""
+        config = self.config
+        when = [] if self.policy.pretrained and not config.bc_pretrained else ["before training"]
+        when += ["in every gradient step"] if self.replays or config.sft_coef else []
+        if config.gate != "none" and not (self.replays or config.sft_coef):
+            when += ["in every gradient step after a repair"]
+        if not self.encoded or not when:
+            return []
+        return [f"{len(self.encoded)} demonstrations, imitated {' and '.join(when)}"]
 
 
 def filmed(policy: ChunkPolicy) -> View:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from ...errors import UsageError
-from ...trainers.config import grouped
 from ...trainers.ranges import Range
+from ..grpo import GRPOFields, clip_higher
 from ..progress import ProgressConfig, assemble
 from ..setting import start
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Config(ProgressConfig):
+class Config(GRPOFields, ProgressConfig):
     """Numbers without a source in the comment were chosen on tuning states."""
 
     accumulate: Literal["milestones", "mix_f", "last"] = "milestones"
@@ -28,8 +28,6 @@ class Config(ProgressConfig):
     alone, which is the paper's baseline."""
     critic: str = "advance"
     horizon_shares: tuple[Annotated[float, Range(0, 1)], ...] = (0.6, 1.0)
-    loss_agg_mode: Literal["token-mean", "seq-mean-token-mean"] = grouped("objective", "token-mean")
-    """Every decision of a round counts the same, or every episode does; as verl names them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -38,10 +36,6 @@ class Config(ProgressConfig):
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
-    from ...trainers.published import clipped, normalised
-
     setting = start(config, folder)
-    # Clip-higher and the mean over tokens, as in SimpleVLA-RL's scripts (checked against the code).
-    mean: Literal["decision", "rollout"] = "decision" if config.loss_agg_mode == "token-mean" else "rollout"
-    learner = setting.learner(clipped(setting.config, 0.2, 0.28, aggregate=mean), normalised(setting.config))
+    learner = setting.learner(*clip_higher(setting.config, config))
     return assemble(config, setting, folder, learner, config.accumulate)

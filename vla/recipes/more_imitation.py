@@ -50,6 +50,7 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     from ...trainers.objectives import WeightedImitation
 
     setting = start(config, folder)
+    setting.replays = True
     actor: Any = Demonstrations(setting.actor(), setting.encoded)
     stage = setting.stage(setting.learner(WeightedImitation(), anchors=None), nothing, actor=actor)
     return setting.experiment([stage], nothing)

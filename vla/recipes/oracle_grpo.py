@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...families import GROUND_TRUTH, of_family
 from ...trainers.config import NO_GATE
+from ..grpo import GRPOFields, clip_higher
 from ..setting import RobotConfig, start
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Config(RobotConfig):
+class Config(GRPOFields, RobotConfig):
     """Numbers without a source are evolve_vla's."""
 
     SMALL: ClassVar[Mapping[str, Any]] = {"batch_size": 40}
@@ -41,11 +42,9 @@ def success(episodes: Sequence[Any], **columns: Any) -> list[float]:
 
 
 def build(config: Config, folder: RunFolder) -> Experiment:
-    from ...trainers.published import clipped, normalised
-
     setting = start(config, folder)
     reward = setting.reward({"success": lambda: success})
-    learner = setting.learner(clipped(setting.config, 0.2, 0.28), normalised(setting.config))
+    learner = setting.learner(*clip_higher(setting.config, config))
     stage = setting.stage(learner, reward, sampling={"oracle": True})
-    account = "training reads the oracle's success of every episode"
-    return setting.experiment([stage], reward, label_account=account)
+    setting.read.append("training: the oracle's success of every episode")
+    return setting.experiment([stage], reward)

@@ -119,8 +119,9 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     setting.pays, setting.citation = not alone, CITATION
     sampling = {} if alone else {"oracle": True, "rewards": True}
     stage = setting.stage(learner, reward, learners=learners, sampling=sampling, guard=guard)
-    account = "" if alone else "training reads what the environment pays, and where it ends, in every episode"
-    return setting.experiment([stage], reward, label_account=account)
+    if not alone:
+        setting.read.append("training: what the environment pays, and where it ends, in every episode")
+    return setting.experiment([stage], reward)
 
 
 @of_family(GROUND_TRUTH)

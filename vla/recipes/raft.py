@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 class Config(evolve_vla.Config):
     """evolve_vla's, and how many episodes are kept."""
 
-    FIXED: ClassVar[tuple[str, ...]] = POLICY_GRADIENT
+    FIXED: ClassVar[tuple[str, ...]] = (*POLICY_GRADIENT, "loss_agg_mode")
 
-    keep: Count = 1
+    best: Count = 1
     """Episodes of each group that are imitated."""
     gate: str = "none"
 
@@ -38,5 +38,5 @@ def build(config: Config, folder: RunFolder) -> Experiment:
     from ...trainers.pairing import best_of_group
 
     setting = start(config, folder)
-    learner = setting.learner(WeightedImitation(), prepare=[partial(best_of_group, k=config.keep)])
+    learner = setting.learner(WeightedImitation(), prepare=[partial(best_of_group, k=config.best)])
     return assemble(config, setting, folder, learner, config.accumulate)
