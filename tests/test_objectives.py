@@ -267,6 +267,12 @@ def test_one_decision_that_became_improbable_does_not_make_the_divergence_huge()
         assert objective(now, batch)[1]["objective/kl"] == pytest.approx((exp(-12) - 1 + 12) / 2, rel=1e-3)
 
 
+def test_one_decision_that_became_far_more_probable_does_not_either() -> None:
+    now, batch = clipped_batch([1.0, exp(13)], [1, -1])
+    for objective in (PPOClip(), NFT()):
+        assert objective(now, batch)[1]["objective/kl"] == pytest.approx((exp(3) - 1 - 3) / 2)
+
+
 def test_clip_higher_and_own_clips() -> None:
     now, batch = clipped_batch([1.5, 1.5, 0.5, 0.5], [1, 1, -1, -1])
     assert PPOClip(clip_high=0.3)(now, batch)[0].item() == pytest.approx(-(1.3 + 1.3 - 0.8 - 0.8) / 4)

@@ -19,7 +19,7 @@ decisions (DAPO); an integer L divides the sum over decisions by rollouts x L (D
 Level = Literal["decision", "segment", "sequence"]
 
 TOLD_LOG_RATIO = 3.0
-"""Beyond a ratio of 20 a metric counts a decision as if it were there: at most 16 nats."""
+"""A decision that became more than 20 times as probable counts as 16 nats."""
 
 MAX_LOG_RATIO = 20.0
 """Beyond exp(20) a ratio says nothing more, and infinity times an advantage of 0 would be NaN."""
@@ -127,11 +127,11 @@ def sequence_sum(values: Tensor, batch: Batch) -> Tensor:
 
 
 def told_kl(log_ratio: Tensor) -> Tensor:
-    """What is told of KL(now || other), log_ratio = now - other: k3 of log-ratios within TOLD_LOG_RATIO.
+    """What is told of KL(now || other), log_ratio = now - other: k3, whose exponent is TOLD_LOG_RATIO at most.
 
-    The exponential of a single one would decide the mean over all the rest. Nothing is learned from it.
+    Otherwise the exponential of a single decision would decide the mean over all the rest. Nothing learns from it.
     """
-    return k3(log_ratio.clamp(-TOLD_LOG_RATIO, TOLD_LOG_RATIO))
+    return k3(log_ratio.clamp(min=-TOLD_LOG_RATIO))
 
 
 def k3(log_ratio: Tensor) -> Tensor:

@@ -33,8 +33,9 @@ class Config(RobotConfig):
         *("sft_coef", "sft_batch_size", "minibatches", "batch_size"),
     )
 
-    epochs: int = 200
+    epochs: int = 100
     """Passes over all demonstrations per round, a gradient step each."""
+    max_steps: int = 10
     tasks_per_step: int = 1
     group_size: int = 1
 
