@@ -5,8 +5,8 @@
 Every arm starts from the same demonstrations and the same clone per seed, on the five default tasks, and is evaluated
 before and after on the same 40 held-out initial states per task (greedy, success latched), and gets as many CPU seconds
 of critics, acting, learning and gate, which a short run on a seed of its own makes into rounds. The figures of
-docs/results.md are of seeds 0-4 and of 16 rounds an arm, before budgets were equal; seeds from 10 on were never looked
-at. Runs that stand finished in the folder are read, not repeated.
+docs/results.md are of seeds 0-4 and of 16 rounds an arm, before budgets were equal, and what they call evolve_vla is
+best_progress; seeds from 10 on were never looked at. Runs that stand finished in the folder are read, not repeated.
 """
 
 from __future__ import annotations
@@ -61,6 +61,10 @@ STUDY = Study(
         "evolve_vla": {},
         "evolve_vla, no goal features": {"goal_features": False},
         "evolve_vla, no gate": {"gate": "none"},
+        "evolve_vla, no accumulation": {"accumulate": "last"},
+        "evolve_vla, no horizon extension": {"horizon_shares": (1.0,)},
+        "evolve_vla, no termination": {"termination": False},
+        "best_progress": {"recipe": "vla/best_progress"},
         "oracle_grpo": {"recipe": "vla/oracle_grpo"},
         "raft": {"recipe": "vla/raft"},
         "random": {"rewards": "random"},
@@ -68,11 +72,15 @@ STUDY = Study(
     },
     seeds=range(10, 18),
     base=(
+        ("evolve_vla", "best_progress"),
         ("evolve_vla", "more_imitation"),
         ("evolve_vla", "random"),
         ("evolve_vla", "raft"),
         ("oracle_grpo", "evolve_vla"),
         ("evolve_vla, no gate", "evolve_vla"),
+        ("evolve_vla", "evolve_vla, no accumulation"),
+        ("evolve_vla", "evolve_vla, no horizon extension"),
+        ("evolve_vla", "evolve_vla, no termination"),
         ("evolve_vla", "evolve_vla, no goal features"),
     ),
     budget="120s",

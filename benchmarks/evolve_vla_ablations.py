@@ -1,4 +1,4 @@
-"""Which mechanisms of evolve_vla matter? Each is taken out, or put in, alone.
+"""Which mechanisms of evolve_vla matter? Each is taken out, or put in, alone. (The committed JSON is of best_progress.)
 
     python benchmarks/evolve_vla_ablations.py [--quick] [--json FILE] [--runs FOLDER] [--seeds 0 1 2 3 4]
                                               [--arms ...] [--jobs 1]
@@ -19,13 +19,15 @@ from evolve_vla import FILMED, QUICK, figures
 TASKS = ("drawer-open-v3", "door-open-v3", "drawer-close-v3", "push-v3", "reach-v3")
 ARMS: dict[str, dict[str, Any]] = {
     "default": {},
-    "network alone": {"critic": "network"},
+    "network alone": {"critic": "pairs"},
     "independent noise": {"rho": 0},
-    "pointwise": {"accumulate": "last"},
-    "accumulated as in the paper": {"accumulate": "milestones"},
+    "no accumulation": {"accumulate": "last"},
+    "milestones twice as far apart": {"milestone_interval": 40},
     "no gate": {"gate": "none"},
-    "growing horizon": {"horizon_shares": (0.6, 1)},
+    "no horizon extension": {"horizon_shares": (1.0,)},
     "no termination": {"termination": False},
+    "mean over decisions": {"loss_agg_mode": "token-mean"},
+    "dynamic sampling": {"dynamic_sampling": True, "score_range": (0.1, 0.9)},
     "5 demonstrations": {"tasks": tuple(f"{task}:5" for task in TASKS)},
 }
 STUDY = Study(

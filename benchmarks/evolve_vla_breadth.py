@@ -1,4 +1,4 @@
-"""How far does evolve_vla carry: to ten tasks, to a task that the policy was never shown, to pictures?
+"""How far does learning from progress carry: to ten tasks, to a task that the policy was never shown, to pictures?
 
     python benchmarks/evolve_vla_breadth.py [--quick] [--json FILE] [--runs FOLDER] [--seeds 0 1 2 3 4] [--arms ...]
                                             [--jobs 1]
@@ -25,24 +25,29 @@ PICTURES = {"obs_type": "pixels", "tasks": ("drawer-open-v3:3", "door-open-v3:3"
 UNSEEN = {"tasks": ("drawer-close-v3:3", "button-press-topdown-v3:3")}
 OTHERS = ("drawer-open-v3:3", "window-open-v3:3", "door-open-v3:3", "push-v3:3", "reach-v3:3", "button-press-v3:3")
 READER = {"critic": "pretrained"}
+MECHANISM = {"recipe": "vla/evolve_vla"}
 IMITATION = {"recipe": "vla/more_imitation"}
 STUDY = Study(
-    recipe="vla/evolve_vla",
+    recipe="vla/best_progress",
     arms={
         "ten tasks, rule S": TEN,
+        "ten tasks, the paper's mechanism": TEN | MECHANISM,
         "ten tasks, rule F": TEN | READER,
         "ten tasks, continued imitation": TEN | IMITATION,
         "unseen tasks": UNSEEN | READER | {"clone_tasks": OTHERS, "max_steps": 32},
         "unseen tasks, imitated after all": UNSEEN | IMITATION | {"max_steps": 1},
         "pictures": PICTURES,
-        "pictures, continued imitation": PICTURES | IMITATION | {"epochs": 20},
+        "pictures, the paper's mechanism": PICTURES | MECHANISM,
+        "pictures, continued imitation": PICTURES | IMITATION | {"epochs": 20, "max_steps": 16},
     },
     seeds=range(5),
     base=(
         ("ten tasks, rule S", "ten tasks, continued imitation"),
+        ("ten tasks, the paper's mechanism", "ten tasks, rule S"),
         ("ten tasks, rule F", "ten tasks, continued imitation"),
         ("unseen tasks", "unseen tasks, imitated after all"),
         ("pictures", "pictures, continued imitation"),
+        ("pictures, the paper's mechanism", "pictures, continued imitation"),
     ),
     common=False,
     quick=QUICK | {"tasks": ("drawer-close-v3",)},

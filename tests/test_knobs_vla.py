@@ -108,7 +108,14 @@ def recorded() -> None:
 def built(recipe: str, **changes: Any) -> Any:
     """A small experiment in a folder of its own."""
     module = all_recipes()[f"vla/{recipe}"].load()
-    fields = {"tasks": (f"{point_mass.NAME}:6",), "bc_steps": 200, "workers": -1, "videos": 0, "hidden_size": 32, "chunk": 1}
+    fields = {
+        "tasks": (f"{point_mass.NAME}:6",),
+        "bc_steps": 200,
+        "workers": -1,
+        "videos": 0,
+        "hidden_size": 32,
+        "chunk": 1,
+    }
     fields |= {"gate": "none", "tasks_per_step": TASKS, "group_size": EPISODES, "lr": 3e-3, "batch_size": 8}
     fields |= {"eval_episodes": 2, "max_steps": 2}
     fields |= {} if recipe in ("oracle_grpo", "more_imitation", "ppo") else {"critic": f"{__name__}:Nearer"}
@@ -177,7 +184,9 @@ def test_the_same_run_twice_is_the_same() -> None:
 
 
 def test_clips_act() -> None:
-    wide, narrow = (run(**changes)[1][-1]["objective/clip_fraction"] for changes in ({"clip_high": 0.03}, {"clip_high": 0.005}))
+    wide, narrow = (
+        run(**changes)[1][-1]["objective/clip_fraction"] for changes in ({"clip_high": 0.03}, {"clip_high": 0.005})
+    )
     assert 0 < wide < narrow
 
 
@@ -272,9 +281,7 @@ ACCOUNTS: dict[str, tuple[str, dict[str, Any], str]] = {
         {},
         f"{CLONED}; training: what the environment pays, and where it ends, in every episode",
     ),
-}, "gate_labels: none; training: what the environment pays, and where it ends, in every"
-                        " episode"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", ACCOUNTS)

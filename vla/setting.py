@@ -50,8 +50,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CITATION = "EVOLVE-VLA: Bai, Gao, Shou, arXiv:2512.14666"
-
 
 @dataclass(frozen=True)
 class RobotConfig(RunConfig):
@@ -188,8 +186,8 @@ class Setting(shared.Setting):
     encoded: list[Rollout]
     watched: View | None = None
     """How frames of every episode are taken; None where nobody looks at them."""
-    citation: str = CITATION
-    """What the model card cites of the method."""
+    citation: str = ""
+    """What the model card cites of the method; nothing where there is no paper."""
     pays: bool = False
     """Whether evaluations read what the environment pays for each chunk."""
     told: Any = None
@@ -392,7 +390,7 @@ class Setting(shared.Setting):
         from .filming import film
 
         environments = dict.fromkeys(spec_of(name).citation for name in self.names)
-        folder.write_card(citation=(self.citation, *filter(None, environments)))
+        folder.write_card(citation=tuple(filter(None, (self.citation, *environments))))
         if not self.config.videos:
             return
         write_report(folder)

@@ -1,14 +1,16 @@
 """A policy learns from an environment's own reward, from yours, or from a progress model; nobody has to demonstrate.
 
-PPO (arXiv:1707.06347) with generalised advantage estimation (arXiv:1506.02438): clipped ratios, values that a critic
-learns beside the policy, several epochs over minibatches of all that a round brought. Nothing is compared within
-groups, so one episode of each initial state will do. Demonstrations, where there are some, are imitated first.
-
-Checked against neither paper; the clip, the loss of values, lambda, the learning rate and the clipping of gradients are
-Stable-Baselines3's defaults, checked against its code. Other differences: a round is a number of whole episodes instead
-of a number of steps, advantages are normalised over all of it instead of within a minibatch, the statistics that
-normalise observations and rewards move between rounds, and a network's layers are this house's. Measured beside
-Stable-Baselines3 at equal steps of the environment: see docs/results.md.
+Paper: PPO (Schulman et al., arXiv:1707.06347), with generalised advantage estimation (arXiv:1506.02438).
+Faithful: clipped ratios, values that a critic learns beside the policy, several epochs over minibatches of all that a
+round brought. The clip, the loss of values, lambda, the learning rate and the clipping of gradients are
+Stable-Baselines3's defaults, read in its code; measured beside it at equal steps of the environment.
+Left out: checks against either paper.
+Differs: a round is a number of whole episodes instead of a number of steps; advantages are normalised over all of it
+instead of within a minibatch; the statistics that normalise observations and rewards move between rounds; a network's
+layers are this house's. Nothing is compared within groups, so one episode of each initial state will do.
+Demonstrations, where there are some, are imitated first.
+Labels: what the environment pays, and where it ends, in every episode; none with ``--rewards progress`` alone.
+Expected: not measured yet as one figure; beside Stable-Baselines3, environment by environment, see docs/results.md.
 """
 
 from __future__ import annotations
