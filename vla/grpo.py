@@ -1,4 +1,8 @@
-"""Group-relative policy gradients of robots as SimpleVLA-RL (arXiv:2509.09674) has them (checked: its scripts)."""
+"""Group-relative policy gradients of robots as SimpleVLA-RL (arXiv:2509.09674) has them.
+
+Read in its code and scripts at 7c51662: group-normalised rewards, clips of .2 and .28, no KL, the mean over an episode's
+tokens and then over episodes, temperature 1.6, groups with a success rate strictly between .1 and .9.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +20,9 @@ if TYPE_CHECKING:
 class GRPOFields:
     """How a round's decisions are averaged."""
 
-    loss_agg_mode: Literal["token-mean", "seq-mean-token-mean"] = grouped("objective", "token-mean")
-    """Every decision of a minibatch counts the same, or every episode does, as verl names them; a named objective has
-    its own."""
+    loss_agg_mode: Literal["seq-mean-token-mean", "token-mean"] = grouped("objective", "seq-mean-token-mean")
+    """Every episode of a minibatch counts the same, or every decision does, as verl names them. SimpleVLA-RL's is the
+    former: it divides by the tokens of a micro-batch, which is one episode. A named objective has its own."""
 
 
 def clip_higher(config: RunConfig, fields: GRPOFields) -> Way:

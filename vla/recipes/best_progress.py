@@ -5,7 +5,7 @@ Faithful: the clips of .2 and .28 are those of SimpleVLA-RL's scripts, read.
 Left out: nothing that is known.
 Differs: from ``vla/evolve_vla``: the estimate is absolute, and the best of an episode counts (on frames the newest);
 it is paid as a share of the task's threshold, with a bonus for passing it (``--completion``); the horizon does not
-grow; episodes count the same, however long.
+grow.
 Labels: one to three demonstrations that succeeded, and when, imitated before training and shown to the critics; none
 in training, where success is sealed. With ``--critic pretrained`` also the success of episodes of other tasks. A
 repair by the gate imitates the demonstrations in every step after it.

@@ -5,8 +5,9 @@ Faithful: milestones every ``milestone_interval`` environment steps and a check 
 1); each check compares with the latest milestone, and v <- v + (1 - v) c there (Eq. 1-2); an episode ends where v
 passes a threshold, and pays v; the horizon grows in stages; GRPO with the group's standard deviation. Read in the
 paper, which has no released code; the rule of v equals VLAC's released one by running both (to 1e-8), clips of .2 and
-.28, no KL and the mean over tokens are those of SimpleVLA-RL's scripts, read. Intervals keep the proportions of the
-paper's example (64 of 512 steps; its 32 queries an episode imply 16): here 20 and 5 of some 150.
+.28, no KL and the mean over an episode's decisions are SimpleVLA-RL's, read in its code at 7c51662. Intervals keep
+the proportions of the paper's example (64 of 512 steps; its 32 queries an episode imply 16): here 20 and 5 of some
+150.
 Left out: VLAC itself and its reference trajectory (``rewards.progress.vlm_progress.VLAC`` is what ``--critic`` would
 name), OpenVLA-OFT, LIBERO. SimpleVLA-RL's temperature of 1.6 is ``--temperature`` (a Gaussian's scales its deviation;
 the default is 1), its dynamic sampling ``--dynamic-sampling``.

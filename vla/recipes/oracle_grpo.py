@@ -1,14 +1,14 @@
 """The upper bound of evolve_vla: the same policy, start and budget, rewarded by the simulator's own success.
 
 Paper: SimpleVLA-RL (Li et al., arXiv:2509.09674).
-Faithful: GRPO on outcomes of 0 and 1, without a KL; clips of .2 and .28, the mean over tokens (its scripts, read).
+Faithful: GRPO on outcomes of 0 and 1, without a KL; clips of .2 and .28, the mean over an episode's decisions and
+then over episodes (its code at 7c51662, read).
 Left out: a temperature of 1.6 by default (``--temperature``), and dynamic sampling of groups with a success rate
 between .1 and .9 (``--dynamic-sampling --score-range 0.1 0.9``).
 Differs: a small policy on the simulator's state, Gaussian by default, with a composite likelihood
 (``vla/policy.py``); a group's deviation is ``std_floor`` at least.
 Labels: the oracle's success of every training episode; demonstrations, imitated before training.
-Expected: on the five default tasks from 67.0 to 85.9 [evolve_vla.json: arms.oracle_grpo.summary.mean.after] per cent,
-with the mean over episodes.
+Expected: on the five default tasks from 67.0 to 85.9 [evolve_vla.json: arms.oracle_grpo.summary.mean.after] per cent.
 """
 
 from __future__ import annotations
