@@ -17,6 +17,7 @@ from autotelic.rewards.progress.estimates import (
     EpisodeProgress,
     FinalProgress,
     Kind,
+    MeanAdvance,
     MeanProgress,
     ProgressEstimator,
     ask,
@@ -380,3 +381,45 @@ def test_the_threshold_is_what_demonstrations_read_where_they_first_succeeded() 
     lost = SimpleNamespace(instruction="b", observations=frames(0.5, 0.1, 0.0), settle=1)
     lost.observations[:] = 0.0  # a success of which the model sees nothing
     assert shown_thresholds(Reads("absolute"), [*shown, lost]) == pytest.approx({"a": 0.599, "b": LEAST_THRESHOLD})
+
+
+# checks that are farther apart, and several models as one that compares
+
+
+def test_between_checks_the_model_is_not_asked_and_the_estimate_stays() -> None:
+    """Checks at every second observation, milestones at every second check."""
+    model = Reads("pairwise")
+    estimator = ProgressEstimator(model, Accumulator("milestones", 2, 2), threshold=0.55)
+    estimator.begin(["do it"])
+    seen = frames(0.9, 0.4, 0.9, 0.5, 0.9, 0.5)
+    ends = [bool(estimator.update(np.array([0]), frame[None])[0]) for frame in seen]
+    assert estimator.values(0) == pytest.approx([0.0, 0.4, 0.4, 0.5, 0.5, 0.75])
+    assert model.compared == [(0, 2), (0, 4), (4, 6)] and estimator.calls == 3
+    assert ends == [False] * 6 + [True]
+
+
+def test_patience_counts_checks() -> None:
+    estimator = ProgressEstimator(Reads("absolute"), Accumulator("last", check=2), threshold=0.5, patience=2)
+    estimator.begin(["do it"])
+    ends = [bool(estimator.update(np.array([0]), frame[None])[0]) for frame in frames(0.9, 0.9, 0.9, 0.9)]
+    assert ends == [False, False, False, False, True]
+
+
+def test_the_threshold_is_that_of_the_same_checks() -> None:
+    shown = SimpleNamespace(instruction="a", observations=frames(*np.arange(0.1, 1.05, 0.1)), settle=0)
+    every = shown_threshold(Reads("absolute"), [shown], Accumulator("mean"), every=1)
+    fewer = shown_threshold(Reads("absolute"), [shown], Accumulator("mean", check=5), every=1)
+    assert every == pytest.approx(0.55 - 1e-3) and fewer == pytest.approx(0.75 - 1e-3)
+
+
+def test_the_mean_of_what_models_are_ahead_by_hand() -> None:
+    """Absolute: (.8 - .6) / (1 - .6) = .5; pairwise .8; near the end what was left counts as .05 at least."""
+    both = MeanAdvance([Reads("absolute"), Reads("pairwise")])
+    assert both.kind == "pairwise"
+    first, earlier, now = (frames(answer)[1:] for answer in (0.0, 0.6, 0.8))
+    assert both(now, first, ["do it"], earlier) == pytest.approx([0.65])
+    assert MeanAdvance([Reads("absolute")])(frames(1.0)[1:], first, ["do it"], frames(0.98)[1:]) == pytest.approx([0.4])
+    with pytest.raises(ValueError, match="absolute, stage or pairwise"):
+        MeanAdvance([])
+    with pytest.raises(ValueError, match="all see states or all see frames"):
+        MeanAdvance([Reads("absolute"), Brightness()])

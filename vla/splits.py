@@ -86,7 +86,7 @@ def _digest(instruction: str, observations: NDArray[np.float32], images: Mapping
     """Of the words and the first observation; of the first pictures where there are no numbers."""
     first = [observations[0]] if observations.shape[1] else [film[0] for _, film in sorted((images or {}).items())]
     seen = b"".join(np.ascontiguousarray(part).tobytes() for part in first)
-    return hashlib.sha256(instruction.encode() + b"\0" + seen).hexdigest()
+    return hashlib.sha256(instruction.encode() + b"\0" + seen).hexdigest()[:16]
 
 
 def _never(rows: NDArray[np.int64], observations: NDArray[np.float32]) -> NDArray[np.float32]:
