@@ -55,7 +55,7 @@ REASONS: dict[str, tuple[str, ...]] = {
         *("src/autotelic/tables.py",),
         *("src/autotelic/plugins.py", "src/autotelic/sandbox_peer.py", "src/autotelic/sweep.py"),
         *("src/autotelic/trainer.py", "trainers/contracts.py", "trainers/metrics.py", "trainers/scoring.py"),
-        "trainers/setting.py",
+        *("trainers/drift.py", "trainers/setting.py"),
         *("vla/actor.py", "vla/environments.py", "vla/progress.py", "vlm/credit.py"),
     ),
     "a command, a part or an export by its name": (
