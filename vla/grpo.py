@@ -1,7 +1,7 @@
 """Group-relative policy gradients of robots as SimpleVLA-RL (arXiv:2509.09674) has them.
 
-Read in its code and scripts at 7c51662: group-normalised rewards, clips of .2 and .28, no KL, the mean over an episode's
-tokens and then over episodes, temperature 1.6, groups with a success rate strictly between .1 and .9.
+Read in its code and scripts at 7c51662: group-normalised rewards, clips of .2 and .28, no KL, the mean over an
+episode's tokens and then over episodes, temperature 1.6, groups with a success rate strictly between .1 and .9.
 """
 
 from __future__ import annotations
