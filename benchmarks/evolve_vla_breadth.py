@@ -5,7 +5,8 @@
 
 "ten tasks" are those of MetaWorld's MT10, with one demonstration where a thing has its place on the table and three
 where the goal moves. Rule S: the critic learned from the policy's own demonstrations. Rule F: its network was
-pretrained on MetaWorld's other tasks, whose successes it was told, and given the same demonstrations. "unseen tasks":
+pretrained on MetaWorld's other tasks, whose successes it was told, and given the same demonstrations. The mechanism of
+EVOLVE-VLA is evolve_vla, all others that act are best_progress. "unseen tasks":
 the policy imitated other tasks only; the critic is that of rule F and has three demonstrations of each, which the
 control imitates. "pictures": policy and critic see 64-pixel frames. Success on 40 held-out initial states per task,
 greedy, before and after; "continued imitation" is the control of the same starts. Settings were chosen on other states
