@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from ..types import Batch, Policy, Rollout
+from ..types import Actor, Batch, Policy, Rollout
 from .curricula import apart
 from .distributed import gather
 from .minibatches import names
@@ -90,7 +90,7 @@ def _log_probs(policy: Policy, batch: Batch) -> Tensor:
         return policy.evaluate_actions(batch).log_probs
 
 
-def far_from(start: Policy, stage: Stage, seed: int) -> float | None:
+def far_from(start: Actor, stage: Stage, seed: int) -> float | None:
     """KL divergence of what a stage's policy does from what it did at the start, in nats per attempt.
 
     A mean over attempts of the policy as it is, on tasks of the stage's curriculum: exact per decision where the policy
@@ -98,19 +98,25 @@ def far_from(start: Policy, stage: Stage, seed: int) -> float | None:
     likelihood to compare. Decisions whose likelihoods are "composite" are compared by those.
 
     Args:
-        start: a copy of the stage's bare policy from before anything was learned.
+        start: a copy of the stage's bare actor from before anything was learned.
     """
-    policy: Any = stage.actor.bare()
-    if not isinstance(policy, Policy) or not policy.capabilities & {"exact", "composite"}:
+    policy, before = _inside(stage.actor.bare()), _inside(start)
+    if policy is None or before is None or not policy.capabilities & {"exact", "composite"}:
         return None
     options = {name: value for name, value in stage.sampling.items() if name == "temperature"}
     with stage.guard(), torch.no_grad():
         tasks = apart(stage.curriculum.sample(TASKS))
-        acted = stage.actor.act(tasks, ATTEMPTS, key=(seed, -2), **options)
+        acted = stage.actor.evaluated().act(tasks, ATTEMPTS, key=(seed, -2), **options)
         rollouts = [replace(r, graph=None) for r in acted if r.log_probs is not None and r.train_task is None]
-        found = [_nats(policy, start, rollouts[i : i + ROLLOUTS]) for i in range(0, len(rollouts), ROLLOUTS)]
+        found = [_nats(policy, before, rollouts[i : i + ROLLOUTS]) for i in range(0, len(rollouts), ROLLOUTS)]
     values = torch.cat(found) if found else torch.zeros(0)
     return float(values.mean()) if len(values) and bool(values.isfinite().all()) else None
+
+
+def _inside(actor: Any) -> Policy | None:
+    """A bare actor that is a policy, or the one that it acts by."""
+    found = actor if isinstance(actor, Policy) else vars(actor).get("policy")
+    return found if isinstance(found, Policy) else None
 
 
 def _nats(policy: Policy, start: Policy, rollouts: Sequence[Rollout]) -> Tensor:

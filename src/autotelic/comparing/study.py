@@ -235,9 +235,11 @@ def notes(results: Results) -> list[str]:
         pairs = [(run, results.by_seed(first).get(run.seed)) for run in results.runs[arm]]
         if any(theirs is not None and run.measures("before") != theirs.measures("before") for run, theirs in pairs):
             found.append(f"{arm} and {first} do not begin with the same outcomes")
-    labels = {arm: runs[0].labels for arm, runs in results.runs.items()}
-    if len(set(labels.values())) > 1:
-        found.append("labels that gates read: " + ", ".join(f"{arm} {count}" for arm, count in labels.items()))
+    labels: dict[str, list[str]] = {}
+    for arm, runs in results.runs.items():
+        labels.setdefault(runs[0].labels, []).append(arm)
+    if len(labels) > 1:
+        found.append("label accounts differ: " + "; ".join(f"{', '.join(of)}: {what}" for what, of in labels.items()))
     return found
 
 
