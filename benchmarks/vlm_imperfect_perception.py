@@ -27,7 +27,7 @@ STUDY = Study(
     base=(("self_critique", "sft"), ("self_critique", "grpo, random"), ("grpo", "self_critique")),
     budget=PERFECT.budget,
     quick=PERFECT.quick,
-    quick_arms=("sft", "self_critique"),
+    quick_arms=("grpo", "self_critique"),
     flags={**PERFECT.flags, "noise": 70},
 )
 

@@ -70,7 +70,7 @@ STUDY = Study(
     ),
     budget="120s",
     quick={"eval_episodes": 10, "demonstrations": 0, "gate_every": 4, "samples": 2},
-    quick_arms=("sft", "grpo", "self_critique"),
+    quick_arms=("grpo", "self_critique"),
     flags={"eval_episodes": 300, "samples": 16, "sampled_questions": 30},
     further=further,
 )
