@@ -7,8 +7,8 @@ mean, and a prompt's pictures begin at the same noise. Checked against the relea
 running its lines and ours on the same tensors; tests/test_objectives_of_pictures.py has numbers by hand.
 Left out: people. A reward stands in for who prefers: the best and the worst picture of each prompt.
 Differs: two of a group are compared, where the code draws two; a round is four gradient steps, there one for each
-pair. Its learning rate is 3e-5 on SD 1.5; the small
-default's is that of all recipes, at which it hardly learns in 30 rounds (docs/results.md).
+pair. Its learning rate is 3e-5 on SD 1.5; the small default's is that of all recipes, at which it hardly learns in
+30 rounds (docs/results.md).
 Labels: the reward's: in the small world by default a classifier learned from true renders of every caption; the
 gate's there: true renders of the captions that it looks at; the start, whose pretraining drew all captions.
 Expected: not measured yet.
