@@ -74,9 +74,7 @@ def test_new_states_for_every_seed_pass(tmp_path: Path, caplog: pytest.LogCaptur
 def test_states_that_two_sides_share_are_refused(tmp_path: Path) -> None:
     """The first seeds of training and evaluation lead to the same marks, since a split is a multiple of 50 wide."""
     assert WIDTH % Listed.marks == 0 and seeds("train", 1) != seeds("eval", 1)
-    with pytest.raises(
-        UsageError, match=r"training and evaluation share content, 2 times: seed [01] of listed"
-    ):
+    with pytest.raises(UsageError, match=r"training and evaluation share content, 2 times: seed [01] of listed"):
         built("listed", tmp_path)
 
 

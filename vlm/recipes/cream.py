@@ -18,8 +18,9 @@ Equal answers agree in ordinal ranks, and the default model gives many: its C is
 answers alone M_1's ranking goes against M_0's.
 Labels: demonstrations with their answers, before the rounds (a loaded model's ``--imitation-steps``; the default start
 has imitated them); none in the rounds: nothing is replayed, and the gate compares two views of a question.
-Expected: not measured yet. In a run on another split, without the gate, the summed log-ratio paid for length: answers
-grew from 6 to 10 words and became wrong, while consistency stayed at .7 to .9 and told nothing of it.
+Expected: not measured yet. In one run on another split, without the gate, answers grew from 6 to 10 words and became
+wrong, while consistency stayed at .7 to .9 and told nothing of it. That the summed log-ratio pays for length would
+explain it; a reward per token was not tried beside it.
 """
 
 from __future__ import annotations
