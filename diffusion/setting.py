@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from ..splitting import Contents
     from ..tables import Table
     from ..trainers.learner import AnchorSet
-    from ..trainers.loop import Experiment
     from ..trainers.runs.run_folder import RunFolder
     from ..types import Learner, RewardFunction, Rollout, Task
     from .memory import Plan
@@ -336,13 +335,7 @@ class Setting(shared.Setting):
 
         return evaluate(self, actor)
 
-    def experiment(self, stages: Sequence[Any], **changes: Any) -> Experiment:
-        """As in every modality; the label account tells what else than the gate reads labels."""
-        made = super().experiment(stages, **changes)
-        made.label_account = "; ".join((made.label_account, *self.labels_read()))
-        return made
-
-    def labels_read(self) -> list[str]:
+    def labels_read(self, stages: Sequence[Any]) -> Sequence[str]:
         """What of training is a label: what the reward knows, true renders that are imitated, people's preferences."""
         config, found = self.config, []
         if self.preferences:

@@ -162,6 +162,10 @@ class Setting(ABC):
         """Sides that must share no content, see ``splitting.assert_disjoint``; every entry is compared by itself."""
         return ()
 
+    def labels_read(self, stages: Sequence[Stage]) -> Sequence[str]:
+        """What training reads beside the gate that is a label, demonstrations included, as the label account has it."""
+        return ()
+
     def learners(self, learner: Learner) -> dict[str, Learner]:
         """Everything that learns in a stage."""
         return {"policy": learner}
@@ -374,7 +378,7 @@ class Setting(ABC):
             "max_hours": self.config.max_hours,
             "ddp_timeout": self.config.ddp_timeout,
             "seed": self.config.seed,
-            "label_account": f"gate_labels: {read or 'none'}",
+            "label_account": "; ".join((f"gate_labels: {read or 'none'}", *self.labels_read(stages))),
             "cpu_clock": time.process_time,
             "save": self.save,
             "finish": self.finish,

@@ -413,9 +413,10 @@ class Setting(shared.Setting):
         """
         self.told = stages[-1].reward if reward is None else reward
         _ = self.start  # before anything is learned
-        made = super().experiment(stages, **{"cpu_clock": self.cpu_seconds, "close": self.pool.close} | changes)
-        made.label_account = "; ".join((made.label_account, *self.imitated(), *self.read))
-        return made
+        return super().experiment(stages, **{"cpu_clock": self.cpu_seconds, "close": self.pool.close} | changes)
+
+    def labels_read(self, stages: Sequence[Stage]) -> Sequence[str]:
+        return [*self.imitated(), *self.read]
 
     def imitated(self) -> list[str]:
         """Demonstrations, of which success was known, as the label account has them."""

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from ..splitting import Contents
     from ..trainers.learner import AnchorSet
-    from ..trainers.loop import Experiment
     from ..trainers.runs.run_folder import RunFolder
     from ..types import Advantage, Learner, Objective, RewardFunction, Rollout, Task
     from .plan import TokenPlan
@@ -352,13 +351,10 @@ class Setting(shared.Setting):
             "give --gate-labels N, or --gate none"
         )
 
-    def experiment(self, stages: Sequence[Any], **changes: Any) -> Experiment:
-        """As in every modality; the label account tells what else than the gate reads labels."""
+    def labels_read(self, stages: Sequence[Any]) -> Sequence[str]:
         from .labels import labels_read
 
-        made = super().experiment(stages, **changes)
-        made.label_account = "; ".join((made.label_account, *labels_read(self, stages)))
-        return made
+        return labels_read(self, stages)
 
     def evaluate(self, actor: Any) -> Mapping[str, Any]:
         """Accuracy on held-out questions, with figures; the only place that reads their answers."""
