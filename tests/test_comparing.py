@@ -195,6 +195,13 @@ def test_a_budget_of_queries_becomes_rounds_that_are_frozen(tmp_path: Path) -> N
     assert document["plan"] == plan and document["arms"]["learns"]["runs"][0]["rollouts"] == 64
 
 
+def test_an_arm_may_stop_before_its_budget_is_spent(tmp_path: Path) -> None:
+    """Such as imitation, whose number of steps was chosen on other seeds."""
+    arms = {"all": {"recipe": TOY}, "fewer": {"recipe": TOY, "max_steps": 2}}
+    plan = Comparison(arms, [0], Budget.of("3steps"), tmp_path / "c").plan()
+    assert {arm: entry["rounds"] for arm, entry in plan["arms"].items()} == {"all": 3, "fewer": 2}
+
+
 def test_own_rounds_leave_each_arm_its_flags(tmp_path: Path) -> None:
     arms = {"short": {"recipe": TOY, "max_steps": 1}, "long": {"recipe": TOY, "max_steps": 2}}
     document = Comparison(arms, (0,), Budget("own"), tmp_path).run()
@@ -316,7 +323,7 @@ def test_the_front_holds_whom_nobody_beats() -> None:
         ([TOY, f"twin={TOY}"], '"spelling" and "twin" are the same run'),
         ([TOY, f"{TOY}:--lr 0.3"], '"spelling" and "spelling --lr 0.3" are the same run'),
         ([TOY, f"{TOY}:--spread 2"], "no common start: --spread is 1.0 in the one and 2.0 in the other"),
-        ([TOY, f"{TOY}:--max-steps 2"], "has --max-steps, which the budget decides"),
+        ([TOY, f"{TOY}:--max-steps 4"], "has --max-steps 4, of which 3 steps pay for 3"),
         ([TOY, f"{TOY}:--rte 2"], 'unknown option of autotelic run toy/spelling "--rte"'),
         ([TOY, f"{TOY}:lr 2"], '"lr" in the flags of an arm is no flag'),
         ([TOY], "needs two arms"),

@@ -119,8 +119,6 @@ class Comparison:
             job.check(config)
             if self.budget.kind != "own" and STEPS not in {each.name for each in fields(config)} - fixed(type(config)):
                 raise UsageError(f'"{job.arm}" has no --max-steps, so a budget cannot be given to it: --budget own')
-            if self.budget.kind != "own" and STEPS in self.arms[job.arm]:
-                raise UsageError(f'"{job.arm}" has --max-steps, which the budget decides: leave it out')
         require_comparable(jobs, common=self.common)
         costs = self.costs() if self.budget.kind in ("seconds", "queries") else {}
         for arm, entry in asked["arms"].items():
@@ -147,14 +145,16 @@ class Comparison:
         }
 
     def rounds(self, arm: str, cost: Cost | None) -> int | None:
-        """Rounds that the budget pays an arm for; None leaves it its own."""
+        """Rounds that the budget pays an arm for, or fewer that its flags ask for; None leaves it its own."""
         if self.budget.kind == "own":
             return None
-        if cost is not None:
-            return cost.rounds(self.budget, arm)
-        if self.budget.amount < 1:
+        if cost is None and self.budget.amount < 1:
             raise UsageError(f"a budget of {self.budget} is too small for a round")
-        return int(self.budget.amount)
+        paid = int(self.budget.amount) if cost is None else cost.rounds(self.budget, arm)
+        own = int(self.arms[arm].get(STEPS, paid))
+        if own > paid:
+            raise UsageError(f'"{arm}" has --max-steps {own}, of which {self.budget} pay for {paid}: give no more')
+        return own
 
     def costs(self) -> dict[str, Cost]:
         """Every arm's, by a short run on a seed of its own, from a start that was made before."""
