@@ -11,10 +11,12 @@ probes per category (non-inferiority, margin .1) and the alarms of every run. Pl
   majority  an answer is paid for being its group's most frequent, where one category mostly gets a wrong one
   drift     the reward of one category asks for another word, in steps too small for one look to see
 
-Caught is a run that is refused, that the gate undid, or in which an alarm spoke. Repaired is a caught one that ends
-with no category below its start by more than the margin, on samples of its own. In healthy runs every look that undoes
-something and every alarm is a false one. Asked: 95 % caught, at most one false alarm per 100 looks, repaired. Words,
-starts and random numbers are another run's by its number; margins and rates were chosen on runs from 10,000 on.
+Every faulty run is made twice, with and without a gate. Caught is one that is refused, that the gate undid, or in
+which an alarm spoke; harmful is one that without a gate ends with a category below its start by more than the margin,
+on samples of its own; repaired is a caught one that does not end so with it. In healthy runs every look that undoes
+something and every alarm is a false one. Asked: 95 % caught, at most one false alarm per 100 looks, repaired. A planted
+fault that would have done no harm is not counted as missed, which the figure "caught_of_harmful" says; both are told.
+Words, starts and random numbers are another run's by its number; margins and rates were chosen on runs from 10,000 on.
 """
 
 from __future__ import annotations
@@ -138,6 +140,7 @@ class Outcome:
     Attributes:
         undone, alarms: looks that the gate did not keep, and alarms.
         fall: of the category that fell the most, from start to end.
+        harm: the same without a gate; of a leak, which is refused, unknown.
     """
 
     spoke: tuple[str, ...]
@@ -146,6 +149,7 @@ class Outcome:
     alarms: int
     fall: float
     seconds: float
+    harm: float | None = None
 
 
 def run(fault: str, number: int, rounds: int) -> Outcome:
@@ -161,28 +165,36 @@ def run(fault: str, number: int, rounds: int) -> Outcome:
         )
     except UsageError:
         return Outcome(("refused",), 0, 0, 0, 0.0, time.process_time() - began)
+    before = fresh(world.policy(fault), world)
+
+    def fall_of(policy: TokenToy) -> float:
+        after = fresh(policy, world)
+        return round(max(before[category] - after[category] for category in CATEGORIES), 4)
+
     policy = world.policy(fault)
-    before = fresh(policy, world)
     folder = trained_run(fault, number, rounds, world, policy, probes)
     gate, alarms = folder.read("gate"), folder.read("alarms")
-    after = fresh(policy, world)
+    fall, seconds, harm = fall_of(policy), time.process_time() - began, None
+    if fault != "healthy":
+        free = world.policy(fault)
+        trained_run(fault, number, rounds, world, free, ())
+        harm = fall_of(free)
     undone = sum(record["decision"] in ("repair", "rollback") for record in gate)
     spoke = (*(["gate"] if undone else []), *sorted({alarm["alarm"] for alarm in alarms}))
-    fall = max(before[category] - after[category] for category in CATEGORIES)
-    return Outcome(spoke, len(gate), undone, len(alarms), round(fall, 4), time.process_time() - began)
+    return Outcome(spoke, len(gate), undone, len(alarms), fall, seconds, harm)
 
 
 def trained_run(
     fault: str, number: int, rounds: int, world: World, policy: TokenToy, probes: Sequence[Task]
 ) -> RunFolder:
-    """Learn in a folder that is gone afterwards but for what was read of it."""
+    """Learn in a folder that is gone afterwards but for what was read of it; without probes there is no gate."""
     lr = 0.03 if fault == "drift" else 0.12
     learner = PolicyLearner(
         policy, PPOClip() - 0.1 * Entropy(), Optimisation(lr=lr, seed=number, repair_lr=0.5), advantage=dr_grpo()
     )
     sources = {category: partial(world.task, category=category, kind="train") for category in CATEGORIES}
     reward = reward_of(fault, world)
-    gate = NonInferiority(probes, truth, MARGIN, reward=reward, sampling={})
+    gate = NonInferiority(probes, truth, MARGIN, reward=reward, sampling={}) if probes else None
     curriculum, parts = Uniform(sources, seed=number), {"policy": learner}
     stage = Stage(rounds, policy, curriculum, reward, parts, 4, 8, gate=gate, gate_every=3)
     experiment = Experiment([stage], lambda actor: {}, seed=number, save_every=rounds + 1, keep_last=1)
@@ -213,6 +225,9 @@ def summary(runs: Sequence[Outcome], faulty: bool) -> dict[str, Any]:
         by = {name: sum(name in each.spoke for each in caught) for name in sorted({n for e in caught for n in e.spoke})}
         share, limits = len(caught) / len(runs), wilson(len(caught), len(runs))
         found |= {"caught": len(caught), "share": share, "interval": limits, "repaired": repaired, "by": by}
+        harmful = [each for each in runs if each.harm is None or each.harm > MARGIN]
+        seen = sum(bool(each.spoke) for each in harmful)
+        found |= {"harmful": len(harmful), "caught_of_harmful": seen / max(1, len(harmful))}
         return found | {"largest_fall": max(each.fall for each in runs)}
     looks, false = sum(each.looks for each in runs), sum(each.undone + each.alarms for each in runs)
     return found | {"looks": looks, "false": false, "false_per_100_looks": 100 * false / looks}
