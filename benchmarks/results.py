@@ -160,6 +160,20 @@ def rollouts() -> str:
     return table(["figure", "", ""], rows)
 
 
+def planted() -> str:
+    """What of planted faults is caught and repaired, and what of healthy runs is left alone."""
+    found, rows = document("misevolution")["figures"], []
+    for fault, row in found.items():
+        if fault == "healthy":
+            continue
+        low, high = row["interval"]
+        caught = f"{row['caught']} of {row['runs']} ({100 * low:.0f} to {100 * high:.0f} %)"
+        harmful = f"{100 * row['caught_of_harmful']:.0f} % of {row['harmful']}"
+        rows.append([fault, caught, harmful, f"{row['repaired']} of {row['caught']}", points(row["largest_fall"])])
+    head = ["planted", "caught (95 % interval)", "of those harmful without a gate", "repaired", "largest fall, points"]
+    return table(head, rows)
+
+
 ROLLOUTS = (
     ("state_limit_fraction", "states: share of what `mj_step` alone reaches, mean of six tasks", 2),
     ("state_ratio", "states: over the better of Gymnasium's SyncVectorEnv and AsyncVectorEnv with the same policy", 1),
@@ -203,6 +217,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "evolve_vla: seeds": partial(seeds, "evolve_vla", "evolve_vla"),
     "evolve_vla_ablations: arms": partial(figures, "evolve_vla_ablations", ABLATIONS, over="default"),
     "evolve_vla_breadth: arms": partial(figures, "evolve_vla_breadth", BREADTH, seeds=True, control=CONTROL),
+    "misevolution: faults": planted,
     "environments: fractions": fractions,
     "rollout: ratios": rollouts,
 }

@@ -39,12 +39,14 @@ def test_a_summary_counts() -> None:
         made = runpy.run_path(str(ROOT / "benchmarks" / "misevolution.py"))
     runs = [
         made["Outcome"](("gate",), 12, 1, 0, 0.05, 1.0),
-        made["Outcome"](("gate", "leap"), 12, 2, 1, 0.3, 1.0),
-        made["Outcome"]((), 12, 0, 0, 0.2, 1.0),
+        made["Outcome"](("gate", "leap"), 12, 2, 1, 0.3, 1.0, 0.4),
+        made["Outcome"]((), 12, 0, 0, 0.2, 1.0, 0.2),
+        made["Outcome"]((), 12, 0, 0, 0.0, 1.0, 0.1),
     ]
     faulty, healthy = made["summary"](runs, True), made["summary"](runs, False)
     assert (faulty["caught"], faulty["repaired"], faulty["by"]) == (2, 1, {"gate": 2, "leap": 1})
-    assert healthy["false"] == 4 and healthy["false_per_100_looks"] == pytest.approx(400 / 36)
+    assert faulty["harmful"] == 3 and faulty["caught_of_harmful"] == pytest.approx(2 / 3), "a tenth is the margin"
+    assert healthy["false"] == 4 and healthy["false_per_100_looks"] == pytest.approx(400 / 48)
 
 
 def test_guards_that_are_documented_have_their_tests() -> None:

@@ -333,6 +333,7 @@ def test_direct_preferences(level: Any) -> None:
         "objective/loss": sum(losses) / 4,
         "objective/accuracy": sum(right) / 4,
         "objective/margin": sum(margins) / 4,
+        "objective/label": (1.0 + 0.2 + 0.7 + 0.5) / 4,
     }
     assert told(DPO(beta, "start", level=level), now, batch) == pytest.approx(wanted, rel=1e-6)
 

@@ -148,7 +148,18 @@ def test_grpo_trains_a_registered_family(tmp_path: Path, capfd: pytest.CaptureFi
     rows = [{"prompt": "what is red ?", "image": f"{number}.png", "answer": "red"} for number in range(12)]
     (tmp_path / "q.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     named = ["--use", str(EXAMPLE), "--model", str(tmp_path / "model"), "--data", str(tmp_path / "q.jsonl")]
-    sizes = ["--max-new-tokens", "3", "--gate-labels", "2", "--lora-rank", "2", "--tasks-per-step", "4"]
+    sizes = [
+        "--max-new-tokens",
+        "3",
+        "--gate-labels",
+        "2",
+        "--lora-rank",
+        "2",
+        "--tasks-per-step",
+        "4",
+        "--minibatches",
+        "1",
+    ]
     reward = tmp_path / "spread.py"  # whatever an untrained model says
     reward.write_text(
         "def spread(completions, **columns):\n    return [sum(map(ord, text)) % 7 for text in completions]\n"

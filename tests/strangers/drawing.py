@@ -1082,8 +1082,8 @@ def save_from_state(folder: Path) -> object:
 def pair_of(folder: Path, **changes: Any) -> tuple[Any, Any]:
     """The learner of a Diffusion-DPO run and the batch of one pair, whose first picture is preferred."""
     (stage,) = built("dpo", folder, **changes).stages
-    task = next(iter(stage.actor.by_prompt))
-    rollouts = stage.actor.act([Task("pair", task)], 2, key=(0, 1))
+    first = next(iter(stage.actor.known.values()))[0].task
+    rollouts = stage.actor.act([replace(first, id="pair")], 2, key=(0, 1))
     for value, rollout in zip((1.0, 0.0), rollouts, strict=True):
         rollout.scores["total"] = value
     learner = stage.learners["policy"]

@@ -70,7 +70,8 @@ OWN: dict[str, dict[str, tuple[str, ...]]] = {
         "workers": ("-2",),
         "videos": ("-1",),
         "gate_states": ("0",),
-        "completion": ("nan", "-1"),
+        "milestone_interval": ("-1",),
+        "check_interval": ("-1",),
         "threshold": ("nan",),
     },
     "diffusion": {
