@@ -363,28 +363,34 @@ def _last(values: Sequence[float], episode: Any) -> float:
     return float(values[-1]) if values and getattr(episode, "fault", None) is None else 0.0
 
 
-class MeanProgress:
-    """The mean of several models as one absolute model: one that sees the approach, one that sees the end.
-
-    A pairwise model says how far an observation is ahead of the episode's first one; behind it counts as 0.
+class _Mean:
+    """Several models that see the same, asked together.
 
     Attributes:
         sees: "states" or "frames", the same for all.
     """
 
-    kind: Literal["absolute"] = "absolute"
-
     def __init__(self, models: Sequence[ProgressModel]) -> None:
+        name = type(self).__name__
         if not models or any(model.kind == "terminal" for model in models):
-            raise ValueError("MeanProgress takes one or more absolute, stage or pairwise models")
+            raise ValueError(f"{name} takes one or more absolute, stage or pairwise models")
         if len({sees(model) for model in models}) > 1:
-            raise ValueError("MeanProgress takes models that all see states or all see frames")
+            raise ValueError(f"{name} takes models that all see states or all see frames")
         self.models = list(models)
         self.sees: Sees = sees(models[0])
 
     @property
     def families(self) -> frozenset[str]:
         return families_of(*self.models)
+
+
+class MeanProgress(_Mean):
+    """The mean of several models as one absolute model: one that sees the approach, one that sees the end.
+
+    A pairwise model says how far an observation is ahead of the episode's first one; behind it counts as 0.
+    """
+
+    kind: Literal["absolute"] = "absolute"
 
     def __call__(self, observations: Any, initial: Any, instructions: Sequence[str], references: Any = None) -> Floats:
         answers = [
@@ -395,28 +401,13 @@ class MeanProgress:
         return result
 
 
-class MeanAdvance:
+class MeanAdvance(_Mean):
     """The mean of several models as one pairwise model: how far an observation is ahead of a reference.
 
     A model that is not pairwise is asked of both, and says (p - p_ref) / (1 - p_ref), clamped to -1..1.
-
-    Attributes:
-        sees: "states" or "frames", the same for all.
     """
 
     kind: Literal["pairwise"] = "pairwise"
-
-    def __init__(self, models: Sequence[ProgressModel]) -> None:
-        if not models or any(model.kind == "terminal" for model in models):
-            raise ValueError("MeanAdvance takes one or more absolute, stage or pairwise models")
-        if len({sees(model) for model in models}) > 1:
-            raise ValueError("MeanAdvance takes models that all see states or all see frames")
-        self.models = list(models)
-        self.sees: Sees = sees(models[0])
-
-    @property
-    def families(self) -> frozenset[str]:
-        return families_of(*self.models)
 
     def __call__(self, observations: Any, initial: Any, instructions: Sequence[str], references: Any = None) -> Floats:
         answers = [self._advance(model, observations, initial, instructions, references) for model in self.models]
