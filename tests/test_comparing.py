@@ -197,9 +197,12 @@ def test_a_budget_of_queries_becomes_rounds_that_are_frozen(tmp_path: Path) -> N
 
 def test_an_arm_may_stop_before_its_budget_is_spent(tmp_path: Path) -> None:
     """Such as imitation, whose number of steps was chosen on other seeds."""
-    arms = {"all": {"recipe": TOY}, "fewer": {"recipe": TOY, "max_steps": 2}}
-    plan = Comparison(arms, [0], Budget.of("3steps"), tmp_path / "c").plan()
-    assert {arm: entry["rounds"] for arm, entry in plan["arms"].items()} == {"all": 3, "fewer": 2}
+    usual = find_recipe(TOY).load().Config().max_steps
+    arms = {"all": {"recipe": TOY}, "fewer": {"recipe": TOY, "max_steps": usual}}
+    plan = Comparison(arms, [0], Budget.of(f"{usual + 1}steps"), tmp_path / "c").plan()
+    assert {arm: entry["rounds"] for arm, entry in plan["arms"].items()} == {"all": usual + 1, "fewer": usual}
+    with pytest.raises(UsageError, match="are the same run"):
+        Comparison(arms, [0], Budget.of("own"), tmp_path / "d").plan()
 
 
 def test_own_rounds_leave_each_arm_its_flags(tmp_path: Path) -> None:

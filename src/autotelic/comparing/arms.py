@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -60,11 +60,12 @@ def read_flags(text: str) -> dict[str, Any]:
     return {name: True if not words else words[0] if len(words) == 1 else tuple(words) for name, words in found.items()}
 
 
-def require_comparable(jobs: Sequence[Job], *, common: bool = True) -> None:
+def require_comparable(jobs: Sequence[Job], *, common: bool = True, stops: Collection[str] = ()) -> None:
     """Refuse arms that are of several modalities, are equal, or (where ``common``) have no common start.
 
     Args:
         jobs: one per arm, of one seed.
+        stops: arms that do not spend the budget, so that they are no others' equals.
 
     Raises:
         UsageError: in one line the two arms, and in what they differ or do not.
@@ -78,7 +79,8 @@ def require_comparable(jobs: Sequence[Job], *, common: bool = True) -> None:
     for job in jobs:
         config = job.config()
         for other, theirs in seen:
-            if other.recipe.module == job.recipe.module and asdict(theirs) == asdict(config):
+            same = other.recipe.module == job.recipe.module and (other.arm in stops) == (job.arm in stops)
+            if same and asdict(theirs) == asdict(config):
                 raise UsageError(f'"{other.arm}" and "{job.arm}" are the same run: leave one out, or change a flag')
         if common and seen:
             _require_one_start(seen[0], (job, config))
