@@ -197,7 +197,7 @@ def test_a_budget_of_queries_becomes_rounds_that_are_frozen(tmp_path: Path) -> N
 
 def test_an_arm_may_stop_before_its_budget_is_spent(tmp_path: Path) -> None:
     """Such as imitation, whose number of steps was chosen on other seeds."""
-    usual = find_recipe(TOY).load().Config().max_steps
+    usual = toy_recipe.Config().max_steps
     arms = {"all": {"recipe": TOY}, "fewer": {"recipe": TOY, "max_steps": usual}}
     plan = Comparison(arms, [0], Budget.of(f"{usual + 1}steps"), tmp_path / "c").plan()
     assert {arm: entry["rounds"] for arm, entry in plan["arms"].items()} == {"all": usual + 1, "fewer": usual}
