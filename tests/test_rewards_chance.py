@@ -17,8 +17,8 @@ from autotelic.trainers.runs.run_folder import RunFolder
 from autotelic.trainers.scoring import score, tell_state, total_of
 from autotelic.types import Rollout, Task, TrainerState
 
-from .test_loop import same, untimed
-from .toy_run import ITERATIONS, build, folder_at, interrupted_and_resumed
+from .test_loop import run_copies, same, untimed
+from .toy_run import ITERATIONS, build, folder_at
 from .toys import TokenToy, spelling_reward, spelling_tasks
 
 TASKS, ATTEMPTS = 200, 8
@@ -82,11 +82,10 @@ def test_a_weighted_one_beside_another_is_recorded_under_its_name() -> None:
     assert all(r.scores["total"] == 0.5 * r.scores["random"] + r.scores["format"] for r in rollouts)  # type: ignore[operator]
 
 
-def test_a_run_that_is_interrupted_draws_what_it_had_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.toy_run.build", lambda **changes: build(make_reward("random"), **changes))
+def test_a_run_that_is_interrupted_draws_what_it_had_drawn(tmp_path: Path) -> None:
     folder = folder_at(tmp_path / "whole")
     train(build(make_reward("random")), folder)
-    interrupted_and_resumed(tmp_path / "stopped")
+    run_copies("interrupt", str(tmp_path / "stopped"), "random")
     again = RunFolder.open(tmp_path / "stopped")
     assert len(again.metrics()) == ITERATIONS and untimed(again.metrics()) == untimed(folder.metrics())
     assert same(again.load_checkpoint("latest")["now"], folder.load_checkpoint("latest")["now"])

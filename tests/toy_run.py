@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 
+from autotelic.rewards.names import make_reward
 from autotelic.trainers.advantages import grpo
 from autotelic.trainers.curricula import SEC, ProgressiveHorizon
 from autotelic.trainers.distributed import barrier, is_main
@@ -132,13 +134,19 @@ def folder_at(path: Path) -> RunFolder:
 
 
 def in_a_copy(work: Callable[[], None]) -> int:
-    """Run in a forked process; how it ended, as ``os.waitstatus_to_exitcode`` says it."""
+    """Run in a forked process; how it ended, as ``os.waitstatus_to_exitcode`` says it.
+
+    For processes that have not learned themselves: PyTorch's autograd does not bear to be forked.
+    """
     child = os.fork()
     if not child:
         try:
             work()
         except KeyboardInterrupt:
             os._exit(130)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
@@ -151,7 +159,7 @@ def killed_and_resumed(path: Path, moment: int) -> None:
     assert in_a_copy(lambda: train(build(), RunFolder.open(path), resume=True)) == 0
 
 
-def interrupted_and_resumed(path: Path) -> None:
+def interrupted_and_resumed(path: Path, reward: Callable[..., Any] = lying) -> None:
     """A run that gets Ctrl-C while it samples its second iteration, and goes on."""
 
     @contextmanager
@@ -161,9 +169,9 @@ def interrupted_and_resumed(path: Path) -> None:
             os.kill(os.getpid(), signal.SIGINT)
         yield
 
-    assert in_a_copy(lambda: train(build(guard=press), folder_at(path))) == 130
+    assert in_a_copy(lambda: train(build(reward, guard=press), folder_at(path))) == 130
     assert len(RunFolder.open(path).metrics()) == 2
-    assert in_a_copy(lambda: train(build(), RunFolder.open(path), resume=True)) == 0
+    assert in_a_copy(lambda: train(build(reward), RunFolder.open(path), resume=True)) == 0
 
 
 def shared(folder: Path) -> None:
@@ -188,4 +196,4 @@ if __name__ == "__main__":
     elif sys.argv[1] == "share":
         shared(Path(sys.argv[2]))
     else:
-        interrupted_and_resumed(Path(sys.argv[2]))
+        interrupted_and_resumed(Path(sys.argv[2]), *map(make_reward, sys.argv[3:]))
