@@ -36,10 +36,7 @@ def test_a_study_asks_for_what_its_recipes_offer(
     arms = {arm: study.flags_of(arm, quick) for arm in (study.quick_arms if quick else study.arms)}
     jobs = Sweep(study.recipe, arms, study.seeds[:1], tmp_path).jobs_of(study.seeds[0])
     assert len(jobs) == len(arms) and all(job.config() for job in jobs)
-    spends = Budget.of(study.budget).kind != "own"
-    stops = [arm for arm, flags in arms.items() if spends and "max_steps" in flags]
-    require_comparable(jobs, common=study.common, stops=stops)
-    assert not quick or not stops, "quick rounds are the budget's"
+    require_comparable(jobs, common=study.common, budgeted=Budget.of(study.budget).kind != "own")
     named = {study.base} if isinstance(study.base, str) else {arm for pair in study.base for arm in pair}
     assert named <= set(study.arms)
     if quick:

@@ -16,6 +16,7 @@ from autotelic.testing import vlms as tiny
 from autotelic.types import Rollout, Task
 from autotelic.vlm import captured, static_decoding
 from autotelic.vlm.conversation import Conversation, Script
+from autotelic.vlm.lean import Lean
 from autotelic.vlm.policy import TokenPolicy
 from autotelic.vlm.static_decoding import Bucket, Layout, StaticDecoder, layout_of, length_bucket, row_bucket
 
@@ -80,12 +81,17 @@ def test_fixed_shapes_say_the_same(family: str, buckets: list[Layout]) -> None:
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen2_5_vl", "llama"])
-def test_merged_adapters_say_the_same(family: str) -> None:
+def test_merged_adapters_say_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy of the weights with the adapters in it, which follows them as they learn; the model's own stay."""
     merged, eager = made(family, "merged", lora=True), made(family, "eager", lora=True)
     tasks, frozen = tasks_for(family), [weight.clone() for weight in merged.module.parameters()]
-    for _ in range(2):
+    refreshed: list[Lean] = []
+    refresh = Lean.refresh
+    monkeypatch.setattr(Lean, "refresh", lambda lean: (refreshed.append(lean), refresh(lean)))
+    for round_ in range(2):
         same(merged.act(tasks, 5, key=(2,)), eager.act(tasks, 5, key=(2,)))
+        merged.act(tasks, 1, key=(3,))
+        assert len(refreshed) == round_ + 1, "weights that did not change are not merged again"
         assert merged.static is not None and merged.static._lean is not None
         kinds = {type(layer).__name__ for layer in merged.static._lean.layers}
         assert kinds == {"_Merged"}

@@ -227,7 +227,7 @@ class TokenPolicy(TorchPolicy):
             keep = keep and self.backbone.shares
         with torch.set_grad_enabled(keep):
             hidden, state = self.backbone.read(prompts)
-        prefix = Prefix(list(prompts), hidden, state, self._version()) if keep else None
+        prefix = Prefix(list(prompts), hidden, state, self.weights_version()) if keep else None
         index = torch.arange(len(prompts) * n) // n
         hidden, state = hidden[index.to(hidden.device)], self.backbone.rows(state, index)
         return *decode(self, hidden, state, limits, noise, temperature), prefix
@@ -390,12 +390,12 @@ class TokenPolicy(TorchPolicy):
         if torch.is_grad_enabled():
             for graph in dict.fromkeys(graph for graph in graphs if graph is not None):
                 kept = graph.take()
-                fresh = kept is not None and kept.version == self._version() and not self.module.training
+                fresh = kept is not None and kept.version == self.weights_version() and not self.module.training
                 if kept is not None and fresh and set(prompts) <= set(kept.prompts):
                     return kept.hidden, kept.state, kept.prompts
         return *self.backbone.read(prompts), prompts
 
-    def _version(self) -> int:
+    def weights_version(self) -> int:
         """Grows with every change of the weights."""
         return sum(weight._version for weight in self.module.parameters())
 

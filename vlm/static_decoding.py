@@ -299,6 +299,7 @@ class StaticDecoder:
         self.arena: list[tuple[Tensor, Tensor]] = []
         self._drop_buckets()
         self._weights: tuple[Any, ...] = ()
+        self._version = -1
         self._lean: Lean | None = None
 
     def _drop_buckets(self) -> None:
@@ -362,7 +363,10 @@ class StaticDecoder:
             self.release()
             parts = backbone.decoder, backbone.output_layer
             self._weights, self._lean = (weights, adapters), Lean(parts, dtype, self.merged)
-        self._lean.refresh()
+        version = policy.weights_version()
+        if version != self._version:
+            self._version = version
+            self._lean.refresh()
         return self._lean
 
     def _enter(

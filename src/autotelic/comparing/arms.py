@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -60,12 +60,12 @@ def read_flags(text: str) -> dict[str, Any]:
     return {name: True if not words else words[0] if len(words) == 1 else tuple(words) for name, words in found.items()}
 
 
-def require_comparable(jobs: Sequence[Job], *, common: bool = True, stops: Collection[str] = ()) -> None:
+def require_comparable(jobs: Sequence[Job], *, common: bool = True, budgeted: bool = False) -> None:
     """Refuse arms that are of several modalities, are equal, or (where ``common``) have no common start.
 
     Args:
         jobs: one per arm, of one seed.
-        stops: arms that do not spend the budget, so that they are no others' equals.
+        budgeted: a budget gives arms their rounds, but where their flags say --max-steps.
 
     Raises:
         UsageError: in one line the two arms, and in what they differ or do not.
@@ -79,7 +79,7 @@ def require_comparable(jobs: Sequence[Job], *, common: bool = True, stops: Colle
     for job in jobs:
         config = job.config()
         for other, theirs in seen:
-            same = other.recipe.module == job.recipe.module and (other.arm in stops) == (job.arm in stops)
+            same = other.recipe.module == job.recipe.module and _stops(other, budgeted) == _stops(job, budgeted)
             if same and asdict(theirs) == asdict(config):
                 raise UsageError(f'"{other.arm}" and "{job.arm}" are the same run: leave one out, or change a flag')
         if common and seen:
@@ -96,3 +96,8 @@ def _require_one_start(one: tuple[Job, Any], other: tuple[Job, Any]) -> None:
             raise UsageError(
                 f'"{job.arm}" and "{their_job.arm}" have no common start: --{name.replace("_", "-")} is {values}'
             )
+
+
+def _stops(job: Job, budgeted: bool) -> bool:
+    """Whether an arm ends at rounds of its own, where others spend the budget."""
+    return budgeted and "--max-steps" in job.words

@@ -119,9 +119,7 @@ class Comparison:
             job.check(config)
             if self.budget.kind != "own" and STEPS not in {each.name for each in fields(config)} - fixed(type(config)):
                 raise UsageError(f'"{job.arm}" has no --max-steps, so a budget cannot be given to it: --budget own')
-        spends = self.budget.kind != "own"
-        stops = [arm for arm, flags in self.arms.items() if spends and STEPS in flags]
-        require_comparable(jobs, common=self.common, stops=stops)
+        require_comparable(jobs, common=self.common, budgeted=self.budget.kind != "own")
         costs = self.costs() if self.budget.kind in ("seconds", "queries") else {}
         for arm, entry in asked["arms"].items():
             entry["cost"] = asdict(costs[arm]) if arm in costs else None
